@@ -1,0 +1,14 @@
+"""Designed experiments on parameter-efficient fine-tuning of diffusion models."""
+
+__version__ = "0.1.0"
+
+
+def load_adapter(pipeline, path):
+    """Attach an adapter trained by fitspace to a diffusers pipeline.
+
+    Returns the attachment; its ``remove()`` gives the pipeline back its base. Raises
+    :class:`fitspace.errors.UserError` when the file is none, or of another model.
+    """
+    from fitspace.methods import load_adapter as load
+
+    return load(pipeline, path)

@@ -1,0 +1,230 @@
+"""The command line: thin, one command per stage and per question.
+
+Bad input exits with code 2 and one line a problem. Heavy libraries are imported by the
+command that needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fitspace import __version__
+from fitspace.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, or 2 for bad input."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except UserError as error:
+        for problem in error.problems:
+            print(f"fitspace: {problem}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader (head, less) went away: not an error, and nothing more to say to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fitspace",
+        description="Designed experiments on parameter-efficient fine-tuning of diffusion models.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run, name: str, text: str, study: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        if study:
+            sub.add_argument("study", type=Path, metavar="STUDY.yaml")
+        return sub
+
+    command(_check, "check", "Validate a study file: every problem at once.")
+    plan = command(_plan, "plan", "Print a study's design before anything runs.")
+    plan.add_argument("--json", action="store_true", help="as JSON")
+
+    count = command(_count, "count", "Count trainable parameters from the configuration.", False)
+    count.add_argument("--base", required=True, help="a named configuration, e.g. sd15")
+    count.add_argument("--method", required=True, help="e.g. adapter")
+    count.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    count.add_argument("--json", action="store_true", help="as JSON")
+
+    base = command(_base, "base", "Build an embedded model from nothing.", False)
+    base.add_argument("part", choices=("autoencoder", "unet", "card", "judge"))
+    base.add_argument("out", type=Path, metavar="FOLDER")
+
+    for stage, text in {
+        "prepare": "Encode a task's images and captions once.",
+        "reference": "Compute a task's reference features once.",
+        "train": "Train one run's adapter.",
+        "sample": "Generate one run's samples.",
+        "evaluate": "Compute one run's metrics.",
+    }.items():
+        sub = command(_stage, stage, text)
+        sub.add_argument("folder", help="the stage's result folder, by name, as the plan has it")
+        sub.set_defaults(stage=stage)
+
+    anova = command(_anova, "anova", "Analysis of variance of any table.", False)
+    anova.add_argument("table", type=Path, metavar="TABLE.csv")
+    anova.add_argument("--formula", help="e.g. 'y ~ block + A*B'")
+    anova.add_argument("--response", help="column of the response")
+    anova.add_argument("--factors", nargs="+", default=None, metavar="FACTOR")
+    anova.add_argument("--interactions", action="store_true", help="all two-factor ones")
+    anova.add_argument("--block", help="column of the block")
+    anova.add_argument("--type", type=int, choices=(1, 2, 3), default=2)
+    anova.add_argument("--robust", choices=("hc0", "hc1", "hc2", "hc3", "hc4"))
+    anova.add_argument("--exact-decimals", action="store_true", help="read the text exactly")
+    anova.add_argument("--json", action="store_true", help="as JSON")
+
+    report = command(_report, "report", "Make a study's analysis and report from its table.")
+    report.add_argument(
+        "--cached",
+        action="store_true",
+        help="first collect the table from finished runs; a missing one is an error",
+    )
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from fitspace.config import load_study
+
+    study = load_study(arguments.study)
+    print(f"{arguments.study}: study {study.name!r} is valid")
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from fitspace.overview import describe, render
+
+    overview = describe(_load(arguments.study))
+    print(json.dumps(overview, indent=2) if arguments.json else render(overview))
+
+
+def _count(arguments: argparse.Namespace) -> None:
+    from fitspace import counting
+
+    result = counting.count(arguments.base, arguments.method, _settings(arguments.settings))
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        print(f"{result['trainable']:,} of {result['total']:,} ({result['percent']:.3f}%)")
+
+
+def _settings(pairs: list[str]) -> dict:
+    import yaml
+
+    settings, problems = {}, []
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            problems.append(f"--set: {pair!r}; expected KEY=VALUE")
+            continue
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            problems.append(f"--set {key}: {value!r} is not a YAML value")
+    if problems:
+        raise UserError(problems)
+    return settings
+
+
+def _base(arguments: argparse.Namespace) -> None:
+    if arguments.part == "judge":
+        from fitspace.bases import judge
+
+        judge.build(arguments.out)
+        return
+    from fitspace.bases import embedded
+
+    _set_up_torch()
+    build = {
+        "autoencoder": embedded.build_autoencoder,
+        "unet": embedded.build_unet,
+        "card": embedded.write_card,
+    }
+    build[arguments.part](arguments.out)
+
+
+def _load(path: Path):
+    from fitspace.config import load_study
+    from fitspace.design import build_plan
+
+    return build_plan(load_study(path))
+
+
+def _stage(arguments: argparse.Namespace) -> None:
+    plan = _load(arguments.study)
+    run = plan.run_of(arguments.stage, arguments.folder)
+    from fitspace.imports import import_only_models
+    from fitspace.stages import STAGES
+
+    if arguments.stage in ("train", "sample"):
+        import_only_models()
+    _set_up_torch()
+    STAGES[arguments.stage](plan.study, run)
+
+
+def _set_up_torch() -> None:
+    """One thread a job: jobs, not operators, share the cores, and sums keep their order.
+
+    Denormal numbers are flushed to zero: late in training they make a CPU step several times
+    slower.
+    """
+    import torch
+
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(int(os.environ.get("FITSPACE_THREADS", "1")))
+    torch.use_deterministic_algorithms(True)
+
+
+def _anova(arguments: argparse.Namespace) -> None:
+    from fitspace import stats
+
+    if (arguments.formula is None) == (arguments.response is None):
+        raise UserError("anova: give either --formula, or --response with --factors")
+    if arguments.response is not None and not arguments.factors:
+        raise UserError("--factors: missing; --response needs at least one factor")
+    table = stats.anova_of_file(
+        arguments.table,
+        formula=arguments.formula,
+        response=arguments.response,
+        factors=arguments.factors,
+        interactions=arguments.interactions,
+        block=arguments.block,
+        type=arguments.type,
+        robust=arguments.robust,
+        exact_decimals=arguments.exact_decimals,
+    )
+    for note in table.attrs.get("notes", []):
+        print(f"note: {note}", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps(stats.rows_for_json(table), indent=2))
+    else:
+        print(table.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.6g}"))
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from fitspace.config import load_study
+    from fitspace.report import build
+    from fitspace.table import REPORTS
+
+    study = load_study(arguments.study)
+    folder = REPORTS / study.name
+    if arguments.cached:
+        from fitspace.design import build_plan
+        from fitspace.table import collect_into
+
+        collect_into(build_plan(study), folder)
+    print(build(study, folder))
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,316 @@
+"""Study files: strict models, and every problem of a file reported at once.
+
+A study names a base, tasks, arms (a method with fixed settings and crossed factors), seeds
+and the settings of each stage. ``params/README.md`` explains every key to a user; the JSON
+Schema in ``workflow/schemas`` is generated from these models.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+
+from fitspace.errors import UserError
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+
+
+def _scalar(value: Any) -> Any:
+    if not isinstance(value, str | int | float | bool):
+        raise ValueError(
+            f"{_short(value)} is not a single value; allowed: text, a number, or a bool"
+        )
+    return value
+
+
+Level = Annotated[
+    Any,
+    AfterValidator(_scalar),
+    WithJsonSchema({"type": ["string", "number", "boolean"]}),
+]
+# Snakemake, shells and people all have to live with these paths.
+PathText = Annotated[str, Field(min_length=1, max_length=400, pattern=r"^[^\x00-\x1f]+$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Task(_Strict):
+    """One target domain: a style of the embedded OpenMoji set, or a folder of your own."""
+
+    name: Name = Field(description="Short name, part of result paths.")
+    source: Literal["openmoji", "folder"] = Field(description="Where the images come from.")
+    style: (
+        Literal["full", "line", "flat", "blueprint", "night", "sepia", "pixel", "invert"] | None
+    ) = Field(None, description="The visual style; only with `source: openmoji`.")
+    path: PathText | None = Field(
+        None, description="Image folder with metadata.jsonl or .csv; only with `source: folder`."
+    )
+
+    @model_validator(mode="after")
+    def _source_has_what_it_needs(self) -> Task:
+        needed = {"openmoji": "style", "folder": "path"}
+        for source, key in needed.items():
+            if (getattr(self, key) is not None) != (self.source == source):
+                verb = "needs" if self.source == source else "does not take"
+                raise ValueError(f"source: {self.source} {verb} the key {key!r}")
+        return self
+
+
+class TrainSettings(_Strict):
+    """How one adapter is trained. Everything here is part of the run's key."""
+
+    steps: int = Field(ge=1, le=10_000_000, description="Optimizer steps.")
+    batch_size: int = Field(ge=1, le=65_536, description="Examples per step.")
+    lr: float = Field(gt=0, le=10, description="AdamW learning rate.")
+    lr_schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="After warm-up: constant, or half a cosine down to zero."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Linear warm-up from zero.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW weight decay.")
+    grad_clip: float | None = Field(
+        1.0, gt=0, description="Largest gradient norm; null leaves gradients alone."
+    )
+    ema: float | None = Field(
+        None, ge=0, lt=1, description="Decay of the moving average of the trainables; null: none."
+    )
+    caption_dropout: float = Field(
+        0.1, ge=0, le=1, description="Share of captions replaced by the empty one."
+    )
+    min_snr_gamma: float | None = Field(
+        None, gt=0, description="Min-SNR loss weighting (2303.09556); null weighs steps equally."
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Of the forward pass; trainables stay in fp32."
+    )
+
+
+class SampleSettings(_Strict):
+    """How images are generated. Everything here is part of the sample key."""
+
+    prompts: int = Field(ge=2, description="Held-out captions to sample, one image each.")
+    steps: int = Field(20, ge=1, le=1000, description="DPM-Solver++ steps.")
+    guidance: float = Field(3.0, ge=1, description="Guidance scale; 1 turns guidance off.")
+
+
+class Arm(_Strict):
+    """A method with fixed settings and factors whose levels are crossed."""
+
+    name: Name | None = Field(None, description="Shown in tables; defaults to the method's name.")
+    method: Name = Field(description="Any method of fitspace.")
+    settings: dict[str, Level] = Field(
+        default_factory=dict, description="Settings of the method that all points share."
+    )
+    factors: dict[str, list[Level]] = Field(
+        default_factory=dict,
+        description="Factor -> levels: a setting of the method, or `train.<key>`.",
+    )
+    illegal_cells: Literal["error", "drop"] = Field(
+        "error", description="What to do with crossed cells that the method cannot build."
+    )
+    train: dict[str, Level] = Field(
+        default_factory=dict, description="Training settings that differ from the study's."
+    )
+
+    @property
+    def title(self) -> str:
+        return self.name or self.method
+
+
+class Analysis(_Strict):
+    """What is tested. Declared before the runs, never chosen by p."""
+
+    factors: list[str] = Field(min_length=1, description="Columns of runs.csv to test.")
+    responses: list[str] = Field(
+        min_length=1, description="Metrics to analyse; the first is the primary one."
+    )
+    transform: dict[str, Literal["log", "logit"]] = Field(
+        default_factory=dict, description="Response -> scale on which it is analysed."
+    )
+
+
+class Study(_Strict):
+    """A whole study file."""
+
+    name: Name = Field(description="Names the report's folder.")
+    title: str = Field(min_length=1, max_length=200, description="The report's heading.")
+    question: str = Field("", max_length=2000, description="What the study asks, in a sentence.")
+    base: PathText = Field(description="Diffusers pipeline: a folder, or a hub id.")
+    judge: PathText = Field(description="open_clip model: a folder.")
+    tasks: list[Task] = Field(min_length=1)
+    arms: list[Arm] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
+        min_length=1, description="Each point is run once per task and seed."
+    )
+    train: TrainSettings
+    sample: SampleSettings
+    analysis: Analysis
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Study:
+        lists = {
+            "seeds": list(self.seeds),
+            "tasks": [t.name for t in self.tasks],
+            "arms": [a.title for a in self.arms],
+            "analysis.factors": self.analysis.factors,
+            "analysis.responses": self.analysis.responses,
+        }
+        repeated = [
+            f"{key}: {value!r} stands more than once; each must be unique"
+            for key, values in lists.items()
+            for value in dict.fromkeys(v for v in values if values.count(v) > 1)
+        ]
+        if repeated:
+            raise ValueError("; ".join(repeated))
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice (YAML forbids it, PyYAML keeps the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key_node.tag != "tag:yaml.org,2002:merge" and isinstance(key, str):
+                if key in seen:
+                    line = key_node.start_mark.line + 1
+                    raise yaml.YAMLError(f"line {line}: the key {key!r} stands twice")
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_study(path: str | Path) -> Study:
+    """Read and validate a study file.
+
+    Raises
+    ------
+    UserError : every problem of the file, each naming the key, the value and what is
+        allowed: unknown keys, wrong types, impossible levels and illegal cells alike.
+    """
+    from fitspace.design import arm_problems
+
+    path = Path(path)
+    content = read_yaml(path)
+    problems, study, arms = [], None, []
+    try:
+        study = Study.model_validate(content)
+        arms = list(enumerate(study.arms))
+    except ValidationError as error:
+        problems += explain(error, Study)
+        arms = _sound_arms(content)
+    problems += arm_problems(arms, content.get("base"), content.get("train"), study)
+    if problems:
+        raise UserError(f"{path}: {p}" for p in problems)
+    return study
+
+
+def _sound_arms(content: dict[str, Any]) -> list[tuple[int, Arm]]:
+    """The arms of an otherwise broken file that can be checked further."""
+    arms = []
+    for index, item in enumerate(content["arms"] if isinstance(content.get("arms"), list) else []):
+        try:
+            arms.append((index, Arm.model_validate(item)))
+        except ValidationError:
+            continue
+    return arms
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected a study file (YAML)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    try:
+        content = yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        detail = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: not valid YAML: {detail}") from None
+    if not isinstance(content, dict):
+        kind = "nothing" if content is None else f"a {type(content).__name__}"
+        raise UserError(f"{path}: holds {kind}; expected a mapping with the keys of a study")
+    return content
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """A pydantic error as messages: key, value, what is allowed."""
+    return [_explain_one(e, model) for e in error.errors(include_url=False)]
+
+
+def _explain_one(item: dict[str, Any], model: type[BaseModel]) -> str:
+    parts = [p for p in item["loc"] if not _is_union_tag(p)]
+    key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts).lstrip(".")
+    kind, value = item["type"], item["input"]
+    if kind == "missing":
+        return f"{key}: missing; this key is required"
+    if kind == "extra_forbidden":
+        allowed = sorted(_fields_at(model, parts[:-1]))
+        near = difflib.get_close_matches(str(parts[-1]), allowed, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        return f"{key}: unknown key{hint}; allowed: {', '.join(allowed)}"
+    message = item["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{key}: {message}" if key else message
+    message = message[0].lower() + message[1:]
+    if isinstance(value, str) and kind in ("float_type", "int_type") and _is_number(value):
+        message += f" (YAML reads {value} as text; write {float(value)!r})"
+    return f"{key}: {_short(value)}: {message}"
+
+
+def _is_union_tag(part: str | int) -> bool:
+    # pydantic names the branch of a union in the location: not a key of the file.
+    return isinstance(part, str) and (
+        part in ("str", "int", "float", "bool", "constrained-str") or "[" in part
+    )
+
+
+def _fields_at(model: type[BaseModel], parts: list[str | int]) -> list[str]:
+    """The keys allowed at a location of a model."""
+    for part in parts:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        for candidate in (annotation, *getattr(annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+    return list(model.model_fields)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of a study file."""
+    document = Study.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
+
+
+if __name__ == "__main__":  # writes workflow/schemas/study.schema.json
+    import json
+
+    print(json.dumps(schema(), indent=2))

@@ -1,0 +1,17 @@
+"""The one exception a user is meant to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input, with every problem found.
+
+    Each problem names the key or file, the value and what is allowed. The command line
+    prints them one a line and exits with code 2, without a traceback.
+    """
+
+    def __init__(self, problems: str | Iterable[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))

@@ -1,0 +1,162 @@
+"""Methods of parameter-efficient fine-tuning, each a module behind one protocol.
+
+A method is a module of this package with
+
+- ``Settings``: a :class:`~fitspace.methods.attachment.MethodSettings`, every field described;
+- ``trains``: whether anything is trained;
+- ``problems(settings, family)``: why it cannot be built on a family of denoisers (``unet``
+  or ``dit``), as messages; empty when it can;
+- ``attach(model, settings, seed)``: change a model in place, see
+  :class:`~fitspace.methods.attachment.Attachment`.
+
+Everything but ``attach`` works without torch, so that checking a study is cheap.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from fitspace.errors import UserError
+from fitspace.files import canonical, replacing
+from fitspace.methods import adapter, full, none
+from fitspace.methods.attachment import Attachment, MethodSettings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+METHODS: dict[str, ModuleType] = {"adapter": adapter, "full": full, "none": none}
+FAMILIES = {"UNet2DConditionModel": "unet", "DiTTransformer2DModel": "dit"}
+# One key: safetensors writes several in an order that differs from process to process.
+_METADATA = "fitspace"
+
+
+def get(name: str) -> ModuleType:
+    """The method of this name. Raises UserError for a name that is none."""
+    try:
+        return METHODS[name]
+    except KeyError:
+        raise UserError(f"method: {name!r}; allowed: {', '.join(METHODS)}") from None
+
+
+def validated(method: str, settings: MethodSettings | dict[str, Any]) -> MethodSettings:
+    """A method's settings as its own model. Raises UserError with every problem."""
+    from fitspace.config import explain
+
+    model = get(method).Settings
+    if isinstance(settings, model):
+        return settings
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        raise UserError(f"{method}.{p}" for p in explain(error, model)) from None
+
+
+def attach(
+    model: nn.Module, method: str, settings: MethodSettings | dict[str, Any], seed: int
+) -> Attachment:
+    """Freeze a denoiser and attach a method to it, in place.
+
+    Initial values depend on the seed and the parameter's name alone. The model's mode
+    (training or evaluation) stays as it is.
+
+    Raises
+    ------
+    UserError : settings that the method cannot have, or cannot have on this model; a model
+        that carries a method already.
+    """
+    settings = validated(method, settings)
+    family = FAMILIES.get(type(model).__name__)
+    if family is None:
+        raise UserError(f"model: {type(model).__name__}; allowed: {', '.join(FAMILIES)}")
+    if problems := get(method).problems(settings, family):
+        raise UserError(problems)
+    if carried := getattr(model, "_fitspace_method", None):
+        raise UserError(f"model: carries the method {carried!r} already; remove() it first")
+    model.requires_grad_(False)
+    attachment = get(method).attach(model, settings, seed)
+    attachment.method, attachment.settings = method, settings
+    for parameter in attachment.trainable.values():
+        parameter.requires_grad_(True)
+    model._fitspace_method = method
+    return attachment
+
+
+def save(attachment: Attachment, path: str | Path, metadata: dict[str, str]) -> None:
+    """Write the trainables as safetensors, with the method, its settings and ``metadata``.
+
+    Equal parameters and metadata give equal bytes.
+    """
+    from safetensors.torch import save_file
+
+    facts = {
+        "method": attachment.method,
+        "settings": attachment.settings.model_dump(),
+        "metadata": metadata,
+    }
+    tensors = {n: p.detach().cpu().contiguous() for n, p in attachment.trainable.items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={_METADATA: canonical(facts)})
+
+
+def load(model: nn.Module, path: str | Path) -> Attachment:
+    """Attach a saved method to the model it was made for, or to another of its shape.
+
+    Raises
+    ------
+    UserError : no such file, one not written by :func:`save`, or one whose parameters are
+        not those of this model: every name and shape that differs.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; expected an adapter (safetensors)")
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()[_METADATA])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        method, settings, metadata = facts["method"], facts["settings"], facts["metadata"]
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: not an adapter written by fitspace ({error!r})") from None
+    try:
+        attachment = attach(model, method, settings, seed=0)
+    except UserError as error:
+        raise UserError(f"{path}: {p}" for p in error.problems) from None
+    if problems := _differences(tensors, attachment.trainable):
+        attachment.remove()
+        raise UserError(f"{path}: {p}" for p in problems)
+    with torch.no_grad():
+        for name, parameter in attachment.trainable.items():
+            parameter.copy_(tensors[name])
+    attachment.metadata = metadata
+    return attachment
+
+
+def _differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    found = [f"{n}: missing, but the model has it" for n in sorted(wanted.keys() - saved.keys())]
+    found += [f"{n}: the model has no such parameter" for n in sorted(saved.keys() - wanted.keys())]
+    for name in sorted(saved.keys() & wanted.keys()):
+        have, want = tuple(saved[name].shape), tuple(wanted[name].shape)
+        if have != want:
+            found.append(f"{name}: shape {have}; the model needs {want}")
+    if len(found) > 10:
+        found[10:] = [f"and {len(found) - 10} more parameters that differ"]
+    return found
+
+
+def load_adapter(pipeline: Any, path: str | Path) -> Attachment:
+    """Attach what fitspace trained to a diffusers pipeline; ``.remove()`` takes it off again.
+
+    Raises
+    ------
+    UserError : as :func:`load`, or a pipeline with neither a U-Net nor a transformer.
+    """
+    for name in ("unet", "transformer"):
+        if (model := getattr(pipeline, name, None)) is not None:
+            return load(model, path)
+    raise UserError(f"pipeline: {type(pipeline).__name__} has neither `unet` nor `transformer`")

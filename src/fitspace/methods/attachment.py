@@ -1,0 +1,73 @@
+"""What attaching a method to a model yields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from fitspace.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class MethodSettings(BaseModel):
+    """Settings of a method: strict, closed and frozen, as they are part of a run's key."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+@dataclass
+class Attachment:
+    """A method at work on a model.
+
+    Attributes
+    ----------
+    model : the denoiser, changed in place; everything in it but ``trainable`` is frozen.
+    trainable : name -> parameter, sorted by name: exactly what is trained and saved.
+    identity_at_start : whether the model computes what the base does before any training.
+    undo : puts the base back.
+    fold : writes the change into the base's weights, then detaches; None: not linear.
+    method, settings : what was attached; set by :func:`fitspace.methods.attach`.
+    metadata : what was saved beside the parameters, for an attachment that was loaded.
+    """
+
+    model: nn.Module
+    trainable: dict[str, nn.Parameter]
+    identity_at_start: bool
+    undo: Callable[[], None]
+    fold: Callable[[], None] | None = None
+    method: str = ""
+    settings: MethodSettings | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.trainable = dict(sorted(self.trainable.items()))
+
+    def remove(self) -> None:
+        """Take the method off again: the model is the frozen base it was."""
+        self.undo()
+        self._release()
+
+    def merge(self) -> None:
+        """Fold the change into the base's weights, so that sampling costs what the base does.
+
+        Raises
+        ------
+        UserError : the method's change is no linear change of the base's weights.
+        """
+        if self.fold is None:
+            raise UserError(
+                f"{self.method}: cannot be merged; it computes beside the base's layers what no "
+                "weight of the base can hold"
+            )
+        self.fold()
+        self._release()
+
+    def _release(self) -> None:
+        self.model.requires_grad_(False)
+        self.trainable = {}
+        self.model._fitspace_method = None

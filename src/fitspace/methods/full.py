@@ -1,0 +1,36 @@
+"""Full fine-tuning: every parameter of the denoiser is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fitspace.methods.attachment import Attachment, MethodSettings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+trains = True
+
+
+class Settings(MethodSettings):
+    """Full fine-tuning has no settings."""
+
+
+def problems(settings: Settings, family: str) -> list[str]:
+    """None: every denoiser can be fine-tuned."""
+    return []
+
+
+def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
+    """Make every parameter trainable (shared ones once); the base is kept on the CPU."""
+    import torch
+
+    trainable = dict(model.named_parameters())
+    base = {n: p.detach().to("cpu", copy=True) for n, p in trainable.items() if not p.is_meta}
+
+    @torch.no_grad()
+    def undo() -> None:
+        for name, value in base.items():
+            trainable[name].copy_(value)
+
+    return Attachment(model, trainable, identity_at_start=True, undo=undo, fold=base.clear)

@@ -1,0 +1,108 @@
+"""CLIP-T, CLIP-I and diversity from the embeddings of any open_clip model.
+
+All are plain cosines in [-1, 1]: not CLIPScore, which is 2.5 max(cosine, 0) (2104.08718,
+equation 1), nor a percentage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fitspace.errors import UserError
+from fitspace.imports import import_torchvision
+from fitspace.metrics import judge_files
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Judge:
+    """An open_clip model in evaluation mode and the name by which open_clip finds it."""
+
+    model: torch.nn.Module
+    name: str
+
+    @property
+    def tokenizer(self):
+        import open_clip
+
+        return open_clip.get_tokenizer(self.name)
+
+
+def load(judge: str | Path) -> Judge:
+    """Load a judge: a folder that open_clip's ``local-dir:`` reads, or ``NAME@WEIGHTS`` with
+    an open_clip model name and a weights file. Weights are never downloaded.
+
+    Raises UserError if it is neither, or if open_clip cannot load it.
+    """
+    judge_files(judge)
+    name, _, weights = str(judge).partition("@")
+    if Path(judge).is_dir():
+        name, weights = f"local-dir:{judge}", ""
+    import_torchvision()
+    import open_clip
+
+    try:
+        model = open_clip.create_model(name, pretrained=weights or None, require_pretrained=True)
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"judge: open_clip cannot load {str(judge)!r}: {error}") from error
+    return Judge(model.eval().requires_grad_(False), name)
+
+
+def preprocess(judge: Judge, images: Tensor) -> Tensor:
+    """Resize uint8 images (n, h, w, 3) as the model's preprocessing says (antialiased, on
+    tensors) and normalise them: float32, shape (n, 3, size, size)."""
+    settings = judge.model.visual.preprocess_cfg
+    size = settings["size"]
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    batch = images.permute(0, 3, 1, 2).float()
+    if tuple(batch.shape[2:]) != size:
+        mode = settings["interpolation"]
+        batch = F.interpolate(batch, size=size, mode=mode, antialias=True).round().clamp(0, 255)
+    mean, std = (torch.tensor(settings[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+    return (batch / 255 - mean) / std
+
+
+@torch.inference_mode()
+def image_embeddings(judge: Judge, images: Tensor) -> Tensor:
+    """Embed uint8 images, shape (n, h, w, 3): unit float32 vectors, shape (n, d)."""
+    batches = (preprocess(judge, batch) for batch in images.split(BATCH))
+    return torch.cat([judge.model.encode_image(b, normalize=True).float() for b in batches])
+
+
+@torch.inference_mode()
+def text_embeddings(judge: Judge, captions: list[str]) -> Tensor:
+    """Embed captions: unit float32 vectors, shape (n, d)."""
+    batches = judge.tokenizer([str(c) for c in captions]).split(4 * BATCH)
+    return torch.cat([judge.model.encode_text(b, normalize=True).float() for b in batches])
+
+
+def clip_t(samples: Tensor, texts: Tensor) -> float:
+    """CLIP-T: mean cosine of each sample with its own caption (2208.12242, section 4.2).
+
+    Both are unit vectors, shape (n, d); row i of one belongs to row i of the other.
+    """
+    return (samples.double() * texts.double()).sum(1).mean().item()
+
+
+def clip_i(samples: Tensor, references: Tensor) -> float:
+    """CLIP-I: mean cosine over all pairs of a sample (n, d) and a reference image (m, d)
+    (2208.12242, section 4.2)."""
+    return (samples.double().mean(0) @ references.double().mean(0)).item()
+
+
+def clip_i_paired(samples: Tensor, references: Tensor) -> float:
+    """Mean cosine of each sample with the reference image of its own caption, both (n, d)."""
+    return clip_t(samples, references)
+
+
+def diversity(samples: Tensor) -> float:
+    """One minus the mean cosine over all pairs of different samples, shape (n, d), n >= 2."""
+    n = len(samples)
+    total = samples.double().sum(0).square().sum()
+    return (1 - (total - samples.double().square().sum()) / (n * (n - 1))).item()

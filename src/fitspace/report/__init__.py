@@ -1,0 +1,37 @@
+"""The report of a study: tables, figures and one self-contained page, from its runs.csv."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fitspace.config import Study
+
+
+def build(study: Study, folder: Path) -> Path:
+    """Write a study's report from what stands in ``folder``; returns the path of report.html.
+
+    Reads runs.csv, and where present gallery.json with its PNG strips and design.json; no
+    model, no result folder. Writes anova.csv, effects.csv, cells.csv, ledger.csv, spread.csv,
+    variances.csv, residuals.csv, figures/*.svg, report.md and report.html, which holds its
+    style, script and images and requests nothing. Equal inputs give equal bytes.
+
+    Raises
+    ------
+    UserError : a file that is missing or not what it should be, or runs that cannot be
+        analysed; all problems at once.
+    """
+    from fitspace.files import write_text
+    from fitspace.report import figures, inputs, page, results
+
+    folder = Path(folder)
+    given = inputs.read(study, folder)
+    found = results.analyse(study, given)
+    for name, table in found.tables.items():
+        write_text(folder / name, table.to_csv(index=False, lineterminator="\n"))
+    drawn = figures.draw_all(found)
+    for figure in drawn:
+        write_text(folder / "figures" / f"{figure.name}.svg", figure.svg)
+    html, markdown = page.render(given, found, drawn)
+    write_text(folder / "report.md", markdown)
+    write_text(folder / "report.html", html)
+    return folder / "report.html"

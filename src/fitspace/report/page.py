@@ -1,0 +1,307 @@
+"""The page and its plain text twin, from templates."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from fitspace.files import digest
+from fitspace.report import summary, tables, words
+from fitspace.report.figures import Figure, arm_label
+from fitspace.report.inputs import Inputs, Strip
+from fitspace.report.results import Results
+from fitspace.report.tables import Column, Table
+
+# Larger images are shown reduced: the strips beside the page keep their size.
+LARGEST_TILE = 128
+TILES_IN_BAND = 4
+_ROLES = {"target": "Target", "best": "Best cell", "worst": "Worst cell"}
+
+
+@dataclass(frozen=True)
+class Role:
+    """A row of the gallery: its strip as a data URI, and what it is."""
+
+    key: str
+    label: str
+    point: str | None
+    value: object
+    uri: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The strips of one task, cut into bands of captions."""
+
+    task: str
+    size: int
+    captions: list[str]
+    bands: list[list[int]]
+    roles: list[Role]
+
+
+def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, str]:
+    """report.html and report.md as text."""
+    env = Environment(
+        loader=PackageLoader("fitspace.report"),
+        autoescape=lambda name: name is None or not name.endswith(".md.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    env.filters["md"] = escape_markdown
+    script = _resource("report.js")
+    context = {
+        "study": given.study,
+        "study_digest": digest(given.study.model_dump(mode="json")),
+        "given": given,
+        "found": found,
+        "metric": words.metric,
+        "plural": words.plural,
+        "listed": words.listed,
+        "summary": summary.sentences(found),
+        "spreads": {name: summary.spread(found, name) for name in found.responses},
+        "notes": [*given.notes, *summary.notes(found)],
+        "figures": figures,
+        "galleries": _galleries(given, found),
+        "attributions": list(dict.fromkeys(strip.attribution for strip in given.strips)),
+        "maps": _design_map(found),
+        "parts": _parts(found),
+        "tables": _tables(given, found),
+        "style": Markup(_resource("style.css")),
+        "script": Markup(script),
+        "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "Markup": Markup,
+    }
+    html = env.get_template("report.html.j2").render(context)
+    text = env.get_template("report.md.j2").render(context)
+    return html, re.sub(r"\n{3,}", "\n\n", text)
+
+
+def escape_markdown(text: object) -> str:
+    """User text as one line of plain words: nothing in it is read as Markdown or HTML."""
+    line = " ".join(str(text).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#~!])", r"\\\1", line)
+
+
+def _resource(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+
+
+# --- gallery ------------------------------------------------------------------------------
+
+
+def _galleries(given: Inputs, found: Results) -> list[Gallery]:
+    galleries = []
+    order = ["target", "best", "worst", "none", "full"]
+    for task in dict.fromkeys(strip.task for strip in given.strips):
+        strips = [strip for strip in given.strips if strip.task == task]
+        captions = strips[0].captions
+        tiles = range(len(captions))
+        bands = [list(tiles[i : i + TILES_IN_BAND]) for i in tiles[::TILES_IN_BAND]]
+        strips.sort(key=lambda s: order.index(s.role) if s.role in order else len(order))
+        roles = [_role(strip, found) for strip in strips]
+        galleries.append(Gallery(task, strips[0].size, captions, bands, roles))
+    return galleries
+
+
+def _role(strip: Strip, found: Results) -> Role:
+    rows = found.runs[found.runs["run"] == strip.run]
+    label, value = _ROLES.get(strip.role, strip.role), None
+    if len(rows):
+        row = rows.iloc[0]
+        if strip.role not in _ROLES:
+            label = arm_label(str(row["arm"]), str(row["method"]))
+        value = summary.value("runs.csv", row, found.primary)
+    return Role(strip.role, label, strip.point, value, _data_uri(strip))
+
+
+def _data_uri(strip: Strip) -> str:
+    content = strip.path.read_bytes()
+    if strip.size > LARGEST_TILE:
+        from PIL import Image
+
+        with Image.open(BytesIO(content)) as image:
+            size = (LARGEST_TILE * len(strip.captions), LARGEST_TILE)
+            small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        buffer = BytesIO()
+        small.save(buffer, "PNG", optimize=True)
+        content = buffer.getvalue()
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+# --- design -------------------------------------------------------------------------------
+
+
+def _design_map(found: Results) -> dict | None:
+    """Which cells exist, of two factors: component letter and runs, or why there is none."""
+    if len(found.factors) != 2:
+        return None
+    down, across = found.factors
+    if len(found.levels[across]) > len(found.levels[down]):
+        down, across = across, down
+    components = found.analysis.components
+    known = {
+        tuple(str(row[f]) for f in found.factors): row for row in components.to_dict("records")
+    }
+    rows = []
+    for one in found.levels[down]:
+        cells = []
+        for two in found.levels[across]:
+            at = {down: one, across: two}
+            cell = tuple(at[f] for f in found.factors)
+            if cell in known:
+                row = known[cell]
+                cells.append({"kind": "cell", "component": row["component"], "runs": row["runs"]})
+            else:
+                cells.append({"kind": "planned" if cell in found.planned else "illegal"})
+        rows.append((one, cells))
+    return {"down": down, "across": across, "columns": found.levels[across], "rows": rows}
+
+
+def _parts(found: Results) -> list[str]:
+    """The connected components in words, largest first."""
+    components = found.analysis.components
+    sentences = []
+    for number, rows in components.groupby("component"):
+        cells = words.plural(len(rows), "cell")
+        spans = [
+            f"{factor} {words.listed(rows[factor].drop_duplicates())}" for factor in found.factors
+        ]
+        sentences.append(f"Part {chr(65 + int(number) % 26)}: {cells}; {'; '.join(spans)}.")
+    return sentences
+
+
+# --- tables -------------------------------------------------------------------------------
+
+_SIZE = [
+    Column("omega2_p", "partial ω²", limits=("omega2_p_low", "omega2_p_high")),
+    Column("eta2_p", "partial η²", limits=("eta2_p_low", "eta2_p_high")),
+]
+_TEST = [
+    Column("df", "df", "count"),
+    Column("F", "F"),
+    Column("p", "p", "p"),
+    Column("p_holm", "p (Holm)", "p"),
+]
+
+
+def _tables(given: Inputs, found: Results) -> dict[str, object]:
+    return {
+        "ledger": _ledger(found),
+        "anova": {name: _anova(found, name) for name in found.responses},
+        "robust": {name: _robust(found, name) for name in found.responses},
+        "means": {
+            name: {factor: _means(found, name, factor) for factor in found.analysis.factors}
+            for name in found.responses
+        },
+        "cells": {name: _cells(found, name) for name in found.responses},
+        "baselines": {name: _baseline(found, name) for name in found.responses},
+        "spread": _spread(found),
+        "variances": _variances(found),
+        "runs": tables.of_runs(given.text, found.factors),
+    }
+
+
+def _ledger(found: Results) -> Table:
+    columns = [Column("arm", "arm", "text")]
+    columns += [Column(n, n, "count") for n in ("planned", "ok", "failed", "missing")]
+    caption = "Runs planned and what became of them."
+    return tables.table("ledger.csv", found.tables["ledger.csv"], columns, caption)
+
+
+def _where(found: Results, response: str) -> str:
+    scale = found.scale(response)
+    label = words.metric(response).label
+    return label if scale == "identity" else f"{label}, {scale} scale"
+
+
+def _anova(found: Results, response: str) -> Table:
+    rows = found.rows("anova.csv", response=response)
+    rows = rows[(rows["test"] == "type II") | (rows["source"] == "lack of fit")]
+    columns = [Column("source", "source", "text"), *_TEST, *_SIZE]
+    columns += [Column("ss", "SS"), Column("mde_omega2_p", "detectable ω²")]
+    caption = f"Type II analysis of variance of {_where(found, response)}."
+    return tables.table("anova.csv", rows, columns, caption)
+
+
+def _robust(found: Results, response: str) -> Table:
+    rows = found.rows("anova.csv", response=response, test="HC3")
+    rows = rows[rows["source"] != "residual"]
+    columns = [Column("source", "source", "text"), *_TEST]
+    caption = f"Wald tests with HC3 covariance, {_where(found, response)}."
+    return tables.table("anova.csv", rows, columns, caption)
+
+
+def _means(found: Results, response: str, factor: str) -> Table:
+    rows = found.rows("effects.csv", response=response, factor=factor).copy()
+    rows["best"] = rows["tied_with_best"].map({True: "not separable from the best", False: ""})
+    rows.loc[~rows["estimable"].astype(bool), "best"] = "not estimable"
+    scale = found.scale(response)
+    columns = [
+        Column("level", factor, "text"),
+        Column("mean_measured", "mean", "four", limits=("low_measured", "high_measured")),
+        Column("se", "SE" if scale == "identity" else f"SE ({scale})"),
+        Column("df", "df", "count"),
+        Column("best", "", "text"),
+    ]
+    caption = f"Marginal means of {words.metric(response).label} by {factor}."
+    return tables.table("effects.csv", rows, columns, caption)
+
+
+def _cells(found: Results, response: str) -> Table:
+    rows = found.best_cells(response).copy()
+    columns = [Column(factor, factor, "text") for factor in found.factors]
+    columns += [
+        Column("runs", "runs", "count"),
+        Column("mean", "mean", "aligned"),
+        Column("replicate_sd", "SD of seeds"),
+        Column("min", "min", "aligned"),
+        Column("max", "max", "aligned"),
+        Column("adjusted", "adjusted mean", "four", limits=("low", "high")),
+    ]
+    caption = f"Cells by {words.metric(response).label}, as measured, best first."
+    return tables.table("cells.csv", rows, columns, caption)
+
+
+def _baseline(found: Results, response: str) -> Table | None:
+    rows = found.rows("baselines.csv", response=response)
+    columns = [Column("arm", "baseline", "text"), Column("runs", "runs", "count")]
+    columns += [Column("mean", "mean", "aligned"), Column("sd", "SD")]
+    columns += [Column("min", "min", "aligned"), Column("max", "max", "aligned")]
+    caption = f"Baselines: {words.metric(response).label}, as measured."
+    return tables.table("baselines.csv", rows, columns, caption) if len(rows) else None
+
+
+def _spread(found: Results) -> Table:
+    columns = [
+        Column("response", "response", "text"),
+        Column("scale", "scale", "text"),
+        Column("cell_sd", "SD between cells"),
+        Column("replicate_sd", "SD between seeds"),
+        Column("ratio", "ratio"),
+    ]
+    caption = "Spread of the cell means against the spread of seeds within a cell."
+    return tables.table("spread.csv", found.tables["spread.csv"], columns, caption)
+
+
+def _variances(found: Results) -> Table:
+    columns = [
+        Column("response", "response", "text"),
+        Column("source", "groups", "text"),
+        Column("F", "F"),
+        Column("df1", "df 1", "count"),
+        Column("df2", "df 2", "count"),
+        Column("p", "p", "p"),
+    ]
+    caption = "Brown–Forsythe test of equal variances, on the additive model's residuals."
+    return tables.table("variances.csv", found.tables["variances.csv"], columns, caption)

@@ -1,0 +1,162 @@
+"""How numbers, levels and metrics are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+NONE = "–"
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric's label, its better direction and its definition in a sentence."""
+
+    label: str
+    lower: bool
+    definition: str
+
+
+METRICS = {
+    "fd_effnet": Metric(
+        "Fréchet distance (EfficientNet-lite0)",
+        True,
+        "Squared Fréchet distance between Gaussians fitted to EfficientNet-lite0 features "
+        "(ImageNet weights) of the samples and of the held-out images. It is not FID, which is "
+        "defined on Inception-v3 features; the two cannot be compared. Biased upwards by about "
+        "c/n, so only values of the same number of images can be.",
+    ),
+    "kid_effnet": Metric(
+        "KID (EfficientNet-lite0)",
+        True,
+        "Kernel distance: unbiased squared maximum mean discrepancy with the cubic polynomial "
+        "kernel, mean over subsets, on the same EfficientNet-lite0 features; not comparable with "
+        "KID on Inception-v3.",
+    ),
+    "clip_t": Metric(
+        "CLIP-T",
+        False,
+        "Mean cosine between a sample and its own caption, embedded by the study's own judge. A "
+        "plain cosine: not CLIPScore, no percentage, not comparable across judges.",
+    ),
+    "clip_i": Metric(
+        "CLIP-I",
+        False,
+        "Mean cosine over all pairs of a sample and a held-out image, embedded by the study's "
+        "own judge.",
+    ),
+    "clip_i_paired": Metric(
+        "CLIP-I, paired",
+        False,
+        "Mean cosine between a sample and the held-out image of the same caption, embedded by "
+        "the study's own judge.",
+    ),
+    "diversity": Metric(
+        "Diversity",
+        False,
+        "One minus the mean cosine over all pairs of different samples, embedded by the study's "
+        "own judge.",
+    ),
+    "precision": Metric(
+        "Precision",
+        False,
+        "Share of samples within the 3-nearest-neighbour manifold of the held-out images, on "
+        "EfficientNet-lite0 features.",
+    ),
+    "recall": Metric(
+        "Recall",
+        False,
+        "Share of held-out images within the 3-nearest-neighbour manifold of the samples, on "
+        "EfficientNet-lite0 features.",
+    ),
+}
+METHODS = {"none": "Untouched base", "full": "Full fine-tuning"}
+
+
+def metric(name: str) -> Metric:
+    return METRICS.get(name) or Metric(name, False, "")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with this many significant digits, thousands separated."""
+    if value is None or math.isnan(value):
+        return NONE
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
+    if exponent < -4 or exponent > 8:
+        mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
+        text = f"{mantissa} × 10{str(int(power)).translate(_SUPERSCRIPT)}"
+    else:
+        text = f"{value:,.{max(0, digits - 1 - exponent)}f}"
+    return text.replace("-", "−")
+
+
+def aligned(values: Iterable[float], digits: int = 4) -> int:
+    """Decimals that give the largest of the values this many significant digits."""
+    sizes = [abs(v) for v in values if math.isfinite(v) and v]
+    return max(0, digits - 1 - math.floor(math.log10(max(sizes)))) if sizes else 0
+
+
+def fixed(value: float, decimals: int) -> str:
+    if not math.isfinite(value):
+        return number(value)
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def p_value(value: float) -> str:
+    if math.isnan(value):
+        return NONE
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def count(value: float) -> str:
+    return NONE if math.isnan(value) else f"{int(value):,}"
+
+
+def plural(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def listed(items: Iterable[str], last: str = "and") -> str:
+    items = list(items)
+    return f" {last} ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
+
+
+def cell_name(factors: list[str], levels: Iterable[str]) -> str:
+    """``CA_out → FFN_in`` for positions, ``a · b`` for any other factors."""
+    return (" → " if factors == ["input", "output"] else " · ").join(map(str, levels))
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number as shown, with the table, row (from 1, after the header) and column it is from."""
+
+    text: str
+    raw: str
+    table: str
+    row: int
+    column: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __html__(self) -> str:
+        return Markup(
+            '<data value="{}" data-table="{}" data-row="{}" data-column="{}">{}</data>'
+        ).format(self.raw, self.table, self.row, self.column, self.text)
+
+
+class Verdict(str):
+    """Words that carry a conclusion; bold where they are shown."""
+
+    __slots__ = ()
+
+    def __html__(self) -> str:
+        return Markup('<strong class="verdict">{}</strong>').format(str(self))

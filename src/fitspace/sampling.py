@@ -1,0 +1,90 @@
+"""The sample stage: images of held-out captions, with noise that all points share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fitspace import rng
+
+# Only how many images are computed at once; the images do not depend on it.
+BATCH = 32
+
+
+def initial_noise(seed: int, count: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """Starting noise, shape (count, *shape): image i of a seed starts alike at every point."""
+    draws = [
+        rng.generator(seed, "sample", 0, i).standard_normal(shape, dtype=np.float32)
+        for i in range(count)
+    ]
+    return torch.from_numpy(np.stack(draws))
+
+
+@torch.no_grad()
+def generate(
+    model: torch.nn.Module,
+    vae: torch.nn.Module,
+    scheduler_config: dict,
+    text: torch.Tensor,
+    unconditional: torch.Tensor,
+    noise: torch.Tensor,
+    steps: int,
+    guidance: float,
+    description: str = "sampling",
+) -> np.ndarray:
+    """Sample by DPM-Solver++ (2M) with classifier-free guidance; uint8 (n, h, w, 3).
+
+    Parameters
+    ----------
+    model : the denoiser, called as ``model(x, t, text).sample``.
+    text : caption embeddings, shape (n, tokens, dim).
+    unconditional : embedding of the empty caption, shape (1, tokens, dim).
+    noise : starting noise, shape (n, c, h, w).
+    """
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    device = next(model.parameters()).device
+    images = []
+    starts = range(0, len(noise), BATCH)
+    progress = tqdm(total=len(starts) * steps, desc=description, disable=None)
+    for start in starts:
+        # A solver keeps a history: one per batch.
+        scheduler = DPMSolverMultistepScheduler.from_config(scheduler_config)
+        scheduler.set_timesteps(steps, device=device)
+        x = noise[start : start + BATCH].to(device) * scheduler.init_noise_sigma
+        condition = text[start : start + BATCH].to(device)
+        if guidance > 1:
+            condition = torch.cat([unconditional.to(device).expand_as(condition), condition])
+        for t in scheduler.timesteps:
+            if guidance > 1:
+                without, given = model(torch.cat([x, x]), t, condition).sample.chunk(2)
+                predicted = without + guidance * (given - without)
+            else:
+                predicted = model(x, t, condition).sample
+            x = scheduler.step(predicted, t, x).prev_sample
+            progress.update()
+        decoded = vae.decode(x / vae.config.scaling_factor).sample
+        images.append(((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
+    progress.close()
+    return torch.cat(images).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def sheet(images: np.ndarray, path: Path, columns: int = 12, scale: int = 2) -> None:
+    """Draw uint8 images (n, h, w, 3) as a contact sheet, PNG."""
+    from PIL import Image
+
+    from fitspace.files import replacing
+
+    n, h, w, _ = images.shape
+    rows = -(-n // columns)
+    page = np.full((rows * (h + 2) + 2, columns * (w + 2) + 2, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = (i // columns) * (h + 2) + 2, (i % columns) * (w + 2) + 2
+        page[y : y + h, x : x + w] = image
+    picture = Image.fromarray(page)
+    picture = picture.resize((picture.width * scale, picture.height * scale), Image.NEAREST)
+    with replacing(path) as temporary:
+        picture.save(temporary, "PNG")

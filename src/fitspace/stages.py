@@ -1,0 +1,232 @@
+"""The stages of a run: verified inputs in, artefacts and a sidecar out.
+
+Each function does one stage of one run and is what a rule, a test and a notebook call. The
+science is in the modules they call; here is only the order: read and verify, compute, write
+artefacts atomically, write the sidecar last.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from fitspace import bases, methods
+from fitspace.config import Study
+from fitspace.design import RESULTS, Run
+from fitspace.errors import UserError
+from fitspace.files import canonical, replacing, write_json, write_text
+from fitspace.provenance import now, read_sidecar, write_sidecar
+
+
+def prepare(study: Study, run: Run) -> None:
+    """Latents, text embeddings and manifest of the run's task."""
+    from fitspace.data.prepare import prepare as prepare_task
+
+    prepare_task(run.task, study.base, run.prepare)
+
+
+def reference(study: Study, run: Run) -> None:
+    """Features of the task's held-out images and captions, computed once for all runs."""
+    from safetensors.torch import load_file, save_file
+
+    from fitspace import metrics
+    from fitspace.data.prepare import held_out_index, read_manifest
+
+    started, clock = now(), time.monotonic()
+    inputs = _verified(run.prepare)
+    manifest = read_manifest(run.prepare)
+    images = load_file(run.prepare.folder / "images.safetensors")["images"].numpy()
+    prompts = manifest["prompts"]
+    captions = [manifest["captions"][row] for row in prompts]
+    shown = images[held_out_index(manifest, len(prompts))]
+    features = metrics.reference_features(shown, captions, captions, study.judge)
+    path = run.reference.folder / "features.safetensors"
+    with replacing(path) as temporary:
+        save_file({k: v.contiguous() for k, v in features.items()}, temporary)
+    facts = {"references": len(prompts), "seconds": _seconds(clock)}
+    write_sidecar(run.reference, inputs=inputs, outputs=[path], started=started, facts=facts)
+
+
+def train(study: Study, run: Run) -> None:
+    """Fit one run's trainables; resumes where an earlier attempt was killed.
+
+    Raises
+    ------
+    UserError : changed or missing inputs; a loss that is not finite any more
+        (:class:`fitspace.training.Diverged`), whose history is kept for the ledger.
+    """
+    import torch
+
+    from fitspace import training
+    from fitspace.data.prepare import load
+
+    started = now()
+    stage, point = run.train, run.point
+    if stage is None:
+        raise UserError(f"train: {run.name!r} is of method {point.method!r}: nothing to train")
+    inputs = _verified(run.prepare)
+    base = bases.resolve(study.base)
+    model = bases.load_denoiser(base).to(device())
+    attachment = methods.attach(model, point.method, point.settings, run.seed)
+    checkpoint = RESULTS / ".resume" / stage.folder.name / "checkpoint.safetensors"
+    frozen = _count(p for p in model.parameters() if not p.requires_grad)
+    result = training.fit(
+        model,
+        attachment.trainable,
+        load(run.prepare),
+        bases.load_scheduler(base),
+        bases.config(base, "vae")["scaling_factor"],
+        point.train,
+        run.seed,
+        checkpoint,
+        description=f"train {stage.folder.name}",
+    )
+    with torch.no_grad():
+        for name, value in result.parameters.items():
+            attachment.trainable[name].copy_(value)
+    adapter, history = stage.folder / "adapter.safetensors", stage.folder / "history.csv"
+    methods.save(
+        attachment,
+        adapter,
+        {"base": stage.material["base"], "key": stage.key, "run": stage.folder.name},
+    )
+    rows = (
+        f"{step},{loss!r},{training.learning_rate(point.train, step)!r}"
+        for step, loss in enumerate(result.losses)
+    )
+    write_text(history, "\n".join(["step,loss,lr", *rows]) + "\n")
+    trainable = _count(attachment.trainable.values())
+    write_sidecar(
+        stage,
+        inputs=inputs,
+        outputs=[adapter, history],
+        started=started,
+        facts={
+            "trainable": trainable,
+            "total": trainable + frozen,
+            "trainables": {n: list(p.shape) for n, p in attachment.trainable.items()},
+            "final_loss": sum(result.losses[-20:]) / len(result.losses[-20:]),
+            "train_seconds": round(result.seconds, 3),
+            "peak_memory_mb": peak_memory_mb(),
+        },
+    )
+    checkpoint.unlink(missing_ok=True)
+    checkpoint.parent.rmdir()
+
+
+def sample(study: Study, run: Run) -> None:
+    """Images of the first held-out captions, from the run's adapter or the untouched base."""
+    import torch
+    from safetensors.torch import save_file
+
+    from fitspace import sampling
+    from fitspace.data.prepare import load
+
+    started = now()
+    stage, settings = run.sample, study.sample
+    inputs = _verified(run.prepare)
+    base = bases.resolve(study.base)
+    model = bases.load_denoiser(base).to(device())
+    if run.train is not None:
+        inputs += _verified(run.train)
+        methods.load(model, run.train.folder / "adapter.safetensors")
+    task = load(run.prepare)
+    if settings.prompts > len(task.prompts):
+        raise UserError(
+            f"sample.prompts: {settings.prompts}: task {run.task.name!r} has only "
+            f"{len(task.prompts)} held-out captions; allowed: 2 to {len(task.prompts)}"
+        )
+    clock = time.monotonic()
+    images = sampling.generate(
+        model,
+        bases.load_vae(base).to(device()),
+        bases.config(base, "scheduler"),
+        task.embeddings[task.prompts[: settings.prompts]],
+        task.embeddings[:1],
+        sampling.initial_noise(run.seed, settings.prompts, tuple(task.mean.shape[1:])),
+        settings.steps,
+        settings.guidance,
+        description=f"sample {stage.folder.name}",
+    )
+    seconds = _seconds(clock)
+    samples, sheet = stage.folder / "samples.safetensors", stage.folder / "sheet.png"
+    with replacing(samples) as temporary:
+        # One metadata key: safetensors writes several in an order that varies.
+        facts = canonical({"key": stage.key, "settings": settings.model_dump()})
+        save_file({"images": torch.from_numpy(images)}, temporary, metadata={"fitspace": facts})
+    sampling.sheet(images, sheet)
+    write_sidecar(
+        stage,
+        inputs=inputs,
+        outputs=[samples, sheet],
+        started=started,
+        facts={"images": len(images), "sample_seconds": seconds},
+    )
+
+
+def evaluate(study: Study, run: Run) -> None:
+    """All metrics of one run's samples against the task's reference features."""
+    from safetensors.torch import load_file
+
+    from fitspace import metrics
+
+    started, clock = now(), time.monotonic()
+    inputs = _verified(run.sample) + _verified(run.reference)
+    images = load_file(run.sample.folder / "samples.safetensors")["images"].numpy()
+    features = load_file(run.reference.folder / "features.safetensors")
+    values = metrics.evaluate(images, features, study.judge)
+    path = run.evaluate.folder / "metrics.json"
+    write_json(path, values)
+    # What the run cost travels with its metrics: a table needs no upstream file.
+    upstream = {"train": {}, "sample": read_sidecar(run.sample.sidecar, verify=False)["facts"]}
+    if run.train is not None and run.train.sidecar.exists():
+        upstream["train"] = read_sidecar(run.train.sidecar, verify=False)["facts"]
+        upstream["train"].pop("trainables")
+    write_sidecar(
+        run.evaluate,
+        inputs=inputs,
+        outputs=[path],
+        started=started,
+        facts={"seconds": _seconds(clock), **upstream},
+    )
+
+
+STAGES = {f.__name__: f for f in (prepare, reference, train, sample, evaluate)}
+
+
+def device() -> str:
+    """Where models run: the one visible GPU, else the CPU.
+
+    Raises UserError when several GPUs are visible: a run is one process on one device, and
+    a launcher that starts it once per GPU would do the work twice.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count > 1:
+        raise UserError(f"CUDA_VISIBLE_DEVICES: {count} GPUs are visible; allowed: 1 for each job")
+    return "cuda" if count else "cpu"
+
+
+def peak_memory_mb() -> float:
+    """Largest memory of this process [MiB]: the GPU's where there is one."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def _verified(stage) -> list[Path]:
+    sidecar = read_sidecar(stage.sidecar)
+    return [stage.sidecar, *(stage.folder / Path(o["path"]).name for o in sidecar["outputs"])]
+
+
+def _count(parameters) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+def _seconds(clock: float) -> float:
+    return round(time.monotonic() - clock, 3)

@@ -1,0 +1,56 @@
+"""Which cells hang together: the connected components of an incomplete factorial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from fitspace.errors import UserError
+from fitspace.stats.linear import as_labels, missing_columns
+
+
+def components(table: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
+    """Connected components of the design graph, whose nodes are the levels of all factors.
+
+    An observed cell connects its levels. Additive contrasts between levels of different
+    components are not estimable (Searle 1987, section 5.3); within one they are, always for
+    two factors, and for more where the model has full rank. Returns one row per observed
+    cell: the factors, ``runs`` (rows of the table) and ``component``, 0 the largest by
+    cells, then runs. Rows with an empty factor cell are no part of the design.
+
+    Raises
+    ------
+    UserError : a factor that is no column.
+    """
+    factors = list(factors)
+    problems = missing_columns(table, factors)
+    if problems:
+        raise UserError(problems)
+    labels = pd.DataFrame({name: as_labels(table[name]) for name in factors}).dropna()
+    cells = labels.groupby(factors, sort=False).size().rename("runs").reset_index()
+    cells["component"] = _numbered(cells, factors)
+    return cells
+
+
+def _numbered(cells: pd.DataFrame, factors: list[str]) -> np.ndarray:
+    parent: dict = {}
+
+    def root(node):
+        while parent.setdefault(node, node) != node:
+            node = parent[node]
+        return node
+
+    for cell in cells[factors].itertuples(index=False):
+        first, *others = zip(factors, cell, strict=True)
+        for node in others:
+            parent[root(node)] = root(first)
+    # One factor alone has no rows to connect its levels, and none are needed.
+    roots = [root((factors[0], level)) if len(factors) > 1 else None for level in cells[factors[0]]]
+    sizes = {
+        r: (-roots.count(r), -sum(cells["runs"][np.array([x == r for x in roots])]))
+        for r in dict.fromkeys(roots)
+    }
+    order = sorted(sizes, key=sizes.get)
+    return np.array([order.index(r) for r in roots], dtype=int)

@@ -1,0 +1,156 @@
+"""Model formulas: `y ~ block + A*B`, read into a response and a list of terms."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+
+from fitspace.errors import UserError
+
+Term = tuple[str, ...]
+
+_TOKEN = re.compile(r"\s*(?:(`[^`]+`|[^\W\d][\w.]*)|(\d+)|(\*\*|[-+*:/^()~]))")
+_ALLOWED = "allowed: `response ~ terms` with column names, + - : * / ^ ( ), C(name), `quoted name`"
+
+
+def label(term: Term) -> str:
+    """Name of a term as printed in a table: ``A:B``."""
+    return ":".join(term)
+
+
+def parse(formula: str) -> tuple[str, list[Term]]:
+    """Read a formula into its response and its terms, lowest order first as R sorts them.
+
+    Every variable is a factor (``C(x)`` is the same as ``x``). ``A*B`` is ``A + B + A:B``,
+    ``A/B`` is ``A + A:B`` and ``(A+B+C)^2`` stops at two-factor interactions. The
+    intercept is always in the model.
+
+    Raises
+    ------
+    UserError : text that is no such formula, or a model without intercept or terms.
+    """
+    response, terms = _Parser(formula).read()
+    order = list(dict.fromkeys(_names(formula)))
+    named = [tuple(sorted(term, key=order.index)) for term in terms]
+    return response, sorted(named, key=len)
+
+
+def _tokens(formula: str) -> list[tuple[str, str]]:
+    found, at = [], 0
+    text = formula.rstrip()
+    while at < len(text):
+        match = _TOKEN.match(text, at)
+        if match is None:
+            raise UserError(f"formula {formula!r}: cannot read {text[at:].strip()!r}; {_ALLOWED}")
+        name, number, operator = match.groups()
+        kind = "name" if name else "number" if number else operator.replace("**", "^")
+        found.append((kind, (name or number or operator).strip("`")))
+        at = match.end()
+    return found
+
+
+def _names(formula: str) -> list[str]:
+    return [text for kind, text in _tokens(formula) if kind == "name"]
+
+
+class _Parser:
+    """Recursive descent over R's precedence: ^ then : then * and / then + and -."""
+
+    def __init__(self, formula: str):
+        self.formula = formula
+        self.tokens = _tokens(formula)
+        self.at = 0
+
+    def read(self) -> tuple[str, list[frozenset[str]]]:
+        response = self._take("name")
+        self._take("~")
+        terms = self._sum()
+        if self.at < len(self.tokens):
+            self._fail(f"did not expect {self.tokens[self.at][1]!r}")
+        terms = [term for term in terms if term]
+        if not terms:
+            self._fail("has no terms")
+        return response, terms
+
+    def _fail(self, reason: str):
+        raise UserError(f"formula {self.formula!r}: {reason}; {_ALLOWED}")
+
+    def _peek(self) -> str | None:
+        return self.tokens[self.at][0] if self.at < len(self.tokens) else None
+
+    def _take(self, kind: str) -> str:
+        if self._peek() != kind:
+            found = self.tokens[self.at][1] if self.at < len(self.tokens) else "the end"
+            wanted = {"name": "a column name", "number": "a number"}.get(kind, repr(kind))
+            self._fail(f"expected {wanted}, found {found!r}")
+        self.at += 1
+        return self.tokens[self.at - 1][1]
+
+    def _sum(self) -> list[frozenset[str]]:
+        terms = self._cross()
+        while self._peek() in ("+", "-"):
+            minus = self._take(self._peek()) == "-"
+            more = self._cross()
+            if minus and frozenset() in more:
+                self._fail("removes the intercept, which every model here has")
+            terms = [t for t in terms if t not in more] if minus else _union(terms, more)
+        return terms
+
+    def _cross(self) -> list[frozenset[str]]:
+        terms = self._interaction()
+        while self._peek() in ("*", "/"):
+            nested = self._take(self._peek()) == "/"
+            more = self._interaction()
+            if nested:
+                terms = _union(terms, _products([frozenset().union(*terms)], more))
+            else:
+                terms = _union(terms, more, _products(terms, more))
+        return terms
+
+    def _interaction(self) -> list[frozenset[str]]:
+        terms = self._power()
+        while self._peek() == ":":
+            self._take(":")
+            terms = _products(terms, self._power())
+        return terms
+
+    def _power(self) -> list[frozenset[str]]:
+        base = self._atom()
+        if self._peek() != "^":
+            return base
+        self._take("^")
+        order = int(self._take("number"))
+        if order < 1:
+            self._fail("has a power below 1")
+        terms = base
+        for _ in range(min(order, len(base)) - 1):
+            terms = _union(terms, _products(terms, base))
+        return terms
+
+    def _atom(self) -> list[frozenset[str]]:
+        if self._peek() == "(":
+            self._take("(")
+            terms = self._sum()
+            self._take(")")
+            return terms
+        if self._peek() == "number":
+            if self._take("number") != "1":
+                self._fail("has a number other than 1 (the intercept, always in the model)")
+            return [frozenset()]
+        name = self._take("name")
+        if self._peek() != "(":
+            return [frozenset([name])]
+        if name != "C":
+            self._fail(f"calls {name}(); only C() is known, so transform the column beforehand")
+        self._take("(")
+        name = self._take("name")
+        self._take(")")
+        return [frozenset([name])]
+
+
+def _union(*lists: list[frozenset[str]]) -> list[frozenset[str]]:
+    return list(dict.fromkeys(term for terms in lists for term in terms))
+
+
+def _products(left: list[frozenset[str]], right: list[frozenset[str]]) -> list[frozenset[str]]:
+    return _union([a | b for a, b in product(left, right)])

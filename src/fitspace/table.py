@@ -1,0 +1,231 @@
+"""From finished runs to what a report is made of: runs.csv, and a gallery of samples.
+
+Everything after this reads ``reports/<study>`` only, so a report can be made again from git
+alone, without results, models or torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from fitspace.design import Plan, Run
+from fitspace.errors import UserError
+from fitspace.files import write_json, write_text
+from fitspace.provenance import read_sidecar
+
+REPORTS = Path("reports")
+GALLERY_IMAGES = 24
+_COST = ("trainable", "total", "final_loss", "train_seconds", "peak_memory_mb", "sample_seconds")
+
+
+def collect(plan: Plan, allow_missing: bool = False) -> list[dict[str, Any]]:
+    """One tidy row per planned run, in the plan's order, every artefact's hash verified.
+
+    Parameters
+    ----------
+    allow_missing : keep runs without metrics as rows of status ``missing``.
+
+    Raises
+    ------
+    UserError : every run whose metrics are missing or changed, by name.
+    """
+    rows, problems = [], []
+    for run in plan.runs:
+        try:
+            rows.append(_row(plan, run))
+        except UserError as error:
+            if allow_missing and not run.evaluate.sidecar.exists():
+                rows.append(_identity(plan, run) | {"status": "missing"})
+            else:
+                problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return rows
+
+
+def _identity(plan: Plan, run: Run) -> dict[str, Any]:
+    factors = list(dict.fromkeys(f for point in plan.points for f in point.factors))
+    return {
+        "run": run.name,
+        "point": run.point.slug,
+        "arm": run.point.arm,
+        "method": run.point.method,
+        "task": run.task.name,
+        "seed": run.seed,
+        "status": "ok",
+        **{factor: run.point.factors.get(factor) for factor in factors},
+    }
+
+
+def _row(plan: Plan, run: Run) -> dict[str, Any]:
+    facts = read_sidecar(run.evaluate.sidecar)["facts"]
+    metrics = json.loads((run.evaluate.folder / "metrics.json").read_text(encoding="utf-8"))
+    # The evaluate sidecar carries the cost of what came before it: metrics pulled alone do.
+    upstream = {"trainable": 0} | facts["train"] | facts["sample"]
+    cost = {name: upstream[name] for name in _COST if name in upstream}
+    if cost.get("total"):
+        cost["trainable_percent"] = 100 * cost["trainable"] / cost["total"]
+    return {
+        **_identity(plan, run),
+        "steps": (run.point.train or {}).get("steps"),
+        **cost,
+        **metrics,
+        "train_key": run.train.key if run.train else None,
+        "sample_key": run.sample.key,
+        "evaluate_key": run.evaluate.key,
+    }
+
+
+def write_table(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write rows as CSV: floats in their shortest exact form, None as an empty cell."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    last = ("train_key", "sample_key", "evaluate_key")
+    columns = [c for c in columns if c not in last] + [c for c in last if c in columns]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        cells = (row.get(c) for c in columns)
+        writer.writerow(
+            ["" if c is None else repr(c) if isinstance(c, float) else c for c in cells]
+        )
+    write_text(path, text.getvalue())
+
+
+def write_gallery(plan: Plan, rows: list[dict[str, Any]], folder: Path) -> None:
+    """Strips of the first samples of the telling points, beside their target and captions.
+
+    Chosen by the study's first response, averaged over seeds: the best and the worst point of
+    the analysed arms and every baseline, for the first seed of each task. Writes
+    ``gallery.json`` and one PNG a strip: ``GALLERY_IMAGES`` images side by side. Where samples
+    are not there (only metrics pulled) a gallery that shows these very runs is kept.
+
+    Raises
+    ------
+    UserError : samples are missing, and the gallery shows other runs.
+    """
+    by_name = {run.name: run for run in plan.runs}
+    chosen = [(task, _telling(plan, rows, task)) for task in (t.name for t in plan.study.tasks)]
+    missing = [
+        f"{by_name[name].sample.folder}: missing; the gallery shows its samples"
+        for _, shown in chosen
+        for name in shown.values()
+        if not by_name[name].sample.sidecar.exists()
+    ]
+    if missing:
+        if _shown_already(folder, {name for _, shown in chosen for name in shown.values()}):
+            return
+        raise UserError(missing)
+    entries = []
+    for task, shown in chosen:
+        runs = {role: by_name[name] for role, name in shown.items()}
+        entries += _task_gallery(plan, task, runs, folder)
+    write_json(folder / "gallery.json", entries)
+
+
+def _shown_already(folder: Path, names: set[str]) -> bool:
+    try:
+        entries = json.loads((folder / "gallery.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    present = all((folder / e["file"]).exists() for e in entries)
+    return present and {e["run"] for e in entries if e["run"]} == names
+
+
+def _task_gallery(plan: Plan, task: str, runs: dict[str, Run], folder: Path) -> list[dict]:
+    from safetensors.numpy import load_file
+
+    from fitspace.data.prepare import held_out_index, read_manifest
+
+    prepared = next(iter(runs.values())).prepare
+    manifest = read_manifest(prepared)
+    count = min(GALLERY_IMAGES, plan.study.sample.prompts)
+    captions = [manifest["captions"][row] for row in manifest["prompts"][:count]]
+    targets = load_file(prepared.folder / "images.safetensors")["images"]
+    strips = {"target": targets[held_out_index(manifest, count)]}
+    for role, run in runs.items():
+        strips[role] = load_file(run.sample.folder / "samples.safetensors")["images"][:count]
+    entries = []
+    for role, images in strips.items():
+        file = f"gallery/{task}-{role}.png"
+        _write_strip(images, folder / file)
+        run = runs.get(role)
+        entries.append(
+            {
+                "task": task,
+                "role": role,
+                "run": run.name if run else None,
+                "point": run.point.slug if run else None,
+                "file": file,
+                "size": int(images.shape[1]),
+                "captions": captions,
+                "attribution": manifest["attribution"],
+            }
+        )
+    return entries
+
+
+def _telling(plan: Plan, rows: list[dict[str, Any]], task: str) -> dict[str, str]:
+    """Role -> run name: best, worst, and each baseline arm by its title."""
+    from fitspace.metrics import LOWER_IS_BETTER
+
+    response = plan.study.analysis.responses[0]
+    rows = [r for r in rows if r["task"] == task and r["status"] == "ok"]
+    if not rows:
+        raise UserError(f"task {task!r}: no finished run; nothing to report")
+    factors = plan.study.analysis.factors
+    means: dict[str, list[float]] = {}
+    for row in rows:
+        if all(row.get(f) is not None for f in factors):
+            means.setdefault(row["point"], []).append(row[response])
+    ranked = sorted(
+        means, key=lambda p: sum(means[p]) / len(means[p]), reverse=response not in LOWER_IS_BETTER
+    )
+    run_of = {row["point"]: row["run"] for row in reversed(rows)}
+    shown = {}
+    if ranked:
+        shown = {"best": run_of[ranked[0]], "worst": run_of[ranked[-1]]}
+    for row in rows:
+        if row["point"] not in means:
+            shown.setdefault(row["arm"], run_of[row["point"]])
+    return shown
+
+
+def write_design(plan: Plan, path: Path) -> None:
+    """The design beside the table: points, planned runs and cells left out with their reason."""
+    points = [
+        {"point": p.slug, "arm": p.arm, "method": p.method, "factors": p.factors,
+         "settings": p.settings, "train": p.train}
+        for p in plan.points
+    ]  # fmt: skip
+    write_json(
+        path,
+        {
+            "study": plan.study.model_dump(exclude_none=True),
+            "points": points,
+            "runs": len(plan.runs),
+            "dropped": plan.dropped,
+        },
+    )
+
+
+def _write_strip(images: Any, path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    from fitspace.files import replacing
+
+    with replacing(path) as temporary:
+        Image.fromarray(np.concatenate(list(images), axis=1)).save(temporary, "PNG")
+
+
+def collect_into(plan: Plan, folder: Path) -> None:
+    """Everything a report is made of: runs.csv, design.json and the gallery."""
+    rows = collect(plan)
+    write_gallery(plan, rows, folder)
+    write_design(plan, folder / "design.json")
+    write_table(rows, folder / "runs.csv")

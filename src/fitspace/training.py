@@ -1,0 +1,224 @@
+"""The train stage: fit a method's trainables on a prepared task.
+
+All randomness comes from :mod:`fitspace.rng`, numbered by step and example: points of one
+seed see the same data, noise and time steps, and a run killed at any step and started again
+ends in the same bits (on one kind of CPU).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tqdm import trange
+
+from fitspace import objectives, rng
+from fitspace.data.prepare import PreparedTask
+from fitspace.errors import UserError
+from fitspace.files import canonical, replacing
+
+BETAS = (0.9, 0.999)
+CHECKPOINT_SECONDS = 20.0
+
+
+class Diverged(UserError):
+    """The loss is not a number any more; the run is marked failed and never averaged."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What training yields.
+
+    Attributes
+    ----------
+    parameters : name -> tensor, the moving average where one was kept, else the last value.
+    losses : one per step.
+    seconds : wall time of all steps, those before a resume included.
+    """
+
+    parameters: dict[str, torch.Tensor]
+    losses: list[float]
+    seconds: float
+
+
+def learning_rate(settings: dict[str, Any], step: int) -> float:
+    """Learning rate of a step (counted from 0): linear warm-up, then constant or cosine."""
+    warmup, total = settings["warmup_steps"], settings["steps"]
+    if step < warmup:
+        return settings["lr"] * (step + 1) / warmup
+    if settings["lr_schedule"] == "constant":
+        return settings["lr"]
+    done = (step - warmup) / max(1, total - warmup)
+    return settings["lr"] * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of one step: noisy latents, time steps, text, targets and loss weights."""
+
+    noisy: torch.Tensor
+    t: torch.Tensor
+    text: torch.Tensor
+    target: torch.Tensor
+    weight: torch.Tensor
+
+
+def make_batch(
+    task: PreparedTask, scheduler, scaling: float, settings: dict[str, Any], seed: int, step: int
+) -> Batch:
+    """Draw one step's batch: the same for every point of a seed."""
+    chosen, captions, times, resample, noise = [], [], [], [], []
+    items = rng.order(seed, step, settings["batch_size"], len(task.groups))
+    shape = task.mean.shape[1:]
+    for position, item in enumerate(items):
+        draw = rng.generator(seed, "train", step, position)
+        group = task.groups[item]
+        example = group[int(draw.integers(len(group)))]
+        dropped = draw.random() < settings["caption_dropout"]
+        chosen.append(example)
+        captions.append(0 if dropped else int(task.captions[example]))
+        times.append(int(draw.integers(scheduler.config.num_train_timesteps)))
+        resample.append(draw.standard_normal(shape, dtype=np.float32))
+        noise.append(draw.standard_normal(shape, dtype=np.float32))
+    t = torch.tensor(times)
+    epsilon = torch.from_numpy(np.stack(noise))
+    latents = task.mean[chosen] + task.std[chosen] * torch.from_numpy(np.stack(resample))
+    latents = latents * scaling
+    return Batch(
+        noisy=scheduler.add_noise(latents, epsilon, t),
+        t=t,
+        text=task.embeddings[captions],
+        target=objectives.target(scheduler, latents, epsilon, t),
+        weight=objectives.weights(scheduler, t, settings["min_snr_gamma"]),
+    )
+
+
+def fit(
+    model: torch.nn.Module,
+    trainable: dict[str, torch.nn.Parameter],
+    task: PreparedTask,
+    scheduler,
+    scaling: float,
+    settings: dict[str, Any],
+    seed: int,
+    checkpoint: Path,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    description: str = "training",
+    on_step: Callable[[int], None] | None = None,
+) -> Fit:
+    """Train ``trainable`` by AdamW and return their final values.
+
+    Parameters
+    ----------
+    model : the denoiser with the method attached; called as ``model(x, t, text).sample``.
+    settings : a resolved :class:`fitspace.config.TrainSettings` as a dict.
+    checkpoint : file that is written about every ``checkpoint_seconds``; when it is there,
+        training continues from it. The caller deletes it when the result is safe.
+
+    Raises
+    ------
+    Diverged : the loss became NaN or infinite.
+    """
+    parameters = list(trainable.values())
+    device = parameters[0].device
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings["lr"], betas=BETAS, weight_decay=settings["weight_decay"]
+    )
+    decay = settings["ema"]
+    ema = {n: p.detach().clone() for n, p in trainable.items()} if decay is not None else {}
+    identity = canonical({"settings": settings, "seed": seed, "names": list(trainable)})
+    start, losses, before = _resume(checkpoint, identity, trainable, optimizer, ema)
+    clock = saved = time.monotonic()
+    progress = trange(start, settings["steps"], initial=start, total=settings["steps"],
+                      desc=description, disable=None)  # fmt: skip
+    for step in progress:
+        batch = make_batch(task, scheduler, scaling, settings, seed, step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, step)
+        half = settings["precision"] == "bf16"
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+            predicted = model(
+                batch.noisy.to(device), batch.t.to(device), batch.text.to(device)
+            ).sample
+        error = (predicted.float() - batch.target.to(device)).square().mean((1, 2, 3))
+        loss = (error * batch.weight.to(device)).mean()
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise Diverged(
+                f"train: the loss is {losses[-1]} at step {step}; allowed: a finite number "
+                f"(lr is {settings['lr']}, grad_clip {settings['grad_clip']}: lower them)"
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        if settings["grad_clip"] is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, settings["grad_clip"])
+        optimizer.step()
+        for name, average in ema.items():
+            average.lerp_(trainable[name].detach(), 1 - decay)
+        progress.set_postfix(loss=f"{np.mean(losses[-50:]):.4f}", refresh=False)
+        if time.monotonic() - saved > checkpoint_seconds:
+            saved = time.monotonic()
+            _save(checkpoint, identity, trainable, optimizer, ema, losses, before + saved - clock)
+        if on_step is not None:
+            on_step(step)
+    final = ema or {n: p.detach() for n, p in trainable.items()}
+    return Fit(
+        {n: v.cpu().clone() for n, v in final.items()}, losses, before + time.monotonic() - clock
+    )
+
+
+def _save(
+    path: Path,
+    identity: str,
+    trainable: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    ema: dict[str, torch.Tensor],
+    losses: list[float],
+    seconds: float,
+) -> None:
+    tensors = {f"ema/{n}": v for n, v in ema.items()}
+    for name, parameter in trainable.items():
+        tensors[f"value/{name}"] = parameter.detach()
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimizer/{key}/{name}"] = value
+    facts = json.dumps({"identity": identity, "losses": losses, "seconds": seconds})
+    with replacing(path) as temporary:
+        tensors = {name: value.contiguous() for name, value in tensors.items()}
+        save_file(tensors, temporary, metadata={"fitspace": facts})
+
+
+def _resume(
+    path: Path,
+    identity: str,
+    trainable: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    ema: dict[str, torch.Tensor],
+) -> tuple[int, list[float], float]:
+    """Put a checkpoint's state in place; returns steps done, their losses, their seconds."""
+    if not path.exists():
+        return 0, [], 0.0
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["fitspace"])
+        if facts["identity"] != identity:
+            raise UserError(f"{path}: is the checkpoint of another run; delete it to start anew")
+        with torch.no_grad():
+            for name, parameter in trainable.items():
+                parameter.copy_(file.get_tensor(f"value/{name}"))
+                if name in ema:
+                    ema[name].copy_(file.get_tensor(f"ema/{name}"))
+                optimizer.state[parameter] = {
+                    key: file.get_tensor(f"optimizer/{key}/{name}").to(
+                        parameter.device if key != "step" else "cpu"
+                    )
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+    return len(facts["losses"]), facts["losses"], facts["seconds"]

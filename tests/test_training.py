@@ -1,0 +1,175 @@
+"""Training: exact resume, common random numbers, targets, weights, divergence."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from fitspace import objectives, rng, training
+from fitspace.errors import UserError
+
+HERE = Path(__file__).parent
+
+
+def _program(out: Path, checkpoint: Path, steps: int) -> subprocess.Popen:
+    command = [sys.executable, str(HERE / "tiny.py"), str(out), str(checkpoint), str(steps)]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": ""})
+
+
+def test_killed_at_any_moment_and_restarted_gives_the_same_bits(tmp_path):
+    steps = 200
+    whole, resumed = tmp_path / "whole.safetensors", tmp_path / "resumed.safetensors"
+    assert _program(whole, tmp_path / "a" / "c.safetensors", steps).wait() == 0
+
+    checkpoint = tmp_path / "b" / "c.safetensors"
+    kills = 0
+    while not resumed.exists():
+        process = _program(resumed, checkpoint, steps)
+        while process.poll() is None and not checkpoint.exists():
+            time.sleep(0.01)
+        seen = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        # From a moment after this attempt's own first checkpoint: progress is certain.
+        while kills < 2 and process.poll() is None and checkpoint.stat().st_mtime_ns == seen:
+            time.sleep(0.005)
+        if kills < 2 and process.poll() is None:
+            time.sleep(random.random() * 0.05)
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills == 2
+    assert whole.read_bytes() == resumed.read_bytes()
+
+
+@pytest.mark.parametrize("stop", [0, 4, 10], ids=lambda s: f"after step {s}")
+@pytest.mark.parametrize("ema", [None, 0.9], ids=["no EMA", "EMA"])
+def test_resume_is_exact_at_every_step(tmp_path, stop, ema):
+    class Stop(Exception):
+        pass
+
+    def interrupt(step):
+        if step == stop:
+            raise Stop
+
+    checkpoint = tmp_path / "c.safetensors"
+    whole = tiny.fit(tmp_path / "unused.safetensors", ema=ema)
+    with pytest.raises(Stop):
+        tiny.fit(checkpoint, ema=ema, checkpoint_seconds=0.0, on_step=interrupt)
+    resumed = tiny.fit(checkpoint, ema=ema)
+    assert resumed.losses == whole.losses
+    assert all(torch.equal(v, resumed.parameters[n]) for n, v in whole.parameters.items())
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    checkpoint = tmp_path / "c.safetensors"
+    tiny.fit(checkpoint, checkpoint_seconds=0.0)
+    with pytest.raises(UserError, match="another run"):
+        tiny.fit(checkpoint, lr=0.5)
+
+
+def test_points_of_a_seed_see_the_same_noise_steps_and_data():
+    def batch(seed, step):
+        settings = tiny.SETTINGS
+        return training.make_batch(tiny.task(), tiny.scheduler(), 0.5, settings, seed, step)
+
+    again, other = batch(0, 3), batch(1, 3)
+    for name in ("noisy", "t", "text", "target", "weight"):
+        assert torch.equal(getattr(batch(0, 3), name), getattr(again, name))
+    assert not torch.equal(again.noisy, other.noisy)
+    assert not torch.equal(again.noisy, batch(0, 4).noisy)
+
+
+def test_a_longer_batch_starts_with_the_examples_of_a_shorter_one():
+    def first(size):
+        settings = tiny.SETTINGS | {"batch_size": size}
+        return training.make_batch(tiny.task(), tiny.scheduler(), 0.5, settings, 0, 0)
+
+    assert torch.equal(first(6).noisy[:4], first(4).noisy)
+
+
+def test_training_lowers_the_loss_and_changes_nothing_frozen(tmp_path):
+    from fitspace import methods
+
+    model = tiny.unet()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    attachment = methods.attach(
+        model, "adapter", {"input": "CA_out", "output": "FFN_in", "width": 8}, 0
+    )
+    result = training.fit(
+        model, attachment.trainable, tiny.task(), tiny.scheduler(), 0.5,
+        tiny.SETTINGS | {"steps": 150, "batch_size": 8}, 0, tmp_path / "c.safetensors",
+    )  # fmt: skip
+    assert np.mean(result.losses[-30:]) < 0.95 * np.mean(result.losses[:30])
+    attachment.remove()
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_bf16_is_near_fp32_and_keeps_fp32_trainables(tmp_path):
+    full = tiny.fit(tmp_path / "a.safetensors")
+    half = tiny.fit(tmp_path / "b.safetensors", precision="bf16")
+    assert half.losses != full.losses
+    assert half.losses == pytest.approx(full.losses, rel=0.1)
+    assert all(v.dtype == torch.float32 for v in half.parameters.values())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
+    with pytest.raises(training.Diverged, match="at step"):
+        tiny.fit(tmp_path / "c.safetensors", method="full", lr=10.0, grad_clip=None, steps=200,
+                 warmup_steps=0, lr_schedule="constant", weight_decay=1.0, batch_size=2,
+                 min_snr_gamma=None, ema=None)  # fmt: skip
+
+
+TARGETS = {
+    "epsilon": lambda s, x, n, t: n,
+    "v_prediction": lambda s, x, n, t: (
+        s.alphas_cumprod[t].sqrt().view(-1, 1, 1, 1) * n
+        - (1 - s.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1) * x
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_target(kind):
+    g = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(3, 4, 2, 2, generator=g), torch.randn(3, 4, 2, 2, generator=g)
+    t, scheduler = torch.tensor([0, 500, 999]), tiny.scheduler(kind)
+    expected = TARGETS[kind](scheduler, x, noise, t)
+    assert torch.allclose(objectives.target(scheduler, x, noise, t), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind, divisor", [("epsilon", 0.0), ("v_prediction", 1.0)])
+def test_min_snr_weights(kind, divisor):
+    scheduler, t = tiny.scheduler(kind), torch.arange(0, 1000, 37)
+    a = scheduler.alphas_cumprod[t].double()
+    snr = a / (1 - a)
+    expected = torch.minimum(snr, torch.tensor(5.0).double()) / (snr + divisor)
+    assert torch.allclose(objectives.weights(scheduler, t, 5.0), expected.float(), rtol=1e-5)
+    assert torch.equal(objectives.weights(scheduler, t, None), torch.ones(len(t)))
+
+
+LEARNING_RATES = {
+    "first of the warm-up": (dict(warmup_steps=4), 0, 0.25),
+    "end of the warm-up": (dict(warmup_steps=4), 3, 1.0),
+    "constant": (dict(warmup_steps=0), 9, 1.0),
+    "cosine at the start": (dict(lr_schedule="cosine"), 0, 1.0),
+    "cosine half way": (dict(lr_schedule="cosine"), 5, 0.5),
+}
+
+
+@pytest.mark.parametrize("change, step, expected", LEARNING_RATES.values(), ids=LEARNING_RATES)
+def test_learning_rate(change, step, expected):
+    settings = dict(lr=1.0, steps=10, warmup_steps=0, lr_schedule="constant") | change
+    assert training.learning_rate(settings, step) == pytest.approx(expected)
+
+
+def test_order_visits_everything_once_an_epoch():
+    visits = np.concatenate([rng.order(5, step, 4, 10) for step in range(5)])
+    assert sorted(visits[:10]) == sorted(visits[10:]) == list(range(10))
+    assert list(visits[:10]) != list(visits[10:])

@@ -1,0 +1,97 @@
+"""A tiny U-Net, task and schedule for tests that train for real.
+
+Run as a program it trains until it is done or killed: see test_training.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+SETTINGS = dict(
+    steps=12,
+    batch_size=4,
+    lr=1e-2,
+    lr_schedule="cosine",
+    warmup_steps=2,
+    weight_decay=0.01,
+    grad_clip=1.0,
+    ema=0.9,
+    caption_dropout=0.3,
+    min_snr_gamma=5.0,
+    precision="fp32",
+)
+
+
+def unet(seed: int = 0):
+    import torch
+
+    from fitspace.imports import import_torchvision
+
+    import_torchvision()
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(
+        sample_size=4,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        cross_attention_dim=12,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    ).eval()
+
+
+def task():
+    import torch
+
+    from fitspace.data.prepare import PreparedTask
+
+    g = torch.Generator().manual_seed(1)
+    return PreparedTask(
+        mean=torch.randn(10, 4, 4, 4, generator=g),
+        std=torch.rand(10, 4, 4, 4, generator=g),
+        captions=torch.arange(1, 11),
+        groups=[[0, 1, 2], [3], [4, 5], [6], [7], [8], [9]],
+        embeddings=torch.randn(12, 5, 12, generator=g),
+        prompts=[11],
+    )
+
+
+def scheduler(prediction_type: str = "v_prediction"):
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(beta_schedule="scaled_linear", prediction_type=prediction_type)
+
+
+def fit(checkpoint: Path, method: str = "adapter", seed: int = 0, **changes):
+    """Train a method on the tiny task; returns the Fit."""
+    from fitspace import methods, training
+
+    options = {k: changes.pop(k) for k in ("checkpoint_seconds", "on_step") if k in changes}
+    own = {"input": "CA_out", "output": "FFN_in", "width": 3} if method == "adapter" else {}
+    attachment = methods.attach(unet(), method, own, seed)
+    kind = changes.pop("prediction_type", "v_prediction")
+    return training.fit(
+        attachment.model,
+        attachment.trainable,
+        task(),
+        scheduler(kind),
+        0.5,
+        SETTINGS | changes,
+        seed,
+        checkpoint,
+        **options,
+    )
+
+
+if __name__ == "__main__":
+    from safetensors.torch import save_file
+
+    out, checkpoint, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    result = fit(checkpoint, checkpoint_seconds=0.0, steps=steps)
+    save_file(result.parameters, out)

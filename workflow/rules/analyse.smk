@@ -1,0 +1,18 @@
+rule report:
+    input:
+        STUDY,
+        sidecars("evaluate"),
+    output:
+        "reports/{study}/runs.csv",
+        "reports/{study}/anova.csv",
+        "reports/{study}/effects.csv",
+        "reports/{study}/report.html",
+    log:
+        "results/logs/report/{study}.log",
+    benchmark:
+        "results/benchmarks/report/{study}.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    shell:
+        "fitspace report --cached {STUDY:q} > {log:q} 2>&1"

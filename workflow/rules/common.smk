@@ -1,0 +1,57 @@
+from functools import cache
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from fitspace.config import load_study
+from fitspace.design import build_plan
+from fitspace.errors import UserError
+
+
+wildcard_constraints:
+    folder=r"[^/]+",
+
+
+@cache
+def plan():
+    """The study's plan; made when a rule asks, so that `snakemake base` needs no base."""
+    try:
+        return build_plan(load_study(STUDY))
+    except UserError as error:
+        raise WorkflowError(*error.problems)
+
+
+def sidecars(*stages):
+    """Input function: the sidecars of all of the study's runs at some stages."""
+
+    def files(wildcards):
+        return [s.sidecar.as_posix() for s in plan().stages.values() if s.name in stages]
+
+    return files
+
+
+def report_files(*names):
+    """Input function: files of the study's report."""
+
+    def files(wildcards):
+        return [f"reports/{plan().study.name}/{name}" for name in names]
+
+    return files
+
+
+def needs(stage, *upstream):
+    """Input function: the sidecars that a stage's run needs from upstream stages.
+
+    Always wrapped in ancient(): a file that exists is right, because its name says what made
+    it and its hashes prove it; how old it is says nothing (DVC keeps no times).
+    """
+
+    def files(wildcards):
+        try:
+            run = plan().run_of(stage, wildcards.folder)
+        except UserError as error:
+            raise WorkflowError(*error.problems)
+        found = (getattr(run, name) for name in upstream)
+        return [s.sidecar.as_posix() for s in found if s is not None]
+
+    return files

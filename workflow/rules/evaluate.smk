@@ -1,0 +1,16 @@
+rule evaluate:
+    input:
+        ancient(needs("evaluate", "sample", "reference")),
+    output:
+        "results/evaluate/{folder}/metrics.json",
+        "results/evaluate/{folder}/evaluate.json",
+    log:
+        "results/logs/evaluate/{folder}.log",
+    benchmark:
+        "results/benchmarks/evaluate/{folder}.tsv"
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=30,
+    shell:
+        "fitspace evaluate {STUDY:q} {wildcards.folder:q} > {log:q} 2>&1"

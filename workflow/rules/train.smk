@@ -1,0 +1,17 @@
+rule train:
+    input:
+        ancient(needs("train", "prepare")),
+    output:
+        "results/train/{folder}/adapter.safetensors",
+        "results/train/{folder}/history.csv",
+        "results/train/{folder}/train.json",
+    log:
+        "results/logs/train/{folder}.log",
+    benchmark:
+        "results/benchmarks/train/{folder}.tsv"
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=60,
+    shell:
+        "fitspace train {STUDY:q} {wildcards.folder:q} > {log:q} 2>&1"
