@@ -159,6 +159,11 @@ def test_recall_counts_the_rows_whose_own_column_is_near():
     assert judge.recall_at(similarity, 3) == 1
 
 
+@pytest.mark.parametrize(("k", "expected"), [(1, 0.25), (2, 0.5), (4, 1.0)])
+def test_a_judge_that_cannot_tell_recalls_by_chance(k, expected):
+    assert judge.recall_at(torch.ones(4, 4), k) == pytest.approx(expected)
+
+
 def test_unseen_words(pairs):
     held_out = judge.Pairs(
         pairs.images[:2], np.array(["colour 1", "hue 1"]), *[pairs.styles[:2]] * 2

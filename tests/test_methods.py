@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from fitspace import methods
 from fitspace.errors import UserError
-from fitspace.methods import adapter
 from fitspace.imports import import_torchvision
+from fitspace.methods import adapter
 
 import_torchvision()
 from diffusers import (  # noqa: E402

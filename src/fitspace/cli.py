@@ -139,7 +139,7 @@ def _base(arguments: argparse.Namespace) -> None:
     if arguments.part == "judge":
         from fitspace.bases import judge
 
-        judge.build(arguments.out)
+        judge.train_judge(arguments.out, judge.Settings(), Path("results/base/judge.pt"))
         return
     from fitspace.bases import embedded
 
@@ -228,3 +228,7 @@ def _report(arguments: argparse.Namespace) -> None:
 def entry() -> None:
     """The console script."""
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

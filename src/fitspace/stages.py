@@ -7,6 +7,7 @@ artefacts atomically, write the sidecar last.
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -110,8 +111,7 @@ def train(study: Study, run: Run) -> None:
             "peak_memory_mb": peak_memory_mb(),
         },
     )
-    checkpoint.unlink(missing_ok=True)
-    checkpoint.parent.rmdir()
+    shutil.rmtree(checkpoint.parent, ignore_errors=True)
 
 
 def sample(study: Study, run: Run) -> None:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 EXPECTED = {"prepare": 30, "reference": 10, "train": 20, "sample": 15, "evaluate": 8, "report": 10}
 # Where nobody watches a terminal, a line now and then.
 QUIET_SECONDS = 15.0
-_NOT_JOBS = ("all", "prepared", "trained", "sampled", "evaluated", "base", "total")
+_NOT_JOBS = ("study", "all", "prepared", "trained", "sampled", "evaluated", "base", "total")
 _SILENT = {
     LogEvent.PROGRESS,
     LogEvent.JOB_STARTED,

@@ -1,7 +1,7 @@
 rule report:
     input:
-        STUDY,
         sidecars("evaluate"),
+        study=STUDY,
     output:
         "reports/{study}/runs.csv",
         "reports/{study}/anova.csv",
@@ -11,8 +11,10 @@ rule report:
         "results/logs/report/{study}.log",
     benchmark:
         "results/benchmarks/report/{study}.tsv"
+    conda:
+        "../envs/fitspace.yaml"
     resources:
         mem_mb=2000,
         runtime=10,
     shell:
-        "fitspace report --cached {STUDY:q} > {log:q} 2>&1"
+        "fitspace report --cached {input.study:q} > {log:q} 2>&1"

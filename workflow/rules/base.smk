@@ -1,10 +1,10 @@
 # The embedded models, from nothing. Their files are in git: these rules run only where one
 # was deleted, or on `snakemake base --forceall`.
 rule base:
-    localrule: True
     input:
         "models/emoji-unet/README.md",
         "models/emoji-clip/open_clip_model.safetensors",
+    localrule: True
 
 
 rule base_autoencoder:
@@ -14,6 +14,8 @@ rule base_autoencoder:
         "results/logs/base/autoencoder.log",
     benchmark:
         "results/benchmarks/base/autoencoder.tsv"
+    conda:
+        "../envs/fitspace.yaml"
     resources:
         mem_mb=4000,
         runtime=60,
@@ -30,6 +32,8 @@ rule base_unet:
         "results/logs/base/unet.log",
     benchmark:
         "results/benchmarks/base/unet.tsv"
+    conda:
+        "../envs/fitspace.yaml"
     resources:
         mem_mb=4000,
         runtime=180,
@@ -44,6 +48,8 @@ rule base_judge:
         "results/logs/base/judge.log",
     benchmark:
         "results/benchmarks/base/judge.tsv"
+    conda:
+        "../envs/fitspace.yaml"
     resources:
         mem_mb=4000,
         runtime=60,
@@ -61,6 +67,8 @@ rule base_card:
         "results/logs/base/card.log",
     benchmark:
         "results/benchmarks/base/card.tsv"
+    conda:
+        "../envs/fitspace.yaml"
     resources:
         mem_mb=4000,
         runtime=30,

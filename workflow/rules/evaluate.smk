@@ -8,9 +8,13 @@ rule evaluate:
         "results/logs/evaluate/{folder}.log",
     benchmark:
         "results/benchmarks/evaluate/{folder}.tsv"
+    conda:
+        "../envs/fitspace.yaml"
     threads: 1
     resources:
         mem_mb=3000,
         runtime=30,
+    params:
+        study=STUDY,
     shell:
-        "fitspace evaluate {STUDY:q} {wildcards.folder:q} > {log:q} 2>&1"
+        "fitspace evaluate {params.study:q} {wildcards.folder:q} > {log:q} 2>&1"

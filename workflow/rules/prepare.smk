@@ -9,12 +9,16 @@ rule prepare:
         "results/logs/prepare/{folder}.log",
     benchmark:
         "results/benchmarks/prepare/{folder}.tsv"
+    conda:
+        "../envs/fitspace.yaml"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=30,
+    params:
+        study=STUDY,
     shell:
-        "fitspace prepare {STUDY:q} {wildcards.folder:q} > {log:q} 2>&1"
+        "fitspace prepare {params.study:q} {wildcards.folder:q} > {log:q} 2>&1"
 
 
 rule reference:
@@ -27,9 +31,13 @@ rule reference:
         "results/logs/reference/{folder}.log",
     benchmark:
         "results/benchmarks/reference/{folder}.tsv"
+    conda:
+        "../envs/fitspace.yaml"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=30,
+    params:
+        study=STUDY,
     shell:
-        "fitspace reference {STUDY:q} {wildcards.folder:q} > {log:q} 2>&1"
+        "fitspace reference {params.study:q} {wildcards.folder:q} > {log:q} 2>&1"

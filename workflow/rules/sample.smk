@@ -9,9 +9,13 @@ rule sample:
         "results/logs/sample/{folder}.log",
     benchmark:
         "results/benchmarks/sample/{folder}.tsv"
+    conda:
+        "../envs/fitspace.yaml"
     threads: 1
     resources:
         mem_mb=3000,
         runtime=60,
+    params:
+        study=STUDY,
     shell:
-        "fitspace sample {STUDY:q} {wildcards.folder:q} > {log:q} 2>&1"
+        "fitspace sample {params.study:q} {wildcards.folder:q} > {log:q} 2>&1"

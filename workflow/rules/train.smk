@@ -9,9 +9,13 @@ rule train:
         "results/logs/train/{folder}.log",
     benchmark:
         "results/benchmarks/train/{folder}.tsv"
+    conda:
+        "../envs/fitspace.yaml"
     threads: 1
     resources:
         mem_mb=3000,
         runtime=60,
+    params:
+        study=STUDY,
     shell:
-        "fitspace train {STUDY:q} {wildcards.folder:q} > {log:q} 2>&1"
+        "fitspace train {params.study:q} {wildcards.folder:q} > {log:q} 2>&1"

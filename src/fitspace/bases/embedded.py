@@ -13,6 +13,7 @@ import tempfile
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -185,15 +186,18 @@ def write_card(out: Path, work: Path = WORK) -> None:
     captions = [manifest["captions"][row] for row in data.prompts]
     real = held_out[prepare.held_out_index(manifest, len(captions))]
     features = metrics.reference_features(real, captions, captions, JUDGE)
-    measured = {
-        "samples of held-out captions": metrics.evaluate(images["held-out"], features, JUDGE),
-        "the held-out drawings themselves": metrics.evaluate(real, features, JUDGE),
-    }
     for name, chosen in rows.items():
         labels = [manifest["captions"][row] for row in chosen[:48]]
         _draw_sheet(images[name][:48], labels, out / f"sheet-{name}.png")
     _draw_losses(out)
-    write_text(out / "README.md", _card(out, measured, _reconstruction(out)))
+    card = _card(
+        out,
+        prompts=len(captions),
+        sampled=metrics.evaluate(images["held-out"], features, JUDGE),
+        real=metrics.evaluate(real, features, JUDGE),
+        reconstruction=_reconstruction(out),
+    )
+    write_text(out / "README.md", card)
 
 
 def _sample(out: Path, data: prepare.PreparedTask, rows: list[int]) -> np.ndarray:
@@ -260,70 +264,32 @@ def _training(out: Path, component: str) -> dict:
     return json.loads((out / component / "training.json").read_text(encoding="utf-8"))
 
 
-def _card(out: Path, measured: dict, errors: dict[str, float]) -> str:
+def _card(out: Path, **measured: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("fitspace.bases"),
+        undefined=StrictUndefined,
+        autoescape=False,  # Markdown
+        keep_trailing_newline=True,
+    )
     vae, unet = (_training(out, c) for c in ("vae", "unet"))
-    parameters = sum(p.numel() for p in bases.load_denoiser(out).parameters())
-    names = list(next(iter(measured.values())))
-    rows = [
-        f"| {who} | " + " | ".join(f"{v[n]:.4g}" for n in names) + " |"
-        for who, v in measured.items()
-    ]
-    table = "\n".join([f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|", *rows])
-    errors_text = ", ".join(f"{style} {error:.4f}" for style, error in errors.items())
     settings = {"autoencoder": vae["settings"], "U-Net": unet["settings"], "scheduler": SCHEDULER}
-    listed = "\n".join(f"- {name}: `{canonical(value)}`" for name, value in settings.items())
-    return f"""# emoji-unet: the embedded text-to-image base
-
-A latent diffusion pipeline for emoji at {SIZE}×{SIZE} pixels, small enough for a study on a CPU, in the
-ordinary diffusers format. It is made for experiments on fine-tuning, not for making emoji.
-
-```python
-from diffusers import DiffusionPipeline
-from fitspace import bases, imports
-
-imports.import_torchvision()
-pipeline = DiffusionPipeline.from_pretrained(bases.resolve("models/emoji-unet"))
-pipeline("cat with wry smile", guidance_scale=3.0, num_inference_steps=20, height={SIZE}, width={SIZE})
-```
-
-`bases.resolve` copies the text encoder's weights from its package once; after that the folder is
-whole for plain diffusers.
-
-- **Parts.** U-Net, {parameters:,} parameters, half precision; autoencoder, 8 channels at 8×8; text
-  encoder all-MiniLM-L6-v2 (Apache-2.0) from the package `{TEXT_PACKAGE["package"]}`, {TOKENS} tokens.
-- **Data.** OpenMoji ({openmoji.source_version()}), the style `{SOURCE.style}`, skin-tone variants included,
-  captions from their names. A tenth of the emoji, by a hash of their code points, is held out. The
-  autoencoder saw the training emoji in all eight styles, the U-Net in this one only.
-- **Licence.** CC BY-SA 4.0, as its data. {openmoji.ATTRIBUTION}.
-- **Training.** Seed {SEED}; autoencoder {vae["hours"]:.2f} h, U-Net {unet["hours"]:.2f} h, on one or two CPU threads beside
-  other work. Rebuild with `snakemake base` after deleting the weights.
-
-{listed}
-
-![losses](losses.png)
-
-## What it draws
-
-{SAMPLING["steps"]} steps of DPM-Solver++, guidance {SAMPLING["guidance"]}. Not chosen: the first 48 of a fixed shuffle.
-
-Captions it was trained on:
-
-![samples of training captions](sheet-training.png)
-
-Held-out captions:
-
-![samples of held-out captions](sheet-held-out.png)
-
-## Measured
-
-Against the drawings of the {measured["samples of held-out captions"]["n"]} held-out captions; CLIP by `models/emoji-clip`, `fd_effnet` and
-`kid_effnet` on EfficientNet-lite0 features.
-
-{table}
-
-Reconstruction by the autoencoder, mean squared error of held-out emoji, pixels in [-1, 1]:
-{errors_text}.
-"""
+    return environment.get_template("unet.md").render(
+        size=SIZE,
+        tokens=TOKENS,
+        seed=SEED,
+        parameters=sum(p.numel() for p in bases.load_denoiser(out).parameters()),
+        text_package=TEXT_PACKAGE["package"],
+        source=openmoji.source_version(),
+        style=SOURCE.style,
+        attribution=openmoji.ATTRIBUTION,
+        vae=vae,
+        unet=unet,
+        settings={name: canonical(value) for name, value in settings.items()},
+        sampling=SAMPLING,
+        **measured,
+    )
 
 
 def _copy(source: Path, target: Path) -> None:

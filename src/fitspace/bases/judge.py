@@ -265,9 +265,15 @@ def save_weights(model, out: Path) -> None:
 
 
 def recall_at(similarity: torch.Tensor, k: int) -> float:
-    """Share of rows whose own column (the diagonal) is among the k most similar."""
-    better = (similarity > similarity.diagonal()[:, None]).sum(1)
-    return (better < k).double().mean().item()
+    """Share of rows whose own column (the diagonal) is among the k most similar.
+
+    Equals are in random order, so a tie counts by its chance: drawings of one emoji in
+    several skin tones are the same drawing in the styles without colour.
+    """
+    own = similarity.diagonal()[:, None]
+    better = (similarity > own + 1e-6).sum(1)
+    equal = ((similarity - own).abs() <= 1e-6).sum(1)
+    return ((k - better) / equal).clamp(0, 1).double().mean().item()
 
 
 def retrieval(folder: Path, held_out: Pairs, styles=openmoji.STYLES) -> dict[str, dict]:
@@ -415,7 +421,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=Settings.batch_size)
     parser.add_argument("--lr", type=float, default=Settings.lr)
     parser.add_argument("--seed", type=int, default=Settings.seed)
-    parser.add_argument("--checkpoint", type=Path, default=Path("results/bases/judge.pt"))
+    parser.add_argument("--checkpoint", type=Path, default=Path("results/base/judge.pt"))
     given = vars(parser.parse_args())
     out, checkpoint = given.pop("out"), given.pop("checkpoint")
     train_judge(out, Settings(**given), checkpoint)

@@ -24,7 +24,7 @@ def identity(task: Task) -> dict[str, Any]:
     return {"folder": folder.content_digest(Path(task.path))}
 
 
-def examples(task: Task, size: int) -> tuple[list[Example], list[str], str]:
+def load_examples(task: Task, size: int) -> tuple[list[Example], list[str], str]:
     """A task's examples, notes on conversions made, and the attribution its images ask for."""
     if task.source == "openmoji":
         from fitspace.data import openmoji

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from fitspace import bases, rng
 from fitspace.config import Task
-from fitspace.data import examples as load_examples
+from fitspace.data import load_examples
 from fitspace.data.examples import Example
 from fitspace.design import Stage
 from fitspace.files import digest, replacing, write_json

@@ -31,6 +31,9 @@ def build(study: Study, folder: Path) -> Path:
     drawn = figures.draw_all(found)
     for figure in drawn:
         write_text(folder / "figures" / f"{figure.name}.svg", figure.svg)
+    for path in (folder / "figures").glob("*.svg"):
+        if path.stem not in {figure.name for figure in drawn}:
+            path.unlink()  # A figure of an earlier study would pass for one of this.
     html, markdown = page.render(given, found, drawn)
     write_text(folder / "report.md", markdown)
     write_text(folder / "report.html", html)

@@ -37,8 +37,9 @@ THEME = {
 HEAT = LinearSegmentedColormap.from_list(
     "heat", ["#f1f6fa", "#c3daea", "#84b3d3", "#3f82b1", "#14568a", "#08305c"]
 )
-WIDTH = 4.4
+WIDTH = 4.0
 MOST_LABELLED = 60
+BASELINES = (SECOND, THIRD)
 _STYLE = {
     "svg.hashsalt": "fitspace",
     "svg.fonttype": "none",
@@ -138,21 +139,28 @@ def _axis(axes: Axes, found: Results, response: str, which: str = "x") -> None:
     metric, axis = words.metric(response), getattr(axes, f"{which}axis")
     if found.scale(response) == "log":
         getattr(axes, f"set_{which}scale")("log")
-    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.10g}".replace("-", "−")))
     better = "lower" if metric.lower else "higher"
     axis.set_label_text(f"{_text(metric.label, 44)} ({better} is better)")
+    if which == "x":  # Long names of levels leave little width: grow to the left instead.
+        axis.label.set(x=1, ha="right")
 
 
-def _baselines(found: Results, response: str, task: str | None = None) -> list[tuple[str, float]]:
-    """Label and mean of every baseline arm."""
-    rows = found.runs[found.runs[found.factors].isna().any(axis=1)]
-    rows = rows[(rows["status"] == "ok") & rows[response].notna()]
-    if task is not None:
-        rows = rows[rows["task"] == task]
-    arms = rows.groupby(["arm", "method"], sort=False)[response].mean()
-    return [(arm_label(arm, method), mean) for (arm, method), mean in arms.items()]
+def _baselines(
+    found: Results, response: str, task: str | None = None
+) -> list[tuple[str, float, str]]:
+    """Label, mean and colour of every baseline arm with finished runs."""
+    outside = found.runs[found.runs[found.factors].isna().any(axis=1)]
+    marks = []
+    for index, (arm, rows) in enumerate(outside.groupby("arm", sort=False)):
+        rows = rows[(rows["status"] == "ok") & (rows["task"].eq(task) if task else True)]
+        mean = rows[response].mean()
+        if math.isfinite(mean):
+            label = arm_label(arm, rows["method"].iloc[0])
+            marks.append((label, mean, BASELINES[index % len(BASELINES)]))
+    return marks
 
 
 def arm_label(arm: str, method: str) -> str:
@@ -160,22 +168,21 @@ def arm_label(arm: str, method: str) -> str:
     return words.METHODS.get(method, arm) if arm == method else arm
 
 
-def _marks(axes: Axes, baselines: list[tuple[str, float]], values: Iterable[float]) -> None:
+def _marks(axes: Axes, baselines: list[tuple[str, float, str]], values: Iterable[float]) -> None:
     """Baselines as lines across x; those far from the data as arrows at the edge."""
     values = [v for v in values if math.isfinite(v)]
     low, high = min(values), max(values)
     reach = (high - low) * 0.8 or abs(high) * 0.05 or 1
-    near = [v for _, v in baselines if low - reach <= v <= high + reach]
+    near = [v for _, v, _ in baselines if low - reach <= v <= high + reach]
     low, high = min([low, *near]), max([high, *near])
     pad = (high - low) * 0.06 or reach
     left = low - pad
     if axes.get_xscale() == "log":
         left = max(left, low / 1.5)
     axes.set_xlim(left, high + pad)
-    for row, (name, value) in enumerate(baselines):
-        colour, dashes = (SECOND, THIRD)[row % 2], ("--", ":")[row % 2]
+    for row, (name, value, colour) in enumerate(baselines):
         if low <= value <= high:
-            axes.axvline(value, color=colour, lw=1.1, ls=dashes)
+            axes.axvline(value, color=colour, lw=1.1, ls="--" if colour == SECOND else ":")
         _label_mark(axes, name, value, (low, high), 3 + 10 * row, colour)
 
 
@@ -291,8 +298,7 @@ def _scale_bar(canvas, axes, norm, colours, found: Results, response: str) -> No
     bar.ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     bar.ax.tick_params(length=2, labelsize=7.5, color=MUTED)
     bar.set_label(_text(words.metric(response).label, 44), fontsize=8)
-    for row, (name, value) in enumerate(_baselines(found, response)):
-        colour = (SECOND, THIRD)[row % 2]
+    for row, (name, value, colour) in enumerate(_baselines(found, response)):
         if norm.vmin <= value <= norm.vmax:
             bar.ax.plot([value, value], [0, 1], color=colour, lw=2, clip_on=False)
         _label_mark(bar.ax, name, value, (norm.vmin, norm.vmax), 2 + 9 * row, colour)
@@ -326,7 +332,7 @@ def _dots(found: Results) -> list[Figure]:
                 label=f"seed {_text(seed)}",
             )
         axes.set_ylim(len(order) - 0.4, -0.6)
-        names = [_text(words.cell_name(found.factors, cell), 34) for cell in order]
+        names = [_text(words.cell_name(found.factors, cell), 28) for cell in order]
         axes.set_yticks(range(len(order)), names if labelled else [""] * len(order))
         if not labelled:
             axes.set_ylabel(f"{len(order)} cells, by their mean")
@@ -367,14 +373,14 @@ def _forest(found: Results, response: str, factor: str, rows: pd.DataFrame) -> l
         face = colour if row.tied_with_best else FACE
         axes.plot(row.mean_measured, y, "o", ms=5.5, mfc=face, mec=colour, mew=1.2)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_yticks(range(len(rows)), [_text(level) for level in rows["level"]])
+    axes.set_yticks(range(len(rows)), [_text(level, 24) for level in rows["level"]])
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
     _axis(axes, found, response)
     ends = rows[["low_measured", "high_measured", "mean_measured"]].to_numpy().ravel()
     _marks(axes, _baselines(found, response), ends)
     above = 6 + 10 * len(_baselines(found, response))
-    axes.set_title(_text(factor), loc="left", fontsize=9, fontweight="bold", pad=above)
+    axes.set_title(_text(factor, 26), loc="left", fontsize=9, fontweight="bold", pad=above)
     caption = (
         f"{factor}: marginal mean of {metric.label} with its 95% interval. Filled: not separable "
         "from the best level (Tukey, 5%)."
@@ -453,10 +459,10 @@ def _cost(found: Results, column: str, label: str) -> list[Figure]:
     axes.set_ylabel("")
     cells, others = points[points["inside"]], points[~points["inside"]]
     axes.plot(cells["cost"], cells["y"], "o", ms=4.5, mfc="none", mec=MAIN, mew=1.1, label="cells")
-    for index, row in enumerate(others.itertuples()):
-        colour = (SECOND, THIRD)[index % 2]
+    colours = {label: colour for label, _, colour in _baselines(found, response)}
+    for row in others.itertuples():
         name = arm_label(row.arm, row.method)
-        axes.plot(row.cost, row.y, "D", ms=5.5, color=colour, label=_text(name))
+        axes.plot(row.cost, row.y, "D", ms=5.5, color=colours[name], label=_text(name))
     front = _front(points, metric.lower)
     axes.plot(front["cost"], front["y"], color=MUTED, lw=0.9, ls="--", zorder=1, label="front")
     axes.set_xlabel(label)

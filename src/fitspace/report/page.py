@@ -121,7 +121,8 @@ def _role(strip: Strip, found: Results) -> Role:
         row = rows.iloc[0]
         if strip.role not in _ROLES:
             label = arm_label(str(row["arm"]), str(row["method"]))
-        value = summary.value("runs.csv", row, found.primary)
+        if row[found.primary] == row[found.primary]:
+            value = summary.value("runs.csv", row, found.primary)
     return Role(strip.role, label, strip.point, value, _data_uri(strip))
 
 
@@ -227,7 +228,8 @@ def _where(found: Results, response: str) -> str:
 
 def _anova(found: Results, response: str) -> Table:
     rows = found.rows("anova.csv", response=response)
-    rows = rows[(rows["test"] == "type II") | (rows["source"] == "lack of fit")]
+    fit = (rows["source"] == "lack of fit") & (len(found.analysis.factors) > 1)
+    rows = rows[(rows["test"] == "type II") | fit]
     columns = [Column("source", "source", "text"), *_TEST, *_SIZE]
     columns += [Column("ss", "SS"), Column("mde_omega2_p", "detectable ω²")]
     caption = f"Type II analysis of variance of {_where(found, response)}."

@@ -1,0 +1,231 @@
+"""The whole way: a study of two points and the base, by Snakemake, to its report."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.xdist_group("workflow")
+
+
+def _study(**changes):
+    study = {
+        "name": "two",
+        "title": "Two <b>points</b>",
+        "base": "models/emoji-unet",
+        "judge": "models/emoji-clip",
+        "tasks": [{"name": "mine", "source": "folder", "path": "images"}],
+        "arms": [
+            {
+                "method": "adapter",
+                "factors": {"output": ["FFN_in", "Trans_out"]},
+                "settings": {"input": "CA_out", "width": 4},
+            },
+            {"method": "none"},
+        ],
+        "seeds": [0, 1],
+        "train": {"steps": 3, "batch_size": 4, "lr": 1.0e-3},
+        "sample": {"prompts": 6, "steps": 3, "guidance": 2.0},
+        "analysis": {"factors": ["output"], "responses": ["fd_effnet", "clip_t"]},
+    }
+    return study | changes
+
+
+def _images(folder: Path) -> None:
+    folder.mkdir()
+    lines = []
+    draw = np.random.default_rng(0)
+    for i in range(20):
+        pixels = draw.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+        split = "test" if i < 6 else "train"
+        lines.append({"file_name": f"{i:02}.png", "text": f"thing {i} <i>", "split": split})
+    text = "\n".join(map(json.dumps, lines))
+    (folder / "metadata.jsonl").write_text(text)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project folder of its own, with the study run once."""
+    project = tmp_path_factory.mktemp("project")
+    for name in ("Snakefile", "workflow", "profiles"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, project / name)
+    (project / "models").symlink_to(ROOT / "models")
+    (project / "params").mkdir()
+    _images(project / "images")
+    _write(project, _study())
+    done = _snakemake(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project
+
+
+def _write(project: Path, study: dict) -> None:
+    (project / "params/two.yaml").write_text(yaml.safe_dump(study))
+
+
+def _snakemake(project: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = ["snakemake", "--cores", "2", *arguments, "--config", "study=params/two.yaml"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        command, cwd=project, capture_output=True, text=True, env=os.environ | {"PATH": path}
+    )
+
+
+def _would_run(project: Path) -> dict[str, int]:
+    """Rule -> jobs of a dry run."""
+    done = _snakemake(project, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in (done.stdout + done.stderr).splitlines()]
+    rules = ("prepare", "reference", "train", "sample", "evaluate", "report")
+    counts = {w[0]: int(w[1]) for w in lines if len(w) == 2 and w[0] in rules and w[1].isdigit()}
+    return counts
+
+
+def _rows(project: Path) -> list[dict]:
+    with (project / "reports/two/runs.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_run_has_its_row_with_metrics_cost_and_keys(project):
+    rows = _rows(project)
+    assert [r["arm"] for r in rows] == ["adapter", "adapter", "none"] * 2
+    for row in rows:
+        assert row["status"] == "ok" and row["evaluate_key"] in row["run"]
+        for metric in ("fd_effnet", "clip_t", "clip_i", "kid_effnet"):
+            assert np.isfinite(float(row[metric]))
+        assert (int(row["trainable"]) > 0) == (row["arm"] == "adapter")
+
+
+def test_report_is_there_self_contained_and_escaped(project):
+    page = (project / "reports/two/report.html").read_text()
+    assert "Two &lt;b&gt;points&lt;/b&gt;" in page and "Two <b>points" not in page
+    assert "thing 1 <i>" not in page
+    assert 'src="http' not in page and 'href="http' not in page.replace('href="https://arxiv', "")
+    for name in ("anova.csv", "effects.csv", "gallery.json", "design.json"):
+        assert (project / "reports/two" / name).stat().st_size > 0
+
+
+def test_stages_leave_what_they_declare_and_no_trace_of_work_in_progress(project):
+    for stage in ("train", "sample", "evaluate"):
+        for folder in (project / "results" / stage).iterdir():
+            assert (folder / f"{stage}.json").exists()
+            assert not [f for f in folder.iterdir() if f.name.startswith(".")]
+    assert list((project / "results").glob(".resume/*")) == []
+
+
+def test_second_run_has_nothing_to_do(project):
+    done = _snakemake(project)
+    assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
+
+
+CHANGES = {
+    "training setting": (
+        {"train": {"steps": 4, "batch_size": 4, "lr": 1.0e-3}},
+        {"train": 4, "sample": 4, "evaluate": 4, "report": 1},
+    ),
+    "training setting of one arm": (
+        {"arms": [_study()["arms"][0] | {"train": {"lr": 0.01}}, {"method": "none"}]},
+        {"train": 4, "sample": 4, "evaluate": 4, "report": 1},
+    ),
+    "sampling setting": (
+        {"sample": {"prompts": 6, "steps": 2, "guidance": 2.0}},
+        {"sample": 6, "evaluate": 6, "report": 1},
+    ),
+    "new seed": (
+        {"seeds": [0, 1, 2]},
+        {"train": 2, "sample": 3, "evaluate": 3, "report": 1},
+    ),
+    "fewer levels": ({"arms": _study()["arms"][:1]}, {"report": 1}),
+    "title": ({"title": "Other"}, {"report": 1}),
+}
+
+
+@pytest.mark.parametrize("change, expected", CHANGES.values(), ids=CHANGES)
+def test_a_change_runs_only_what_it_touches(project, change, expected):
+    study = project / "params/two.yaml"
+    times = study.stat().st_atime_ns, study.stat().st_mtime_ns
+    _write(project, _study(**change))
+    try:
+        assert _would_run(project) == expected
+    finally:
+        _write(project, _study())
+        os.utime(study, ns=times)
+
+
+def test_changing_back_runs_nothing(project):
+    assert _would_run(project) == {}
+
+
+def test_report_made_again_is_byte_identical(project):
+    folder = project / "reports/two"
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    done = _fitspace(project, "report", "params/two.yaml", "--cached")
+    assert done.returncode == 0, done.stderr
+    after = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert before.keys() == after.keys()
+    assert [p.name for p in before if before[p] != after[p]] == []
+
+
+def _fitspace(project: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "fitspace.cli", *arguments]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True)
+
+
+def test_a_retrained_run_has_the_same_bits(project):
+    folder = next(f for f in sorted((project / "results/train").iterdir()) if "~s0" in f.name)
+    before = (folder / "adapter.safetensors").read_bytes()
+    kept = folder.rename(project / "kept")
+    try:
+        done = _fitspace(project, "train", "params/two.yaml", folder.name)
+        assert done.returncode == 0, done.stderr
+        assert (folder / "adapter.safetensors").read_bytes() == before
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        kept.rename(folder)
+
+
+def test_a_changed_artefact_is_refused_by_the_next_stage(project):
+    folder = next(f for f in sorted((project / "results/train").iterdir()) if "~s0" in f.name)
+    adapter = folder / "adapter.safetensors"
+    good = adapter.read_bytes()
+    sample = next(
+        f for f in (project / "results/sample").iterdir()
+        if f.name.rpartition("~")[0] == folder.name.rpartition("~")[0]
+    )  # fmt: skip
+    try:
+        adapter.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        done = _fitspace(project, "sample", "params/two.yaml", sample.name)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert "adapter.safetensors: changed since it was written" in done.stderr
+    finally:
+        adapter.write_bytes(good)
+
+
+def test_a_missing_metric_is_an_error_that_names_the_run(project):
+    folder = next((project / "results/evaluate").iterdir())
+    kept = folder.rename(project / "kept")
+    try:
+        done = _fitspace(project, "report", "params/two.yaml", "--cached")
+        assert done.returncode == 2 and folder.name in done.stderr
+    finally:
+        kept.rename(folder)
+
+
+def test_too_many_prompts_is_one_clear_message(project):
+    _write(project, _study(sample={"prompts": 7, "steps": 3, "guidance": 2.0}))
+    try:
+        done = _snakemake(project)
+        text = done.stdout + done.stderr
+        assert done.returncode != 0 and "sample.prompts: 7" in text and "2 to 6" in text
+    finally:
+        _write(project, _study())
