@@ -83,8 +83,8 @@ def test_new_seed_or_level_adds_runs_and_keeps_the_others():
 
 
 def test_studies_share_runs_whatever_they_call_them():
-    arms = [{"name": "recipe", "method": "adapter",
-             "settings": GOOD["arms"][0]["settings"] | {"input": "CA_out", "output": "FFN_in"}}]  # fmt: skip
+    settings = GOOD["arms"][0]["settings"] | {"input": "CA_out", "output": "FFN_in"}
+    arms = [{"name": "recipe", "method": "adapter", "settings": settings}]
     analysis = GOOD["analysis"] | {"factors": ["arm"]}
     other = keys(plan(name="other", arms=arms, analysis=analysis))
     assert other["train"] and other["evaluate"] < keys(plan())["evaluate"]

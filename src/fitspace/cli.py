@@ -160,6 +160,8 @@ def _load(path: Path):
 
 
 def _stage(arguments: argparse.Namespace) -> None:
+    for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is imported
+        os.environ.setdefault(f"{library}_NUM_THREADS", _threads())
     plan = _load(arguments.study)
     run = plan.run_of(arguments.stage, arguments.folder)
     from fitspace.imports import import_only_models
@@ -171,6 +173,10 @@ def _stage(arguments: argparse.Namespace) -> None:
     STAGES[arguments.stage](plan.study, run)
 
 
+def _threads() -> str:
+    return os.environ.get("FITSPACE_THREADS", "1")
+
+
 def _set_up_torch() -> None:
     """One thread a job: jobs, not operators, share the cores, and sums keep their order.
 
@@ -180,7 +186,7 @@ def _set_up_torch() -> None:
     import torch
 
     torch.set_flush_denormal(True)
-    torch.set_num_threads(int(os.environ.get("FITSPACE_THREADS", "1")))
+    torch.set_num_threads(int(_threads()))
     torch.use_deterministic_algorithms(True)
 
 

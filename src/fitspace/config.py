@@ -63,10 +63,13 @@ class Task(_Strict):
     @model_validator(mode="after")
     def _source_has_what_it_needs(self) -> Task:
         needed = {"openmoji": "style", "folder": "path"}
+        wrong = []
         for source, key in needed.items():
             if (getattr(self, key) is not None) != (self.source == source):
                 verb = "needs" if self.source == source else "does not take"
-                raise ValueError(f"source: {self.source} {verb} the key {key!r}")
+                wrong.append(f"source: {self.source} {verb} the key {key!r}")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
 

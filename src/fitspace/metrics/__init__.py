@@ -115,7 +115,8 @@ def evaluate(samples, reference: dict[str, Tensor], judge: str | Path) -> dict[s
 
     Parameters
     ----------
-    samples : uint8 array or tensor, shape (p, h, w, 3); sample i was generated from prompt i.
+    samples : uint8 array or tensor, shape (n, h, w, 3); sample i was generated from prompt i,
+        n of them at most as many as the reference has prompts.
     reference : what ``reference_features`` returned for the task, with the same judge.
     judge : an open_clip folder, or ``NAME@WEIGHTS``.
 
@@ -131,21 +132,22 @@ def evaluate(samples, reference: dict[str, Tensor], judge: str | Path) -> dict[s
     from fitspace.metrics.frechet import frechet_distance
 
     samples = _images("samples", samples)
-    if len(samples) != len(reference["judge_texts"]):
-        raise UserError(f"samples: {len(samples)} for {len(reference['judge_texts'])} prompts")
+    n, prompts = len(samples), len(reference["judge_texts"])
+    if n > prompts:
+        raise UserError(f"samples: {n}; allowed: one for each of the {prompts} prompts at most")
     computed = {
         "judge_images": clip.image_embeddings(clip.load(judge), samples),
         "effnet": extractors.features(samples),
     }
     embedded, effnet = _finite("samples", computed).values()
     return {
-        "clip_t": clip.clip_t(embedded, reference["judge_texts"]),
+        "clip_t": clip.clip_t(embedded, reference["judge_texts"][:n]),
         "clip_i": clip.clip_i(embedded, reference["judge_images"]),
-        "clip_i_paired": clip.clip_i_paired(embedded, reference["judge_paired"]),
+        "clip_i_paired": clip.clip_i_paired(embedded, reference["judge_paired"][:n]),
         "diversity": clip.diversity(embedded),
         "fd_effnet": frechet_distance(effnet, reference["effnet"]),
         **_kid_and_coverage(effnet, reference["effnet"].double()),
-        "n": len(samples),
+        "n": n,
     }
 
 

@@ -72,7 +72,9 @@ def _distances(table: pd.DataFrame, response: str, factors, centre) -> pd.DataFr
     overall = np.concatenate(distances).mean()
     between = sum(len(d) * (d.mean() - overall) ** 2 for d in distances)
     within = sum(np.sum((d - d.mean()) ** 2) for d in distances)
-    F = between / (k - 1) / (within / (n - k)) if n > k and within > 0 else NAN
+    # With two runs a cell both are as far from their median: what is left is rounding.
+    spread = within > 1e-20 * sum(np.sum(d**2) for d in distances)
+    F = between / (k - 1) / (within / (n - k)) if n > k and spread else NAN
     return _row(source, F, k - 1, n - k)
 
 
