@@ -10,7 +10,7 @@ study: .venv/ready
 	@echo "report: reports/emoji/report.html"
 
 test: .venv/ready-test
-	@python -m pytest -n 2 -m "not slow and not gpu"
+	@python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 lint: .venv/ready-test
 	ruff check .
@@ -24,9 +24,10 @@ report: .venv/ready
 bench: .venv/ready
 	@python benchmarks/startup.py
 
-# Torch comes first and pinned: a range would bring the newest CUDA build.
+# Torch comes first, at its pin: pip takes a CPU build where one is at hand (--find-links, an
+# index of the machine), else the ordinary build, which brings CUDA packages of several GB.
 .venv/ready: constraints.txt pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "installing the pinned packages (about 2 minutes)"
 	@python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	@python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .

@@ -95,7 +95,7 @@ CASES = {
         ["arms[0].factors.train.lr[1]: -1.0"],
     ),
     "unknown metric": (
-        _set(["analysis", "responses"], ["fid"]),
+        _set(["analysis"], {"factors": ["input"], "responses": ["fid"]}),
         ["analysis.responses: 'fid' is no metric", "fd_effnet"],
     ),
     "unknown factor": (
@@ -103,6 +103,34 @@ CASES = {
         ["analysis.factors[0]: 'inptu'", "input"],
     ),
     "missing base": (_set(["base"], "models/none"), ["base: ", "models/none"]),
+    "a typing error is no hub id": (
+        _set(["base"], "models/emoji-nuet"),
+        ["'models/emoji-nuet' is no folder"],
+    ),
+    "an endless name": (_set(["base"], "x" * 399), ["is no folder"]),
+    "missing judge": (_set(["judge"], "models/none"), ["judge: 'models/none'"]),
+    "missing images": (
+        _set(["tasks", 0], {"name": "a", "source": "folder", "path": "nowhere"}),
+        ["tasks[0]: ", "nowhere"],
+    ),
+    "key named like a type": (_set(["int"], 1), ["int: unknown key"]),
+    "key with brackets": (_set(["train", "a[b]"], 1), ["train.a[b]: unknown key"]),
+    "infinite": (_set(["train", "grad_clip"], float("inf")), ["train.grad_clip: inf"]),
+    "too few prompts": (_set(["sample", "prompts"], 3), ["sample.prompts: 3", "4"]),
+    "training of what trains nothing": (
+        _set(["arms", 2, "train"], {"lr": 0.1}),
+        ["arms[2].train: method 'none' trains nothing"],
+    ),
+    "setting and factor of training": (
+        _set(["arms", 1], {"method": "full", "train": {"lr": 0.1}, "factors": {"train.lr": [0.1]}}),
+        ["arms[1].train.lr: is also a factor"],
+    ),
+    "warm-up longer than training": (_set(["train", "warmup_steps"], 999), ["warmup_steps: 999"]),
+    "transform of nothing": (
+        _set(["analysis", "transform"], {"recall": "logit"}),
+        ["analysis.transform: 'recall'"],
+    ),
+    "name of the report's": (_set(["arms", 1, "name"], "best"), ["arms[1].name: 'best'"]),
     "path with a newline": (_set(["base"], "models\nx"), ["base: 'models\\nx'"]),
 }
 
@@ -152,6 +180,14 @@ def test_unreadable_file(tmp_path, capsys, content, expected):
     assert expected in error and str(path) in error and "Traceback" not in error
 
 
+def test_a_number_too_long_to_print_is_still_a_message(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(GOOD | {"seeds": "SEED"}).replace("SEED", f"[0x{'f' * 6000}]"))
+    assert main(["check", str(path)]) == 2
+    assert "seeds[0]" in capsys.readouterr().err
+
+
 def test_check_accepts_every_shipped_study(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for path in sorted((ROOT / "params").glob("*.yaml")):
@@ -181,7 +217,7 @@ _values = st.recursive(
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(key=st.sampled_from([*GOOD, "other"]), value=_values)
+@given(key=st.sampled_from(list(GOOD)) | st.text(max_size=12), value=_values)
 def test_any_value_anywhere_gives_messages_not_tracebacks(study, key, value):
     problems = study(_set([key], value))
     assert all(isinstance(p, str) and p for p in problems)

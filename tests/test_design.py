@@ -50,7 +50,11 @@ UNTOUCHED = {
         {"prepare", "reference", "train"},
     ),
     "title, question, analysis": (
-        {"title": "x", "question": "y", "analysis": GOOD["analysis"] | {"responses": ["clip_t"]}},
+        {
+            "title": "x",
+            "question": "y",
+            "analysis": {"factors": ["input"], "responses": ["clip_t"]},
+        },
         set(STAGES),
     ),
     "name of the study": ({"name": "other"}, set(STAGES)),

@@ -1,5 +1,6 @@
 """Atomic writes, canonical JSON, sidecars that catch every change."""
 
+import dataclasses
 import json
 import os
 import stat
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from fitspace import files
 from fitspace.design import Stage
 from fitspace.errors import UserError
-from fitspace.provenance import read_sidecar, write_sidecar
+from fitspace.provenance import read_sidecar, verified, write_sidecar
 
 
 def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path):
@@ -87,6 +88,16 @@ def test_every_change_is_found_and_named(stage, change, message):
     change(stage.folder)
     with pytest.raises(UserError, match=message):
         read_sidecar(stage.sidecar)
+
+
+def test_the_sidecar_of_another_run_is_refused(stage):
+    assert verified(stage)["key"] == stage.key
+    for other in (
+        dataclasses.replace(stage, key="4567"),
+        dataclasses.replace(stage, material={"stage": "train", "seed": 1}),
+    ):
+        with pytest.raises(UserError, match="is of key '0123'"):
+            verified(other)
 
 
 def test_an_honest_stage_passes_also_after_a_move(stage, tmp_path):

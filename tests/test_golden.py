@@ -77,7 +77,9 @@ STAGES = {f.__name__: f for f in (prepare, train, sample, evaluate)}
 def test_numbers_change_only_with_the_version(stage):
     golden = json.loads(GOLDEN.read_text())[stage]
     assert golden["version"] == VERSIONS[stage], "a new version: record its numbers"
-    assert [float(v) for v in STAGES[stage]()] == pytest.approx(golden["values"], rel=2e-3, abs=1e-5)
+    assert [float(v) for v in STAGES[stage]()] == pytest.approx(
+        golden["values"], rel=5e-4, abs=1e-5
+    )
 
 
 if __name__ == "__main__":

@@ -75,11 +75,11 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 
 
 def test_points_of_a_seed_see_the_same_noise_steps_and_data():
-    def batch(seed, step):
-        settings = tiny.SETTINGS
+    def batch(seed, step, **point):
+        settings = tiny.SETTINGS | point
         return training.make_batch(tiny.task(), tiny.scheduler(), 0.5, settings, seed, step)
 
-    again, other = batch(0, 3), batch(1, 3)
+    again, other = batch(0, 3, lr=0.5, ema=None, steps=99), batch(1, 3)
     for name in ("noisy", "t", "text", "target", "weight"):
         assert torch.equal(getattr(batch(0, 3), name), getattr(again, name))
     assert not torch.equal(again.noisy, other.noisy)

@@ -14,7 +14,6 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.xdist_group("workflow")
 
 
 def _study(**changes):

@@ -136,6 +136,9 @@ def _settings(pairs: list[str]) -> dict:
 
 
 def _base(arguments: argparse.Namespace) -> None:
+    from fitspace.imports import import_torchvision
+
+    import_torchvision()
     if arguments.part == "judge":
         from fitspace.bases import judge
 
@@ -162,6 +165,9 @@ def _load(path: Path):
 def _stage(arguments: argparse.Namespace) -> None:
     for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is imported
         os.environ.setdefault(f"{library}_NUM_THREADS", _threads())
+    from fitspace import provenance
+
+    provenance.snapshot()
     plan = _load(arguments.study)
     run = plan.run_of(arguments.stage, arguments.folder)
     from fitspace.imports import import_only_models
@@ -174,7 +180,10 @@ def _stage(arguments: argparse.Namespace) -> None:
 
 
 def _threads() -> str:
-    return os.environ.get("FITSPACE_THREADS", "1")
+    value = os.environ.get("FITSPACE_THREADS", "1")
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"FITSPACE_THREADS: {value!r}; allowed: a whole number from 1")
+    return value
 
 
 def _set_up_torch() -> None:

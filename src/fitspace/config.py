@@ -8,6 +8,8 @@ Schema in ``workflow/schemas`` is generated from these models.
 from __future__ import annotations
 
 import difflib
+import math
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,9 +31,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
 
 def _scalar(value: Any) -> Any:
     if not isinstance(value, str | int | float | bool):
-        raise ValueError(
-            f"{_short(value)} is not a single value; allowed: text, a number, or a bool"
-        )
+        raise ValueError(f"{_short(value)} is not a single value; allowed: text, number, bool")
     return value
 
 
@@ -44,8 +44,12 @@ Level = Annotated[
 PathText = Annotated[str, Field(min_length=1, max_length=400, pattern=r"^[^\x00-\x1f]+$")]
 
 
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = _brief.maxlong = 80
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Task(_Strict):
@@ -104,7 +108,9 @@ class TrainSettings(_Strict):
 class SampleSettings(_Strict):
     """How images are generated. Everything here is part of the sample key."""
 
-    prompts: int = Field(ge=2, description="Held-out captions to sample, one image each.")
+    prompts: int = Field(
+        ge=4, le=1_000_000, description="Held-out captions to sample, one image each."
+    )
     steps: int = Field(20, ge=1, le=1000, description="DPM-Solver++ steps.")
     guidance: float = Field(3.0, ge=1, description="Guidance scale; 1 turns guidance off.")
 
@@ -124,7 +130,7 @@ class Arm(_Strict):
     illegal_cells: Literal["error", "drop"] = Field(
         "error", description="What to do with crossed cells that the method cannot build."
     )
-    train: dict[str, Level] = Field(
+    train: dict[str, Level | None] = Field(
         default_factory=dict, description="Training settings that differ from the study's."
     )
 
@@ -163,7 +169,7 @@ class Study(_Strict):
     analysis: Analysis
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> Study:
+    def _parts_fit_together(self) -> Study:
         lists = {
             "seeds": list(self.seeds),
             "tasks": [t.name for t in self.tasks],
@@ -176,8 +182,24 @@ class Study(_Strict):
             for key, values in lists.items()
             for value in dict.fromkeys(v for v in values if values.count(v) > 1)
         ]
-        if repeated:
-            raise ValueError("; ".join(repeated))
+        wrong = repeated + [
+            f"analysis.transform: {name!r} is not among analysis.responses"
+            for name in self.analysis.transform
+            if name not in self.analysis.responses
+        ]
+        if self.train.warmup_steps > self.train.steps:
+            wrong.append(
+                f"train.warmup_steps: {self.train.warmup_steps}; allowed: at most train.steps"
+            )
+        reserved = ("target", "best", "worst")
+        wrong += [
+            f"arms[{i}].name: {arm.title!r} is a name of the report; allowed: any but "
+            f"{', '.join(reserved)}"
+            for i, arm in enumerate(self.arms)
+            if arm.title in reserved
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
 
@@ -215,10 +237,28 @@ def load_study(path: str | Path) -> Study:
     except ValidationError as error:
         problems += explain(error, Study)
         arms = _sound_arms(content)
-    problems += arm_problems(arms, content.get("base"), content.get("train"), study)
+    problems += arm_problems(arms, content.get("base"), study)
+    if study is not None:
+        problems += _missing_files(study)
     if problems:
         raise UserError(f"{path}: {p}" for p in problems)
     return study
+
+
+def _missing_files(study: Study) -> list[str]:
+    from fitspace import data, metrics
+
+    problems = []
+    try:
+        metrics.judge_files(study.judge)
+    except UserError as error:
+        problems += error.problems
+    for i, task in enumerate(study.tasks):
+        try:
+            data.identity(task)
+        except UserError as error:
+            problems += [f"tasks[{i}]: {p}" for p in error.problems]
+    return problems
 
 
 def _sound_arms(content: dict[str, Any]) -> list[tuple[int, Arm]]:
@@ -257,11 +297,13 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 def _explain_one(item: dict[str, Any], model: type[BaseModel]) -> str:
     parts = [p for p in item["loc"] if not _is_union_tag(p)]
-    key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts).lstrip(".")
+    key = _key(parts)
     kind, value = item["type"], item["input"]
     if kind == "missing":
         return f"{key}: missing; this key is required"
     if kind == "extra_forbidden":
+        parts = [*(p for p in item["loc"][:-1] if not _is_union_tag(p)), item["loc"][-1]]
+        key = _key(parts)
         allowed = sorted(_fields_at(model, parts[:-1]))
         near = difflib.get_close_matches(str(parts[-1]), allowed, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -273,6 +315,10 @@ def _explain_one(item: dict[str, Any], model: type[BaseModel]) -> str:
     if isinstance(value, str) and kind in ("float_type", "int_type") and _is_number(value):
         message += f" (YAML reads {value} as text; write {float(value)!r})"
     return f"{key}: {_short(value)}: {message}"
+
+
+def _key(parts: list[str | int]) -> str:
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts).lstrip(".")
 
 
 def _is_union_tag(part: str | int) -> bool:
@@ -296,15 +342,16 @@ def _fields_at(model: type[BaseModel], parts: list[str | int]) -> list[str]:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    try:
+        return _brief.repr(value)
+    except ValueError:  # an integer of thousands of digits has no decimal text
+        return f"a {type(value).__name__} too long to show"
 
 
 def schema() -> dict[str, Any]:

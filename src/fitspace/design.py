@@ -120,9 +120,7 @@ class Plan:
 # --- points -----------------------------------------------------------------------------
 
 
-def arm_problems(
-    arms: Iterable[tuple[int, Arm]], base: Any, train: Any, study: Study | None
-) -> list[str]:
+def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, study: Study | None) -> list[str]:
     """Everything wrong with the arms' levels and cells, and with what the analysis names."""
     problems: list[str] = []
     family = None
@@ -130,9 +128,11 @@ def arm_problems(
         try:
             family = bases.family(bases.resolve(base))
         except UserError as error:
-            problems += [f"base: {p}" for p in error.problems]
+            problems += error.problems
+    if family == "dit":
+        problems.append(f"base: {base!r} holds a DiT; allowed: a pipeline with a U-Net")
     for index, arm in arms:
-        problems += [f"arms[{index}].{p}" for p in _problems_of(arm, family, train)]
+        problems += [f"arms[{index}].{p}" for p in _problems_of(arm, family)]
     if study is not None and not problems:
         points, _ = _expand(study)
         columns = sorted({c for p in points for c in p.factors} | {"method", "arm"})
@@ -158,7 +158,7 @@ def arm_problems(
     return problems
 
 
-def _problems_of(arm: Arm, family: str | None, train: Any) -> list[str]:
+def _problems_of(arm: Arm, family: str | None) -> list[str]:
     if arm.method not in methods.METHODS:
         return [f"method: {arm.method!r} is no method; allowed: {', '.join(methods.METHODS)}"]
     method = methods.get(arm.method)
@@ -170,6 +170,11 @@ def _problems_of(arm: Arm, family: str | None, train: Any) -> list[str]:
             problems.append(f"settings.{key}: is also a factor of this arm; keep one of the two")
     for key, value in arm.train.items():
         problems += _level_problems(TrainSettings, f"train.{key}", key, value)
+        if f"train.{key}" in arm.factors:
+            problems.append(f"train.{key}: is also a factor of this arm; keep one of the two")
+    own_training = [*arm.train, *(f for f in arm.factors if f.startswith("train."))]
+    if own_training and not method.trains:
+        problems.append(f"train: method {arm.method!r} trains nothing; leave out {own_training}")
     for factor, levels in arm.factors.items():
         model, name = method.Settings, factor
         if factor.startswith("train."):

@@ -26,7 +26,8 @@ def describe(plan: Plan) -> dict[str, Any]:
             }
         )
     factors = study.analysis.factors
-    cells = [p.factors for p in plan.points if all(f in p.factors for f in factors)]
+    columns = [p.factors | {"arm": p.arm, "method": p.method} for p in plan.points]
+    cells = [c for c in columns if all(f in c for f in factors)]
     to_do = Counter(stage.name for stage in plan.stages.values() if not stage.sidecar.exists())
     return {
         "study": study.name,

@@ -74,8 +74,8 @@ def write_sidecar(
     )
 
 
-def read_sidecar(path: Path, verify: bool = True) -> dict[str, Any]:
-    """A sidecar's content; with ``verify``, after rehashing the artefacts that it names.
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """A sidecar's content, after rehashing the artefacts that it names.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def read_sidecar(path: Path, verify: bool = True) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a sidecar ({error}); delete its folder to redo it") from None
     problems = []
-    for output, expected, size in outputs if verify else []:
+    for output, expected, size in outputs:
         # The sidecar knows its files by name; the folder may stand elsewhere (a clone).
         file = path.parent / output.name
         if not file.exists():
@@ -102,6 +102,28 @@ def read_sidecar(path: Path, verify: bool = True) -> dict[str, Any]:
     if problems:
         raise UserError(problems)
     return sidecar
+
+
+def verified(stage: Stage) -> dict[str, Any]:
+    """The sidecar of a stage, after rehashing its artefacts and checking that it is its own.
+
+    Raises
+    ------
+    UserError : as :func:`read_sidecar`, or the sidecar of something else.
+    """
+    sidecar = read_sidecar(stage.sidecar)
+    if (sidecar.get("key"), sidecar.get("material")) != (stage.key, stage.material):
+        raise UserError(
+            f"{stage.sidecar}: is of key {sidecar.get('key')!r}, not {stage.key!r}; "
+            f"delete {stage.folder} to redo it"
+        )
+    return sidecar
+
+
+def snapshot() -> None:
+    """Remember the state of the code now, at the start, when it is what runs."""
+    source_digest()
+    _git()
 
 
 @cache
@@ -133,6 +155,7 @@ def source_digest() -> str:
     return digest({p.relative_to(root).as_posix(): sha256(p) for p in sorted(root.rglob("*.py"))})
 
 
+@cache
 def _git() -> dict[str, Any] | None:
     def run(*args: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *args]

@@ -13,17 +13,21 @@ from pathlib import Path
 
 from fitspace import bases, methods
 from fitspace.config import Study
-from fitspace.design import RESULTS, Run
+from fitspace.design import RESULTS, Run, Stage
 from fitspace.errors import UserError
 from fitspace.files import canonical, replacing, write_json, write_text
-from fitspace.provenance import now, read_sidecar, write_sidecar
+from fitspace.provenance import now, verified, write_sidecar
+
+SD_SCALING_FACTOR = 0.18215  # diffusers' default, for configurations older than the key
 
 
 def prepare(study: Study, run: Run) -> None:
     """Latents, text embeddings and manifest of the run's task."""
     from fitspace.data.prepare import prepare as prepare_task
+    from fitspace.data.prepare import read_manifest
 
     prepare_task(run.task, study.base, run.prepare)
+    _check_prompts(study, run, read_manifest(run.prepare)["prompts"])
 
 
 def reference(study: Study, run: Run) -> None:
@@ -31,7 +35,7 @@ def reference(study: Study, run: Run) -> None:
     from safetensors.torch import load_file, save_file
 
     from fitspace import metrics
-    from fitspace.data.prepare import held_out_index, read_manifest
+    from fitspace.data.prepare import read_manifest
 
     started, clock = now(), time.monotonic()
     inputs = _verified(run.prepare)
@@ -39,7 +43,7 @@ def reference(study: Study, run: Run) -> None:
     images = load_file(run.prepare.folder / "images.safetensors")["images"].numpy()
     prompts = manifest["prompts"]
     captions = [manifest["captions"][row] for row in prompts]
-    shown = images[held_out_index(manifest, len(prompts))]
+    shown = images[manifest["prompt_images"]]
     features = metrics.reference_features(shown, captions, captions, study.judge)
     path = run.reference.folder / "features.safetensors"
     with replacing(path) as temporary:
@@ -54,7 +58,7 @@ def train(study: Study, run: Run) -> None:
     Raises
     ------
     UserError : changed or missing inputs; a loss that is not finite any more
-        (:class:`fitspace.training.Diverged`), whose history is kept for the ledger.
+        (:class:`fitspace.training.Diverged`).
     """
     import torch
 
@@ -68,15 +72,15 @@ def train(study: Study, run: Run) -> None:
     inputs = _verified(run.prepare)
     base = bases.resolve(study.base)
     model = bases.load_denoiser(base).to(device())
+    total = _count(model.parameters())
     attachment = methods.attach(model, point.method, point.settings, run.seed)
     checkpoint = RESULTS / ".resume" / stage.folder.name / "checkpoint.safetensors"
-    frozen = _count(p for p in model.parameters() if not p.requires_grad)
     result = training.fit(
         model,
         attachment.trainable,
         load(run.prepare),
         bases.load_scheduler(base),
-        bases.config(base, "vae")["scaling_factor"],
+        bases.config(base, "vae").get("scaling_factor", SD_SCALING_FACTOR),
         point.train,
         run.seed,
         checkpoint,
@@ -96,15 +100,14 @@ def train(study: Study, run: Run) -> None:
         for step, loss in enumerate(result.losses)
     )
     write_text(history, "\n".join(["step,loss,lr", *rows]) + "\n")
-    trainable = _count(attachment.trainable.values())
     write_sidecar(
         stage,
         inputs=inputs,
         outputs=[adapter, history],
         started=started,
         facts={
-            "trainable": trainable,
-            "total": trainable + frozen,
+            "trainable": _count(attachment.trainable.values()),
+            "total": total,
             "trainables": {n: list(p.shape) for n, p in attachment.trainable.items()},
             "final_loss": sum(result.losses[-20:]) / len(result.losses[-20:]),
             "train_seconds": round(result.seconds, 3),
@@ -127,15 +130,14 @@ def sample(study: Study, run: Run) -> None:
     inputs = _verified(run.prepare)
     base = bases.resolve(study.base)
     model = bases.load_denoiser(base).to(device())
+    cost = None
     if run.train is not None:
         inputs += _verified(run.train)
+        cost = verified(run.train)["facts"]
+        del cost["trainables"]
         methods.load(model, run.train.folder / "adapter.safetensors")
     task = load(run.prepare)
-    if settings.prompts > len(task.prompts):
-        raise UserError(
-            f"sample.prompts: {settings.prompts}: task {run.task.name!r} has only "
-            f"{len(task.prompts)} held-out captions; allowed: 2 to {len(task.prompts)}"
-        )
+    _check_prompts(study, run, task.prompts)
     clock = time.monotonic()
     images = sampling.generate(
         model,
@@ -160,7 +162,7 @@ def sample(study: Study, run: Run) -> None:
         inputs=inputs,
         outputs=[samples, sheet],
         started=started,
-        facts={"images": len(images), "sample_seconds": seconds},
+        facts={"images": len(images), "sample_seconds": seconds, "train": cost},
     )
 
 
@@ -178,16 +180,13 @@ def evaluate(study: Study, run: Run) -> None:
     path = run.evaluate.folder / "metrics.json"
     write_json(path, values)
     # What the run cost travels with its metrics: a table needs no upstream file.
-    upstream = {"train": {}, "sample": read_sidecar(run.sample.sidecar, verify=False)["facts"]}
-    if run.train is not None and run.train.sidecar.exists():
-        upstream["train"] = read_sidecar(run.train.sidecar, verify=False)["facts"]
-        upstream["train"].pop("trainables")
+    cost = verified(run.sample)["facts"]
     write_sidecar(
         run.evaluate,
         inputs=inputs,
         outputs=[path],
         started=started,
-        facts={"seconds": _seconds(clock), **upstream},
+        facts={"seconds": _seconds(clock), "sample": cost},
     )
 
 
@@ -219,8 +218,16 @@ def peak_memory_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
-def _verified(stage) -> list[Path]:
-    sidecar = read_sidecar(stage.sidecar)
+def _check_prompts(study: Study, run: Run, prompts: list[int]) -> None:
+    if study.sample.prompts > len(prompts):
+        raise UserError(
+            f"sample.prompts: {study.sample.prompts}: task {run.task.name!r} has only "
+            f"{len(prompts)} held-out captions; allowed: 4 to {len(prompts)}"
+        )
+
+
+def _verified(stage: Stage) -> list[Path]:
+    sidecar = verified(stage)
     return [stage.sidecar, *(stage.folder / Path(o["path"]).name for o in sidecar["outputs"])]
 
 

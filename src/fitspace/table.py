@@ -15,19 +15,15 @@ from typing import Any
 from fitspace.design import Plan, Run
 from fitspace.errors import UserError
 from fitspace.files import write_json, write_text
-from fitspace.provenance import read_sidecar
+from fitspace.provenance import verified
 
 REPORTS = Path("reports")
 GALLERY_IMAGES = 24
 _COST = ("trainable", "total", "final_loss", "train_seconds", "peak_memory_mb", "sample_seconds")
 
 
-def collect(plan: Plan, allow_missing: bool = False) -> list[dict[str, Any]]:
+def collect(plan: Plan) -> list[dict[str, Any]]:
     """One tidy row per planned run, in the plan's order, every artefact's hash verified.
-
-    Parameters
-    ----------
-    allow_missing : keep runs without metrics as rows of status ``missing``.
 
     Raises
     ------
@@ -38,10 +34,7 @@ def collect(plan: Plan, allow_missing: bool = False) -> list[dict[str, Any]]:
         try:
             rows.append(_row(plan, run))
         except UserError as error:
-            if allow_missing and not run.evaluate.sidecar.exists():
-                rows.append(_identity(plan, run) | {"status": "missing"})
-            else:
-                problems += error.problems
+            problems += error.problems
     if problems:
         raise UserError(problems)
     return rows
@@ -62,10 +55,10 @@ def _identity(plan: Plan, run: Run) -> dict[str, Any]:
 
 
 def _row(plan: Plan, run: Run) -> dict[str, Any]:
-    facts = read_sidecar(run.evaluate.sidecar)["facts"]
+    facts = verified(run.evaluate)["facts"]
     metrics = json.loads((run.evaluate.folder / "metrics.json").read_text(encoding="utf-8"))
     # The evaluate sidecar carries the cost of what came before it: metrics pulled alone do.
-    upstream = {"trainable": 0} | facts["train"] | facts["sample"]
+    upstream = facts["sample"] | (facts["sample"]["train"] or {"trainable": 0})
     cost = {name: upstream[name] for name in _COST if name in upstream}
     if cost.get("total"):
         cost["trainable_percent"] = 100 * cost["trainable"] / cost["total"]
@@ -125,6 +118,9 @@ def write_gallery(plan: Plan, rows: list[dict[str, Any]], folder: Path) -> None:
         runs = {role: by_name[name] for role, name in shown.items()}
         entries += _task_gallery(plan, task, runs, folder)
     write_json(folder / "gallery.json", entries)
+    listed = {folder / entry["file"] for entry in entries}
+    for strip in set((folder / "gallery").rglob("*.png")) - listed:
+        strip.unlink()
 
 
 def _shown_already(folder: Path, names: set[str]) -> bool:
@@ -139,19 +135,19 @@ def _shown_already(folder: Path, names: set[str]) -> bool:
 def _task_gallery(plan: Plan, task: str, runs: dict[str, Run], folder: Path) -> list[dict]:
     from safetensors.numpy import load_file
 
-    from fitspace.data.prepare import held_out_index, read_manifest
+    from fitspace.data.prepare import read_manifest
 
     prepared = next(iter(runs.values())).prepare
     manifest = read_manifest(prepared)
     count = min(GALLERY_IMAGES, plan.study.sample.prompts)
     captions = [manifest["captions"][row] for row in manifest["prompts"][:count]]
     targets = load_file(prepared.folder / "images.safetensors")["images"]
-    strips = {"target": targets[held_out_index(manifest, count)]}
+    strips = {"target": targets[manifest["prompt_images"][:count]]}
     for role, run in runs.items():
         strips[role] = load_file(run.sample.folder / "samples.safetensors")["images"][:count]
     entries = []
     for role, images in strips.items():
-        file = f"gallery/{task}-{role}.png"
+        file = f"gallery/{task}/{role}.png"
         _write_strip(images, folder / file)
         run = runs.get(role)
         entries.append(

@@ -31,7 +31,7 @@ CHECKPOINT_SECONDS = 20.0
 
 
 class Diverged(UserError):
-    """The loss is not a number any more; the run is marked failed and never averaged."""
+    """The loss is not a finite number any more: the run stops and leaves no adapter."""
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ class LogHandler(LogHandlerBase):
 
     def emit(self, record: LogRecord) -> None:
         event = getattr(record, "event", None)
+        if event == LogEvent.JOB_ERROR:
+            self.running.pop(getattr(record, "jobid", None), None)
         if self.common_settings.dryrun or record.levelno >= WARNING:
             self._print(self.format(record))
         elif event == LogEvent.RUN_INFO:

@@ -47,8 +47,13 @@ def resolve(ref: str | Path) -> Path:
     UserError : neither, or a folder that lacks something; a hub id without copy or network.
     """
     folder = Path(ref)
-    if not folder.is_dir():
-        if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(ref)):
+    try:
+        found = folder.is_dir()
+    except OSError:  # a name longer than file systems allow
+        found = False
+    if not found:
+        local = folder.parent != Path() and folder.parent.is_dir()
+        if local or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(ref)):
             raise UserError(
                 f"base: {str(ref)!r} is no folder; allowed: the folder of a diffusers pipeline "
                 "(it holds model_index.json), or a hub id such as org/name"

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from fitspace import bases, metrics, rng, sampling, training
 from fitspace.bases import autoencoder
 from fitspace.config import Task
-from fitspace.data import openmoji, prepare
-from fitspace.design import Stage
+from fitspace.data import identity, openmoji, prepare
+from fitspace.design import VERSIONS, Stage
 from fitspace.files import canonical, digest, replacing, sha256, write_json, write_text
 
 SIZE, TOKENS, SEED = 32, 16, 0
@@ -130,7 +130,12 @@ def build_unet(out: Path, work: Path = WORK) -> None:
 
 
 def _source_stage(out: Path, work: Path) -> Stage:
-    material = {"vae": sha256(out / "vae" / "diffusion_pytorch_model.safetensors")}
+    material = {
+        "vae": sha256(out / "vae" / "diffusion_pytorch_model.safetensors"),
+        "source": identity(SOURCE),
+        "text": TEXT_PACKAGE,
+        "version": VERSIONS["prepare"],
+    }
     key = digest(material)[:12]
     return Stage("prepare", work / f"source~{key}", key, material)
 
@@ -184,7 +189,7 @@ def write_card(out: Path, work: Path = WORK) -> None:
     images = {name: _sample(out, data, chosen) for name, chosen in rows.items()}
     held_out = load_file(stage.folder / "images.safetensors")["images"].numpy()
     captions = [manifest["captions"][row] for row in data.prompts]
-    real = held_out[prepare.held_out_index(manifest, len(captions))]
+    real = held_out[manifest["prompt_images"]]
     features = metrics.reference_features(real, captions, captions, JUDGE)
     for name, chosen in rows.items():
         labels = [manifest["captions"][row] for row in chosen[:48]]

@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from fitspace import bases, rng
 from fitspace.config import Task
-from fitspace.data import load_examples
+from fitspace.data import identity, load_examples
 from fitspace.data.examples import Example
 from fitspace.design import Stage
 from fitspace.files import digest, replacing, write_json
-from fitspace.provenance import now, read_sidecar, write_sidecar
+from fitspace.provenance import now, verified, write_sidecar
 
 BATCH = 64
 
@@ -40,7 +40,8 @@ class PreparedTask:
     captions : int64, shape (n,): row of each example's caption in ``embeddings``.
     groups : training examples' indices by group, drawn as one item each.
     embeddings : float32, shape (m, tokens, dim); row 0 is the empty caption.
-    prompts : rows of ``embeddings`` of the held-out captions, in a fixed shuffled order.
+    prompts : rows of ``embeddings`` of the held-out captions, in a fixed shuffled order; the
+        manifest's ``prompt_images`` are the rows of ``images.safetensors`` that show them.
     """
 
     mean: torch.Tensor
@@ -74,9 +75,10 @@ def prepare(task: Task, base: str, stage: Stage) -> None:
         "text": {"embeddings": embeddings.half()},
         "images": {"images": torch.from_numpy(np.stack([e.image for e in held_out]))},
     }
+    shown = _prompt_images(held_out)
     manifest = {
         "task": task.name,
-        "source": task.model_dump(exclude_none=True),
+        "source": identity(task),
         "attribution": attribution,
         "image_size": size,
         "captions": captions,
@@ -91,7 +93,8 @@ def prepare(task: Task, base: str, stage: Stage) -> None:
             for e in found
         ],
         "notes": notes,
-        "prompts": _prompts(held_out, rows),
+        "prompts": [rows[held_out[i].caption] for i in shown],
+        "prompt_images": shown,
     }
     manifest["digest"] = digest(manifest)
     for name, tensors in files.items():
@@ -114,18 +117,11 @@ def prepare(task: Task, base: str, stage: Stage) -> None:
     )
 
 
-def _prompts(held_out: Sequence[Example], rows: dict[str, int]) -> list[int]:
-    """One caption per held-out group (its first by name), shuffled once and for all."""
-    first = {e.group: rows[e.caption] for e in reversed(held_out)}
-    prompts = [first[g] for g in sorted(first)]
-    return [prompts[i] for i in rng.generator(0, "prompts").permutation(len(prompts))]
-
-
-def held_out_index(manifest: dict, count: int) -> list[int]:
-    """Rows of ``images.safetensors`` that show the first ``count`` prompts' subjects."""
-    held_out = [e for e in manifest["examples"] if e["split"] == "test"]
-    where = {e["caption"]: i for i, e in reversed(list(enumerate(held_out)))}
-    return [where[row] for row in manifest["prompts"][:count]]
+def _prompt_images(held_out: Sequence[Example]) -> list[int]:
+    """Which held-out images are asked for: the first of each group, shuffled once for all."""
+    first = {e.group: i for i, e in reversed(list(enumerate(held_out)))}
+    chosen = [first[group] for group in sorted(first)]
+    return [chosen[i] for i in rng.generator(0, "prompts").permutation(len(chosen))]
 
 
 @torch.no_grad()
@@ -159,7 +155,7 @@ def read_manifest(stage: Stage) -> dict:
 
 def load(stage: Stage) -> PreparedTask:
     """Read a prepared task after verifying its files against its sidecar."""
-    read_sidecar(stage.sidecar)
+    verified(stage)
     manifest = read_manifest(stage)
     training = [e for e in manifest["examples"] if e["split"] == "train"]
     groups: dict[str, list[int]] = {}
