@@ -16,7 +16,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from tqdm import tqdm
 
 # Seconds a job of a rule takes before any was seen; only their ratios matter for long.
-EXPECTED = {"prepare": 30, "reference": 10, "train": 20, "sample": 15, "evaluate": 8, "report": 10}
+EXPECTED = {"prepare": 25, "reference": 7, "train": 13, "sample": 11, "evaluate": 6, "report": 6}
 # Where nobody watches a terminal, a line now and then.
 QUIET_SECONDS = 15.0
 _NOT_JOBS = ("study", "all", "prepared", "trained", "sampled", "evaluated", "base", "total")

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from fitspace import bases, metrics, rng, sampling, training
@@ -200,7 +201,7 @@ def write_card(out: Path, work: Path = WORK) -> None:
         prompts=len(captions),
         sampled=metrics.evaluate(images["held-out"], features, JUDGE),
         real=metrics.evaluate(real, features, JUDGE),
-        reconstruction=_reconstruction(out),
+        **_reconstruction(out),
     )
     write_text(out / "README.md", card)
 
@@ -217,16 +218,26 @@ def _sample(out: Path, data: prepare.PreparedTask, rows: list[int]) -> np.ndarra
     )
 
 
-def _reconstruction(out: Path) -> dict[str, float]:
-    """Mean squared error, pixels in [-1, 1], of each style's held-out emoji through the codec."""
+def _reconstruction(out: Path) -> dict[str, Any]:
+    """What the autoencoder keeps of held-out emoji.
+
+    ``errors``: mean squared error of each style, pixels in [-1, 1]. ``red_green``: share of
+    the variance of red minus green, over 4×4 patches of the source style, that survives.
+    ``channels``: latent channels whose posterior is narrower than half the prior.
+    """
     vae, errors = bases.load_vae(out), {}
     for style in openmoji.STYLES:
         images = np.stack([e.image for e in openmoji.examples(style, SIZE) if e.split == "test"])
         pixels = bases.to_model(images)
         with torch.no_grad():
-            decoded = vae.decode(vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
+            posterior = vae.encode(pixels).latent_dist
+            decoded = vae.decode(posterior.mean).sample.clamp(-1, 1)
         errors[style] = (decoded - pixels).square().mean().item()
-    return errors
+        if style == openmoji.SOURCE_STYLE:
+            truth, kept = (F.avg_pool2d(x[:, :1] - x[:, 1:2], 4) for x in (pixels, decoded))
+            red_green = 1 - ((kept - truth).square().mean() / truth.var()).item()
+            channels = int((posterior.std.mean((0, 2, 3)) < 0.5).sum())
+    return {"errors": errors, "red_green": red_green, "channels": channels}
 
 
 def _draw_sheet(images: np.ndarray, captions: list[str], path: Path) -> None:
