@@ -142,14 +142,14 @@ def write_gallery(
         if row["method"] == "adapter":
             first[row["task"], "worst"] = row
     entries = []
-    (folder / "gallery").mkdir(parents=True, exist_ok=True)
     random_pixels = np.random.default_rng(3)
     for task in dict.fromkeys(row["task"] for row in table):
         for role in ("target", "best", "worst", "full", "none"):
             if role != "target" and (task, role) not in first:
                 continue
             row = first.get((task, role))
-            file = f"gallery/{task}-{role}.png"
+            file = f"gallery/{task}/{role}.png"
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shape = (size, size * len(captions), 3)
             pixels = random_pixels.integers(0, 255, shape, dtype=np.uint8)
             if strips is not None:

@@ -244,7 +244,7 @@ def test_a_prompt_with_several_images_is_paired_with_their_mean(images, judge):
 
 
 BAD_SAMPLES = {
-    "too many": (lambda x: torch.cat([x, x]), "samples: 24; allowed: one for each of the 12"),
+    "too many": (lambda x: np.concatenate([x, x]), "samples: 24; allowed: one for each of the 12"),
     "too few": (lambda x: x[:3], "samples: 3, fewer than the 4"),
     "floats": (lambda x: x / 255, r"samples: torch.float64 of shape \(12, 32, 32, 3\)"),
     "channels first": (lambda x: x.transpose(0, 3, 1, 2), r"shape \(12, 3, 32, 32\), not uint8"),

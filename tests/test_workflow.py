@@ -225,6 +225,6 @@ def test_too_many_prompts_is_one_clear_message(project):
     try:
         done = _snakemake(project)
         text = done.stdout + done.stderr
-        assert done.returncode != 0 and "sample.prompts: 7" in text and "2 to 6" in text
+        assert done.returncode != 0 and "sample.prompts: 7" in text and "4 to 6" in text
     finally:
         _write(project, _study())

@@ -40,8 +40,8 @@ def import_only_models() -> None:
     """For a process that needs diffusers' models and schedulers, but no pipeline.
 
     Their import pulls in transformers, peft and torchvision, for features that a training or
-    sampling job never uses: half of its start-up (2.0 s against 4.3 s, measured on one core).
-    To be called before diffusers is imported, in a process of its own.
+    sampling job never uses: a sixth of its start-up (docs/performance.md). To be called before
+    diffusers is imported, in a process of its own.
     """
     global _only_models
     import diffusers.utils.import_utils as available

@@ -27,6 +27,7 @@ class Strip:
     run: str | None
     point: str | None
     path: Path
+    file: str  # as gallery.json has it, from the report's folder
     size: int
     captions: list[str]
     attribution: str
@@ -132,6 +133,7 @@ def _strips(folder: Path) -> tuple[list[Strip], list[str]]:
                 run=entry["run"],
                 point=entry["point"],
                 path=path,
+                file=entry["file"],
                 size=int(entry["size"]),
                 captions=[str(caption) for caption in entry["captions"]],
                 attribution=str(entry["attribution"]),
