@@ -118,6 +118,7 @@ def test_training_factor_becomes_part_of_the_point():
     arms = [{"method": "full", "factors": {"train.lr": [1.0e-4, 1.0e-3]}}]
     p = plan(arms=arms, analysis=GOOD["analysis"] | {"factors": ["train.lr"]})
     assert [x.train["lr"] for x in p.points] == [1e-4, 1e-3]
+    assert [x.name for x in p.points] == ["full.lr0.0001", "full.lr0.001"]
     assert len({r.train.key for r in p.runs if r.seed == 0}) == 2
 
 

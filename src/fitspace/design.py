@@ -45,6 +45,12 @@ class Point:
     train: dict[str, Any] | None
     slug: str
 
+    @property
+    def name(self) -> str:
+        """The slug, and the levels of training factors, which it has not: unique in a study."""
+        own = [f"{k[6:]}{v}" for k, v in self.factors.items() if k.startswith("train.")]
+        return ".".join([self.slug, *own])
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -150,10 +156,10 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, study: Study | None
                 for name in named
                 if name not in STUDY_RESPONSES
             ]
-        slugs = [(p.slug, str(p.train)) for p in points]
+        names = [(p.name, str(p.train)) for p in points]
         problems += [
-            f"arms: the point {slug!r} stands {slugs.count((slug, t))} times; each must be unique"
-            for slug, t in dict.fromkeys(s for s in slugs if slugs.count(s) > 1)
+            f"arms: the point {name!r} stands {names.count((name, t))} times; each must be unique"
+            for name, t in dict.fromkeys(n for n in names if names.count(n) > 1)
         ]
     return problems
 

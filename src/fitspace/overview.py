@@ -18,7 +18,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         count = counting.count(study.base, point.method, point.settings)
         points.append(
             {
-                "point": point.slug,
+                "point": point.name,
                 "arm": point.arm,
                 "factors": point.factors,
                 "trainable": count["trainable"],

@@ -44,7 +44,7 @@ def _identity(plan: Plan, run: Run) -> dict[str, Any]:
     factors = list(dict.fromkeys(f for point in plan.points for f in point.factors))
     return {
         "run": run.name,
-        "point": run.point.slug,
+        "point": run.point.name,
         "arm": run.point.arm,
         "method": run.point.method,
         "task": run.task.name,
@@ -155,7 +155,7 @@ def _task_gallery(plan: Plan, task: str, runs: dict[str, Run], folder: Path) -> 
                 "task": task,
                 "role": role,
                 "run": run.name if run else None,
-                "point": run.point.slug if run else None,
+                "point": run.point.name if run else None,
                 "file": file,
                 "size": int(images.shape[1]),
                 "captions": captions,
@@ -194,7 +194,7 @@ def _telling(plan: Plan, rows: list[dict[str, Any]], task: str) -> dict[str, str
 def write_design(plan: Plan, path: Path) -> None:
     """The design beside the table: points, planned runs and cells left out with their reason."""
     points = [
-        {"point": p.slug, "arm": p.arm, "method": p.method, "factors": p.factors,
+        {"point": p.name, "arm": p.arm, "method": p.method, "factors": p.factors,
          "settings": p.settings, "train": p.train}
         for p in plan.points
     ]  # fmt: skip

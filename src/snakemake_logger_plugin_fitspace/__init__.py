@@ -51,6 +51,7 @@ class LogHandler(LogHandlerBase):
         self.spent: dict[str, list[float]] = {}
         self.bar: tqdm | None = None
         self.said = 0.0
+        self.abreast = 1  # most jobs seen at once
 
     def emit(self, record: LogRecord) -> None:
         event = getattr(record, "event", None)
@@ -63,6 +64,7 @@ class LogHandler(LogHandlerBase):
         elif event == LogEvent.JOB_INFO:
             label = next(iter(getattr(record, "wildcards", {}).values()), "")
             self.running[record.jobid] = (record.rule_name, label, time.monotonic())
+            self.abreast = max(self.abreast, len(self.running))
             self._show()
         elif event == LogEvent.JOB_FINISHED:
             self._finish(record.job_id)
@@ -103,7 +105,7 @@ class LogHandler(LogHandlerBase):
         self._show()
 
     def _seconds_left(self) -> float:
-        """Jobs to come times their rule's mean so far, over how many run at once."""
+        """Jobs to come times their rule's mean so far, over how many run abreast."""
         seen = sum(EXPECTED.get(r, 60) * len(s) for r, s in self.spent.items())
         pace = sum(map(sum, self.spent.values())) / seen if seen else 1.0
         total = 0.0
@@ -112,7 +114,7 @@ class LogHandler(LogHandlerBase):
             total += count * (sum(spent) / len(spent) if spent else EXPECTED.get(rule, 60) * pace)
         now = time.monotonic()
         total -= sum(now - since for _, _, since in self.running.values())
-        return max(0.0, total / max(1, len(self.running)))
+        return max(0.0, total / self.abreast)
 
     def _show(self) -> None:
         left = tqdm.format_interval(self._seconds_left())
