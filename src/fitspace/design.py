@@ -27,7 +27,6 @@ from fitspace.files import digest
 VERSIONS = {"prepare": 1, "reference": 1, "train": 1, "sample": 1, "evaluate": 1}
 KEY_LENGTH = 12
 RESULTS = Path("results")
-STUDY_RESPONSES = metrics.NAMES
 
 
 @dataclass(frozen=True)
@@ -152,9 +151,9 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, study: Study | None
             ("transform", list(study.analysis.transform)),
         ):
             problems += [
-                f"analysis.{key}: {name!r} is no metric; allowed: {', '.join(STUDY_RESPONSES)}"
+                f"analysis.{key}: {name!r} is no metric; allowed: {', '.join(metrics.NAMES)}"
                 for name in named
-                if name not in STUDY_RESPONSES
+                if name not in metrics.NAMES
             ]
         names = [(p.name, str(p.train)) for p in points]
         problems += [

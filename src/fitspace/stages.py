@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from fitspace import bases, methods
 from fitspace.config import Study
@@ -38,7 +39,7 @@ def reference(study: Study, run: Run) -> None:
     from fitspace.data.prepare import read_manifest
 
     started, clock = now(), time.monotonic()
-    inputs = _verified(run.prepare)
+    inputs, _ = _verified(run.prepare)
     manifest = read_manifest(run.prepare)
     images = load_file(run.prepare.folder / "images.safetensors")["images"].numpy()
     prompts = manifest["prompts"]
@@ -69,7 +70,7 @@ def train(study: Study, run: Run) -> None:
     stage, point = run.train, run.point
     if stage is None:
         raise UserError(f"train: {run.name!r} is of method {point.method!r}: nothing to train")
-    inputs = _verified(run.prepare)
+    inputs, _ = _verified(run.prepare)
     base = bases.resolve(study.base)
     model = bases.load_denoiser(base).to(device())
     total = _count(model.parameters())
@@ -127,13 +128,13 @@ def sample(study: Study, run: Run) -> None:
 
     started = now()
     stage, settings = run.sample, study.sample
-    inputs = _verified(run.prepare)
+    inputs, _ = _verified(run.prepare)
     base = bases.resolve(study.base)
     model = bases.load_denoiser(base).to(device())
     cost = None
     if run.train is not None:
-        inputs += _verified(run.train)
-        cost = verified(run.train)["facts"]
+        files, cost = _verified(run.train)
+        inputs += files
         del cost["trainables"]
         methods.load(model, run.train.folder / "adapter.safetensors")
     task = load(run.prepare)
@@ -173,14 +174,14 @@ def evaluate(study: Study, run: Run) -> None:
     from fitspace import metrics
 
     started, clock = now(), time.monotonic()
-    inputs = _verified(run.sample) + _verified(run.reference)
+    inputs, cost = _verified(run.sample)
+    inputs += _verified(run.reference)[0]
     images = load_file(run.sample.folder / "samples.safetensors")["images"].numpy()
     features = load_file(run.reference.folder / "features.safetensors")
     values = metrics.evaluate(images, features, study.judge)
     path = run.evaluate.folder / "metrics.json"
     write_json(path, values)
     # What the run cost travels with its metrics: a table needs no upstream file.
-    cost = verified(run.sample)["facts"]
     write_sidecar(
         run.evaluate,
         inputs=inputs,
@@ -226,9 +227,11 @@ def _check_prompts(study: Study, run: Run, prompts: list[int]) -> None:
         )
 
 
-def _verified(stage: Stage) -> list[Path]:
+def _verified(stage: Stage) -> tuple[list[Path], dict[str, Any]]:
+    """A stage's files and the facts of its sidecar, rehashed once."""
     sidecar = verified(stage)
-    return [stage.sidecar, *(stage.folder / Path(o["path"]).name for o in sidecar["outputs"])]
+    files = [stage.sidecar, *(stage.folder / Path(o["path"]).name for o in sidecar["outputs"])]
+    return files, sidecar["facts"]
 
 
 def _count(parameters) -> int:
