@@ -134,8 +134,6 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, study: Study | None
             family = bases.family(bases.resolve(base))
         except UserError as error:
             problems += error.problems
-    if family == "dit":
-        problems.append(f"base: {base!r} holds a DiT; allowed: a pipeline with a U-Net")
     for index, arm in arms:
         problems += [f"arms[{index}].{p}" for p in _problems_of(arm, family)]
     if study is not None and not problems:
@@ -200,7 +198,7 @@ def _problems_of(arm: Arm, family: str | None) -> list[str]:
         return problems
     built, illegal = 0, []
     for factors in _cells(arm):
-        why = method.problems(_settings(arm, factors), family)
+        why = methods.problems(arm.method, _settings(arm, factors), family)
         built += not why
         if arm.illegal_cells == "error" or arm.factors == {}:
             where = ", ".join(f"{k}={v}" for k, v in factors.items())
@@ -241,7 +239,7 @@ def _expand(study: Study) -> tuple[list[Point], list[str]]:
         method = methods.get(arm.method)
         for factors in _cells(arm):
             settings = _settings(arm, factors)
-            why = method.problems(settings, family)
+            why = methods.problems(arm.method, settings, family)
             if why:
                 where = ", ".join(f"{k}={v}" for k, v in factors.items())
                 dropped.append(f"{arm.title} ({where}): {why[0]}")
@@ -259,7 +257,7 @@ def _expand(study: Study) -> tuple[list[Point], list[str]]:
                     arm.title,
                     arm.method,
                     factors,
-                    settings.model_dump(),
+                    settings.resolved(family),
                     train,
                     _slug(settings, arm),
                 )

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -238,7 +238,7 @@ def load_denoiser(folder: Path, dtype: str = "float32") -> nn.Module:
     """
     component = _denoiser(folder)
     model = _load(folder, component, DENOISERS[component][1], dtype)
-    _share_embedders(model)
+    share_embedders(model)
     return model
 
 
@@ -275,7 +275,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _share_embedders(model: nn.Module) -> None:
+def share_embedders(model: nn.Module) -> None:
     """Give all blocks of a DiT the first one's time and class embedder, as its authors do."""
     import torch
 
@@ -289,6 +289,43 @@ def _share_embedders(model: nn.Module) -> None:
             if not value.is_meta and not torch.equal(value, own[name]):
                 raise UserError(f"transformer_blocks.{i}.norm1.emb.{name}: differs between blocks")
         block.norm1.emb = first
+
+
+def class_table(model: nn.Module) -> tuple[str, torch.nn.Parameter]:
+    """Name and values of a DiT's shared class embeddings: (classes + 1, dim), last row: none."""
+    name = "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"
+    return name, model.get_parameter(name)
+
+
+def own_classes(model: nn.Module) -> int | None:
+    """How many classes :func:`new_classes` gave a DiT; None where they are the base's."""
+    return getattr(model, "_fitspace_classes", None)
+
+
+def new_classes(model: nn.Module, count: int, seed: int) -> Callable[[], None]:
+    """Give a DiT a new class table for ``count`` classes; returns what undoes it.
+
+    Rows are drawn from a normal distribution of standard deviation 0.02, as DiT's authors do.
+    """
+    import torch
+
+    from fitspace import rng
+
+    share_embedders(model)
+    embedder = model.transformer_blocks[0].norm1.emb.class_embedder
+    old, before, own = embedder.embedding_table, embedder.num_classes, own_classes(model)
+    name, values = class_table(model)
+    draw = rng.generator(seed, f"init/{name}")
+    rows = draw.standard_normal((count + 1, values.shape[1]), dtype="float32") * 0.02
+    table = torch.from_numpy(rows).to(values.device, values.dtype)
+    embedder.embedding_table = torch.nn.Embedding.from_pretrained(table, freeze=True)
+    embedder.num_classes, model._fitspace_classes = count, count
+
+    def undo() -> None:
+        embedder.embedding_table, embedder.num_classes = old, before
+        model._fitspace_classes = own
+
+    return undo
 
 
 def load_scheduler(folder: Path) -> Any:
@@ -404,5 +441,5 @@ def from_config(name: str) -> nn.Module:
     kind = next(k for _, k in DENOISERS.values() if k == settings["_class_name"])
     with torch.device("meta"):
         model = getattr(diffusers, kind).from_config(settings)
-    _share_embedders(model)
+    share_embedders(model)
     return model.requires_grad_(False).eval()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from fitspace import bases
 from fitspace.errors import UserError
 from fitspace.files import canonical, replacing
 from fitspace.methods import adapter, full, none
@@ -56,6 +57,15 @@ def validated(method: str, settings: MethodSettings | dict[str, Any]) -> MethodS
         raise UserError(f"{method}.{p}" for p in explain(error, model)) from None
 
 
+def problems(method: str, settings: MethodSettings, family: str) -> list[str]:
+    """Why a method cannot be built so on a family of denoisers; empty when it can."""
+    foreign = sorted(settings.model_fields_set & settings.foreign(family))
+    return [
+        f"{name}: has no meaning on a base of the family {family!r}; leave it out"
+        for name in foreign
+    ] + get(method).problems(settings, family)
+
+
 def attach(
     model: nn.Module, method: str, settings: MethodSettings | dict[str, Any], seed: int
 ) -> Attachment:
@@ -73,17 +83,38 @@ def attach(
     family = FAMILIES.get(type(model).__name__)
     if family is None:
         raise UserError(f"model: {type(model).__name__}; allowed: {', '.join(FAMILIES)}")
-    if problems := get(method).problems(settings, family):
-        raise UserError(problems)
+    if found := problems(method, settings, family):
+        raise UserError(found)
     if carried := getattr(model, "_fitspace_method", None):
         raise UserError(f"model: carries the method {carried!r} already; remove() it first")
     model.requires_grad_(False)
+    if family == "dit":
+        bases.share_embedders(model)
     attachment = get(method).attach(model, settings, seed)
     attachment.method, attachment.settings = method, settings
+    if family == "dit" and getattr(settings, "class_embedding", False):
+        _train_class_table(attachment)
     for parameter in attachment.trainable.values():
         parameter.requires_grad_(True)
     model._fitspace_method = method
     return attachment
+
+
+def _train_class_table(attachment: Attachment) -> None:
+    """Add the DiT's table of class embeddings to the trainables; undone with the method."""
+    import torch
+
+    name, table = bases.class_table(attachment.model)
+    base, undo = table.detach().clone(), attachment.undo
+
+    def undo_both() -> None:
+        undo()
+        if not base.is_meta:
+            with torch.no_grad():
+                table.copy_(base)
+
+    attachment.undo = undo_both
+    attachment.trainable = dict(sorted((attachment.trainable | {name: table}).items()))
 
 
 def save(attachment: Attachment, path: str | Path, metadata: dict[str, str]) -> None:
@@ -95,9 +126,11 @@ def save(attachment: Attachment, path: str | Path, metadata: dict[str, str]) -> 
 
     facts = {
         "method": attachment.method,
-        "settings": attachment.settings.model_dump(),
+        "settings": attachment.settings.resolved(FAMILIES[type(attachment.model).__name__]),
         "metadata": metadata,
     }
+    if classes := bases.own_classes(attachment.model):
+        facts["classes"] = classes
     tensors = {n: p.detach().cpu().contiguous() for n, p in attachment.trainable.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={_METADATA: canonical(facts)})
@@ -121,15 +154,20 @@ def load(model: nn.Module, path: str | Path) -> Attachment:
             facts = json.loads(file.metadata()[_METADATA])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         method, settings, metadata = facts["method"], facts["settings"], facts["metadata"]
+        classes = facts.get("classes")
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise UserError(f"{path}: not an adapter written by fitspace ({error!r})") from None
+    restore = bases.new_classes(model, classes, seed=0) if classes else lambda: None
     try:
         attachment = attach(model, method, settings, seed=0)
     except UserError as error:
+        restore()
         raise UserError(f"{path}: {p}" for p in error.problems) from None
-    if problems := _differences(tensors, attachment.trainable):
+    undo = attachment.undo
+    attachment.undo = lambda: (undo(), restore())[0]
+    if found := _differences(tensors, attachment.trainable):
         attachment.remove()
-        raise UserError(f"{path}: {p}" for p in problems)
+        raise UserError(f"{path}: {p}" for p in found)
     with torch.no_grad():
         for name, parameter in attachment.trainable.items():
             parameter.copy_(tensors[name])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from fitspace.methods.attachment import Attachment, MethodSettings
+from fitspace.methods.attachment import Attachment, PartialSettings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +34,7 @@ _ORDERS = {
 }  # fmt: skip
 
 
-class Settings(MethodSettings):
+class Settings(PartialSettings):
     """An adapter: from where to where, how wide, and how it starts."""
 
     input: Input = Field(description="Position whose tensor the adapter reads.")

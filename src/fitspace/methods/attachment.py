@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from fitspace.errors import UserError
 
@@ -18,6 +18,27 @@ class MethodSettings(BaseModel):
     """Settings of a method: strict, closed and frozen, as they are part of a run's key."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def foreign(cls, family: str) -> set[str]:
+        """The fields that have no meaning on this family of denoisers."""
+        extras = {n: f.json_schema_extra or {} for n, f in cls.model_fields.items()}
+        return {n for n, extra in extras.items() if extra.get("family", family) != family}
+
+    def resolved(self, family: str) -> dict[str, Any]:
+        """Every setting that has a meaning on this family, defaults included."""
+        return self.model_dump(exclude=self.foreign(family))
+
+
+class PartialSettings(MethodSettings):
+    """Settings of a method that leaves most of the base frozen."""
+
+    class_embedding: bool = Field(
+        True,
+        description="Also train the table of class embeddings; only with a DiT base. Where the "
+        "task has classes of its own the table is new, and has to be trained.",
+        json_schema_extra={"family": "dit"},
+    )
 
 
 @dataclass
@@ -31,6 +52,7 @@ class Attachment:
     identity_at_start : whether the model computes what the base does before any training.
     undo : puts the base back.
     fold : writes the change into the base's weights, then detaches; None: not linear.
+    dropouts : the method's own dropout layers, at work during training only.
     method, settings : what was attached; set by :func:`fitspace.methods.attach`.
     metadata : what was saved beside the parameters, for an attachment that was loaded.
     """
@@ -40,6 +62,7 @@ class Attachment:
     identity_at_start: bool
     undo: Callable[[], None]
     fold: Callable[[], None] | None = None
+    dropouts: list[nn.Module] = field(default_factory=list)
     method: str = ""
     settings: MethodSettings | None = None
     metadata: dict[str, str] = field(default_factory=dict)
