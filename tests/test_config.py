@@ -76,6 +76,10 @@ CASES = {
         _set([*ADAPTER, "illegal_cells"], "error"),
         ["arms[0].factors (input=SA_out, output=SA_in)", "precedes", "allowed outputs"],
     ),
+    "setting of another family": (
+        _set([*ADAPTER, "settings", "class_embedding"], True),
+        ["arms[0].factors: every cell is illegal", "class_embedding: has no meaning", "'unet'"],
+    ),
     "setting and factor": (
         _set([*ADAPTER, "settings", "input"], "CA_in"),
         ["arms[0].settings.input: is also a factor"],
@@ -113,6 +117,55 @@ CASES = {
         _set(["tasks", 0], {"name": "a", "source": "folder", "path": "nowhere"}),
         ["tasks[0]: ", "nowhere"],
     ),
+    "hub task without a data set": (
+        _set(["tasks", 0], {"name": "a", "source": "hub"}),
+        ["tasks[0]: source: hub needs the key 'dataset'"],
+    ),
+    "no hub id": (
+        _set(["tasks", 0], {"name": "a", "source": "hub", "dataset": "images"}),
+        ["tasks[0].dataset: 'images'"],
+    ),
+    "folder outside the data set": (
+        _set(["tasks", 0], {"name": "a", "source": "hub", "dataset": "a/b", "folder": "../c"}),
+        ["tasks[0]: folder: '../c'; allowed: a plain path inside the data set"],
+    ),
+    "folder of no data set": (
+        _set(["tasks", 0, "folder"], "a"),
+        ["tasks[0]: source: openmoji does not take the key 'folder'"],
+    ),
+    "judge that is no hub id": (_set(["judge"], "hf-hub:x"), ["judge: 'hf-hub:x'", "org/name"]),
+    "unknown base on the hub": (
+        _set(["base"], "org/name"),
+        ["base: 'org/name' is not on this machine", "known without a copy: CompVis/"],
+    ),
+    "budget and width": (
+        _set([*ADAPTER, "match_trainable"], 10_000),
+        ["arms[0].settings.width: match_trainable sets it; keep one of the two"],
+    ),
+    "budget and width as a factor": (
+        _set(
+            ["arms", 1],
+            {"method": "lora", "match_trainable": 10_000, "factors": {"rank": [1, 2]}},
+        ),
+        ["arms[1].factors.rank: match_trainable sets it"],
+    ),
+    "budget of a method without a width": (
+        _set(["arms", 1, "match_trainable"], 10_000),
+        ["arms[1].match_trainable: method 'full' has no width; allowed with: adapter, "],
+    ),
+    "budget that cannot be met": (
+        _set(
+            ["arms", 1],
+            {
+                "method": "adapter",
+                "match_trainable": 1,
+                "settings": {"input": "CA_out"},
+                "factors": {"output": ["FFN_in"]},
+            },
+        ),
+        ["arms[1].factors (output=FFN_in): match_trainable: 1: the nearest are ", " (width 1);"],
+    ),
+    "budget of nothing": (_set(["arms", 1, "match_trainable"], 0), ["arms[1].match_trainable: 0"]),
     "key named like a type": (_set(["int"], 1), ["int: unknown key"]),
     "key with brackets": (_set(["train", "a[b]"], 1), ["train.a[b]: unknown key"]),
     "infinite": (_set(["train", "grad_clip"], float("inf")), ["train.grad_clip: inf"]),

@@ -56,6 +56,76 @@ def test_condition():
     assert trainable(("CA_c", "CA_c"), 60)["trainable"] == 1_487_808
 
 
+# DiT-XL/2: 28 blocks, 1152 wide, 101 classes and the empty one.
+CLASS_TABLE = 102 * 1152
+BOTTLENECKS = 28 * (2 * 1152 * 64 + 64 + 1152)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("adaptformer", {}),
+        ("adaptformer", {"form": "sequential"}),
+        *(
+            ("adapter", {"input": source, "output": target, "width": 64})
+            for source, target in adapter.legal_cells("dit")
+        ),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "-".join(map(str, given.values())),
+)
+def test_bottlenecks_on_a_dit(method, settings):
+    """AdaptFormer of the table of 2304.06648: 4.28 M; adapters of its width hold as many."""
+    found = count("dit-xl", method, settings)
+    assert found["trainable"] == 4_280_320 == BOTTLENECKS + CLASS_TABLE
+    alone = count("dit-xl", method, {**settings, "class_embedding": False})
+    assert alone["trainable"] == 4_162_816 == BOTTLENECKS
+
+
+def test_adaptformer_on_a_unet():
+    # 16 blocks whose dimensions sum to 12,480: as the adapters of this width.
+    assert count("sd15", "adaptformer", {})["trainable"] == 24_976 * 64 + 12_480
+
+
+@pytest.mark.parametrize("prompts", [1, 10, 50])
+def test_prompts(prompts):
+    """2304.06648's 2.81 M is the final layer and the class table; every prompt comes on top."""
+    final_layer = (1152 * 2304 + 2304) + (1152 * 32 + 32)
+    assert final_layer + CLASS_TABLE == 2_810_912
+    found = count("dit-xl", "vpt", {"prompts": prompts})["trainable"]
+    assert found == 2_810_912 + 28 * 1152 * prompts
+    assert count("dit-xl", "vpt", {})["trainable"] == 2_843_168
+    alone = count("dit-xl", "vpt", {"prompts": prompts, "final_layer": False})["trainable"]
+    assert alone == CLASS_TABLE + 28 * 1152 * prompts
+
+
+# A block's biases: modulation 6 D; q, k, v, projection; MLP 4 D and D. Then time, final, patches.
+BIASES = 28 * 15 * 1152 + 2 * 1152 + (2 * 1152 + 32) + 1152
+FACTORS = 14 * 6 * 1152
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "expected", "by_hand"),
+    [
+        ("bitfit", {}, 607_136, BIASES + CLASS_TABLE),
+        ("bitfit", {"class_embedding": False}, 489_632, BIASES),
+        ("difffit", {}, 832_928, BIASES + CLASS_TABLE + FACTORS + 28 * 4 * 1152),
+        ("difffit", {"norms": False}, 703_904, BIASES + CLASS_TABLE + FACTORS),
+        ("difffit", {"norms": False, "biases": False}, 214_272, CLASS_TABLE + FACTORS),
+        ("difffit", {"share": 1.0}, 929_696, 832_928 + FACTORS),
+        ("difffit", {"blocks": "last"}, 832_928, 832_928),
+        ("difffit", {"gamma": "branch"}, 768_416, 832_928 - 14 * 4 * 1152),
+        ("difffit", {"gamma": "none"}, 736_160, 832_928 - FACTORS),
+        ("difffit", {"gamma": "none", "biases": False}, 246_528, CLASS_TABLE + 28 * 4 * 1152),
+    ],
+    ids=lambda given: "-".join(map(str, given.values())) if isinstance(given, dict) else str(given),
+)
+def test_bitfit_and_difffit_on_a_dit(method, settings, expected, by_hand):
+    """2304.06648's table: BitFit .61 M; DiffFit .83 M, which is .12 % of full fine-tuning."""
+    found = count("dit-xl", method, settings)
+    assert found["trainable"] == expected == by_hand
+    assert found["total"] == 673_799_072
+
+
 # Channels of the U-Net's 22 ResNet blocks, from the architecture: 2 a level down, 2 in the
 # middle, 3 a level up, where each reads the skip connection of the way down as well.
 IN = [320, 320, 320, 640, 640, 1280, 1280, 1280, 1280, 1280,
@@ -82,6 +152,26 @@ def test_resnet_positions(cell, width, expected, sides):
     assert 3.22e6 < expected < 3.33e6
 
 
+def test_bitfit_and_difffit_on_a_unet():
+    resnets = sum(a + 4 * b + (b if a != b else 0) for a, b in zip(IN, OUT, strict=True))
+    # A transformer's norm and projections, its block's three norms, two projections, GEGLU.
+    transformers = (3 + 3 + 2 + 8 + 1) * 12_480
+    resampling = (320 + 640 + 1280) + (1280 + 1280 + 640)
+    biases = resnets + transformers + resampling + 2 * 1280 + 320 + (320 + 4)
+    assert count("sd15", "bitfit", {})["trainable"] == 343_684 == biases
+    # The first 8 blocks: 6 on the way down, the middle one, one of the way up.
+    widths = 2 * (320 + 640 + 1280) + 1280 + 1280
+    branches = count("sd15", "difffit", {"gamma": "branch", "norms": False})["trainable"]
+    assert branches == biases + 3 * widths
+    both = count("sd15", "difffit", {"norms": False})["trainable"]
+    assert both == 421_124 == biases + 11 * widths
+    # The biases of the norms are among the biases; their weights are as many.
+    norms = count("sd15", "difffit", {"gamma": "none", "biases": False})["trainable"]
+    weights = sum(a + b for a, b in zip(IN, OUT, strict=True)) + 4 * 12_480 + 320
+    assert norms == 2 * weights
+    assert count("sd15", "difffit", {})["trainable"] == 521_284 == both + weights
+
+
 def test_embedded_base_is_the_one_that_was_trained():
     path = Path(__file__).parents[1] / "models/emoji-unet/unet/config.json"
     if not path.exists():
@@ -106,9 +196,10 @@ def test_meta_models_hold_no_memory():
         (("sd15", "lorra", {}), "lorra"),
         (("sd15", "adapter", {"input": "FFN_out", "output": "SA_in"}), "precedes"),
         (("sd15", "full", {"width": 3}), "width: unknown key"),
-        (("dit-xl", "adapter", {"input": "SA_in", "output": "SA_in"}), "U-Net"),
+        (("dit-xl", "adapter", {"input": "SA_in", "output": "CA_in"}), "no cross-attention"),
+        (("sd15", "vpt", {}), "convolutions"),
     ],
-    ids=["base", "method", "cell", "setting", "family"],
+    ids=["base", "method", "cell", "setting", "position", "family"],
 )
 def test_errors(given, problem):
     with pytest.raises(UserError, match=problem):

@@ -224,6 +224,45 @@ def test_jsonl_captions_may_hold_unicode_line_separators(tmp_path):
     assert found[0].caption == "x y"
 
 
+CAT, THREE, DIRTY = rows("a.png", "b.png", "c.png")
+LABELLED = {
+    "metadata.csv": "file_name,text,split,label\n"
+    "a.png,x,train,cat\nb.png,x,train,3\nc.png,x,test, cat\u200b\n",
+    "metadata.jsonl": lines(
+        CAT | {"label": "cat"}, THREE | {"label": 3}, DIRTY | {"label": " cat\u200b"}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_a_label_is_the_category_beside_the_caption(tmp_path, name):
+    found, notes = examples(build(tmp_path, LABELLED[name], name=name), 4)
+    assert [e.category for e in found] == ["cat", "3", "cat"] and all(e.caption for e in found)
+    assert notes == [
+        "c.png: label: control or zero-width characters removed",
+        "c.png: label: white space collapsed",
+    ]
+
+
+@pytest.mark.parametrize("empty", ["", None], ids=["empty", "null"])
+def test_images_without_a_label_are_noted_where_others_have_one(tmp_path, empty):
+    a, b, c = rows("a.png", "b.png", "c.png")
+    content = lines(a | {"label": "cat"}, b, c | {"label": empty})
+    found, notes = examples(build(tmp_path, content), 4)
+    assert [e.category for e in found] == ["cat", "", ""]
+    assert notes == [
+        "metadata.jsonl: no label, so that the caption is the class: 'b.png', 'c.png' (2 in all)"
+    ]
+
+
+def test_a_label_is_part_of_the_digest(tmp_path):
+    a, b, c = rows("a.png", "b.png", "c.png")
+    digests = set()
+    for label in ("cat", "dog"):
+        digests.add(content_digest(build(tmp_path, lines(a | {"label": label}, b, c))))
+    assert len(digests) == 2
+
+
 def test_unused_columns_and_hidden_files(tmp_path):
     base = build(tmp_path, lines(*rows("a.png", "b.png", "c.png", width=3, url="")))
     build(base, None, {"._a.png": b"x", ".cache/x.png": b"x", "__MACOSX/a.png": b"x"}, name=None)
@@ -271,6 +310,9 @@ BAD_JSONL = {
     "surrogate-name": (named("\udc80.png"), {}, ["jsonl:4", "'\\udc80.png'", "Unicode text"]),
     "surrogate-group": (third(group="\udc80"), {}, ["jsonl:3", "group '\\udc80'"]),
     "number-group": (third(group=3), {}, ["jsonl:3", "group 3", "Unicode text"]),
+    "blank-label": (third(label=" \n"), {}, ["jsonl:3", "label ' \\n'", "empty", "visible text"]),
+    "list-label": (third(label=["cat"]), {}, ["jsonl:3", "label ['cat']", "Unicode text"]),
+    "true-label": (third(label=True), {}, ["jsonl:3", "label True", "Unicode text"]),
     "empty-text": (third(text=""), {}, ["jsonl:3", "text ''", "empty", "visible text"]),
     "blank-text": (third(text=" \n\u200b"), {}, ["jsonl:3", "\\u200b'", "empty"]),
     "joiner-text": (third(text="\u200d"), {}, ["jsonl:3", "'\\u200d'", "empty"]),
@@ -922,7 +964,7 @@ NAMES = st.sampled_from(
 )
 VALUES = NAMES | st.text(max_size=8) | st.none() | st.integers() | st.floats() | st.booleans()
 RECORDS = st.dictionaries(
-    st.sampled_from(["file_name", "text", "caption", "split", "group", "x"]), VALUES
+    st.sampled_from(["file_name", "text", "caption", "split", "group", "label", "x"]), VALUES
 )
 JSON_LINES = st.lists(
     (RECORDS | VALUES | st.lists(VALUES)).map(json.dumps) | st.text(max_size=20)

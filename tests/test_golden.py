@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,15 @@ def _drawings():
     return rows, np.stack([openmoji.render(row[3], "blueprint", 32) for row in rows])
 
 
+def prior() -> list[float]:
+    """Pixels of three class images of the embedded base."""
+    from fitspace.data.dreambooth import class_images
+    from fitspace.design import PRIOR_STEPS
+
+    asked = {"prompt": "person", "images": 3, "steps": PRIOR_STEPS, "guidance": 3.0}
+    return [float(image.mean()) for image in class_images(BASE, asked, "cpu")]
+
+
 def prepare() -> list[float]:
     """Latents and text embeddings of ten drawings."""
     from fitspace.data.prepare import encode_captions, encode_images
@@ -38,12 +48,17 @@ def prepare() -> list[float]:
 
 
 def train() -> list[float]:
-    """Losses and parameters of a tiny run."""
+    """Losses and parameters of a tiny run; time steps and noise of class examples."""
     import tiny
 
+    from fitspace import training
+
+    subject = replace(tiny.task(), prior=[7, 8, 9], prior_weight=0.5)
+    batch = training.make_batch(subject, tiny.scheduler(), 0.5, tiny.SETTINGS, 0, 3)
     with tempfile.TemporaryDirectory() as folder:
         result = tiny.fit(Path(folder) / "c.safetensors")
-    return [*result.losses[::4], *(v.abs().sum() for v in list(result.parameters.values())[:4])]
+    parameters = [v.abs().sum() for v in list(result.parameters.values())[:4]]
+    return [*result.losses[::4], *parameters, *batch.t[4:], *batch.noise[4:, 0, 0, 0]]
 
 
 def sample() -> list[float]:
@@ -70,7 +85,7 @@ def evaluate() -> list[float]:
     return list(metrics.evaluate(images[:, :, ::-1].copy(), features, judge).values())
 
 
-STAGES = {f.__name__: f for f in (prepare, train, sample, evaluate)}
+STAGES = {f.__name__: f for f in (prior, prepare, train, sample, evaluate)}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -6,13 +6,15 @@ import copy
 import hashlib
 import subprocess
 import sys
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from tiny import tiny_dit
 
-from fitspace import methods
+from fitspace import bases, methods
 from fitspace.errors import UserError
 from fitspace.imports import import_torchvision
 from fitspace.methods import adapter
@@ -20,12 +22,81 @@ from fitspace.methods import adapter
 import_torchvision()
 from diffusers import (  # noqa: E402
     DDPMScheduler,
-    DiTTransformer2DModel,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
 from diffusers.models.attention import BasicTransformerBlock  # noqa: E402
 from diffusers.models.resnet import ResnetBlock2D  # noqa: E402
+
+
+class Case(NamedTuple):
+    """A method in one form on one family of denoisers, and what it promises."""
+
+    family: str
+    method: str
+    settings: dict[str, Any] = {}
+    identity: bool = True  # before any training the model computes what the base does
+    merges: bool = True  # what it learnt can be folded into the base's weights
+
+
+# Every method in its forms, by family: a method gets its rows here, and its tests with them.
+CASES = [
+    Case("unet", "adapter", {"input": "CA_out", "output": "FFN_in", "width": 3}, merges=False),
+    Case(
+        "unet", "adapter",
+        {"input": "Res_in", "output": "Res_out", "width": 2, "init": "default", "scale": 0.5},
+        identity=False, merges=False,
+    ),
+    Case("unet", "bitfit"),
+    Case("unet", "difffit"),
+    Case("unet", "difffit", {"gamma": "branch", "blocks": "last", "share": 0.2}),
+    Case("unet", "difffit", {"gamma": "none", "norms": True, "biases": False}),
+    Case("unet", "adaptformer", {"width": 3}, merges=False),
+    Case("unet", "adaptformer", {"form": "sequential", "width": 3}, merges=False),
+    Case("unet", "lora"),
+    Case("unet", "lora", {"rank": 2, "alpha": 3, "rslora": True, "target": "attention+ff"}),
+    Case("unet", "lora", {"rank": 2, "dora": True, "fused": True}),
+    Case("unet", "loha", {"rank": 2}),
+    Case("unet", "lokr"),
+    Case("unet", "lokr", {"rank": 1, "factor": 2, "target": "attention"}),
+    Case("unet", "ia3"),
+    Case("unet", "oft", {"block_size": 4}),
+    Case("unet", "full"),
+    Case("unet", "none"),
+    Case("dit", "bitfit"),
+    Case("dit", "bitfit", {"class_embedding": False}),
+    Case("dit", "difffit"),
+    Case("dit", "difffit", {"gamma": "branch", "share": 1.0, "norms": False}),
+    Case("dit", "difffit", {"gamma": "all", "blocks": "last", "norms": False, "biases": False}),
+    Case("dit", "difffit", {"gamma": "none", "biases": False, "class_embedding": False}),
+    Case("dit", "adapter", {"input": "SA_out", "output": "FFN_in", "width": 3}, merges=False),
+    Case(
+        "dit", "adapter",
+        {"input": "FFN_out", "output": "Trans_out", "width": 2, "init": "default", "scale": 0.5},
+        identity=False, merges=False,
+    ),
+    Case("dit", "adaptformer", {"width": 3}, merges=False),
+    Case("dit", "adaptformer", {"form": "sequential", "width": 3}, merges=False),
+    Case("dit", "lora"),
+    Case("dit", "lora", {"rank": 2, "dora": True, "target": "attention"}),
+    Case("dit", "lora", {"fused": True, "class_embedding": False}),
+    Case("dit", "loha", {"rank": 2}),
+    Case("dit", "lokr", {"rank": 1}),
+    Case("dit", "ia3"),
+    Case("dit", "oft", {"block_size": 4}),
+    Case("dit", "full"),
+    Case("dit", "none"),
+    Case("dit", "vpt", {"prompts": 3}, identity=False, merges=False),
+    Case(
+        "dit", "vpt", {"final_layer": False, "class_embedding": False},
+        identity=False, merges=False,
+    ),
+]  # fmt: skip
+# Method and family that do not go together.
+REFUSED = [("vpt", "unet")]
+every_case = pytest.mark.parametrize(
+    "case", CASES, ids=lambda c: "-".join([c.family, c.method, *map(str, c.settings.values())])
+)
 
 # The cells of the paper's released configurations (2303.18181).
 RELEASED = {
@@ -67,6 +138,11 @@ def _unet():
     ).eval()
 
 
+@pytest.fixture(scope="module")
+def _dit():
+    return tiny_dit()
+
+
 @pytest.fixture
 def unet(_unet):
     return copy.deepcopy(_unet)
@@ -77,13 +153,6 @@ def batch():
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 4, 8, 8, generator=generator)
     return x, torch.tensor([3, 700]), torch.randn(2, 5, 12, generator=generator)
-
-
-def tiny_dit():
-    return DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, num_layers=2, sample_size=8,
-        num_embeds_ada_norm=3, norm_num_groups=4,
-    )  # fmt: skip
 
 
 def run(model, batch):
@@ -389,7 +458,7 @@ def test_protocol(name):
 
 
 def test_unknown_method_names_the_allowed():
-    with pytest.raises(UserError, match="adapter, full, none"):
+    with pytest.raises(UserError, match="allowed: adapter, adaptformer, "):
         methods.get("lorra")
 
 
@@ -404,43 +473,148 @@ def test_checking_needs_no_torch():
     assert done.stdout.strip() == "[]"
 
 
-def test_full_trains_everything_and_gives_the_base_back(_unet, unet, batch):
-    attachment = methods.attach(unet, "full", {}, seed=0)
-    assert set(attachment.trainable) == {n for n, _ in unet.named_parameters()}
-    assert all(p.requires_grad for p in unet.parameters())
-    optimizer = torch.optim.AdamW(attachment.trainable.values(), lr=0.01)
-    unet(*batch).sample.square().mean().backward()
-    optimizer.step()
-    assert not torch.equal(run(unet, batch), run(_unet, batch))
+@pytest.fixture
+def base(case, _unet, _dit):
+    return _dit if case.family == "dit" else _unet
+
+
+@pytest.fixture
+def inputs(case, batch):
+    """Latents, time steps and the condition: text (2, 5, 12), or the second and the empty class."""
+    return batch if case.family == "unet" else (*batch[:2], torch.tensor([1, 3]))
+
+
+@pytest.fixture
+def attachment(case, base):
+    return methods.attach(copy.deepcopy(base), case.method, case.settings, seed=0)
+
+
+def train(attachment, inputs, steps=3):
+    """AdamW on the output's mean square; which parameters had a gradient other than zero."""
+    reached = set()
+    if not attachment.trainable:
+        return reached
+    optimizer = torch.optim.AdamW(attachment.trainable.values(), lr=0.02)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        attachment.model(*inputs).sample.square().mean().backward()
+        gradients = {n: p.grad for n, p in attachment.model.named_parameters() if p.requires_grad}
+        reached |= {n for n, gradient in gradients.items() if gradient.any()}
+        optimizer.step()
+    return reached
+
+
+def test_every_method_has_a_case_on_every_family():
+    cases = {(case.method, case.family) for case in CASES}
+    assert cases.isdisjoint(REFUSED)
+    assert cases | set(REFUSED) == {
+        (m, f) for m in methods.METHODS for f in bases.FAMILIES.values()
+    }
+
+
+@pytest.mark.parametrize(("method", "family"), REFUSED)
+def test_methods_and_families_that_do_not_go_together(method, family):
+    assert methods.problems(method, methods.get(method).Settings(), family)
+
+
+@every_case
+def test_identity_at_start(case, base, inputs, attachment):
+    assert attachment.identity_at_start == case.identity
+    change = (run(attachment.model, inputs) - run(base, inputs)).abs().max()
+    assert change <= 1e-6 if case.identity else change > 1e-3
+
+
+@every_case
+def test_training_reaches_exactly_the_trainables(case, base, inputs, attachment):
+    parameters = dict(attachment.model.named_parameters())
+    assert {n for n, p in parameters.items() if p.requires_grad} == set(attachment.trainable)
+    assert all(attachment.trainable[n] is parameters[n] for n in attachment.trainable)
+    frozen = attachment.model.state_dict(keep_vars=True)
+    frozen = {n: t for n, t in frozen.items() if not t.requires_grad}
+    before = state_digest(frozen)
+    # Two steps: behind a layer that starts at zero nothing has a gradient in the first. What is
+    # added to every key alike leaves the softmax as it is: its gradient is rounding.
+    reached = train(attachment, inputs, steps=2)
+    assert {n for n in attachment.trainable if n not in reached} <= {
+        n for n in attachment.trainable if n.endswith("to_k.bias")
+    }
+    train(attachment, inputs, steps=1)
+    assert state_digest(frozen) == before
+    change = (run(attachment.model, inputs) - run(base, inputs)).abs().max()
+    assert change > 1e-3 if methods.get(case.method).trains else change == 0
+
+
+@every_case
+def test_remove_gives_the_base_back(base, inputs, attachment):
+    train(attachment, inputs)
     attachment.remove()
-    assert state_digest(unet.state_dict()) == state_digest(_unet.state_dict())
+    assert_base(attachment.model, base)
+    assert state_digest(attachment.model.state_dict()) == state_digest(base.state_dict())
+    assert torch.equal(run(attachment.model, inputs), run(base, inputs))
+    methods.attach(attachment.model, "none", {}, seed=0)
 
 
-def test_full_counts_shared_parameters_once():
-    dit = tiny_dit()
-    dit.transformer_blocks[1].norm1.emb = dit.transformer_blocks[0].norm1.emb
-    trainable = methods.attach(dit, "full", {}, seed=0).trainable
-    assert len({id(p) for p in trainable.values()}) == len(trainable)
-    assert len(trainable) == len(list(dit.parameters()))
+def assert_base(model, base):
+    """The base's modules and parameters, frozen, without hooks."""
+    modules = [(name, type(module)) for name, module in model.named_modules()]
+    assert modules == [(name, type(module)) for name, module in base.named_modules()]
+    assert list(model.state_dict()) == list(base.state_dict())
+    assert not any(p.requires_grad for p in model.parameters())
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
 
 
-def test_none_changes_nothing(_unet, unet, batch):
-    attachment = methods.attach(unet, "none", {}, seed=0)
-    assert attachment.trainable == {}
-    assert torch.equal(run(unet, batch), run(_unet, batch))
-
-
-def test_merge_keeps_full_and_refuses_adapters(unet, batch):
-    attachment = methods.attach(unet, "full", {}, seed=0)
-    with torch.no_grad():
-        attachment.trainable["conv_out.bias"].add_(1)
-    changed = run(unet, batch)
-    attachment.merge()
-    assert torch.equal(run(unet, batch), changed)
-    assert not any(p.requires_grad for p in unet.parameters())
-    attachment = methods.attach(unet, "adapter", settings(("CA_out", "FFN_in")), seed=0)
-    with pytest.raises(UserError, match="adapter: cannot be merged"):
+@every_case
+def test_merge(case, base, inputs, attachment):
+    train(attachment, inputs)
+    learnt = run(attachment.model, inputs)
+    if case.merges:
         attachment.merge()
+        assert_base(attachment.model, base)
+    else:
+        with pytest.raises(UserError, match=f"{case.method}: cannot be merged"):
+            attachment.merge()
+    torch.testing.assert_close(run(attachment.model, inputs), learnt, rtol=0, atol=1e-5)
+
+
+@every_case
+def test_load_restores_the_function(case, base, inputs, attachment, tmp_path):
+    train(attachment, inputs)
+    path = tmp_path / "adapter.safetensors"
+    methods.save(attachment, path, {"base": "0123"})
+    fresh = copy.deepcopy(base)
+    loaded = methods.load(fresh, path)
+    assert torch.equal(run(fresh, inputs), run(attachment.model, inputs))
+    assert (loaded.method, loaded.metadata) == (case.method, {"base": "0123"})
+    assert loaded.settings.resolved(case.family) == attachment.settings.resolved(case.family)
+    loaded.remove()
+    assert state_digest(fresh.state_dict()) == state_digest(base.state_dict())
+
+
+@every_case
+def test_shapes_are_known_without_weights(case, base, attachment):
+    with torch.device("meta"):
+        empty = type(base).from_config(base.config)
+    shapes = {n: p.shape for n, p in attachment.trainable.items()}
+    found = methods.attach(empty, case.method, case.settings, seed=0).trainable
+    assert {n: p.shape for n, p in found.items()} == shapes
+    assert all(p.is_meta for p in found.values())
+
+
+@every_case
+def test_half_precision_base(case, base, inputs):
+    model = copy.deepcopy(base).bfloat16()
+    methods.attach(model, case.method, case.settings, seed=0)
+    latents, times, condition = inputs
+    if condition.is_floating_point():
+        condition = condition.bfloat16()
+    assert run(model, (latents.bfloat16(), times, condition)).dtype == torch.bfloat16
+
+
+def test_full_trains_everything_once():
+    dit = tiny_dit()
+    trainable = methods.attach(dit, "full", {}, seed=0).trainable
+    assert set(trainable) == {n for n, _ in dit.named_parameters()}
+    assert len({id(p) for p in trainable.values()}) == len(trainable)
 
 
 def test_one_method_at_a_time(unet):
@@ -451,16 +625,7 @@ def test_one_method_at_a_time(unet):
     methods.attach(unet, "full", {}, seed=0)
 
 
-@pytest.mark.parametrize("method", ["full", "none"])
-def test_methods_on_a_dit(method):
-    dit = tiny_dit()
-    attachment = methods.attach(dit, method, {}, seed=0)
-    assert len(attachment.trainable) == (len(list(dit.parameters())) if method == "full" else 0)
-
-
-def test_positions_are_a_unets():
-    with pytest.raises(UserError, match="U-Net"):
-        methods.attach(tiny_dit(), "adapter", settings(("SA_in", "SA_in")), seed=0)
+def test_models_of_other_families_are_refused():
     with pytest.raises(UserError, match=r"Linear.*allowed: UNet2DConditionModel"):
         methods.attach(torch.nn.Linear(1, 1), "full", {}, seed=0)
 
@@ -494,24 +659,6 @@ def test_equal_content_gives_equal_bytes(trained, tmp_path):
         again = tmp_path / f"{i}.safetensors"
         methods.save(attachment, again, {"seed": "0", "run": "r", "base": "0123"})
         assert again.read_bytes() == path.read_bytes()
-
-
-@pytest.mark.parametrize("method", ["adapter", "full"])
-def test_load_restores_the_function(_unet, batch, tmp_path, method):
-    given = settings(("SA_in", "Trans_out"), init="default") if method == "adapter" else {}
-    model, path = copy.deepcopy(_unet), tmp_path / "x.safetensors"
-    attachment = methods.attach(model, method, given, seed=3)
-    with torch.no_grad():
-        for parameter in attachment.trainable.values():
-            parameter.mul_(1.1)
-    methods.save(attachment, path, {"base": "0123"})
-    fresh = copy.deepcopy(_unet)
-    loaded = methods.load(fresh, path)
-    assert torch.equal(run(fresh, batch), run(model, batch))
-    assert (loaded.method, loaded.settings) == (attachment.method, attachment.settings)
-    assert loaded.metadata == {"base": "0123"}
-    loaded.remove()
-    assert torch.equal(run(fresh, batch), run(_unet, batch))
 
 
 def test_load_adapter_on_a_pipeline(_unet, trained, batch):

@@ -1,4 +1,4 @@
-"""Training: exact resume, common random numbers, targets, weights, divergence."""
+"""Training: exact resume, common random numbers, divergence, learning rates."""
 
 import os
 import random
@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 
-from fitspace import objectives, rng, training
+from fitspace import rng, training
 from fitspace.errors import UserError
 
 HERE = Path(__file__).parent
@@ -80,7 +80,7 @@ def test_points_of_a_seed_see_the_same_noise_steps_and_data():
         return training.make_batch(tiny.task(), tiny.scheduler(), 0.5, settings, seed, step)
 
     again, other = batch(0, 3, lr=0.5, ema=None, steps=99), batch(1, 3)
-    for name in ("noisy", "t", "text", "target", "weight"):
+    for name in ("clean", "noise", "noisy", "t", "condition", "weight"):
         assert torch.equal(getattr(batch(0, 3), name), getattr(again, name))
     assert not torch.equal(again.noisy, other.noisy)
     assert not torch.equal(again.noisy, batch(0, 4).noisy)
@@ -124,34 +124,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
         tiny.fit(tmp_path / "c.safetensors", method="full", lr=10.0, grad_clip=None, steps=200,
                  warmup_steps=0, lr_schedule="constant", weight_decay=1.0, batch_size=2,
                  min_snr_gamma=None, ema=None)  # fmt: skip
-
-
-TARGETS = {
-    "epsilon": lambda s, x, n, t: n,
-    "v_prediction": lambda s, x, n, t: (
-        s.alphas_cumprod[t].sqrt().view(-1, 1, 1, 1) * n
-        - (1 - s.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1) * x
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", TARGETS)
-def test_target(kind):
-    g = torch.Generator().manual_seed(0)
-    x, noise = torch.randn(3, 4, 2, 2, generator=g), torch.randn(3, 4, 2, 2, generator=g)
-    t, scheduler = torch.tensor([0, 500, 999]), tiny.scheduler(kind)
-    expected = TARGETS[kind](scheduler, x, noise, t)
-    assert torch.allclose(objectives.target(scheduler, x, noise, t), expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind, divisor", [("epsilon", 0.0), ("v_prediction", 1.0)])
-def test_min_snr_weights(kind, divisor):
-    scheduler, t = tiny.scheduler(kind), torch.arange(0, 1000, 37)
-    a = scheduler.alphas_cumprod[t].double()
-    snr = a / (1 - a)
-    expected = torch.minimum(snr, torch.tensor(5.0).double()) / (snr + divisor)
-    assert torch.allclose(objectives.weights(scheduler, t, 5.0), expected.float(), rtol=1e-5)
-    assert torch.equal(objectives.weights(scheduler, t, None), torch.ones(len(t)))
 
 
 LEARNING_RATES = {

@@ -46,6 +46,34 @@ def unet(seed: int = 0):
     ).eval()
 
 
+def tiny_dit(seed: int = 0, classes: int = 3):
+    """A DiT that predicts a variance too: one embedder for all blocks, no weight zero."""
+    import torch
+
+    from fitspace.imports import import_torchvision
+
+    import_torchvision()
+    from diffusers import DiTTransformer2DModel
+
+    from fitspace.bases import share_embedders
+
+    torch.manual_seed(seed)
+    model = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=4,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        num_embeds_ada_norm=classes,
+        norm_num_groups=4,
+    ).eval()
+    for block in model.transformer_blocks:
+        block.norm1.emb.load_state_dict(model.transformer_blocks[0].norm1.emb.state_dict())
+    share_embedders(model)
+    return model
+
+
 def task():
     import torch
 
@@ -57,7 +85,7 @@ def task():
         std=torch.rand(10, 4, 4, 4, generator=g),
         captions=torch.arange(1, 11),
         groups=[[0, 1, 2], [3], [4, 5], [6], [7], [8], [9]],
-        embeddings=torch.randn(12, 5, 12, generator=g),
+        conditions=torch.randn(12, 5, 12, generator=g),
         prompts=[11],
     )
 

@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     command(_check, "check", "Validate a study file: every problem at once.")
+    command(_fetch, "fetch", "Download what a study names by hub id.")
     plan = command(_plan, "plan", "Print a study's design before anything runs.")
     plan.add_argument("--json", action="store_true", help="as JSON")
 
@@ -57,11 +58,16 @@ def _parser() -> argparse.ArgumentParser:
     count.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     count.add_argument("--json", action="store_true", help="as JSON")
 
+    export = command(_export, "export", "Write an adapter as peft and diffusers read it.", False)
+    export.add_argument("source", type=Path, metavar="RUN_FOLDER_OR_ADAPTER")
+    export.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+
     base = command(_base, "base", "Build an embedded model from nothing.", False)
-    base.add_argument("part", choices=("autoencoder", "unet", "card", "judge"))
+    base.add_argument("part", choices=("autoencoder", "denoiser", "card", "judge"))
     base.add_argument("out", type=Path, metavar="FOLDER")
 
     for stage, text in {
+        "prior": "Draw a class's images with the untouched base, once.",
         "prepare": "Encode a task's images and captions once.",
         "reference": "Compute a task's reference features once.",
         "train": "Train one run's adapter.",
@@ -94,16 +100,26 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from fitspace.config import load_study
+    from fitspace.config import absent, load_study
 
     study = load_study(arguments.study)
     print(f"{arguments.study}: study {study.name!r} is valid")
+    for missing in absent(study):
+        print(f"fitspace: not here yet: {missing}", file=sys.stderr)
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from fitspace.config import fetch
+
+    fetch(arguments.study)
+    print(f"{arguments.study}: all that it names by hub id is on this machine")
 
 
 def _plan(arguments: argparse.Namespace) -> None:
+    from fitspace.config import load_study
     from fitspace.overview import describe, render
 
-    overview = describe(_load(arguments.study))
+    overview = describe(load_study(arguments.study))
     print(json.dumps(overview, indent=2) if arguments.json else render(overview))
 
 
@@ -135,6 +151,13 @@ def _settings(pairs: list[str]) -> dict:
     return settings
 
 
+def _export(arguments: argparse.Namespace) -> None:
+    from fitspace.export import export
+
+    for path in export(arguments.source, arguments.out):
+        print(path)
+
+
 def _base(arguments: argparse.Namespace) -> None:
     from fitspace.imports import import_torchvision
 
@@ -144,13 +167,13 @@ def _base(arguments: argparse.Namespace) -> None:
 
         judge.train_judge(arguments.out, judge.Settings(), Path("results/base/judge.pt"))
         return
-    from fitspace.bases import embedded
+    from fitspace.bases import card, embedded
 
     _set_up_torch()
     build = {
         "autoencoder": embedded.build_autoencoder,
-        "unet": embedded.build_unet,
-        "card": embedded.write_card,
+        "denoiser": embedded.build_denoiser,
+        "card": card.write_card,
     }
     build[arguments.part](arguments.out)
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 import math
 import reprlib
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -24,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from fitspace import hub
 from fitspace.errors import UserError
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
@@ -42,6 +44,7 @@ Level = Annotated[
 ]
 # Snakemake, shells and people all have to live with these paths.
 PathText = Annotated[str, Field(min_length=1, max_length=400, pattern=r"^[^\x00-\x1f]+$")]
+HubId = Annotated[str, Field(max_length=200, pattern=f"^{hub.PATTERN}$")]
 
 
 _brief = reprlib.Repr()
@@ -52,26 +55,110 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+def _template(text: str) -> str:
+    if text.count("{}") != 1:
+        raise ValueError(f"{_short(text)} holds {{}} {text.count('{}')} times; allowed: once")
+    return text
+
+
+Phrase = Annotated[str, Field(max_length=200, pattern=r"^[^\s](?:[^\x00-\x1f]*[^\s])?$")]
+Template = Annotated[Phrase, AfterValidator(_template)]
+
+
+class DreamBooth(_Strict):
+    """One subject, taught from a few images under a rare word (2208.12242)."""
+
+    noun: Phrase = Field(description="The class that the subject belongs to, such as `dog`.")
+    prompts: list[Template] = Field(
+        min_length=1, description="Prompts that put the subject, `{}`, elsewhere: `{} in snow`."
+    )
+    token: Phrase = Field("sks", description="The rare word that is to name the subject.")
+    template: Template = Field(
+        "photo of a {}", description="What the images trained on show, the class images too."
+    )
+    prior_weight: float = Field(
+        1.0, ge=0, le=1000, description="Weight of prior preservation; 0: none, no class images."
+    )
+    class_images: int = Field(
+        200, ge=1, le=100_000, description="Images of the class that the base draws to train on."
+    )
+    class_guidance: float = Field(3.0, ge=1, description="Guidance scale of the class images.")
+
+    @property
+    def asked(self) -> dict[str, list[str]]:
+        """Prompts by role: the subject as trained on, the subject elsewhere, its class."""
+        subject = f"{self.token} {self.noun}"
+        return {
+            "subject": [self.template.replace("{}", subject)],
+            "elsewhere": [prompt.replace("{}", subject) for prompt in self.prompts],
+            "class": [self.template.replace("{}", self.noun)],
+        }
+
+    @property
+    def elsewhere_by_noun(self) -> list[str]:
+        """The prompts elsewhere without the rare word, for a judge that never learnt it."""
+        return [prompt.replace("{}", self.noun) for prompt in self.prompts]
+
+
 class Task(_Strict):
-    """One target domain: a style of the embedded OpenMoji set, or a folder of your own."""
+    """One target domain: a style of the embedded OpenMoji set, a folder, or a hub data set.
+
+    Or, with ``dreambooth``, one subject: a figure of OpenMoji, a folder with its images, or a
+    folder of a hub data set.
+    """
 
     name: Name = Field(description="Short name, part of result paths.")
-    source: Literal["openmoji", "folder"] = Field(description="Where the images come from.")
+    source: Literal["openmoji", "folder", "hub"] = Field(description="Where the images come from.")
     style: (
         Literal["full", "line", "flat", "blueprint", "night", "sepia", "pixel", "invert"] | None
     ) = Field(None, description="The visual style; only with `source: openmoji`.")
     path: PathText | None = Field(
-        None, description="Image folder with metadata.jsonl or .csv; only with `source: folder`."
+        None,
+        description="Image folder with metadata.jsonl or .csv, or with one subject's images; only "
+        "with `source: folder`.",
+    )
+    dataset: HubId | None = Field(
+        None, description="Hub id of a data set, org/name[@revision]; only with `source: hub`."
+    )
+    folder: PathText | None = Field(
+        None, description="The data set's folder to read; only with `source: hub`; null: all."
+    )
+    scale: int = Field(
+        1,
+        ge=1,
+        le=4,
+        description="Side of the images as a multiple of the base's own; DiT bases only.",
+    )
+    dreambooth: DreamBooth | None = Field(
+        None, description="Teaches one subject instead: all images are of it, none is held out."
+    )
+    subject: Phrase | None = Field(
+        None,
+        description="A figure, whose skin tones are the images, by its name; only with "
+        "`source: openmoji` and `dreambooth`.",
     )
 
     @model_validator(mode="after")
     def _source_has_what_it_needs(self) -> Task:
-        needed = {"openmoji": "style", "folder": "path"}
+        needed = {"openmoji": "style", "folder": "path", "hub": "dataset"}
         wrong = []
         for source, key in needed.items():
             if (getattr(self, key) is not None) != (self.source == source):
                 verb = "needs" if self.source == source else "does not take"
                 wrong.append(f"source: {self.source} {verb} the key {key!r}")
+        if self.folder is not None:
+            inside = PurePosixPath(self.folder)
+            if self.source != "hub":
+                wrong.append(f"source: {self.source} does not take the key 'folder'")
+            if inside.is_absolute() or ".." in inside.parts or str(inside) != self.folder:
+                wrong.append(f"folder: {self.folder!r}; allowed: a plain path inside the data set")
+        figure = self.dreambooth is not None and self.source == "openmoji"
+        if (self.subject is not None) != figure:
+            wrong.append(
+                "subject: missing; a figure of OpenMoji, for dreambooth"
+                if figure
+                else f"subject: {self.subject!r} is only for source: openmoji with dreambooth"
+            )
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -109,7 +196,10 @@ class SampleSettings(_Strict):
     """How images are generated. Everything here is part of the sample key."""
 
     prompts: int = Field(
-        ge=4, le=1_000_000, description="Held-out captions to sample, one image each."
+        ge=4,
+        le=1_000_000,
+        description="Held-out captions to sample, one image each; with dreambooth images of each "
+        "kind: the subject, the subject elsewhere, its class.",
     )
     steps: int = Field(20, ge=1, le=1000, description="DPM-Solver++ steps.")
     guidance: float = Field(3.0, ge=1, description="Guidance scale; 1 turns guidance off.")
@@ -129,6 +219,12 @@ class Arm(_Strict):
     )
     illegal_cells: Literal["error", "drop"] = Field(
         "error", description="What to do with crossed cells that the method cannot build."
+    )
+    match_trainable: int | None = Field(
+        None,
+        ge=1,
+        description="Number of trainable parameters: sets each point's width (rank) so that it "
+        "trains the nearest number, within 1%.",
     )
     train: dict[str, Level | None] = Field(
         default_factory=dict, description="Training settings that differ from the study's."
@@ -226,7 +322,7 @@ def load_study(path: str | Path) -> Study:
     UserError : every problem of the file, each naming the key, the value and what is
         allowed: unknown keys, wrong types, impossible levels and illegal cells alike.
     """
-    from fitspace.design import arm_problems
+    from fitspace.design import arm_problems, task_problems
 
     path = Path(path)
     content = read_yaml(path)
@@ -239,26 +335,81 @@ def load_study(path: str | Path) -> Study:
         arms = _sound_arms(content)
     problems += arm_problems(arms, content.get("base"), study)
     if study is not None:
-        problems += _missing_files(study)
+        problems += task_problems(study) + _missing_files(study)
     if problems:
         raise UserError(f"{path}: {p}" for p in problems)
     return study
 
 
 def _missing_files(study: Study) -> list[str]:
+    """What is missing and cannot be fetched: local paths."""
     from fitspace import data, metrics
 
     problems = []
     try:
         metrics.judge_files(study.judge)
+    except hub.NotHere:
+        pass
     except UserError as error:
         problems += error.problems
     for i, task in enumerate(study.tasks):
         try:
             data.identity(task)
+        except hub.NotHere:
+            continue
         except UserError as error:
             problems += [f"tasks[{i}]: {p}" for p in error.problems]
     return problems
+
+
+def absent(study: Study) -> list[str]:
+    """What a study names by hub id and is not on this machine, each with its cure.
+
+    Such a study is valid and can be planned; it runs once ``fitspace fetch`` brought the rest.
+    """
+    from fitspace import bases, data, metrics
+
+    found = []
+    hub_tasks = [task for task in study.tasks if task.source == "hub"]
+    for look in (
+        lambda: bases.resolve(study.base),
+        lambda: metrics.judge_files(study.judge),
+        *(partial(data.identity, task) for task in hub_tasks),
+    ):
+        try:
+            look()
+        except hub.NotHere as error:
+            found += error.problems
+    return found
+
+
+def fetch(path: str | Path) -> None:
+    """Download what a study file names by hub id and is not on this machine.
+
+    Only the file's form has to be right: an architecture may be known only once it is here.
+
+    Raises
+    ------
+    UserError : a malformed study file, or everything that could not be downloaded.
+    """
+    from fitspace import bases, data, metrics
+
+    try:
+        study = Study.model_validate(read_yaml(Path(path)))
+    except ValidationError as error:
+        raise UserError(f"{path}: {p}" for p in explain(error, Study)) from None
+    problems = []
+    for get, what in (
+        (bases.fetch, study.base),
+        (metrics.fetch_judge, study.judge),
+        *((data.fetch, task) for task in study.tasks),
+    ):
+        try:
+            get(what)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
 
 
 def _sound_arms(content: dict[str, Any]) -> list[tuple[int, Arm]]:

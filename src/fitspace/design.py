@@ -8,6 +8,7 @@ two studies that share a run share its files.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Iterable
@@ -18,13 +19,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fitspace import bases, methods, metrics
-from fitspace.config import Arm, Study, Task, TrainSettings, explain
+from fitspace import bases, budget, methods, metrics
+from fitspace.config import Arm, Study, Task, TrainSettings, absent, explain
 from fitspace.errors import UserError
 from fitspace.files import digest
 
 # Raise a stage's number when its results change: a golden test holds the numbers in place.
-VERSIONS = {"prepare": 1, "reference": 1, "train": 1, "sample": 1, "evaluate": 1}
+VERSIONS = {"prior": 1, "prepare": 1, "reference": 1, "train": 1, "sample": 1, "evaluate": 1}
+PRIOR_STEPS = 20  # DPM-Solver++ steps of a class image
 KEY_LENGTH = 12
 RESULTS = Path("results")
 
@@ -67,11 +69,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """The experimental unit. ``train`` is None where nothing is trained."""
+    """The experimental unit. ``train`` is None where nothing is trained.
+
+    ``prior`` makes the class images of a DreamBooth task with prior preservation, else None.
+    """
 
     point: Point
     task: Task
     seed: int
+    prior: Stage | None
     prepare: Stage
     reference: Stage
     train: Stage | None
@@ -84,7 +90,14 @@ class Run:
 
     @property
     def stages(self) -> list[Stage]:
-        every = (self.prepare, self.reference, self.train, self.sample, self.evaluate)
+        every = (
+            self.prior,
+            self.prepare,
+            self.reference,
+            self.train,
+            self.sample,
+            self.evaluate,
+        )
         return [stage for stage in every if stage is not None]
 
 
@@ -131,13 +144,13 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, study: Study | None
     family = None
     if isinstance(base, str):
         try:
-            family = bases.family(bases.resolve(base))
+            family = bases.family(base)
         except UserError as error:
             problems += error.problems
     for index, arm in arms:
-        problems += [f"arms[{index}].{p}" for p in _problems_of(arm, family)]
+        problems += [f"arms[{index}].{p}" for p in _problems_of(arm, base, family)]
     if study is not None and not problems:
-        points, _ = _expand(study)
+        points, _ = expand(study)
         columns = sorted({c for p in points for c in p.factors} | {"method", "arm"})
         problems += [
             f"analysis.factors[{i}]: {f!r} is no factor of any arm; allowed: {', '.join(columns)}"
@@ -161,7 +174,41 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, study: Study | None
     return problems
 
 
-def _problems_of(arm: Arm, family: str | None) -> list[str]:
+def task_problems(study: Study) -> list[str]:
+    """Everything that a study asks of its tasks and they cannot give."""
+    problems, family = [], None
+    with contextlib.suppress(UserError):  # arm_problems reports it
+        family = bases.family(study.base)
+    for i, task in enumerate(study.tasks):
+        of_task = metrics.OF_HELD_OUT if task.dreambooth is None else metrics.OF_SUBJECT
+        problems += [
+            f"analysis.responses: {name!r} is not measured on task {task.name!r}; allowed: "
+            f"{', '.join(of_task)}"
+            for name in study.analysis.responses
+            if name in metrics.NAMES and name not in of_task
+        ]
+        if task.scale != 1 and family == "unet":
+            problems.append(
+                f"tasks[{i}].scale: {task.scale}: base {study.base!r} is a U-Net; allowed: 1 (a "
+                "DiT base takes more)"
+            )
+        if task.dreambooth is None:
+            continue
+        if family == "dit":
+            problems.append(
+                f"tasks[{i}].dreambooth: base {study.base!r} is told classes, not words; allowed: "
+                "a base with a text encoder (U-Net)"
+            )
+        asked = len(task.dreambooth.prompts)
+        if asked > study.sample.prompts:
+            problems.append(
+                f"sample.prompts: {study.sample.prompts}; task {task.name!r} has {asked} prompts "
+                f"elsewhere; allowed: at least {asked}"
+            )
+    return problems
+
+
+def _problems_of(arm: Arm, base: Any, family: str | None) -> list[str]:
     if arm.method not in methods.METHODS:
         return [f"method: {arm.method!r} is no method; allowed: {', '.join(methods.METHODS)}"]
     method = methods.get(arm.method)
@@ -194,20 +241,44 @@ def _problems_of(arm: Arm, family: str | None) -> list[str]:
                 f"settings.{name}: missing; method {arm.method!r} needs it as a setting or a "
                 f"factor (its settings: {', '.join(allowed)})"
             )
+    problems += _budget_problems(arm)
     if problems or family is None:
         return problems
     built, illegal = 0, []
     for factors in _cells(arm):
         why = methods.problems(arm.method, _settings(arm, factors), family)
         built += not why
-        if arm.illegal_cells == "error" or arm.factors == {}:
-            where = ", ".join(f"{k}={v}" for k, v in factors.items())
+        where = ", ".join(f"{k}={v}" for k, v in factors.items())
+        if not why:
+            unmatched = _unmatched(arm, factors, base)
+            problems += [f"factors ({where}): {w}" if where else w for w in unmatched]
+        elif arm.illegal_cells == "error" or arm.factors == {}:
             illegal += [f"factors ({where}): {w}" if where else w for w in why]
     if illegal and arm.factors:
         illegal.append("illegal_cells: 'error': write `drop` to leave illegal cells out")
     if not built and not illegal:
-        illegal = ["factors: every cell is illegal; no point is left"]
-    return illegal
+        illegal = [f"factors: every cell is illegal, no point is left; of the last: {why[0]}"]
+    return illegal + problems
+
+
+def _budget_problems(arm: Arm) -> list[str]:
+    """Why an arm's budget cannot be matched, whatever the base."""
+    if arm.match_trainable is None:
+        return []
+    name = budget.knob(arm.method)
+    if name is None:
+        able = ", ".join(m for m in methods.METHODS if budget.knob(m))
+        return [f"match_trainable: method {arm.method!r} has no width; allowed with: {able}"]
+    given = [f"{key}.{name}" for key in ("settings", "factors") if name in getattr(arm, key)]
+    return [f"{key}: match_trainable sets it; keep one of the two" for key in given]
+
+
+def _unmatched(arm: Arm, factors: dict[str, Any], base: str) -> list[str]:
+    try:
+        _settings(arm, factors, base)
+    except UserError as error:
+        return error.problems
+    return []
 
 
 def _level_problems(model: type, key: str, name: str, value: Any) -> list[str]:
@@ -227,13 +298,18 @@ def _cells(arm: Arm) -> Iterable[dict[str, Any]]:
         yield dict(zip(names, levels, strict=True))
 
 
-def _settings(arm: Arm, factors: dict[str, Any]) -> Any:
-    own = {k: v for k, v in factors.items() if not k.startswith("train.")}
-    return methods.get(arm.method).Settings(**arm.settings, **own)
+def _settings(arm: Arm, factors: dict[str, Any], base: str | None = None) -> Any:
+    """The method's settings in a cell; with a base, as wide as the arm's budget says."""
+    own = {k: v for k, v in factors.items() if not k.startswith("train.")} | arm.settings
+    if arm.match_trainable is not None and base is not None:
+        width = budget.width(base, arm.method, own, arm.match_trainable)
+        own[budget.knob(arm.method)] = width
+    return methods.get(arm.method).Settings(**own)
 
 
-def _expand(study: Study) -> tuple[list[Point], list[str]]:
-    family = bases.family(bases.resolve(study.base))
+def expand(study: Study) -> tuple[list[Point], list[str]]:
+    """A study's points, and the cells left out, each with its reason."""
+    family = bases.family(study.base)
     points, dropped = [], []
     for arm in study.arms:
         method = methods.get(arm.method)
@@ -244,6 +320,7 @@ def _expand(study: Study) -> tuple[list[Point], list[str]]:
                 where = ", ".join(f"{k}={v}" for k, v in factors.items())
                 dropped.append(f"{arm.title} ({where}): {why[0]}")
                 continue
+            settings = _settings(arm, factors, study.base)
             train = None
             if method.trains:
                 own = {
@@ -288,14 +365,16 @@ def build_plan(study: Study) -> Plan:
     ------
     UserError : when the base, the judge or a task's images are not there.
     """
-    points, dropped = _expand(study)
+    if missing := absent(study):
+        raise UserError(missing)
+    points, dropped = expand(study)
     base = bases.digest(bases.resolve(study.base))
     judge = metrics.identity(study.judge)
-    prepared = {task.name: _prepare(task, base) for task in study.tasks}
-    references = {name: _reference(task, judge) for name, task in prepared.items()}
+    by_class = bases.family(study.base) == "dit"
+    shared = {t.name: _shared(study, t, base, judge, by_class) for t in study.tasks}
     # Seeds vary slowest: every point has its first run before any has its second.
     runs = [
-        _run(study, point, task, seed, base, prepared[task.name], references[task.name])
+        _run(study, point, task, seed, base, *shared[task.name])
         for seed in study.seeds
         for task in study.tasks
         for point in points
@@ -310,15 +389,48 @@ def _stage(name: str, slug: str, material: dict[str, Any]) -> Stage:
     return Stage(name, RESULTS / room / f"{slug}~{key}", key, material)
 
 
-def _prepare(task: Task, base: str) -> Stage:
+def _shared(
+    study: Study, task: Task, base: str, judge: dict[str, Any], by_class: bool
+) -> tuple[Stage | None, Stage, Stage]:
+    """What all runs of a task share: prior, prepare and reference."""
+    prior = _prior(task, base)
+    prepare = _prepare(task, base, by_class, prior)
+    return prior, prepare, _reference(study, task, prepare, judge)
+
+
+def _prior(task: Task, base: str) -> Stage | None:
+    """Class images, shared by all tasks of one class."""
+    subject = task.dreambooth
+    if subject is None or subject.prior_weight == 0:
+        return None
+    (prompt,) = subject.asked["class"]
+    settings = {
+        "prompt": prompt,
+        "images": subject.class_images,
+        "guidance": subject.class_guidance,
+        "steps": PRIOR_STEPS,
+    }
+    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40] or "class"
+    return _stage("prior", slug, {"base": base, **settings})
+
+
+def _prepare(task: Task, base: str, by_class: bool, prior: Stage | None) -> Stage:
     from fitspace import data
 
-    return _stage("prepare", task.name, {"base": base, "source": data.identity(task)})
+    material = {"base": base, "source": data.identity(task, by_class)}
+    if task.scale != 1:
+        material["scale"] = task.scale
+    if task.dreambooth is not None:
+        own = task.dreambooth.model_dump(exclude={"class_images", "class_guidance"})
+        material |= {"dreambooth": own, "prior": prior.key if prior else None}
+    return _stage("prepare", task.name, material)
 
 
-def _reference(prepare: Stage, judge: dict[str, Any]) -> Stage:
-    slug = prepare.folder.name.partition("~")[0]
-    return _stage("reference", slug, {"task": prepare.key, "evaluator": judge})
+def _reference(study: Study, task: Task, prepare: Stage, judge: dict[str, Any]) -> Stage:
+    material = {"task": prepare.key, "evaluator": judge}
+    if task.dreambooth is not None:  # the base's own images of the class are among them
+        material["sample"] = study.sample.model_dump()
+    return _stage("reference", task.name, material)
 
 
 def _run(
@@ -327,6 +439,7 @@ def _run(
     task: Task,
     seed: int,
     base: str,
+    prior: Stage | None,
     prepare: Stage,
     reference: Stage,
 ) -> Run:
@@ -357,4 +470,4 @@ def _run(
         },
     )
     evaluate = _stage("evaluate", slug, {"samples": sample.key, "reference": reference.key})
-    return Run(point, task, seed, prepare, reference, train, sample, evaluate)
+    return Run(point, task, seed, prior, prepare, reference, train, sample, evaluate)

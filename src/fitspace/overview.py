@@ -5,18 +5,46 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from fitspace.design import Plan
+from fitspace.config import Study, absent
+from fitspace.design import Plan, Point, build_plan, expand
+
+STAGES = ("prior", "prepare", "reference", "train", "sample", "evaluate")
 
 
-def describe(plan: Plan) -> dict[str, Any]:
-    """A plan as plain data: points with their trainables, runs, what is left out and to do."""
+def describe(study: Study) -> dict[str, Any]:
+    """A study's plan as plain data: points with their trainables, runs, what is left out, to do.
+
+    ``absent`` names what is not on this machine. Where there is any, keys are not known: runs
+    go by their names without one, and ``cached`` and ``to_run`` are None.
+
+    Raises
+    ------
+    UserError : as :func:`fitspace.design.build_plan`, but for what is absent.
+    """
+    missing = absent(study)
+    points, dropped = expand(study)
+    plan = None if missing else build_plan(study)
+    return {
+        "study": study.name,
+        "tasks": [t.name for t in study.tasks],
+        "seeds": study.seeds,
+        "points": _points(study, points),
+        "runs": [run.name for run in plan.runs] if plan else _unkeyed(study, points),
+        "illegal_cells": dropped,
+        "components": _components(points, study.analysis.factors),
+        "absent": missing,
+        "cached": _counts(plan, done=True) if plan else None,
+        "to_run": _counts(plan, done=False) if plan else None,
+    }
+
+
+def _points(study: Study, points: list[Point]) -> list[dict[str, Any]]:
     from fitspace import counting
 
-    study = plan.study
-    points = []
-    for point in plan.points:
+    rows = []
+    for point in points:
         count = counting.count(study.base, point.method, point.settings)
-        points.append(
+        rows.append(
             {
                 "point": point.name,
                 "arm": point.arm,
@@ -25,32 +53,32 @@ def describe(plan: Plan) -> dict[str, Any]:
                 "percent": count["percent"],
             }
         )
-    factors = study.analysis.factors
-    columns = [p.factors | {"arm": p.arm, "method": p.method} for p in plan.points]
-    cells = [c for c in columns if all(f in c for f in factors)]
-    to_do = Counter(stage.name for stage in plan.stages.values() if not stage.sidecar.exists())
-    return {
-        "study": study.name,
-        "tasks": [t.name for t in study.tasks],
-        "seeds": study.seeds,
-        "points": points,
-        "runs": [run.name for run in plan.runs],
-        "illegal_cells": plan.dropped,
-        "components": _components(cells, factors),
-        "cached": {
-            name: sum(s.name == name for s in plan.stages.values()) - to_do[name]
-            for name in ("prepare", "reference", "train", "sample", "evaluate")
-        },
-        "to_run": dict(to_do),
-    }
+    return rows
 
 
-def _components(cells: list[dict[str, Any]], factors: list[str]) -> list[list[dict[str, Any]]]:
+def _unkeyed(study: Study, points: list[Point]) -> list[str]:
+    return [
+        f"{point.name}~{task.name}~s{seed}"
+        for seed in study.seeds
+        for task in study.tasks
+        for point in points
+    ]
+
+
+def _counts(plan: Plan, done: bool) -> dict[str, int]:
+    """Stages by name whose sidecar is there, or is not."""
+    found = Counter(s.name for s in plan.stages.values() if s.sidecar.exists() == done)
+    return {name: found[name] for name in STAGES}
+
+
+def _components(points: list[Point], factors: list[str]) -> list[list[dict[str, Any]]]:
     """Cells by connected component, the largest first: effects compare within one only."""
     import pandas as pd
 
     from fitspace.stats import components
 
+    columns = [p.factors | {"arm": p.arm, "method": p.method} for p in points]
+    cells = [c for c in columns if all(f in c for f in factors)]
     if not cells:
         return []
     found = components(pd.DataFrame(cells)[factors], factors)
@@ -79,9 +107,14 @@ def render(overview: dict[str, Any]) -> str:
         sizes = ", ".join(str(len(g)) for g in groups)
         lines += ["", f"{len(groups)} unconnected parts of {sizes} cells: effects are not "
                   "comparable between them"]  # fmt: skip
+    if overview["absent"]:
+        lines += ["", "what is cached cannot be said before all is here:"]
+        lines += [f"  {missing}" for missing in overview["absent"]]
+        return "\n".join(lines)
     lines += ["", "stage      cached  to run"]
     lines += [
-        f"{name:<10} {cached:>6}  {overview['to_run'].get(name, 0):>6}"
-        for name, cached in overview["cached"].items()
+        f"{name:<10} {overview['cached'][name]:>6}  {overview['to_run'][name]:>6}"
+        for name in STAGES
+        if overview["cached"][name] + overview["to_run"][name]
     ]
     return "\n".join(lines)

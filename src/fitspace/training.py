@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,25 +63,35 @@ def learning_rate(settings: dict[str, Any], step: int) -> float:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of one step: noisy latents, time steps, text, targets and loss weights."""
+    """Inputs of one step: clean latents, noise, both mixed, time steps, conditions, weights."""
 
+    clean: torch.Tensor
+    noise: torch.Tensor
     noisy: torch.Tensor
     t: torch.Tensor
-    text: torch.Tensor
-    target: torch.Tensor
+    condition: torch.Tensor
     weight: torch.Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(**{name: value.to(device) for name, value in vars(self).items()})
 
 
 def make_batch(
     task: PreparedTask, scheduler, scaling: float, settings: dict[str, Any], seed: int, step: int
 ) -> Batch:
-    """Draw one step's batch: the same for every point of a seed."""
+    """Draw one step's batch: the same for every point of a seed.
+
+    With class images as many of them follow. Their share is in ``weight``: the mean over the
+    batch is then that of the task's examples plus ``prior_weight`` times theirs (2208.12242,
+    section 3.3).
+    """
     chosen, captions, times, resample, noise = [], [], [], [], []
-    items = rng.order(seed, step, settings["batch_size"], len(task.groups))
-    shape = task.mean.shape[1:]
-    for position, item in enumerate(items):
-        draw = rng.generator(seed, "train", step, position)
-        group = task.groups[item]
+    size, shape = settings["batch_size"], task.mean.shape[1:]
+    items = rng.order(seed, step, size, len(task.groups))
+    sources = [("train", i, task.groups[item]) for i, item in enumerate(items)]
+    sources += [("prior", i, task.prior) for i in range(size if task.prior else 0)]
+    for stream, position, group in sources:
+        draw = rng.generator(seed, stream, step, position)
         example = group[int(draw.integers(len(group)))]
         dropped = draw.random() < settings["caption_dropout"]
         chosen.append(example)
@@ -93,12 +103,16 @@ def make_batch(
     epsilon = torch.from_numpy(np.stack(noise))
     latents = task.mean[chosen] + task.std[chosen] * torch.from_numpy(np.stack(resample))
     latents = latents * scaling
+    weight = objectives.weights(scheduler, t, settings["min_snr_gamma"])
+    if task.prior:
+        weight = weight * torch.tensor([2.0] * size + [2.0 * task.prior_weight] * size)
     return Batch(
+        clean=latents,
+        noise=epsilon,
         noisy=scheduler.add_noise(latents, epsilon, t),
         t=t,
-        text=task.embeddings[captions],
-        target=objectives.target(scheduler, latents, epsilon, t),
-        weight=objectives.weights(scheduler, t, settings["min_snr_gamma"]),
+        condition=task.conditions[captions],
+        weight=weight,
     )
 
 
@@ -114,15 +128,18 @@ def fit(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     description: str = "training",
     on_step: Callable[[int], None] | None = None,
+    dropouts: Sequence[torch.nn.Module] = (),
 ) -> Fit:
     """Train ``trainable`` by AdamW and return their final values.
 
     Parameters
     ----------
-    model : the denoiser with the method attached; called as ``model(x, t, text).sample``.
+    model : the denoiser with the method attached; called as ``model(x, t, condition).sample``.
     settings : a resolved :class:`fitspace.config.TrainSettings` as a dict.
     checkpoint : file that is written about every ``checkpoint_seconds``; when it is there,
         training continues from it. The caller deletes it when the result is safe.
+    dropouts : the method's dropout layers, at work here and nowhere else; the base stays in
+        evaluation mode (its own label dropout, drawn once per block, would undo ours).
 
     Raises
     ------
@@ -138,19 +155,20 @@ def fit(
     identity = canonical({"settings": settings, "seed": seed, "names": list(trainable)})
     start, losses, before = _resume(checkpoint, identity, trainable, optimizer, ema)
     clock = saved = time.monotonic()
+    for layer in dropouts:
+        layer.train()
     progress = trange(start, settings["steps"], initial=start, total=settings["steps"],
                       desc=description, disable=None)  # fmt: skip
     for step in progress:
-        batch = make_batch(task, scheduler, scaling, settings, seed, step)
+        batch = make_batch(task, scheduler, scaling, settings, seed, step).to(device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
+        if dropouts:  # the only numbers that torch itself draws
+            torch.manual_seed(int(rng.generator(seed, "dropout", step).integers(2**63)))
         half = settings["precision"] == "bf16"
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-            predicted = model(
-                batch.noisy.to(device), batch.t.to(device), batch.text.to(device)
-            ).sample
-        error = (predicted.float() - batch.target.to(device)).square().mean((1, 2, 3))
-        loss = (error * batch.weight.to(device)).mean()
+            predicted = model(batch.noisy, batch.t, batch.condition).sample
+        loss = objectives.loss(scheduler, predicted.float(), batch).mean()
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             raise Diverged(
@@ -170,6 +188,8 @@ def fit(
             _save(checkpoint, identity, trainable, optimizer, ema, losses, before + saved - clock)
         if on_step is not None:
             on_step(step)
+    for layer in dropouts:
+        layer.eval()
     final = ema or {n: p.detach() for n, p in trainable.items()}
     return Fit(
         {n: v.cpu().clone() for n, v in final.items()}, losses, before + time.monotonic() - clock

@@ -3,42 +3,50 @@
 rule base:
     input:
         "models/emoji-unet/README.md",
+        "models/emoji-dit/README.md",
         "models/emoji-clip/open_clip_model.safetensors",
     localrule: True
 
 
+def denoiser(wildcards):
+    component = {"emoji-unet": "unet", "emoji-dit": "transformer"}[wildcards.base]
+    return ancient(f"models/{wildcards.base}/{component}/diffusion_pytorch_model.safetensors")
+
+
 rule base_autoencoder:
     output:
-        "models/emoji-unet/vae/diffusion_pytorch_model.safetensors",
+        "models/{base}/vae/diffusion_pytorch_model.safetensors",
     log:
-        "results/logs/base/autoencoder.log",
+        "results/logs/base/{base}-autoencoder.log",
     benchmark:
-        "results/benchmarks/base/autoencoder.tsv"
+        "results/benchmarks/base/{base}-autoencoder.tsv"
     conda:
         "../envs/fitspace.yaml"
     resources:
         mem_mb=4000,
         runtime=60,
     shell:
-        "fitspace base autoencoder models/emoji-unet > {log} 2>&1"
+        "fitspace base autoencoder models/{wildcards.base} > {log} 2>&1"
 
 
-rule base_unet:
+rule base_denoiser:
     input:
-        ancient("models/emoji-unet/vae/diffusion_pytorch_model.safetensors"),
+        ancient("models/{base}/vae/diffusion_pytorch_model.safetensors"),
     output:
-        "models/emoji-unet/unet/diffusion_pytorch_model.safetensors",
+        "models/{base}/{component}/diffusion_pytorch_model.safetensors",
     log:
-        "results/logs/base/unet.log",
+        "results/logs/base/{base}-{component}.log",
     benchmark:
-        "results/benchmarks/base/unet.tsv"
+        "results/benchmarks/base/{base}-{component}.tsv"
+    wildcard_constraints:
+        component="unet|transformer",
     conda:
         "../envs/fitspace.yaml"
     resources:
         mem_mb=4000,
         runtime=180,
     shell:
-        "fitspace base unet models/emoji-unet > {log} 2>&1"
+        "fitspace base denoiser models/{wildcards.base} > {log} 2>&1"
 
 
 rule base_judge:
@@ -59,18 +67,20 @@ rule base_judge:
 
 rule base_card:
     input:
-        ancient("models/emoji-unet/unet/diffusion_pytorch_model.safetensors"),
+        denoiser,
         ancient("models/emoji-clip/open_clip_model.safetensors"),
     output:
-        "models/emoji-unet/README.md",
+        "models/{base}/README.md",
     log:
-        "results/logs/base/card.log",
+        "results/logs/base/{base}-card.log",
     benchmark:
-        "results/benchmarks/base/card.tsv"
+        "results/benchmarks/base/{base}-card.tsv"
+    wildcard_constraints:
+        base="emoji-unet|emoji-dit",
     conda:
         "../envs/fitspace.yaml"
     resources:
         mem_mb=4000,
         runtime=30,
     shell:
-        "fitspace base card models/emoji-unet > {log} 2>&1"
+        "fitspace base card models/{wildcards.base} > {log} 2>&1"

@@ -1,4 +1,6 @@
 rule prepare:
+    input:
+        ancient(needs("prepare", "prior")),
     output:
         "results/tasks/{folder}/latents.safetensors",
         "results/tasks/{folder}/text.safetensors",

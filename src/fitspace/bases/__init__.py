@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from fitspace import hub
 from fitspace.errors import UserError
 from fitspace.files import digest as digest_of
 from fitspace.files import replacing, sha256, write_json
@@ -28,12 +28,26 @@ DENOISERS = {
     "unet": ("unet", "UNet2DConditionModel"),
     "transformer": ("dit", "DiTTransformer2DModel"),
 }
+FAMILIES = {kind: family for family, kind in DENOISERS.values()}
 COMPONENTS = ("unet", "transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-CONFIGS = ("sd15", "emoji-unet", "dit-xl")
+CONFIGS = ("sd15", "emoji-unet", "dit-xl", "emoji-dit")
 DIGESTS = Path("results/.cache/digests.json")
 _SUFFIXES = (".json", ".safetensors", ".txt")
 # About the weights, not part of them: where they come from and how they were trained.
 _NOTES = ("package.json", "training.json")
+# Of a hub id: only safetensors, and of them the main variant.
+_WANTED = {
+    "allow": ["model_index.json", *(f"{c}/*{s}" for c in COMPONENTS for s in _SUFFIXES)],
+    "ignore": ["*.fp16.*", "*.non_ema.*"],
+}
+# Hub ids whose denoiser is known: one of CONFIGS, and what differs from it.
+_KNOWN = {
+    "CompVis/stable-diffusion-v1-4": ("sd15", {}),
+    "runwayml/stable-diffusion-v1-5": ("sd15", {}),
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": ("sd15", {}),
+    "facebook/DiT-XL-2-256": ("dit-xl", {"num_embeds_ada_norm": 1000}),
+    "facebook/DiT-XL-2-512": ("dit-xl", {"num_embeds_ada_norm": 1000, "sample_size": 64}),
+}
 
 
 # --- finding ----------------------------------------------------------------------------
@@ -44,52 +58,57 @@ def resolve(ref: str | Path) -> Path:
 
     Raises
     ------
-    UserError : neither, or a folder that lacks something; a hub id without copy or network.
+    UserError : neither, or a folder that lacks something; :class:`fitspace.hub.NotHere` for a
+        hub id without a whole copy on this machine, which :func:`fetch` gets.
     """
-    folder = Path(ref)
-    try:
-        found = folder.is_dir()
-    except OSError:  # a name longer than file systems allow
-        found = False
-    if not found:
-        local = folder.parent != Path() and folder.parent.is_dir()
-        if local or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(ref)):
-            raise UserError(
-                f"base: {str(ref)!r} is no folder; allowed: the folder of a diffusers pipeline "
-                "(it holds model_index.json), or a hub id such as org/name"
+    folder = _local(ref)
+    if folder is None:
+        folder = hub.cached(str(ref), **_WANTED)
+        lacks = _lacks(folder) if folder else []
+        if folder is None or lacks:
+            state = "not whole" if lacks else "not"
+            why = f" ({'; '.join(lacks)})" if lacks else ""
+            raise hub.NotHere(
+                f"base: {str(ref)!r} is {state} on this machine{why}; {hub.CURE}; "
+                "allowed: a local folder, or a hub id"
             )
-        folder = _from_hub(str(ref))
+        return folder
     complete(folder)
     if problems := _lacks(folder):
         raise UserError(f"base: {folder}: {p}" for p in problems)
     return folder
 
 
-def _from_hub(ref: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def fetch(ref: str) -> Path:
+    """What :func:`resolve` gives, after downloading a hub id's pipeline that is not here.
 
-    wanted = {
-        "repo_id": ref,
-        "allow_patterns": [
-            "model_index.json",
-            *(f"{c}/*{s}" for c in COMPONENTS for s in _SUFFIXES),
-        ],
-        "ignore_patterns": ["*.fp16.*", "*.non_ema.*"],
-    }
+    Raises
+    ------
+    UserError : as :func:`resolve`; no network, or a repository without what is needed.
+    """
+    with contextlib.suppress(hub.NotHere):
+        return resolve(ref)
+    folder = hub.fetch(ref, **_WANTED)
+    if problems := _lacks(folder):
+        raise UserError(f"base: {ref!r}: {p}" for p in problems)
+    return folder
+
+
+def _local(ref: str | Path) -> Path | None:
+    """The folder of this name; None for a hub id. Raises UserError for what is neither."""
+    folder = Path(ref)
     try:
-        cached = Path(snapshot_download(**wanted, local_files_only=True))
-    except LocalEntryNotFoundError:
-        cached = None
-    if cached is not None and not _lacks(cached):
-        return cached
-    try:
-        return Path(snapshot_download(**wanted))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+        if folder.is_dir():
+            return folder
+    except OSError:  # a name longer than file systems allow
+        pass
+    local = folder.parent != Path() and folder.parent.is_dir()
+    if local or not hub.is_id(str(ref)):
         raise UserError(
-            f"base: {ref!r} is no local folder, and the hub gave no copy ({_first_line(error)}); "
-            "allowed: a local folder, or a hub id that is cached or can be reached"
-        ) from None
+            f"base: {str(ref)!r} is no folder; allowed: the folder of a diffusers pipeline "
+            "(it holds model_index.json), or a hub id such as org/name"
+        )
+    return None
 
 
 def complete(folder: Path) -> None:
@@ -152,7 +171,7 @@ def _lacks(folder: Path) -> list[str]:
     denoiser = next((c for c in DENOISERS if c in index), None)
     if denoiser is None:
         problems.append(f"model_index.json names no denoiser; allowed: {', '.join(DENOISERS)}")
-    elif index[denoiser][1] != DENOISERS[denoiser][1]:
+    elif index[denoiser][1] != DENOISERS[denoiser][1] and not _is_early_dit(folder, index):
         problems.append(f"{denoiser} is a {index[denoiser][1]}; allowed: {DENOISERS[denoiser][1]}")
     needed = {"vae", "scheduler"} | ({"text_encoder", "tokenizer"} if denoiser == "unet" else set())
     problems += [f"model_index.json names no {c}" for c in sorted(needed - index.keys())]
@@ -165,18 +184,62 @@ def _lacks(folder: Path) -> list[str]:
     return problems
 
 
-def family(folder: Path) -> str:
-    """``unet`` or ``dit``: the kind of denoiser of a resolved pipeline."""
-    return DENOISERS[_denoiser(folder)][0]
+def _is_early_dit(folder: Path, index: dict[str, Any]) -> bool:
+    """A DiT saved when diffusers had one class for all transformers, as DiT's authors' are."""
+    if index.get("transformer", [None])[-1] != "Transformer2DModel":
+        return False
+    try:
+        return config(folder, "transformer").get("norm_type") == "ada_norm_zero"
+    except (OSError, ValueError):
+        return False
 
 
-def _denoiser(folder: Path) -> str:
+def family(ref: str | Path) -> str:
+    """``unet`` or ``dit``: the kind of denoiser; ``ref`` and errors as :func:`denoiser_config`."""
+    return FAMILIES[denoiser_config(ref)["_class_name"]]
+
+
+def denoiser_config(ref: str | Path) -> dict[str, Any]:
+    """The configuration of a base's denoiser, with the class that loads it today.
+
+    ``ref`` is what :func:`resolve` takes. Of a well-known hub id it is also given without a
+    copy on this machine.
+
+    Raises
+    ------
+    UserError : as :func:`resolve`, for what is neither here nor well known.
+    """
+    try:
+        folder = resolve(ref)
+    except hub.NotHere as absent:
+        name = str(ref).partition("@")[0]
+        if name not in _KNOWN:
+            known = f"base: known without a copy: {', '.join(_KNOWN)}"
+            raise hub.NotHere([*absent.problems, known]) from None
+        config_name, changes = _KNOWN[name]
+        return named_config(config_name) | changes
+    component = denoiser(folder)
+    return config(folder, component) | {"_class_name": DENOISERS[component][1]}
+
+
+def denoiser(folder: Path) -> str:
+    """The name of the denoiser's component in a resolved pipeline: unet or transformer."""
     return next(c for c in DENOISERS if c in _index(folder))
+
+
+def labels(folder: Path) -> dict[str, int]:
+    """Class name -> label, as a class-conditional pipeline's ``id2label`` tells them.
+
+    One label may have several names, separated by commas (ImageNet's have).
+    """
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    named = index.get("id2label") or {}
+    return {n.strip(): int(i) for i, names in named.items() for n in names.split(",")}
 
 
 def image_size(folder: Path) -> int:
     """Side [px] of the images the pipeline makes: latent side times the autoencoder's factor."""
-    sample = config(folder, _denoiser(folder))["sample_size"]
+    sample = config(folder, denoiser(folder))["sample_size"]
     return sample * 2 ** (len(config(folder, "vae")["block_out_channels"]) - 1)
 
 
@@ -190,18 +253,23 @@ def config(folder: Path, component: str) -> dict[str, Any]:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 (hex) over the configurations and weights of a pipeline, wherever it lies.
-
-    The hash of a file is remembered by path, size and time of change; a second call only
-    looks at the files' status.
-    """
+    """SHA-256 (hex) over the configurations and weights of a pipeline, wherever it lies."""
     files = [folder / "model_index.json"] + [
         path
         for component in COMPONENTS
         for path in sorted((folder / component).glob("*"))
         if path.suffix in _SUFFIXES and path.name not in _NOTES
     ]
-    known, fresh, hashes = _remembered(), {}, {}
+    return digest_of({p.relative_to(folder).as_posix(): h for p, h in hashes(files).items()})
+
+
+def hashes(files: Iterable[Path]) -> dict[Path, str]:
+    """SHA-256 (hex) of each file.
+
+    It is remembered by path, size and time of change; a second call only looks at the files'
+    status.
+    """
+    known, fresh, found = _remembered(), {}, {}
     for path in files:
         status, name = path.stat(), str(path.resolve())
         stamp = [status.st_size, status.st_mtime_ns]
@@ -213,11 +281,11 @@ def digest(folder: Path) -> str:
             # A file this young may change again within one tick of the file system's clock.
             if time.time_ns() - status.st_mtime_ns > 2_000_000_000:
                 fresh[name] = [*stamp, value]
-        hashes[path.relative_to(folder).as_posix()] = value
+        found[path] = value
     if fresh:
         with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
             write_json(DIGESTS, _remembered() | fresh)
-    return digest_of(hashes)
+    return found
 
 
 def _remembered() -> dict[str, Any]:
@@ -236,7 +304,7 @@ def load_denoiser(folder: Path, dtype: str = "float32") -> nn.Module:
 
     A DiT's time and class embedders, which diffusers keeps once per block, are shared.
     """
-    component = _denoiser(folder)
+    component = denoiser(folder)
     model = _load(folder, component, DENOISERS[component][1], dtype)
     share_embedders(model)
     return model
@@ -305,12 +373,21 @@ def own_classes(model: nn.Module) -> int | None:
 def new_classes(model: nn.Module, count: int, seed: int) -> Callable[[], None]:
     """Give a DiT a new class table for ``count`` classes; returns what undoes it.
 
-    Rows are drawn from a normal distribution of standard deviation 0.02, as DiT's authors do.
+    Rows are drawn from a normal distribution of standard deviation 0.02, as DiT's authors do;
+    ``count + 1`` of them, the last for no class.
+
+    Raises
+    ------
+    UserError : a model without classes.
     """
     import torch
 
     from fitspace import rng
 
+    if FAMILIES.get(type(model).__name__) != "dit":
+        raise UserError(
+            f"model: {type(model).__name__} has no classes; allowed: DiTTransformer2DModel"
+        )
     share_embedders(model)
     embedder = model.transformer_blocks[0].norm1.emb.class_embedder
     old, before, own = embedder.embedding_table, embedder.num_classes, own_classes(model)
@@ -326,6 +403,50 @@ def new_classes(model: nn.Module, count: int, seed: int) -> Callable[[], None]:
         model._fitspace_classes = own
 
     return undo
+
+
+def scale(model: nn.Module) -> int:
+    """Side of the images that a denoiser makes, as a multiple of its base's own."""
+    positions = getattr(model, "pos_embed", None)  # a U-Net has none
+    return positions.height // positions.base_size if positions is not None else 1
+
+
+def at_scale(model: nn.Module, factor: int) -> Callable[[], None]:
+    """Let a DiT make images of ``factor`` times its base's side; returns what undoes it.
+
+    Patch (i, j) of the finer grid gets the position (i/factor, j/factor), so that the base sees
+    positions it knows (2304.06648, "positional encoding trick"). A pipeline around the model
+    draws noise of the new size. What ``save_pretrained`` writes of such a model is of no use:
+    diffusers would number the patches of the finer grid anew.
+
+    Raises
+    ------
+    UserError : a model without a grid of patches.
+    """
+    from diffusers.models.embeddings import get_2d_sincos_pos_embed
+
+    if FAMILIES.get(type(model).__name__) != "dit":
+        raise UserError(
+            f"scale: {factor}: {type(model).__name__} has no grid of patches; allowed on a "
+            "DiTTransformer2DModel"
+        )
+    grid, before = model.pos_embed, (scale(model), model.pos_embed.pos_embed)
+
+    def put(factor: int, positions: torch.Tensor) -> None:
+        # A grid of another size than these would be computed again at every step.
+        grid.height = grid.width = factor * grid.base_size
+        grid.pos_embed = positions
+        model.register_to_config(sample_size=grid.height * grid.patch_size)
+
+    positions = get_2d_sincos_pos_embed(
+        model.inner_dim,
+        factor * grid.base_size,
+        base_size=grid.base_size,
+        interpolation_scale=grid.interpolation_scale,
+        device=grid.pos_embed.device,
+    )
+    put(factor, positions.to(grid.pos_embed.dtype)[None])
+    return lambda: put(*before)
 
 
 def load_scheduler(folder: Path) -> Any:
@@ -415,31 +536,37 @@ def named_config(name: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def from_config(name: str) -> nn.Module:
-    """A denoiser without weights, on the meta device, its parameters frozen.
+def architecture(name: str) -> dict[str, Any]:
+    """The configuration of a denoiser, by name.
 
     ``name`` is one of ``CONFIGS`` (``sd15``: Stable Diffusion 1.x; ``dit-xl``: DiT-XL/2 at
-    256 px with 101 classes and the empty one; ``emoji-unet``), or what :func:`resolve` takes.
+    256 px with 101 classes and the empty one; ``emoji-unet``), or what
+    :func:`denoiser_config` takes.
 
     Raises
     ------
     UserError : neither.
     """
     if name in CONFIGS:
-        settings = named_config(name)
-    else:
-        try:
-            folder = resolve(name)
-        except UserError as error:
-            known = f"known without weights: {', '.join(CONFIGS)}"
-            raise UserError([*error.problems, known]) from None
-        settings = config(folder, _denoiser(folder))
+        return named_config(name)
+    try:
+        return denoiser_config(name)
+    except UserError as error:
+        known = f"known without weights: {', '.join(CONFIGS)}"
+        raise UserError([*error.problems, known]) from None
+
+
+def from_config(name: str) -> nn.Module:
+    """A denoiser without weights, on the meta device, its parameters frozen.
+
+    Name and errors as :func:`architecture` has them.
+    """
+    settings = architecture(name)
     _prepare_imports()
     import diffusers
     import torch
 
-    kind = next(k for _, k in DENOISERS.values() if k == settings["_class_name"])
     with torch.device("meta"):
-        model = getattr(diffusers, kind).from_config(settings)
+        model = getattr(diffusers, settings["_class_name"]).from_config(settings)
     share_embedders(model)
     return model.requires_grad_(False).eval()

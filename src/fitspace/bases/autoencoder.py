@@ -26,15 +26,14 @@ CONFIG = dict(
     mid_block_add_attention=False,
     sample_size=32,
 )
-KL_WEIGHT = 1e-5
 
 
 def train(
-    images: np.ndarray, steps: int, batch_size: int, lr: float, seed: int
+    images: np.ndarray, steps: int, batch_size: int, lr: float, kl_weight: float, seed: int
 ) -> tuple[torch.nn.Module, list[float]]:
     """Train from scratch on uint8 images (n, 32, 32, 3); returns the model and its losses.
 
-    The loss is the mean absolute error of the reconstruction plus ``KL_WEIGHT`` times the
+    The loss is the mean absolute error of the reconstruction plus ``kl_weight`` times the
     latent's divergence from a unit normal (in nats per image).
     The forward pass runs in bfloat16.
     """
@@ -55,7 +54,7 @@ def train(
             posterior = model.encode(batch).latent_dist
             latents = posterior.mean + posterior.std * torch.from_numpy(noise)
             decoded = model.decode(latents).sample
-        loss = F.l1_loss(decoded.float(), batch) + KL_WEIGHT * posterior.kl().float().mean()
+        loss = F.l1_loss(decoded.float(), batch) + kl_weight * posterior.kl().float().mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

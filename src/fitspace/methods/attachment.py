@@ -93,4 +93,23 @@ class Attachment:
     def _release(self) -> None:
         self.model.requires_grad_(False)
         self.trainable = {}
+        self.undo = nothing
         self.model._fitspace_method = None
+
+
+def nothing() -> None:
+    """What is left to undo or to fold where the base's weights are all there is."""
+
+
+def restoring(parameters: dict[str, nn.Parameter]) -> Callable[[], None]:
+    """Remember the values of parameters of the base, on the CPU; returns what puts them back."""
+    import torch
+
+    base = {n: p.detach().to("cpu", copy=True) for n, p in parameters.items() if not p.is_meta}
+
+    @torch.no_grad()
+    def restore() -> None:
+        for name, value in base.items():
+            parameters[name].copy_(value)
+
+    return restore

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fitspace.methods.attachment import Attachment, MethodSettings
+from fitspace.methods.attachment import Attachment, MethodSettings, nothing, restoring
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,14 +23,7 @@ def problems(settings: Settings, family: str) -> list[str]:
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     """Make every parameter trainable (shared ones once); the base is kept on the CPU."""
-    import torch
-
     trainable = dict(model.named_parameters())
-    base = {n: p.detach().to("cpu", copy=True) for n, p in trainable.items() if not p.is_meta}
-
-    @torch.no_grad()
-    def undo() -> None:
-        for name, value in base.items():
-            trainable[name].copy_(value)
-
-    return Attachment(model, trainable, identity_at_start=True, undo=undo, fold=base.clear)
+    return Attachment(
+        model, trainable, identity_at_start=True, undo=restoring(trainable), fold=nothing
+    )

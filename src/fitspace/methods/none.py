@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fitspace.methods.attachment import Attachment, MethodSettings
+from fitspace.methods.attachment import Attachment, MethodSettings, nothing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,8 +23,4 @@ def problems(settings: Settings, family: str) -> list[str]:
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     """Change nothing."""
-
-    def nothing() -> None:
-        pass
-
     return Attachment(model, {}, identity_at_start=True, undo=nothing, fold=nothing)

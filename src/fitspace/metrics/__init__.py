@@ -6,17 +6,19 @@ precision and recall on EfficientNet-lite0 features. Importing this imports no t
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fitspace import files
+from fitspace import bases, files, hub
 from fitspace.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
-NAMES = (
+# By what a task is judged: held-out images and captions, or, with dreambooth, its subject.
+OF_HELD_OUT = (
     "fd_effnet",
     "kid_effnet",
     "precision",
@@ -26,35 +28,82 @@ NAMES = (
     "clip_i_paired",
     "diversity",
 )
-LOWER_IS_BETTER = ("fd_effnet", "kid_effnet")
+OF_SUBJECT = ("clip_i", "clip_i_elsewhere", "clip_t", "diversity", "prior_drift")
+NAMES = tuple(dict.fromkeys([*OF_HELD_OUT, *OF_SUBJECT]))
+LOWER_IS_BETTER = ("fd_effnet", "kid_effnet", "prior_drift")
 EXTRACTOR = "effnet-lite0-v1"
 EXTRACTOR_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 NEIGHBOURHOOD = 3  # of precision and recall (1904.06991, section 3.1)
+HUB = "hf-hub:"  # as open_clip marks hub ids
+_HUB_FILES = ("*.json", "*.txt", "open_clip*.safetensors")
+
+
+def judge_folder(judge: str | Path) -> Path | None:
+    """The folder a judge lies in: its own, or that of a hub id's copy; None: ``NAME@WEIGHTS``.
+
+    Raises :class:`fitspace.hub.NotHere` for a hub id without a copy on this machine.
+    """
+    if not str(judge).startswith(HUB):
+        return Path(judge) if Path(judge).is_dir() else None
+    folder = hub.cached(_hub_id(judge), _HUB_FILES)
+    if folder is None or not _judge_files(folder):
+        raise hub.NotHere(f"judge: {str(judge)!r} is not on this machine; {hub.CURE}")
+    return folder
 
 
 def judge_files(judge: str | Path) -> list[Path]:
     """The files that decide what a judge says: weights, configuration and tokenizer.
 
-    Raises UserError if ``judge`` is neither an open_clip folder nor ``NAME@WEIGHTS``.
+    Raises UserError if ``judge`` is no open_clip folder, hub id of one, nor ``NAME@WEIGHTS``;
+    :class:`fitspace.hub.NotHere` for a hub id without a copy on this machine.
     """
-    folder, weights = Path(judge), Path(str(judge).partition("@")[2] or ".")
-    if folder.is_dir():
-        found = [p for p in sorted(folder.iterdir()) if p.suffix in (".json", ".safetensors")]
-        names = {p.name for p in found}
-        if "open_clip_config.json" in names and any(n.endswith(".safetensors") for n in names):
-            return found
-    elif weights.is_file():
+    folder, weights = judge_folder(judge), Path(str(judge).partition("@")[2] or ".")
+    if folder is None and weights.is_file():
         return [weights]
+    if folder is not None and (found := _judge_files(folder)):
+        return found
     raise UserError(
         f"judge: {str(judge)!r} is not a folder with open_clip_config.json and safetensors "
-        "weights, nor NAME@WEIGHTS with an open_clip model name and a weights file"
+        f"weights, nor {HUB}org/name of such a folder on the hub, nor NAME@WEIGHTS with an "
+        "open_clip model name and a weights file"
     )
+
+
+def fetch_judge(judge: str) -> None:
+    """Download a hub id's open_clip model, unless it is here; other judges are left alone.
+
+    Raises UserError: no network, or a repository that holds no such model.
+    """
+    with contextlib.suppress(hub.NotHere):
+        judge_files(judge)
+        return
+    if not _judge_files(hub.fetch(_hub_id(judge), _HUB_FILES)):
+        raise UserError(
+            f"judge: {judge!r} holds no open_clip_config.json and open_clip*.safetensors"
+        )
+
+
+def _hub_id(judge: str | Path) -> str:
+    ref = str(judge).removeprefix(HUB)
+    if not hub.is_id(ref):
+        raise UserError(f"judge: {str(judge)!r}; allowed: {HUB}org/name")
+    return ref
+
+
+def _judge_files(folder: Path) -> list[Path]:
+    """What counts of an open_clip folder; empty when it lacks weights or configuration."""
+    weights = sorted(folder.glob("*.safetensors"))
+    # Of several open_clip reads the one with its own name.
+    weights = [p for p in weights if p.name.startswith("open_clip")] or weights
+    whole = weights and (folder / "open_clip_config.json").exists()
+    return sorted([*folder.glob("*.json"), *weights]) if whole else []
 
 
 def identity(judge: str | Path) -> dict:
     """What decides the metrics besides the images: versions, pins and the judge's digest."""
-    contents = {p.name: files.sha256(p) for p in judge_files(judge)}
-    name = "" if Path(judge).is_dir() else str(judge).partition("@")[0]
+    found = bases.hashes(judge_files(judge))
+    contents = {path.name: value for path, value in found.items()}
+    name = str(judge).partition("@")[0] if judge_folder(judge) is None else ""
     return {
         "metrics": VERSION,
         "extractor": EXTRACTOR,
@@ -73,7 +122,7 @@ def reference_features(
     images : uint8 array or tensor, shape (m, h, w, 3), the held-out images.
     captions : the caption of each image.
     prompts : the caption each sample is generated from; every one has a held-out image.
-    judge : an open_clip folder, or ``NAME@WEIGHTS``.
+    judge : an open_clip folder, ``hf-hub:org/name``, or ``NAME@WEIGHTS``.
 
     Returns
     -------
@@ -118,7 +167,7 @@ def evaluate(samples, reference: dict[str, Tensor], judge: str | Path) -> dict[s
     samples : uint8 array or tensor, shape (n, h, w, 3); sample i was generated from prompt i,
         n of them at most as many as the reference has prompts.
     reference : what ``reference_features`` returned for the task, with the same judge.
-    judge : an open_clip folder, or ``NAME@WEIGHTS``.
+    judge : an open_clip folder, ``hf-hub:org/name``, or ``NAME@WEIGHTS``.
 
     Returns
     -------
@@ -151,6 +200,77 @@ def evaluate(samples, reference: dict[str, Tensor], judge: str | Path) -> dict[s
     }
 
 
+def subject_features(
+    subject, texts: list[str], class_images, judge: str | Path
+) -> dict[str, Tensor]:
+    """What every evaluation of a DreamBooth task needs, computed once.
+
+    Parameters
+    ----------
+    subject : uint8 array or tensor, shape (m, h, w, 3), the images trained on.
+    texts : for each image of the subject elsewhere (n of them) its prompt in words that the
+        judge knows: the class without the rare word.
+    class_images : uint8, shape (n, h, w, 3), what the untouched base draws of the class.
+    judge : an open_clip folder, ``hf-hub:org/name``, or ``NAME@WEIGHTS``.
+
+    Returns
+    -------
+    float32 tensors: ``judge_images`` (m, e), ``judge_texts`` (n, e), ``judge_class`` (n, e).
+
+    Raises UserError if a feature is not finite.
+    """
+    from fitspace.metrics import clip
+
+    loaded = clip.load(judge)
+    return _finite(
+        "reference",
+        {
+            "judge_images": clip.image_embeddings(loaded, _images("subject", subject, 1)),
+            "judge_texts": clip.text_embeddings(loaded, texts),
+            "judge_class": clip.image_embeddings(loaded, _images("class images", class_images)),
+        },
+    )
+
+
+def evaluate_subject(samples, reference: dict[str, Tensor], judge: str | Path) -> dict[str, float]:
+    """Every metric of one DreamBooth run.
+
+    Parameters
+    ----------
+    samples : uint8 array or tensor, shape (3n, h, w, 3): n images of the subject, n of it
+        elsewhere, n of its class.
+    reference : what ``subject_features`` returned for the task, with the same judge.
+    judge : an open_clip folder, ``hf-hub:org/name``, or ``NAME@WEIGHTS``.
+
+    Returns
+    -------
+    ``clip_i`` and ``clip_i_elsewhere``, of both kinds of images with the subject against those
+    trained on (2303.18181 measures the first); ``clip_t`` of the second kind; ``diversity`` of
+    the first; ``prior_drift``, how far images of the class are from the base's; ``n``.
+
+    Raises UserError if there are not 3n samples or a feature is not finite.
+    """
+    from fitspace.metrics import clip
+
+    samples, n = _images("samples", samples), len(reference["judge_texts"])
+    if len(samples) != 3 * n:
+        raise UserError(f"samples: {len(samples)}; allowed: {n} of each of 3 kinds")
+    loaded = clip.load(judge)
+    # Each kind on its own: the base's images of the class then get the very same numbers.
+    embedded = [clip.image_embeddings(loaded, images) for images in samples.split(n)]
+    subject, elsewhere, of_class = _finite(
+        "samples", dict(zip(("subject", "elsewhere", "class"), embedded, strict=True))
+    ).values()
+    return {
+        "clip_i": clip.clip_i(subject, reference["judge_images"]),
+        "clip_i_elsewhere": clip.clip_i(elsewhere, reference["judge_images"]),
+        "clip_t": clip.clip_t(elsewhere, reference["judge_texts"]),
+        "diversity": clip.diversity(subject),
+        "prior_drift": clip.drift(of_class, reference["judge_class"]),
+        "n": n,
+    }
+
+
 def _kid_and_coverage(samples: Tensor, reference: Tensor) -> dict[str, float]:
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
@@ -167,11 +287,11 @@ def _kid_and_coverage(samples: Tensor, reference: Tensor) -> dict[str, float]:
     }
 
 
-def _images(name: str, images) -> Tensor:
+def _images(name: str, images, fewest: int = NEIGHBOURHOOD + 1) -> Tensor:
     import torch
 
     images = torch.as_tensor(images)
-    shape, fewest = tuple(images.shape), NEIGHBOURHOOD + 1
+    shape = tuple(images.shape)
     if images.dtype != torch.uint8 or images.ndim != 4 or shape[3] != 3:
         raise UserError(f"{name}: {images.dtype} of shape {shape}, not uint8 of shape (n, h, w, 3)")
     if len(images) < fewest:

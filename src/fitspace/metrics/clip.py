@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fitspace.errors import UserError
 from fitspace.imports import import_torchvision
-from fitspace.metrics import judge_files
+from fitspace.metrics import judge_files, judge_folder
 
 BATCH = 64
 
@@ -35,15 +35,16 @@ class Judge:
 
 
 def load(judge: str | Path) -> Judge:
-    """Load a judge: a folder that open_clip's ``local-dir:`` reads, or ``NAME@WEIGHTS`` with
-    an open_clip model name and a weights file. Weights are never downloaded.
+    """Load a judge: a folder that open_clip's ``local-dir:`` reads, ``hf-hub:org/name`` with
+    the copy of such a folder on this machine, or ``NAME@WEIGHTS`` with an open_clip model name
+    and a weights file. Nothing is downloaded.
 
-    Raises UserError if it is neither, or if open_clip cannot load it.
+    Raises UserError if it is none of them, or if open_clip cannot load it.
     """
     judge_files(judge)
     name, _, weights = str(judge).partition("@")
-    if Path(judge).is_dir():
-        name, weights = f"local-dir:{judge}", ""
+    if folder := judge_folder(judge):
+        name, weights = f"local-dir:{folder}", ""
     import_torchvision()
     import open_clip
 
@@ -99,6 +100,14 @@ def clip_i(samples: Tensor, references: Tensor) -> float:
 def clip_i_paired(samples: Tensor, references: Tensor) -> float:
     """Mean cosine of each sample with the reference image of its own caption, both (n, d)."""
     return clip_t(samples, references)
+
+
+def drift(samples: Tensor, originals: Tensor) -> float:
+    """One minus the mean cosine of each sample with its original, both (n, d) and of length 1.
+
+    As half the squared distance, which is exactly zero where both are the same.
+    """
+    return (samples.double() - originals.double()).square().sum(1).mean().item() / 2
 
 
 def diversity(samples: Tensor) -> float:

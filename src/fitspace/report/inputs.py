@@ -74,7 +74,9 @@ def read(study: Study, folder: Path) -> Inputs:
                 problems += [f"{path}: column {name!r}: {cell!r} is no number" for cell in bad]
                 notes += more
         for name in study.analysis.factors:
-            runs[name] = pd.Categorical(text[name].str.strip(), levels(study, text, name))
+            # The untouched base is what the others are held against, never one of them.
+            given = text[name].str.strip().mask(text["method"] == "none")
+            runs[name] = pd.Categorical(given, levels(study, given, name))
     strips, more = _strips(folder)
     design, worse = _json(folder / "design.json", dict)
     if problems or more or worse:
@@ -88,10 +90,12 @@ def read(study: Study, folder: Path) -> Inputs:
     return Inputs(study, text, runs, strips, dropped, digests, notes)
 
 
-def levels(study: Study, text: pd.DataFrame, factor: str) -> list[str]:
+def levels(study: Study, given: pd.Series, factor: str) -> list[str]:
     """A factor's levels: in the study's order, then what else the table has."""
-    declared = [str(level) for arm in study.arms for level in arm.factors.get(factor, [])]
-    present = text[factor].dropna().str.strip()
+    own = {"arm": lambda arm: [arm.title], "method": lambda arm: [arm.method]}
+    of_arm = own.get(factor, lambda arm: arm.factors.get(factor, []))
+    declared = [str(level) for arm in study.arms for level in of_arm(arm) if arm.method != "none"]
+    present = given.dropna()
     return list(dict.fromkeys([*declared, *present[present != ""]]))
 
 

@@ -41,13 +41,26 @@ METRICS = {
         "CLIP-T",
         False,
         "Mean cosine between a sample and its own caption, embedded by the study's own judge. A "
-        "plain cosine: not CLIPScore, no percentage, not comparable across judges.",
+        "plain cosine: not CLIPScore, no percentage, not comparable across judges. With "
+        "DreamBooth, of the subject put elsewhere; the caption names its class instead.",
     ),
     "clip_i": Metric(
         "CLIP-I",
         False,
         "Mean cosine over all pairs of a sample and a held-out image, embedded by the study's "
-        "own judge.",
+        "own judge; with DreamBooth, of an image of the subject and an image trained on.",
+    ),
+    "clip_i_elsewhere": Metric(
+        "CLIP-I, elsewhere",
+        False,
+        "Mean cosine over all pairs of an image that puts the subject elsewhere and an image "
+        "trained on, embedded by the study's own judge.",
+    ),
+    "prior_drift": Metric(
+        "Prior drift",
+        True,
+        "One minus the mean cosine between what the tuned model and the untouched base draw of "
+        "the subject's class, from the same noise, embedded by the study's own judge.",
     ),
     "clip_i_paired": Metric(
         "CLIP-I, paired",

@@ -139,7 +139,7 @@ def _notes(chosen: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
             f"the design falls into {count} parts that share no level; the {outside} cell(s) "
             "outside the largest are reported as cells, not in the analysis of variance"
         )
-    if "arm" in chosen and chosen["arm"].nunique() > 1:
+    if "arm" in chosen and "arm" not in cells and chosen["arm"].nunique() > 1:
         arms = ", ".join(map(str, chosen["arm"].unique()))
         notes.append(f"several arms ({arms}) have all factors and are analysed together")
     return notes

@@ -1,0 +1,96 @@
+"""Matching the budget: how wide a method is when it trains a given number of parameters.
+
+A method with a width says so: its module's ``budget`` names the setting. Its count of trainable
+parameters is affine in it, so two counts tell the width; counts at the answer confirm it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fitspace import bases, methods
+from fitspace.errors import UserError
+from fitspace.files import digest, sha256, write_json
+
+TOLERANCE = 0.01
+# Counting imports torch and diffusers: seconds that a check need not take twice.
+CACHE = Path("results/.cache/budgets.json")
+
+
+def knob(method: str) -> str | None:
+    """The setting that makes a method wider; None where it has none."""
+    return getattr(methods.get(method), "budget", None)
+
+
+def width(base: str, method: str, settings: dict[str, Any], target: int) -> int:
+    """The value of a method's width at which it trains the number nearest to ``target``.
+
+    ``base`` as :func:`fitspace.bases.architecture` takes it; ``settings`` are the others.
+
+    Raises
+    ------
+    UserError : no count within 1% of the target; names the nearest ones.
+    """
+    name = knob(method)
+    counts = _remembered(base, method, settings, target)
+    value, trainable = counts[0]
+    if abs(trainable - target) <= TOLERANCE * target:
+        return value
+    nearest = " and ".join(f"{n:,} ({name} {v})" for v, n in counts)
+    raise UserError(f"match_trainable: {target:,}: the nearest are {nearest}; allowed: within 1%")
+
+
+def _remembered(base: str, method: str, settings: dict[str, Any], target: int) -> list[list[int]]:
+    """Widths and their counts around the target, the nearest first; from the cache if there."""
+    architecture = bases.architecture(base)
+    key = digest([architecture, method, settings, target, _code()])
+    try:
+        known = json.loads(CACHE.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if key not in known:
+        from fitspace import counting
+
+        def count(value: int) -> int:
+            return counting.count(base, method, settings | {knob(method): value})["trainable"]
+
+        known[key] = _around(count, *_limits(method), target)
+        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+            write_json(CACHE, known)
+    return known[key]
+
+
+def _around(count: Callable[[int], int], low: int, high: int, target: int) -> list[list[int]]:
+    """The one or two values in [low, high] next to where an affine count meets the target."""
+    first = count(low)
+    step = count(low + 1) - first
+    below = math.floor(low + (target - first) / step)
+    values = {min(max(value, low), high) for value in (below, below + 1)}
+    found = [[value, count(value)] for value in sorted(values)]
+    for value, trainable in found:
+        if trainable != first + step * (value - low):
+            raise ArithmeticError(f"the count is not affine: {trainable} at {value}")
+    return sorted(found, key=lambda pair: abs(pair[1] - target))
+
+
+def _limits(method: str) -> tuple[int, int]:
+    """The smallest and the largest width that a method's settings allow."""
+    field = methods.get(method).Settings.model_fields[knob(method)]
+    return tuple(
+        next(getattr(m, bound) for m in field.metadata if hasattr(m, bound))
+        for bound in ("ge", "le")
+    )
+
+
+@cache
+def _code() -> str:
+    """What decides counts besides their arguments: the methods and the libraries they use."""
+    sources = sorted(Path(methods.__file__).parent.glob("*.py"))
+    return digest([[version("diffusers"), version("peft")], [sha256(p) for p in sources]])

@@ -1,0 +1,39 @@
+"""BitFit: the biases that the base has are all that is trained (2106.10199, section 3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fitspace.methods.attachment import Attachment, PartialSettings, nothing, restoring
+
+if TYPE_CHECKING:
+    from torch import nn
+
+trains = True
+
+
+class Settings(PartialSettings):
+    """BitFit has no settings of its own."""
+
+
+def problems(settings: Settings, family: str) -> list[str]:
+    """None: the layers of every denoiser have biases."""
+    return []
+
+
+def biases(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> every parameter that is its module's ``bias``, shared ones once.
+
+    A linear layer's, a convolution's and a norm's alike. On a DiT: of the patch embedding, the
+    time embedder, the final layer and, in every block, the modulation (6 D), q, k, v and the
+    projection of the attention (4 D), and both layers of the MLP (5 D); its norms have none.
+    """
+    return {n: p for n, p in model.named_parameters() if n.rpartition(".")[2] == "bias"}
+
+
+def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
+    """Make every bias trainable."""
+    trainable = biases(model)
+    return Attachment(
+        model, trainable, identity_at_start=True, undo=restoring(trainable), fold=nothing
+    )

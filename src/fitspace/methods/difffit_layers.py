@@ -1,0 +1,177 @@
+"""DiffFit's scale factors and affine parts at work in diffusers' blocks.
+
+Both are parameters put on a module whose output they change by a hook, so the block's own code
+runs. Both are linear, and merging is exact:
+
+- a layer's factors multiply the rows of its weight and its bias, a branch's those of the
+  branch's last layer (a DiT's gate multiplies afterwards, which commutes);
+- behind a norm's affine part ``γ·n + β`` comes the modulation, ``(1 + s)·(γ·n + β) + t``. That
+  is ``(1 + s')·n + t'`` with ``s' = γ·s + γ - 1`` and ``t' = t + β·s + β``: linear in s and t,
+  which are sixths of the output of ``norm1.linear``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.normalization import AdaLayerNormZero
+from torch import nn
+
+from fitspace.errors import UserError
+from fitspace.methods.attachment import Attachment, restoring
+from fitspace.methods.bitfit import biases
+from fitspace.methods.difffit import Settings
+
+# The order in which a U-Net computes its parts; it registers the middle last.
+UNET_ORDER = ("down_blocks", "mid_block", "up_blocks")
+# Norm of a DiT's block -> which sixths of the modulation shift and scale what it returns.
+MODULATION = {"norm1.norm": (0, 1), "norm3": (3, 4)}
+
+
+def attach_layers(model: nn.Module, settings: Settings) -> Attachment:
+    """Build what the settings name; see :func:`fitspace.methods.difffit.attach`."""
+    blocks = blocks_in_order(model)
+    own = biases(model) if settings.biases else {}
+    parts: dict[str, Factors | Affine] = {}
+    if settings.norms:
+        own |= affine_parameters(model)
+        parts |= {f"{path}.{name}": part for path, b in blocks.items() for name, part in norms(b)}
+    if settings.gamma != "none":
+        parts |= {
+            f"{path}.{name}": part
+            for path in chosen(list(blocks), settings.blocks, settings.share)
+            for name, part in factors(blocks[path], settings.gamma)
+        }
+    restore = restoring(own)
+    new = {f"{path}.{name}": p for path, part in parts.items() for name, p in part.attach().items()}
+
+    def detach() -> None:
+        for part in parts.values():
+            part.detach()
+
+    def undo() -> None:
+        detach()
+        restore()
+
+    def fold() -> None:
+        for part in parts.values():
+            part.fold()
+        detach()
+
+    return Attachment(model, own | new, identity_at_start=True, undo=undo, fold=fold)
+
+
+def blocks_in_order(model: nn.Module) -> dict[str, BasicTransformerBlock]:
+    """Path -> transformer block, in the order in which the model computes them."""
+    found = {n: m for n, m in model.named_modules() if isinstance(m, BasicTransformerBlock)}
+    rank = {part: i for i, part in enumerate(UNET_ORDER)}
+    return dict(sorted(found.items(), key=lambda item: rank.get(item[0].partition(".")[0], 0)))
+
+
+def chosen(blocks: list[str], end: str, share: float) -> list[str]:
+    """The share of the blocks, rounded to whole ones, that lies at one end."""
+    count = int(share * len(blocks) + 0.5)
+    if count == 0:
+        raise UserError(
+            f"difffit: share: {share} of the model's {len(blocks)} transformer blocks is less than "
+            f"half a block; allowed: {0.5 / len(blocks):.4g} to 1, or gamma: none"
+        )
+    return blocks[:count] if end == "first" else blocks[-count:]
+
+
+def affine_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> weights and biases of the layer and group norms that have them."""
+    return {
+        f"{path}.{name}": parameter
+        for path, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm)
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+
+
+def norms(block: BasicTransformerBlock) -> Iterator[tuple[str, Affine]]:
+    """The norms of a DiT's block, which have no affine part; none of a U-Net's."""
+    if not isinstance(block.norm1, AdaLayerNormZero):
+        return
+    for name, sixths in MODULATION.items():
+        norm = block.get_submodule(name)
+        if not norm.elementwise_affine:
+            yield name, Affine(norm, block.norm1.linear, *sixths)
+
+
+def factors(block: BasicTransformerBlock, where: str) -> Iterator[tuple[str, Factors]]:
+    """What is scaled in a block: its branches; with ``all`` also its attentions' layers."""
+    yield "ff", Factors(block.ff, [m for m in block.ff.modules() if isinstance(m, nn.Linear)][-1])
+    for name, attention in block.named_children():
+        if not isinstance(attention, Attention):
+            continue
+        yield name, Factors(attention, attention.to_out[0])
+        if where == "all":
+            for layer in ("to_q", "to_k", "to_v", "to_out.0"):
+                linear = attention.get_submodule(layer)
+                yield f"{name}.{layer}", Factors(linear, linear)
+
+
+class Factors:
+    """``γ·y`` for a module's output y (..., d), which is that of its linear layer."""
+
+    def __init__(self, module: nn.Module, layer: nn.Linear):
+        self.module, self.layer = module, layer
+
+    def attach(self) -> dict[str, nn.Parameter]:
+        device = self.layer.weight.device
+        self.module.gamma = nn.Parameter(torch.ones(self.layer.out_features, device=device))
+        self.handle = self.module.register_forward_hook(_scale)
+        return {"gamma": self.module.gamma}
+
+    def detach(self) -> None:
+        self.handle.remove()
+        del self.module.gamma
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        gamma = self.module.gamma
+        self.layer.weight.mul_(gamma[:, None])
+        if self.layer.bias is not None:
+            self.layer.bias.mul_(gamma)
+
+
+class Affine:
+    """``γ·n + β`` for what a norm returns, n (..., d), and the layer that modulates it after."""
+
+    def __init__(self, norm: nn.LayerNorm, modulation: nn.Linear, shift: int, scale: int):
+        self.norm, self.modulation, self.shift, self.scale = norm, modulation, shift, scale
+
+    def attach(self) -> dict[str, nn.Parameter]:
+        shape, device = self.norm.normalized_shape, self.modulation.weight.device
+        self.norm.gamma = nn.Parameter(torch.ones(shape, device=device))
+        self.norm.beta = nn.Parameter(torch.zeros(shape, device=device))
+        self.handle = self.norm.register_forward_hook(_scale_and_shift)
+        return {"gamma": self.norm.gamma, "beta": self.norm.beta}
+
+    def detach(self) -> None:
+        self.handle.remove()
+        del self.norm.gamma, self.norm.beta
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        gamma, beta = self.norm.gamma, self.norm.beta
+        weights = self.modulation.weight.chunk(6)
+        biases = self.modulation.bias.chunk(6)
+        weights[self.shift].add_(beta[:, None] * weights[self.scale])
+        biases[self.shift].add_(beta * biases[self.scale] + beta)
+        weights[self.scale].mul_(gamma[:, None])
+        biases[self.scale].mul_(gamma).add_(gamma - 1)
+
+
+# Computed in single precision, whatever the base's: near 1 a factor in half precision would lose
+# the small steps of training.
+def _scale(module: nn.Module, _, output: torch.Tensor) -> torch.Tensor:
+    return (output * module.gamma).to(output.dtype)
+
+
+def _scale_and_shift(module: nn.Module, _, output: torch.Tensor) -> torch.Tensor:
+    return (output * module.gamma + module.beta).to(output.dtype)

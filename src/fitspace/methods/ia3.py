@@ -1,0 +1,46 @@
+"""(IA)³: factors on keys, values and the feed-forward's hidden units, by peft.
+
+2205.05638, section 3.3: ``l_k ∘ k``, ``l_v ∘ v`` and ``W2(l_ff ∘ act(...))``, all factors one at
+the start. Its places define the method; there is nothing to set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from fitspace.methods.attachment import Attachment, PartialSettings
+from fitspace.methods.peft_layers import attachment, inject, linear_layers
+
+if TYPE_CHECKING:
+    from peft import IA3Config
+    from torch import nn
+
+trains = True
+FEED_FORWARD = "net.2"
+
+
+class Settings(PartialSettings):
+    """(IA)³ has no settings of its own."""
+
+
+def problems(settings: Settings, family: str) -> list[str]:
+    """None: both families have attention and feed-forward layers."""
+    return []
+
+
+def peft_config(settings: Settings, layers: Iterable[str]) -> IA3Config:
+    """peft's configuration for the layers of these paths: inputs of FEED_FORWARD, else outputs."""
+    from fitspace.imports import import_peft
+
+    layers = list(layers)
+    return import_peft().IA3Config(
+        target_modules=layers,
+        feedforward_modules=[path for path in layers if path.endswith(f".{FEED_FORWARD}")],
+    )
+
+
+def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
+    """Put factors on every attention's keys and values, and on every feed-forward's units."""
+    layers = linear_layers(model, ("to_k", "to_v"), (FEED_FORWARD,))
+    return attachment(inject(model, peft_config(settings, layers)), set(), seed)

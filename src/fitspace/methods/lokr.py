@@ -1,0 +1,65 @@
+"""LoKr: a change that is a Kronecker product, W + α/r·C ⊗ (B·A), by peft.
+
+LyCORIS, 2309.14859, section 3. Inputs and outputs are each split in two factors; C holds the
+small ones, a low-rank product the large ones, or one matrix where that is no larger. C starts
+at zero, the rest is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from fitspace.methods.attachment import Attachment
+from fitspace.methods.peft_layers import (
+    TARGETS,
+    TargetedSettings,
+    attachment,
+    inject,
+    linear_layers,
+)
+
+if TYPE_CHECKING:
+    from peft import LoKrConfig
+    from torch import nn
+
+trains = True
+
+
+class Settings(TargetedSettings):
+    """A Kronecker product: how it is split, how large and how strong it is."""
+
+    rank: int = Field(8, ge=1, le=65_536, description="Rank r of the large factor.")
+    alpha: int = Field(8, ge=1, description="The change's scale is alpha/rank.")
+    factor: int | None = Field(
+        None,
+        ge=2,
+        description="Side of C, or the divisor next below it; null: both factors about equal, "
+        "which has the fewest parameters.",
+    )
+
+
+def problems(settings: Settings, family: str) -> list[str]:
+    """None: both families have attention layers."""
+    return []
+
+
+def peft_config(settings: Settings, layers: Iterable[str]) -> LoKrConfig:
+    """peft's configuration for the layers of these paths."""
+    from fitspace.imports import import_peft
+
+    return import_peft().LoKrConfig(
+        r=settings.rank,
+        alpha=settings.alpha,
+        decompose_factor=-1 if settings.factor is None else settings.factor,
+        target_modules=list(layers),
+    )
+
+
+def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
+    """Give every layer of the target its factors."""
+    layers = linear_layers(model, *TARGETS[settings.target])
+    tuner = inject(model, peft_config(settings, layers))
+    return attachment(tuner, {"lokr_w2", "lokr_w2_a", "lokr_w2_b"}, seed)

@@ -1,0 +1,116 @@
+"""Visual prompt tuning, deep: every block gets prompt tokens of its own (2203.12119, section 3.2).
+
+A block's input is ``[P_i, x]`` with prompts ``P_i`` that are trained; of its output only ``x``
+goes on, and the next block has its own. A DiT modulates all tokens of an image alike, so prompts
+pass through a block as patches do; they get no position embedding.
+
+How many prompts: 2304.06648 reports 2.81 M trainable parameters on DiT-XL/2. The final layer
+(2,693,408) and the class table (117,504) make 2,810,912 by themselves, and one prompt in every
+block adds 28·1152 = 32,256: no number of prompts fits, the figure seems to leave them out. The
+default of one is the nearest (2,843,168). 2203.12119 chose between 1 and 200 for each task.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from fitspace.methods.attachment import Attachment, PartialSettings, restoring
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers.models.attention import BasicTransformerBlock
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
+
+trains = True
+budget = "prompts"
+
+
+class Settings(PartialSettings):
+    """How many prompts, and whether the layers after the last block are trained too."""
+
+    prompts: int = Field(1, ge=1, le=4096, description="Prompt tokens before every block's input.")
+    final_layer: bool = Field(
+        True, description="Also train the final layer, as in the table of 2304.06648."
+    )
+
+
+def problems(settings: Settings, family: str) -> list[str]:
+    """Why these settings cannot be built on this family of denoisers; empty when they can."""
+    if family == "dit":
+        return []
+    return [
+        "vpt: prompts need blocks that take a sequence of any length; between a U-Net's "
+        "transformer blocks are convolutions over an image: allowed on a base of the family 'dit'"
+    ]
+
+
+def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
+    """Give every block its prompts, and make the final layer trainable.
+
+    Prompts are (prompts, D), uniform in ±√(6 / (3p² + D)) with patches of side p and D channels
+    a token, as in the authors' code: 3p² is what a patch has of RGB values.
+    """
+    import torch
+
+    dim, patch = model.inner_dim, model.config.patch_size
+    bound = math.sqrt(6 / (3 * patch**2 + dim))
+    device = next(model.parameters()).device
+    trainable, handles = {}, []
+    blocks = dict(model.transformer_blocks.named_children())
+    for i, block in blocks.items():
+        name = f"transformer_blocks.{i}.prompts"
+        block.prompts = torch.nn.Parameter(torch.empty(settings.prompts, dim, device=device))
+        if device.type != "meta":
+            _draw(block.prompts, bound, seed, name)
+        handles += _prompt(block, block.prompts)
+        trainable[name] = block.prompts
+    final = _final_layer(model) if settings.final_layer else {}
+    restore = restoring(final)
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+        for block in blocks.values():
+            del block.prompts
+        restore()
+
+    return Attachment(model, trainable | final, identity_at_start=False, undo=undo)
+
+
+def _draw(prompts: nn.Parameter, bound: float, seed: int, name: str) -> None:
+    import torch
+
+    from fitspace import rng
+
+    draw = rng.generator(seed, f"init/{name}")
+    uniform = draw.random(tuple(prompts.shape), dtype="float32") * 2 - 1
+    with torch.no_grad():
+        prompts.copy_(torch.from_numpy(uniform * bound))
+
+
+def _prompt(block: BasicTransformerBlock, prompts: nn.Parameter) -> list[RemovableHandle]:
+    """Prepend the prompts to the block's tokens, (b, n, D) -> (b, prompts + n, D); cut them off."""
+    import torch
+
+    def prepend(_, args: tuple) -> tuple:
+        tokens, *others = args
+        fresh = prompts.to(tokens.dtype).expand(len(tokens), -1, -1)
+        return torch.cat([fresh, tokens], dim=1), *others
+
+    def cut(_, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        return output[:, len(prompts) :]
+
+    return [block.register_forward_pre_hook(prepend), block.register_forward_hook(cut)]
+
+
+def _final_layer(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of the modulation and the projection after the last block."""
+    return {
+        f"{layer}.{name}": parameter
+        for layer in ("proj_out_1", "proj_out_2")
+        for name, parameter in model.get_submodule(layer).named_parameters()
+    }

@@ -1,0 +1,20 @@
+# Class images for prior preservation; only DreamBooth tasks ask for any.
+rule prior:
+    output:
+        "results/prior/{folder}/images.safetensors",
+        "results/prior/{folder}/sheet.png",
+        "results/prior/{folder}/prior.json",
+    log:
+        "results/logs/prior/{folder}.log",
+    benchmark:
+        "results/benchmarks/prior/{folder}.tsv"
+    conda:
+        "../envs/fitspace.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        study=STUDY,
+    shell:
+        "fitspace prior {params.study:q} {wildcards.folder:q} > {log:q} 2>&1"
