@@ -126,6 +126,62 @@ def test_bitfit_and_difffit_on_a_dit(method, settings, expected, by_hand):
     assert found["total"] == 673_799_072
 
 
+# Layers of DiT-XL: inputs and outputs. Of the 12,480 units of Stable Diffusion 1.x's 16 blocks:
+# self-attention reads them, cross-attention its keys and values from 768 units of text.
+D = 1152
+QKV_INPUTS, QKV_OUTPUTS = 4 * 12_480 + 2 * 16 * 768, 6 * 12_480
+
+
+@pytest.mark.parametrize(("rank", "paper"), [(8, 1_149_696), (16, 2_181_888)])
+def test_lora_on_a_dit(rank, paper):
+    """2304.06648's table, 1.15 and 2.18 M: one fused layer of 3 D outputs, of which A is one."""
+    assert 28 * rank * (D + 3 * D) + CLASS_TABLE == paper
+    assert count("dit-xl", "lora", {"rank": rank, "fused": True})["trainable"] == paper
+    split = count("dit-xl", "lora", {"rank": rank})["trainable"]
+    assert split == 28 * 3 * rank * (D + D) + CLASS_TABLE == paper + 28 * 2 * rank * D
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "layers"),
+    [
+        ("lora", {"dora": True}, 3 * (8 * 2 * D + D)),
+        ("lora", {"rslora": True, "alpha": 16}, 3 * 8 * 2 * D),
+        ("lora", {"target": "attention"}, 4 * 8 * 2 * D),
+        ("lora", {"target": "attention+ff"}, 4 * 8 * 2 * D + 2 * 8 * 5 * D),
+        ("loha", {}, 3 * 2 * 8 * 2 * D),
+        ("lokr", {}, 3 * (32 * 32 + 8 * (36 + 36))),
+        ("lokr", {"factor": 8}, 3 * (8 * 8 + 8 * (144 + 144))),
+        ("ia3", {}, 2 * D + 4 * D),
+        ("oft", {}, 3 * D * 31 // 2),
+        ("oft", {"block_size": 4}, 3 * D * 3 // 2),
+    ],
+    ids=lambda given: "-".join(map(str, given.values())) if isinstance(given, dict) else str(given),
+)
+def test_methods_of_peft_on_a_dit(method, settings, layers):
+    found = count("dit-xl", method, settings | {"class_embedding": False})
+    assert found["trainable"] == 28 * layers
+    assert count("dit-xl", method, settings)["trainable"] == 28 * layers + CLASS_TABLE
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "expected"),
+    [
+        # The form of diffusers' training script. The first published adapter of it is a file of
+        # 3.29 MB: four bytes a parameter, and their names.
+        ("lora", {"rank": 4, "target": "attention"}, 797_184),
+        ("lora", {}, 8 * (6 * 12_480 + 4 * 12_480 + 2 * 16 * 768)),
+        ("lora", {"fused": True}, 8 * (QKV_OUTPUTS + 2 * 12_480 + 16 * 768)),
+        ("lora", {"dora": True}, 1_195_008 + QKV_OUTPUTS),
+        ("loha", {}, 2 * 1_195_008),
+        ("ia3", {}, 4 * 12_480 + 4 * 12_480),
+        ("oft", {}, QKV_INPUTS * 31 // 2),
+    ],
+    ids=lambda given: "-".join(map(str, given.values())) if isinstance(given, dict) else str(given),
+)
+def test_methods_of_peft_on_a_unet(method, settings, expected):
+    assert count("sd15", method, settings)["trainable"] == expected
+
+
 # Channels of the U-Net's 22 ResNet blocks, from the architecture: 2 a level down, 2 in the
 # middle, 3 a level up, where each reads the skip connection of the way down as well.
 IN = [320, 320, 320, 640, 640, 1280, 1280, 1280, 1280, 1280,

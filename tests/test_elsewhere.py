@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +84,7 @@ def assert_same_images(found, expected):
 
 UNET_METHODS = {
     "adapter": {"input": "CA_out", "output": "FFN_in", "width": 4},
-    "adaptformer": {"width": 4},
+    "adaptformer": {"width": 4, "scale": 3.0},
     "bitfit": {},
     "difffit": {},
     "full": {},
@@ -121,7 +123,7 @@ def dit_pipeline():
 
 DIT_METHODS = {
     "adapter": {"input": "SA_out", "output": "FFN_in", "width": 4},
-    "adaptformer": {"width": 4},
+    "adaptformer": {"width": 4, "scale": 3.0},
     "bitfit": {},
     "difffit": {},
     "lora": TARGETED,
@@ -156,9 +158,6 @@ def test_adapters_work_in_a_dit_pipeline(dit_pipeline, tmp_path, method):
 
 
 def test_importing_the_function_imports_no_torch():
-    import subprocess
-    import sys
-
     code = "import sys, fitspace; fitspace.load_adapter; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -23,6 +23,17 @@ def test_every_method_is_on_the_page():
     assert [row[0] for row in _rows("| method |")] == list(methods.METHODS)
 
 
+def test_every_setting_is_on_the_page_with_its_default():
+    listed = {(row[0], row[1]): row[2] for row in _rows("| method | setting |")}
+    actual = {
+        (name, setting): "required" if field.is_required() else yaml.safe_dump(field.default)
+        for name, module in methods.METHODS.items()
+        for setting, field in module.Settings.model_fields.items()
+        if setting != "class_embedding"
+    }
+    assert listed == {key: text.removesuffix("...\n").strip() for key, text in actual.items()}
+
+
 @pytest.mark.parametrize("row", _rows("| base |"), ids=lambda row: "-".join(row[:3]))
 def test_counts_on_the_page(row):
     base, method, settings, trainable, published = row

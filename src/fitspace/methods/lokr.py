@@ -36,8 +36,7 @@ class Settings(TargetedSettings):
     factor: int | None = Field(
         None,
         ge=2,
-        description="Side of C, or the divisor next below it; null: both factors about equal, "
-        "which has the fewest parameters.",
+        description="Side of C, or the divisor next below it; null: both factors about equal.",
     )
 
 
