@@ -173,7 +173,8 @@ def test_without_prior_preservation_there_is_no_prior_and_its_settings_do_not_co
     monkeypatch.chdir(ROOT)
     off = _keys(_study(subject={"prior_weight": 0.0}))
     assert off["prior"] == set() and off["prepare"]
-    assert off == _keys(_study(subject={"prior_weight": 0.0, "class_images": 9}))
+    for unused in ({"class_images": 9}, {"class_guidance": 9.0}):
+        assert off == _keys(_study(subject={"prior_weight": 0.0} | unused))
 
 
 def test_subjects_of_one_class_share_their_class_images_and_leave_other_tasks_alone(monkeypatch):
@@ -249,7 +250,7 @@ def _with_prior(weight: float):
     return replace(
         task,
         captions=torch.tensor([*range(1, 8), 11, 11, 11]),
-        groups=task.groups[:4],
+        groups=[[0, 1, 2], [2, 3, 4], [4, 5, 6], [6, 0, 1]],  # as many as class images
         prior=[7, 8, 9],
         prior_weight=weight,
     )
@@ -267,7 +268,8 @@ def test_class_examples_follow_and_leave_the_others_bit_identical():
     for name in ("clean", "noise", "noisy", "t", "condition"):
         assert torch.equal(getattr(both, name)[:size], getattr(alone, name))
     assert torch.equal(both.condition[size:], task.conditions[[11] * size])
-    assert not torch.equal(both.noise[size:], both.noise[:size])
+    assert (both.noise[size:] != both.noise[:size]).all((1, 2, 3)).all()
+    assert (both.t[size:] != both.t[:size]).all()
     seen = {
         i
         for step in range(12)
