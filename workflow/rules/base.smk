@@ -8,11 +8,6 @@ rule base:
     localrule: True
 
 
-def denoiser(wildcards):
-    component = {"emoji-unet": "unet", "emoji-dit": "transformer"}[wildcards.base]
-    return ancient(f"models/{wildcards.base}/{component}/diffusion_pytorch_model.safetensors")
-
-
 rule base_autoencoder:
     output:
         "models/{base}/vae/diffusion_pytorch_model.safetensors",

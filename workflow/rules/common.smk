@@ -55,3 +55,9 @@ def needs(stage, *upstream):
         return [s.sidecar.as_posix() for s in found if s is not None]
 
     return files
+
+
+def denoiser(wildcards):
+    """Input function: the denoiser's weights of an embedded base."""
+    component = {"emoji-unet": "unet", "emoji-dit": "transformer"}[wildcards.base]
+    return ancient(f"models/{wildcards.base}/{component}/diffusion_pytorch_model.safetensors")
