@@ -61,7 +61,8 @@ def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, s
     script = _resource("report.js")
     context = {
         "study": given.study,
-        "study_digest": digest(given.study.model_dump(mode="json")),
+        # What the file says, so that a key added to the schema later changes no digest.
+        "study_digest": digest(given.study.model_dump(mode="json", exclude_unset=True)),
         "given": given,
         "found": found,
         "metric": words.metric,
