@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import pytest
 import report_study as made_up
 
+from fitspace.config import load_study
 from fitspace.errors import UserError
 from fitspace.report import build, words
 
@@ -381,7 +382,7 @@ def test_arms_can_be_the_factor(tmp_path):
     study = study.model_copy(update={"analysis": analysis})
     made(tmp_path, study, made_up.rows(study))
     assert "arm: an effect on" in summary_of(tmp_path)
-    assert rows_of(tmp_path / "baselines.csv") == []
+    assert [row["arm"] for row in rows_of(tmp_path / "baselines.csv")] == ["none"]
 
 
 def test_large_images_are_shown_reduced(tmp_path):
@@ -474,3 +475,24 @@ def test_a_report_needs_no_torch():
         "import fitspace.report.page; assert not early, early; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["emoji", "emoji-difffit"])
+def test_the_committed_report_is_what_its_table_gives(name, tmp_path):
+    root = Path(__file__).parents[1]
+    committed, copy = root / "reports" / name, tmp_path / name
+    shutil.copytree(committed / "gallery", copy / "gallery")
+    for file in ("runs.csv", "gallery.json", "design.json"):
+        shutil.copy(committed / file, copy / file)
+    build(load_study(root / "params" / f"{name}.yaml"), copy)
+    files = sorted(p.relative_to(committed) for p in committed.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(copy) for p in copy.rglob("*") if p.is_file())
+    assert [f for f in files if (committed / f).read_bytes() != (copy / f).read_bytes()] == []
+
+
+def test_the_untouched_base_is_a_baseline_where_arms_are_compared():
+    folder = Path(__file__).parents[1] / "reports/emoji-difffit"
+    assert [row["arm"] for row in rows_of(folder / "baselines.csv")] == ["none"] * 3
+    levels = {row["level"] for row in rows_of(folder / "effects.csv")}
+    assert "full" in levels and "none" not in levels
+    assert ("none", "14") in [(r["arm"], r["ok"]) for r in rows_of(folder / "ledger.csv")]

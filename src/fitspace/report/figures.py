@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from fitspace.report import words
 from fitspace.report.results import Results
+from fitspace.stats import in_design
 
 INK, MUTED, GRID = "#1f2328", "#5b6570", "#d8dee4"
 MAIN, SECOND, THIRD, FACE = "#0b67a8", "#c04a00", "#0a7a5c", "#fefefe"
@@ -152,7 +153,7 @@ def _baselines(
     found: Results, response: str, task: str | None = None
 ) -> list[tuple[str, float, str]]:
     """Label, mean and colour of every baseline arm with finished runs."""
-    outside = found.runs[found.runs[found.factors].isna().any(axis=1)]
+    outside = found.runs[~in_design(found.runs, found.factors)]
     marks = []
     for index, (arm, rows) in enumerate(outside.groupby("arm", sort=False)):
         rows = rows[(rows["status"] == "ok") & (rows["task"].eq(task) if task else True)]
@@ -308,7 +309,7 @@ def _dots(found: Results) -> list[Figure]:
     """Every run as a dot in its cell's row, the cells by their mean; one figure per task."""
     response = found.primary
     metric = words.metric(response)
-    runs = found.runs[found.runs[found.factors].notna().all(axis=1)]
+    runs = found.runs[in_design(found.runs, found.factors)]
     runs = runs[(runs["status"] == "ok") & runs[response].notna()]
     ranked = found.best_cells(response)
     order = [tuple(cell) for cell in ranked[found.factors].astype(str).to_numpy()]
@@ -445,7 +446,7 @@ def _cost(found: Results, column: str, label: str) -> list[Figure]:
     metric = words.metric(response)
     runs = found.runs[found.runs["status"] == "ok"].dropna(subset=[response, column])
     runs = runs[runs[column] > 0]
-    inside = runs[found.factors].notna().all(axis=1)
+    inside = in_design(runs, found.factors)
     points = runs.assign(inside=inside).groupby(["point", "arm", "method"], sort=False)
     points = points.agg(cost=(column, "mean"), y=(response, "mean"), inside=("inside", "all"))
     if len(points) < 2:

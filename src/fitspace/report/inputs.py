@@ -74,8 +74,7 @@ def read(study: Study, folder: Path) -> Inputs:
                 problems += [f"{path}: column {name!r}: {cell!r} is no number" for cell in bad]
                 notes += more
         for name in study.analysis.factors:
-            # The untouched base is what the others are held against, never one of them.
-            given = text[name].str.strip().mask(text["method"] == "none")
+            given = text[name].str.strip()
             runs[name] = pd.Categorical(given, levels(study, given, name))
     strips, more = _strips(folder)
     design, worse = _json(folder / "design.json", dict)
@@ -94,7 +93,7 @@ def levels(study: Study, given: pd.Series, factor: str) -> list[str]:
     """A factor's levels: in the study's order, then what else the table has."""
     own = {"arm": lambda arm: [arm.title], "method": lambda arm: [arm.method]}
     of_arm = own.get(factor, lambda arm: arm.factors.get(factor, []))
-    declared = [str(level) for arm in study.arms for level in of_arm(arm) if arm.method != "none"]
+    declared = [str(level) for arm in study.arms for level in of_arm(arm)]
     present = given.dropna()
     return list(dict.fromkeys([*declared, *present[present != ""]]))
 

@@ -70,7 +70,7 @@ def analyse(study: Study, given: Inputs) -> Results:
     )
     responses = list(analysis.scales["response"])
     scales = dict(zip(responses, analysis.scales["scale"], strict=True))
-    filled = runs[runs[factors].notna().all(axis=1)]
+    filled = runs[stats.in_design(runs, factors)]
     main = _main(filled, analysis, factors)
     tested = main.assign(**{name: _scaled(main[name], scales[name]) for name in responses})
     tables = {
@@ -91,10 +91,16 @@ def analyse(study: Study, given: Inputs) -> Results:
         responses=responses,
         primary=responses[0],
         factors=factors,
-        levels={name: list(runs[name].cat.categories) for name in factors},
+        levels={name: _levels(runs[name], filled[name]) for name in factors},
         planned={tuple(cell) for cell in filled[factors].astype(str).to_numpy()},
         tied_cells=_tied_cells(tested, responses[0], factors, analysis.blocks),
     )
+
+
+def _levels(every: pd.Series, filled: pd.Series) -> list[str]:
+    """A factor's levels, unfinished ones too, but not those that only baselines have."""
+    only_baselines = set(every.dropna()) - set(filled)
+    return [level for level in every.cat.categories if level not in only_baselines]
 
 
 def _main(filled: pd.DataFrame, analysis: stats.Analysis, factors: list[str]) -> pd.DataFrame:
@@ -177,9 +183,9 @@ def _tied_cells(
 
 
 def _baselines(runs: pd.DataFrame, factors: list[str], responses: list[str]) -> pd.DataFrame:
-    """Finished runs without all factor levels, by arm: what the cells are held against."""
+    """Finished runs outside the design, by arm: what the cells are held against."""
     rows = []
-    outside = runs[runs[factors].isna().any(axis=1) & (runs["status"] == "ok")]
+    outside = runs[~stats.in_design(runs, factors) & (runs["status"] == "ok")]
     for response in responses:
         for (arm, method), group in outside.groupby(["arm", "method"], sort=False):
             values = group[response].dropna()

@@ -1,6 +1,6 @@
 """Analysis of designed experiments: tidy table in, tidy table out."""
 
-from fitspace.stats.analysis import Analysis, analyse
+from fitspace.stats.analysis import Analysis, analyse, in_design
 from fitspace.stats.anova import anova, lack_of_fit
 from fitspace.stats.estimability import components
 from fitspace.stats.means import cell_means, marginal_means, pairs
@@ -15,6 +15,7 @@ __all__ = [
     "brown_forsythe",
     "cell_means",
     "components",
+    "in_design",
     "lack_of_fit",
     "levene",
     "marginal_means",

@@ -68,10 +68,10 @@ def analyse(
 ) -> Analysis:
     """Analyse a table of runs: one row per run, its factors, blocks and metrics.
 
-    Takes the rows with status ok and all factor cells filled (others are baselines), blocks
-    on the columns of ``block`` that vary, and fits the additive model within the largest
-    connected component; all cells, of the others too, are reported as cells. A response
-    that cannot be analysed, or not on the scale asked for, is named in ``notes``.
+    Takes the rows with status ok that are in the design (see `in_design`), blocks on the
+    columns of ``block`` that vary, and fits the additive model within the largest connected
+    component; all cells, of the others too, are reported as cells. A response that cannot be
+    analysed, or not on the scale asked for, is named in ``notes``.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def analyse(
     ]
     if problems:
         raise UserError(problems)
-    chosen = runs[runs["status"].eq("ok") & runs[factors].map(_filled).all(axis=1)]
+    chosen = runs[runs["status"].eq("ok") & in_design(runs, factors)]
     chosen = chosen.reset_index(drop=True)
     if chosen.empty:
         raise UserError(f"no run has status ok and a level of each of {factors}")
@@ -118,6 +118,15 @@ def analyse(
     tables = {name: pd.concat([p[name] for p in parts], ignore_index=True) for name in parts[0]}
     notes = list(dict.fromkeys(notes + failures))
     return Analysis(varying, blocks, _ledger(runs), cells, notes=notes, **tables)
+
+
+def in_design(runs: pd.DataFrame, factors: Sequence[str]) -> pd.Series:
+    """Rows that have a level of every factor; the untouched base, method none, is no level.
+
+    The other rows are baselines: what the design is held against.
+    """
+    filled = runs[list(factors)].astype(object).map(_filled).all(axis=1)
+    return filled & runs["method"].ne("none") if "method" in runs else filled
 
 
 def _filled(cell) -> bool:
