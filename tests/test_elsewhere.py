@@ -240,8 +240,11 @@ def test_command_line(tmp_path, capsys):
     assert capsys.readouterr().out.split() == [str(out / name) for name in names]
     config = json.loads((out / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["inference_mode"]) == ("LORA", 2, True)
-    assert cli.main(["export", str(path), "--out", str(path)]) == 2
-    assert f"--out: {path} is a file" in capsys.readouterr().err
+    before = {file: file.read_bytes() for file in out.iterdir()}
+    for taken in (path, out):
+        assert cli.main(["export", str(path), "--out", str(taken)]) == 2
+        assert f"--out: {taken} holds something already" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in out.iterdir()} == before
 
 
 @pytest.mark.parametrize(

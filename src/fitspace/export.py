@@ -42,8 +42,8 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
             f"{path}: {foreign[0]} was trained beside the method, and the file formats hold the "
             f"method alone; allowed: class_embedding: false in the study. {LOADER}"
         )
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out: {out} is a file; allowed: a folder, new or not")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out: {out} holds something already; allowed: a new or empty folder")
     from fitspace.imports import import_torchvision
 
     import_torchvision()
