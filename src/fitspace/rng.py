@@ -21,6 +21,11 @@ def generator(seed: int, stream: str, step: int = 0, example: int = 0) -> np.ran
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, int(example), int(step)]))
 
 
+def symmetric(seed: int, stream: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform on [-1, 1), float32: what initial values are scaled from."""
+    return generator(seed, stream).random(shape, dtype="float32") * 2 - 1
+
+
 def order(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
     """Which of ``count`` items step ``step`` visits: epochs are permutations drawn by number.
 

@@ -186,7 +186,8 @@ def examples(
     """
     rows = catalogue()
     if figure is not None:
-        rows = [row for row in rows if row[2] == group_of(figure)]
+        group = group_of(figure)
+        rows = [row for row in rows if row[2] == group]
     rows = tqdm(rows, desc=f"drawing {style}", disable=None if progress else True)
     for name, caption, group, path in rows:
         image = render(path, style, size)

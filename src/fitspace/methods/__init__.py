@@ -124,8 +124,10 @@ def attach(
 def _train_class_table(attachment: Attachment) -> None:
     """Add the DiT's table of class embeddings to the trainables; undone with the method."""
     name, table = bases.class_table(attachment.model)
-    undo, restore = attachment.undo, restoring({name: table})
-    attachment.undo = lambda: (undo(), restore())[0]
+    undo = ExitStack()
+    undo.callback(restoring({name: table}))
+    undo.callback(attachment.undo)
+    attachment.undo = undo.close
     attachment.trainable = dict(sorted((attachment.trainable | {name: table}).items()))
 
 

@@ -113,8 +113,8 @@ def initialise(adapter: Adapter, path: str, seed: int, zeros: frozenset[str]) ->
             fan_in = layer.weight[0].numel()
             for key, parameter in layer.named_parameters():
                 bound = 0.0 if f"{name}.{key}" in zeros else 1 / math.sqrt(fan_in)
-                draw = rng.generator(seed, f"init/{path}.{name}.{key}")
-                uniform = draw.random(tuple(parameter.shape), dtype="float32") * 2 - 1
+                shape = tuple(parameter.shape)
+                uniform = rng.symmetric(seed, f"init/{path}.{name}.{key}", shape)
                 with torch.no_grad():
                     parameter.copy_(torch.from_numpy(uniform * bound))
 

@@ -129,6 +129,6 @@ def draw(parameter: nn.Parameter, name: str, seed: int) -> None:
     import torch
 
     shape = tuple(parameter.shape)
-    uniform = rng.generator(seed, f"init/{name}").random(shape, dtype="float32") * 2 - 1
+    uniform = rng.symmetric(seed, f"init/{name}", shape)
     with torch.no_grad():
         parameter.copy_(torch.from_numpy(uniform / math.sqrt(shape[1])))

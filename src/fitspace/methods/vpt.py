@@ -86,8 +86,7 @@ def _draw(prompts: nn.Parameter, bound: float, seed: int, name: str) -> None:
 
     from fitspace import rng
 
-    draw = rng.generator(seed, f"init/{name}")
-    uniform = draw.random(tuple(prompts.shape), dtype="float32") * 2 - 1
+    uniform = rng.symmetric(seed, f"init/{name}", tuple(prompts.shape))
     with torch.no_grad():
         prompts.copy_(torch.from_numpy(uniform * bound))
 
