@@ -2,13 +2,16 @@
 
 import json
 import math
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fitspace.cli import main
 from fitspace.errors import UserError
 from fitspace.stats import (
     analyse,
@@ -19,9 +22,13 @@ from fitspace.stats import (
     marginal_means,
     pairs,
     rows_for_json,
+    welch,
 )
 from fitspace.stats.effects import detectable, holm, interval, power
 from fitspace.stats.formula import parse
+from fitspace.stats.schema import schema
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -303,6 +310,28 @@ CSV = {
     "bad type": ("y,a\n1,u\n2,v\n", {"type": 4}, ["type: 4; allowed: 1, 2, 3"]),
     "bad robust": ("y,a\n1,u\n2,v\n", {"robust": "hc9"}, ["robust: 'hc9'; allowed: hc0"]),
     "robust type 1": ("y,a\n1,u\n2,v\n", {"type": 1, "robust": "hc3"}, ["not of type 1"]),
+    "column twice": ("y,a,y\n1,u,1\n2,v,1\n", {}, ["column(s) 'y' named twice"]),
+    "cells without a column": ("y,a\n1,5,u\n2,5,v\n", {}, ["more cells than its header"]),
+    "trailing commas": ("y,a,,\n1,u,,\nx,v,,\n", {}, ["'x' in row 2"]),
+    "one number, two levels": (
+        "y,a\n1,1\n2,1.0\n4,2\n",
+        {},
+        ["factor 'a': '1' and '1.0' are one number"],
+    ),
+    "decimal comma": ("y;a\n1,5;u\n2;v\n3;v\n", {}, ["'1,5' in row 1"]),
+    "underscore": ("y,a\n1_0,u\n2,v\n3,v\n", {}, ["'1_0' in row 1"]),
+    "too large": ("y,a\n1e200,u\n2,v\n3,v\n", {}, ["have no squares in float64"]),
+    "too small": ("y,a\n1e-200,u\n2e-200,v\n0,v\n", {}, ["have no squares in float64"]),
+    "welch and a block": (
+        "y,a,b\n1,u,x\n2,v,y\n",
+        {"robust": "welch", "block": "b"},
+        ["robust: 'welch' compares the levels of one factor"],
+    ),
+    "welch of two": (
+        "y,a,b\n1,u,x\n2,v,y\n",
+        {"robust": "welch", "factors": ["a", "b"]},
+        ["robust: 'welch' compares the levels of one factor"],
+    ),
     "response as factor": ("y,a\n1,u\n2,v\n", {"factors": ["y"]}, ["named once"]),
     "repeated factor": ("y,a\n1,u\n2,v\n", {"factors": ["a", "a"]}, ["more than once"]),
     "both": ("y,a\n1,u\n2,v\n", {"formula": "y ~ a"}, ["instead of"]),
@@ -325,6 +354,100 @@ def test_missing_and_binary_files(tmp_path):
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x81" * 9)
     with pytest.raises(UserError, match="not a readable CSV"):
         anova_of_file(tmp_path / "binary.csv", formula="y ~ a")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_separators_marks_and_odd_names(tmp_path, separator, encoding):
+    rows = [("y", "a:b", "schön, c"), (1, "u:1", "x y"), (2, "ü", "z"), (4, "u:1", "z")]
+    rows += [(6, "ü", "x y"), (3, "ü", "z"), (2, "u:1", "x y ")]
+    quoted = [separator.join(f'"{cell}"' for cell in row) for row in rows]
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(quoted), encoding=encoding)
+    got = anova_of_file(path, formula="y ~ `a:b` * `schön, c`")
+    assert got["source"].tolist() == ["a:b", "schön, c", "a:b:schön, c", "residual"]
+    assert got["df"].tolist() == [1, 1, 1, 2]
+    # By the means of the cells, of 2, 1, 1 and 2 runs.
+    assert got["ss"][2] == pytest.approx((1.5 - 4 - 6 + 2.5) ** 2 / (1 / 2 + 1 + 1 + 1 / 2))
+
+
+def test_a_term_beside_an_exact_fit_has_no_f():
+    table = pd.DataFrame({"a": [*"uuvvuv"], "b": [*"xyxyxy"], "y": [1, 1, 3, 3, 1, 3]})
+    got = anova(table, "y", ["a", "b"]).set_index("source")
+    assert got.loc["a", "F"] == math.inf
+    assert math.isnan(got.loc["b", "F"])
+    assert math.isnan(got.loc["b", "p"])
+
+
+def test_a_large_table_of_five_factors_is_quick():
+    """Sums of squares of a balanced 4^5 design with 20 runs a cell, by the cell means."""
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(4,) * 5 + (20,)) + rng.normal(size=(4, 1, 1, 1, 1, 1))
+    table = pd.DataFrame(np.indices(y.shape)[:5].reshape(5, -1).T, columns=[*"abcde"])
+    got = anova(table.assign(y=y.ravel()), formula="y ~ (a + b + c + d + e)^2").set_index("source")
+    two = y.mean(axis=(2, 3, 4, 5)) - y.mean()
+    one, other = (two.mean(axis=k, keepdims=True) for k in (1, 0))
+    assert got.loc["a", "ss"] == pytest.approx(y.size / 4 * np.sum(one**2), rel=1e-10)
+    assert got.loc["a:b", "ss"] == pytest.approx(y.size / 16 * np.sum((two - one - other) ** 2))
+    assert got.loc["residual", "df"] == y.size - 1 - 15 - 90
+
+
+MODES = {
+    "formula": ["--formula", "score ~ seed + input*output"],
+    "factors": ["--response", "score", "--factors", "input", "output", "--block", "task"],
+    "interactions": ["--response", "score", "--factors", "input", "output", "--interactions"],
+    "strata": ["--formula", "score ~ input + Error(task/input)"],
+    "random": ["--response", "score", "--factors", "input", "--random", "task"],
+    "robust": ["--formula", "score ~ input", "--robust", "hc3"],
+    "welch": ["--formula", "score ~ input", "--robust", "welch"],
+    "permuted": ["--formula", "score ~ input", "--permutations", "99", "--seed", "4"],
+    "type 3": ["--formula", "score ~ input", "--type", "3"],
+    "log": ["--formula", "score ~ input", "--transform", "log"],
+    "box-cox": ["--formula", "score ~ input", "--transform", "box-cox"],
+    "decimals": ["--formula", "score ~ input", "--exact-decimals"],
+    "exact fit": ["--formula", "run ~ seed"],
+}
+
+
+@pytest.mark.parametrize("options", MODES.values(), ids=MODES)
+def test_command_prints_rows_of_the_schema(tmp_path, capsys, options):
+    table = grid(CHAIN, tasks=("t", "u"))
+    table.assign(run=table["seed"] * 2 + 1).drop_duplicates("run").to_csv(tmp_path / "run.csv")
+    table.drop(columns="run").to_csv(tmp_path / "table.csv", index=False)
+    path = tmp_path / ("run.csv" if "run ~ seed" in options else "table.csv")
+    assert main(["anova", str(path), *options, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    jsonschema.Draft202012Validator(schema()).validate(rows)
+    assert rows[-1]["source"] == "residual"
+    assert ("stratum" in rows[0]) == bool(
+        {"--random", "score ~ input + Error(task/input)"} & {*options}
+    )
+    assert ("p_permutation" in rows[0]) == ("--permutations" in options)
+    assert main(["anova", str(path), *options]) == 0
+    text = capsys.readouterr().out.splitlines()
+    assert text[0].split() == list(rows[0])
+    assert len(text) == 1 + len(rows)
+
+
+def test_schema_is_the_generated_one_and_refuses():
+    committed = json.loads((ROOT / "workflow/schemas/anova.schema.json").read_text())
+    assert committed == schema(), "run: python -m fitspace.stats.schema > workflow/schemas/..."
+    good = rows_for_json(anova(grid(CHAIN), "score", ["input"]))
+    validator = jsonschema.Draft202012Validator(schema())
+    assert validator.is_valid(good)
+    for change in ({"p": 1.5}, {"F": "2"}, {"df": -1}, {"other": 1}, {"source": None}):
+        assert not validator.is_valid([{**good[0], **change}])
+    assert not validator.is_valid([{k: v for k, v in good[0].items() if k != "mde"}])
+
+
+def test_welch_rows_are_those_of_the_test():
+    table = grid({("a", "x"): 1.0, ("b", "x"): 2.0, ("c", "x"): 2.5}, seeds=4)
+    got = anova(table, "score", ["input"], robust="welch")
+    alone = welch(table, "score", "input").iloc[0]
+    assert got["source"].tolist() == ["input", "residual"]
+    assert got[["df", "F", "p"]].iloc[0].tolist() == alone[["df1", "F", "p"]].tolist()
+    assert got["df"][1] == alone["df2"]
+    assert got[["ss", "eta2_p", "mde"]].isna().all(axis=None)
 
 
 def test_rows_for_json_are_json(tmp_path):
@@ -382,7 +505,8 @@ def test_analysis_of_a_study(runs):
     fd = got.anova[got.anova["response"] == "fd"]
     np.testing.assert_allclose(fd["F"], score["F"], rtol=1e-9)
     robust = anova(main, "score", ["input", "output"], block=["task", "seed"], robust="hc3")
-    np.testing.assert_allclose(got.robust.query("response == 'score'")["p"], robust["p"])
+    hc3 = got.robustness.query("response == 'score' and test == 'HC3'")
+    np.testing.assert_allclose(hc3["p"], robust.set_index("source").loc[hc3["source"], "p"])
     cells = got.cells.query("response == 'score'")
     assert cells["component"].tolist() == [0, 0, 0, 0, 0, 1, 1]
     assert cells["runs"].tolist() == [5, 6, 6, 6, 6, 6, 6]

@@ -22,7 +22,7 @@ from fitspace.stats import (
     pairs,
     welch,
 )
-from fitspace.stats.effects import power
+from fitspace.stats.effects import ncp, power
 
 DATA = Path(__file__).parent / "data" / "stats"
 FORMULAS = {
@@ -141,9 +141,17 @@ def test_effect_sizes_and_limits_hold_effectsize(name, effect):
             assert limit == pytest.approx(row[f"CI_{side}"], abs=2e-4 if size < 0.01 else 2e-6)
             if row[f"CI_{side}"] == 0:
                 assert limit == 0
-            else:
-                ncp = limit / (1 - limit) * df2
-                assert noncentral_f(F, df1, df2, ncp) == pytest.approx(tail, abs=1e-12)
+                continue
+            assert noncentral_f(F, df1, df2, odds(limit) * df2) == pytest.approx(tail, abs=1e-12)
+            # Nothing else differs: at the tail where it stopped, ours is its limit.
+            theirs = odds(row[f"CI_{side}"]) * df2
+            stopped = noncentral_f(F, df1, df2, theirs)
+            assert abs(stopped - tail) < 5e-5
+            assert digits(ncp(F, df1, df2, stopped), theirs) > 9
+
+
+def odds(share):
+    return share / (1 - share)
 
 
 def test_power_holds_r():
@@ -241,6 +249,26 @@ def test_tests_of_variances_hold_r(name, response, factors):
             assert digits(got[column], r["welch"][column]) > 10
         checked += 1
     assert checked >= 2
+
+
+SPRAYS = """
+10 7 20 14 14 12 10 23 17 20 14 13   11 17 21 11 16 14 17 17 19 21 7 13
+0 1 7 2 3 1 2 1 3 0 1 4              3 5 12 6 4 3 5 5 5 5 2 4
+3 5 3 5 3 6 1 1 3 2 6 4              11 9 15 22 15 16 13 10 26 26 24 13
+"""
+
+
+def test_insect_sprays_hold_published_results():
+    """Beall (1942); aov and oneway.test as the documentation of R's datasets has them."""
+    counts = [int(word) for word in SPRAYS.split()]
+    table = pd.DataFrame(
+        {"count": counts, "spray": [letter for letter in "ABCDEF" for _ in "x" * 12]}
+    )
+    got = anova(table, "count", ["spray"])
+    assert got["ss"].round(1).tolist() == [2668.8, 1015.2]
+    assert round(got["F"][0], 1) == 34.7
+    robust = anova(table, "count", ["spray"], robust="welch")
+    assert (round(robust["F"][0], 3), round(robust["df"][1], 3)) == (36.065, 30.043)
 
 
 def nist(name):

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from scipy.linalg import LinAlgError, cholesky, solve_triangular
-from scipy.special import fdtrc
 
 from fitspace.errors import UserError
 from fitspace.stats import effects
-from fitspace.stats.formula import Term, label, parse
-from fitspace.stats.linear import (
-    Model,
-    as_labels,
-    missing_columns,
-    orthonormal,
-    read,
-    sum_of_squares,
-)
+from fitspace.stats.columns import columns
+from fitspace.stats.formula import Term, label, parse, parse_strata
+from fitspace.stats.linear import Data, Model, as_list, read, sum_of_squares, with_cells
+from fitspace.stats.permutation import permutation_p
+from fitspace.stats.strata import strata
+from fitspace.stats.transforms import TRANSFORMS, fit_transform
+from fitspace.stats.variances import welch_ratio
 
 NAN = float("nan")
-ROBUST = ("hc0", "hc1", "hc2", "hc3", "hc4")
+HC = ("hc0", "hc1", "hc2", "hc3", "hc4")
+ROBUST = (*HC, "welch")
 
 
 def anova(
@@ -34,8 +33,12 @@ def anova(
     *,
     interactions: bool = False,
     block: str | Sequence[str] | None = None,
+    random: str | None = None,
     type: Literal[1, 2, 3] = 2,
     robust: str | None = None,
+    permutations: int | None = None,
+    seed: int = 0,
+    transform: str | None = None,
     formula: str | None = None,
     exact_decimals: bool = False,
 ) -> pd.DataFrame:
@@ -45,42 +48,93 @@ def anova(
     that do not contain it (II) or to all others in sum coding (III), by the rank of the
     columns; so empty cells and aliased terms get the degrees of freedom that they have.
     Columns: source, ss, df, F, p, p_holm (over all terms but blocks), eta2_p and omega2_p
-    with 95% noncentral-F limits (see `effects.interval`), mde_omega2_p (the population
-    partial omega squared found with 80% power at level .05). With ``robust`` F and p are
-    the Wald tests of R's car with White-type covariance (Long and Ervin 2000), and columns
-    built on sums of squares are NaN. ``attrs["notes"]`` says which rows were set aside.
+    with 95% noncentral-F limits (see `effects.interval`), mde (the population partial omega
+    squared found with 80% power at level .05). With error strata the column ``stratum``
+    comes first (see `strata`). ``attrs["notes"]`` says which rows were set aside, and what
+    else a reader must know.
 
     Parameters
     ----------
     table : one row per run; every factor is categorical, unused levels are dropped.
     interactions : add all two-factor interactions of ``factors``.
     block : additive terms put first, of no interest of their own.
-    formula : instead of response and factors, e.g. ``y ~ block + A*B``.
+    random : a random factor; every term is tested against its interaction with it:
+        ``Error(random / (terms))``.
+    robust : "hc0" to "hc4": F and p are the Wald tests of R's car with White-type covariance
+        (Long and Ervin 2000); "welch": Welch's test (1951) of one factor, whose second
+        degrees of freedom are the residual's. Columns built on sums of squares are NaN.
+    permutations : number of random permutations for the column p_permutation, drawn by
+        ``seed`` (see `permutation_p`).
+    transform : analyse the response on the scale "log", "logit" or "box-cox" (see
+        `fit_transform`).
+    formula : instead of response and factors, e.g. ``y ~ block + A*B``, or with error strata
+        ``y ~ A + Error(task/A)``.
     exact_decimals : read the response as decimal text and centre it exactly.
 
     Raises
     ------
-    UserError : a table or model that cannot be analysed, type III of a rank-deficient
-        design, a robust type I, or HC2 to HC4 with a row of leverage 1.
+    UserError : a table or model that cannot be analysed, options that exclude each other,
+        type III of a rank-deficient design, or HC2 to HC4 with a row of leverage 1.
     """
-    response, terms, blocks = model_terms(response, factors, interactions, block, formula)
-    _check_options(type, robust)
-    names = list(dict.fromkeys(name for term in terms for name in term))
-    data = read(table, response, names, exact_decimals)
-    model = Model(data, terms)
-    if type == 3:
-        _check_full_rank(model)
-    parts = _robust_parts(model, type, robust) if robust else _parts(model, type)
-    rows = [
-        _row(label(term), *part, model, robust) for term, part in zip(terms, parts, strict=True)
-    ]
-    result = pd.DataFrame(rows)
-    tested = [p if term not in blocks else NAN for p, term in zip(result["p"], terms, strict=True)]
-    result.insert(5, "p_holm", effects.holm(tested))
-    residual = {"source": "residual", "ss": NAN if robust else model.rss, "df": model.df}
-    result = pd.concat([result, pd.DataFrame([residual])], ignore_index=True)
-    result.attrs["notes"] = data.notes
+    given = _given(response, factors, interactions, block, random, formula)
+    _check_options(given, type, robust, permutations, transform, exact_decimals)
+    table, notes = _on_scale(table, given, transform)
+    if given.error:
+        result = strata(
+            table,
+            given.response,
+            given.terms,
+            given.error,
+            blocks=given.blocks,
+            type=type,
+            exact_decimals=exact_decimals,
+        )
+    else:
+        data = read(table, given.response, given.names, exact_decimals)
+        model = Model(data, given.terms)
+        result = _tests(model, given.blocks, type, robust)
+        if permutations:
+            p = permutation_p(model, type, given.blocks, permutations, seed)
+            result = result.assign(p_permutation=[*p, NAN])[columns("p_permutation")]
+        result.attrs["notes"] = data.notes
+    result.attrs["notes"] = notes + result.attrs["notes"]
     return result
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A model, however it was given: terms with the blocks first, and error terms."""
+
+    response: str
+    terms: list[Term]
+    blocks: list[Term]
+    error: list[Term]
+
+    @property
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(name for term in self.terms for name in term))
+
+
+def _given(response, factors, interactions, block, random, formula) -> _Given:
+    if formula is None:
+        response, terms, blocks = model_terms(response, factors, interactions, block, None)
+        if random is None:
+            return _Given(response, terms, blocks, [])
+        if (random,) in terms:
+            raise UserError(f"random: {random!r} is also a factor or block")
+        ours = [term for term in terms if term not in blocks]
+        return _Given(response, terms, blocks, [(random,), *((random, *term) for term in ours)])
+    _check_alone(response, factors, interactions)
+    if random is not None:
+        raise UserError("random: a formula names its strata itself: + Error(task/(A + B))")
+    response, terms, error = parse_strata(formula)
+    blocks = [(name,) for name in as_list(block)]
+    return _Given(response, blocks + [t for t in terms if t not in blocks], blocks, error)
+
+
+def _check_alone(response, factors, interactions) -> None:
+    if response or factors or interactions:
+        raise UserError("a formula stands instead of response, factors and interactions")
 
 
 def model_terms(
@@ -93,8 +147,7 @@ def model_terms(
     """Response, terms (blocks first) and the block terms of a model, however it was given."""
     blocks = [(name,) for name in as_list(block)]
     if formula is not None:
-        if response or factors or interactions:
-            raise UserError("a formula stands instead of response, factors and interactions")
+        _check_alone(response, factors, interactions)
         response, terms = parse(formula)
     elif response and factors:
         factors = as_list(factors)
@@ -109,33 +162,44 @@ def model_terms(
     return response, blocks + [term for term in terms if term not in blocks], blocks
 
 
-def as_list(names: str | Sequence[str] | None) -> list[str]:
-    """One name, several or none, as a list."""
-    return [names] if isinstance(names, str) else list(names or [])
-
-
-def with_cells(table: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFrame, str]:
-    """The table with one more column, and its name: the observed cells of the factors."""
-    problems = missing_columns(table, factors)
-    if problems:
-        raise UserError(problems)
-    labels = [as_labels(table[name]) for name in factors]
-    cells = pd.Series(list(zip(*labels, strict=True)), index=table.index)
-    empty = pd.concat(labels, axis=1).isna().any(axis=1)
-    name = f"cell of {label(tuple(factors))}"
-    return table.assign(**{name: cells.map(str).mask(empty)}), name
-
-
-def _check_options(type: int, robust: str | None) -> None:
+def _check_options(given: _Given, type, robust, permutations, transform, exact_decimals) -> None:
     problems = []
     if type not in (1, 2, 3):
         problems.append(f"type: {type!r}; allowed: 1, 2, 3")
     if robust is not None and robust not in ROBUST:
         problems.append(f"robust: {robust!r}; allowed: {', '.join(ROBUST)}")
-    elif robust and type == 1:
+    elif robust == "welch" and (given.blocks or [len(term) for term in given.terms] != [1]):
+        problems.append("robust: 'welch' compares the levels of one factor alone, without blocks")
+    elif robust in HC and type == 1:
         problems.append("robust tests are Wald tests of type 2 or 3, not of type 1")
+    if permutations is not None and (not isinstance(permutations, int) or permutations < 1):
+        problems.append(f"permutations: {permutations!r}; allowed: a whole number above 0")
+    elif permutations and robust:
+        problems.append("permutations: of the classical F; not together with a robust one")
+    if given.error:
+        excluded = {"type 3": type == 3, "robust": robust, "permutations": permutations}
+        problems += [
+            f"{option}: not with error strata, whose rows are not independent: each term is "
+            "tested by the F of its stratum, type 1 or 2"
+            for option, asked in excluded.items()
+            if asked
+        ]
+    if transform is not None and transform not in TRANSFORMS:
+        problems.append(f"transform: {transform!r}; allowed: {', '.join(TRANSFORMS)}")
+    elif transform and exact_decimals:
+        problems.append("exact_decimals: a transformed response has no exact decimals")
     if problems:
         raise UserError(problems)
+
+
+def _on_scale(
+    table: pd.DataFrame, given: _Given, transform: str | None
+) -> tuple[pd.DataFrame, list[str]]:
+    """The table with its response transformed, and a note on the scale."""
+    if transform is None:
+        return table, []
+    values, scale = fit_transform(table, given.response, transform, given.terms)
+    return table.assign(**{given.response: values}), [f"{given.response} is on the {scale} scale"]
 
 
 def _check_full_rank(model: Model) -> None:
@@ -148,44 +212,54 @@ def _check_full_rank(model: Model) -> None:
         )
 
 
-def _ordered(model: Model, term: Term, type: int) -> tuple[list[Term], list[Term]]:
-    """Terms before a term and terms after it, in the order in which the type adds them."""
-    if type == 1:
-        at = model.terms.index(term)
-        return model.terms[:at], model.terms[at + 1 :]
-    after = model.relatives(term) if type == 2 else []
-    return [other for other in model.terms if other != term and other not in after], after
-
-
-def _added(model: Model, term: Term, type: int) -> tuple[np.ndarray, np.ndarray]:
-    """Orthonormal bases of what a term adds, and of what comes after it."""
-    before, after = _ordered(model, term, type)
-    bases = orthonormal([model.columns(t) for t in [*before, term, *after]])
-    at = len(before)
-    return bases[at], np.hstack([np.empty((model.n, 0)), *bases[at + 1 :]])
+def _tests(model: Model, blocks: Sequence[Term], type: int, robust: str | None) -> pd.DataFrame:
+    """Rows of the terms and the residual row."""
+    df2, rss = model.df, model.rss
+    if type == 3:
+        _check_full_rank(model)
+    if robust == "welch":
+        parts, df2 = _welch_part(model.data)
+    elif robust:
+        parts = _robust_parts(model, type, robust)
+    else:
+        parts = _parts(model, type)
+    rows = [
+        effects.tested(label(term), ss, df, F, df2, model.n)
+        for term, (ss, df, F) in zip(model.terms, parts, strict=True)
+    ]
+    rows.append({"source": "residual", "ss": NAN if robust else rss, "df": df2})
+    result = pd.DataFrame(rows, columns=columns())
+    ours = [term not in blocks for term in model.terms]
+    result["p_holm"] = effects.holm(result["p"].where([*ours, False]).tolist())
+    return result
 
 
 def _parts(model: Model, type: int) -> list[tuple[float, int, float]]:
+    """Sum of squares, degrees of freedom and F of each term."""
     parts = []
     for term in model.terms:
-        basis, _ = _added(model, term, type)
+        basis, _ = model.added(term, type)
         ss, df = sum_of_squares(basis, model.data.y), basis.shape[1]
         parts.append((ss, df, f_ratio(ss, df, model)))
     return parts
 
 
 def f_ratio(ss: float, df: int, model: Model) -> float:
-    """F of a sum of squares; NaN without degrees of freedom, infinite for an exact fit."""
-    if not df or not model.df or not np.any(model.data.y):
-        return NAN
-    return ss / df / (model.rss / model.df) if model.rss else float("inf")
+    """F of a sum of squares against a model's residuals (see `effects.f_ratio`)."""
+    return effects.f_ratio(ss, df, model.rss, model.df, model.data.y @ model.data.y)
+
+
+def _welch_part(data: Data) -> tuple[list[tuple[float, int, float]], float]:
+    (codes,) = data.codes.values()
+    F, df1, df2 = welch_ratio([data.y[codes == code] for code in range(codes.max() + 1)])
+    return [(NAN, df1, F)], df2
 
 
 def _robust_parts(model: Model, type: int, robust: str) -> list[tuple[float, int, float]]:
     weights = _hc_weights(model, robust)
     parts = []
     for term in model.terms:
-        basis, after = _added(model, term, type)
+        basis, after = model.added(term, type)
         df = basis.shape[1]
         tested = np.hstack([after, basis])
         cov = (tested * weights[:, None]).T @ tested
@@ -215,20 +289,6 @@ def _hc_weights(model: Model, robust: str) -> np.ndarray:
     return squares / (1 - h) ** power
 
 
-def _row(source: str, ss: float, df: int, F: float, model: Model, robust: str | None) -> dict:
-    p = float(fdtrc(df, model.df, F)) if df and not np.isnan(F) else NAN
-    row = {"source": source, "ss": ss, "df": df, "F": F, "p": p}
-    known = not robust and np.isfinite(F)
-    for name, size in (
-        ("eta2_p", effects.eta2(F, df, model.df) if known else NAN),
-        ("omega2_p", effects.omega2(F, df, model.n) if known else NAN),
-    ):
-        low, high = effects.interval(size, df, model.df)
-        row |= {name: size, f"{name}_low": low, f"{name}_high": high}
-    row["mde_omega2_p"] = NAN if robust else effects.detectable(df, model.df, model.n)
-    return row
-
-
 def lack_of_fit(
     table: pd.DataFrame,
     response: str,
@@ -249,10 +309,6 @@ def lack_of_fit(
     names = [name for (name,) in terms]
     model = Model(read(table, response, [*names, cell]), [*terms, (cell,)])
     ss, df, F = _parts(model, 1)[-1]
-    p = float(fdtrc(df, model.df, F)) if df and not np.isnan(F) else NAN
-    return pd.DataFrame(
-        [
-            {"source": "lack of fit", "ss": ss, "df": df, "F": F, "p": p},
-            {"source": "residual", "ss": model.rss, "df": model.df},
-        ]
-    )
+    test = effects.tested("lack of fit", ss, df, F, model.df, model.n)
+    rows = [test, {"source": "residual", "ss": model.rss, "df": model.df}]
+    return pd.DataFrame(rows, columns=["source", "ss", "df", "F", "p"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 from scipy.optimize import brentq
-from scipy.special import fdtri, ncfdtr
+from scipy.special import fdtrc, fdtri, ncfdtr
+
+from fitspace.stats.linear import ROUNDING
 
 NAN = float("nan")
 
@@ -66,6 +68,34 @@ def detectable(df1: int, df2: int, n: int, goal: float = 0.8, alpha: float = 0.0
         high *= 2
     smallest = brentq(lambda x: power(x, df1, df2, alpha) - goal, 0, high)
     return smallest / (smallest + n)
+
+
+def f_ratio(ss: float, df1: int, rss: float, df2: int, total: float) -> float:
+    """F of a sum of squares, given that of the centred response.
+
+    NaN without degrees of freedom and where an exact fit leaves a term nothing to explain,
+    infinite for the terms of an exact fit.
+    """
+    if not df1 or not df2 or (rss == 0 and ss <= ROUNDING * total):
+        return NAN
+    return ss / df1 / (rss / df2) if rss else math.inf
+
+
+def tested(source: str, ss: float, df1: int, F: float, df2: float, n: int) -> dict:
+    """Row of a table of tests: p of F, effect sizes with their limits, and what is detectable.
+
+    A test without a sum of squares (NaN: a robust one) has p alone, and so has an exact fit.
+    """
+    p = float(fdtrc(df1, df2, F)) if df1 and not math.isnan(F) else NAN
+    row = {"source": source, "ss": ss, "df": df1, "F": F, "p": p}
+    known = math.isfinite(ss) and math.isfinite(F)
+    for name, size in (
+        ("eta2_p", eta2(F, df1, df2) if known else NAN),
+        ("omega2_p", omega2(F, df1, n) if known else NAN),
+    ):
+        low, high = interval(size, df1, df2)
+        row |= {name: size, f"{name}_low": low, f"{name}_high": high}
+    return row | {"mde": NAN if math.isnan(ss) else detectable(df1, df2, n)}
 
 
 def holm(p: list[float]) -> list[float]:

@@ -10,7 +10,10 @@ from fitspace.errors import UserError
 Term = tuple[str, ...]
 
 _TOKEN = re.compile(r"\s*(?:(`[^`]+`|[^\W\d][\w.]*)|(\d+)|(\*\*|[-+*:/^()~]))")
-_ALLOWED = "allowed: `response ~ terms` with column names, + - : * / ^ ( ), C(name), `quoted name`"
+_ALLOWED = (
+    "allowed: `response ~ terms` with column names, + - : * / ^ ( ), C(name), `quoted name`, "
+    "+ Error(terms)"
+)
 
 
 def label(term: Term) -> str:
@@ -27,12 +30,28 @@ def parse(formula: str) -> tuple[str, list[Term]]:
 
     Raises
     ------
-    UserError : text that is no such formula, or a model without intercept or terms.
+    UserError : text that is no such formula, or a model without intercept or terms, or one
+        with an error term.
     """
-    response, terms = _Parser(formula).read()
-    order = list(dict.fromkeys(_names(formula)))
-    named = [tuple(sorted(term, key=order.index)) for term in terms]
-    return response, sorted(named, key=len)
+    response, terms, error = parse_strata(formula)
+    if error:
+        raise UserError(f"formula {formula!r}: Error() has no meaning here, only in an anova")
+    return response, terms
+
+
+def parse_strata(formula: str) -> tuple[str, list[Term], list[Term]]:
+    """`parse` of a formula that may hold ``Error(terms)``: response, terms, error terms.
+
+    ``Error(a/b)`` names the error strata as in R's aov. Beside one there may be no terms.
+    """
+    parser = _Parser(formula)
+    response, terms, error = parser.read()
+    return response, _sorted(terms, _names(parser.tokens)), _sorted(error, parser.error_names)
+
+
+def _sorted(terms: list[frozenset[str]], names: list[str]) -> list[Term]:
+    """Terms by length, and each one's names by first appearance."""
+    return sorted((tuple(sorted(term, key=names.index)) for term in terms), key=len)
 
 
 def _tokens(formula: str) -> list[tuple[str, str]]:
@@ -49,8 +68,8 @@ def _tokens(formula: str) -> list[tuple[str, str]]:
     return found
 
 
-def _names(formula: str) -> list[str]:
-    return [text for kind, text in _tokens(formula) if kind == "name"]
+def _names(tokens: list[tuple[str, str]]) -> list[str]:
+    return [text for kind, text in tokens if kind == "name"]
 
 
 class _Parser:
@@ -60,17 +79,19 @@ class _Parser:
         self.formula = formula
         self.tokens = _tokens(formula)
         self.at = 0
+        self.error: list[frozenset[str]] = []
+        self.error_names: list[str] = []
 
-    def read(self) -> tuple[str, list[frozenset[str]]]:
+    def read(self) -> tuple[str, list[frozenset[str]], list[frozenset[str]]]:
         response = self._take("name")
         self._take("~")
         terms = self._sum()
         if self.at < len(self.tokens):
             self._fail(f"did not expect {self.tokens[self.at][1]!r}")
         terms = [term for term in terms if term]
-        if not terms:
+        if not terms and not self.error:
             self._fail("has no terms")
-        return response, terms
+        return response, terms, self.error
 
     def _fail(self, reason: str):
         raise UserError(f"formula {self.formula!r}: {reason}; {_ALLOWED}")
@@ -140,12 +161,27 @@ class _Parser:
         name = self._take("name")
         if self._peek() != "(":
             return [frozenset([name])]
+        if name == "Error":
+            return self._error()
         if name != "C":
-            self._fail(f"calls {name}(); only C() is known, so transform the column beforehand")
+            self._fail(
+                f"calls {name}(); only C() and Error() are known: transform the column beforehand"
+            )
         self._take("(")
         name = self._take("name")
         self._take(")")
         return [frozenset([name])]
+
+    def _error(self) -> list[frozenset[str]]:
+        start = self.at
+        alone = self.tokens[start - 2][0] in ("~", "+") and not self.error
+        self._take("(")
+        self.error = [term for term in self._sum() if term]
+        self._take(")")
+        self.error_names = _names(self.tokens[start : self.at])
+        if not alone or not self.error or self._peek() not in (None, "+", "-"):
+            self._fail("needs Error(terms) once, added to the other terms")
+        return [frozenset()]
 
 
 def _union(*lists: list[frozenset[str]]) -> list[frozenset[str]]:

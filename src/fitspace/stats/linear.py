@@ -18,6 +18,10 @@ from fitspace.stats.formula import Term, label
 
 # Singular values of coded columns lie within a few orders of each other; rounding is at 1e-15.
 RANK_TOLERANCE = 1e-10
+# A sum of squares this small, relative to that of the response, is rounding.
+ROUNDING = 1e-28
+# Fourth powers of it, in the variances of robust tests, are still finite.
+LARGEST = 1e75
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def read(
         problems.append(f"columns {[response, *names]}: each may be named once")
     if problems:
         raise UserError(problems)
-    values, problems = _numbers(table[response], exact_decimals)
+    values, problems = numbers(table[response], exact_decimals)
     labels = {name: as_labels(table[name]) for name in names}
     complete = ~pd.isna(values)
     for column in labels.values():
@@ -71,6 +75,9 @@ def read(
                 problems.append(
                     f"factor {name!r} has {len(kept)} level(s) {list(kept)}; it needs at least 2"
                 )
+            problems += _spellings(name, kept)
+    if not problems:
+        problems = _unsquarable(response, values[complete])
     if problems:
         raise UserError(problems)
     y, mean = _centred(values[complete], exact_decimals)
@@ -88,6 +95,11 @@ def read(
     return Data(y, mean, levels, codes, table.index[complete], notes)
 
 
+def as_list(names: str | Sequence[str] | None) -> list[str]:
+    """One name, several or none, as a list."""
+    return [names] if isinstance(names, str) else list(names or [])
+
+
 def missing_columns(table: pd.DataFrame, names: Sequence[str]) -> list[str]:
     """One problem per name that is no column of the table."""
     have = [str(column) for column in table.columns]
@@ -100,14 +112,16 @@ def missing_columns(table: pd.DataFrame, names: Sequence[str]) -> list[str]:
     return problems
 
 
-def _numbers(column: pd.Series, exact: bool) -> tuple[np.ndarray, list[str]]:
+def numbers(column: pd.Series, exact: bool = False) -> tuple[np.ndarray, list[str]]:
+    """Cells (n,) as floats, or as decimals if ``exact``, None where empty; and the problems."""
     values, bad = [], []
     for row, cell in enumerate(column, start=1):
         number = None
         if not (pd.isna(cell) or (isinstance(cell, str) and not cell.strip())):
             try:
                 number = Decimal(str(cell).strip()) if exact else float(cell)
-                finite = math.isfinite(number)
+                # Python reads 1_000 as a number; a table means something else by it.
+                finite = math.isfinite(number) and "_" not in str(cell)
             except (InvalidOperation, ValueError, TypeError):
                 finite = False
             if not finite:
@@ -121,6 +135,18 @@ def _numbers(column: pd.Series, exact: bool) -> tuple[np.ndarray, list[str]]:
             f"response {column.name!r}: {', '.join(bad[:5])}{more}; allowed: finite numbers"
         )
     return np.array(values, dtype=object), problems
+
+
+def _unsquarable(response: str, values: np.ndarray) -> list[str]:
+    """A problem where squares of the values or their differences leave the range of float64."""
+    low, high = float(min(values)), float(max(values))
+    spread = high / 2 - low / 2
+    if max(abs(low), abs(high)) <= LARGEST and not 0 < spread < 1 / LARGEST:
+        return []
+    return [
+        f"response {response!r}: values from {low:g} to {high:g} have no squares in float64; "
+        f"allowed: sizes below {LARGEST:g} and differences above {1 / LARGEST:g}; rescale it"
+    ]
 
 
 def _centred(values: np.ndarray, exact: bool) -> tuple[np.ndarray, float]:
@@ -146,6 +172,33 @@ def as_labels(column: pd.Series) -> pd.Series:
     return text.where(~empty & (text != ""), np.nan)
 
 
+def with_cells(table: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFrame, str]:
+    """The table with one more column, and its name: the observed cells of the factors."""
+    problems = missing_columns(table, factors)
+    if problems:
+        raise UserError(problems)
+    labels = [as_labels(table[name]) for name in factors]
+    cells = pd.Series(list(zip(*labels, strict=True)), index=table.index)
+    empty = pd.concat(labels, axis=1).isna().any(axis=1)
+    name = f"cell of {label(tuple(factors))}"
+    return table.assign(**{name: cells.map(str).mask(empty)}), name
+
+
+def _spellings(name: str, levels: Sequence[str]) -> list[str]:
+    """One problem per number that the column writes in several ways, as 1 and 1.0."""
+    ways: dict[float, list[str]] = {}
+    for level in levels:
+        try:
+            ways.setdefault(float(level), []).append(level)
+        except ValueError:
+            continue
+    return [
+        f"factor {name!r}: {' and '.join(map(repr, same))} are one number; write it one way"
+        for same in ways.values()
+        if len(same) > 1
+    ]
+
+
 def _ordered(column: pd.Series, labels: pd.Series) -> list[str]:
     """Levels in the order of the categories, of the numbers, or of first appearance."""
     present = list(labels.unique())
@@ -158,13 +211,23 @@ def _ordered(column: pd.Series, labels: pd.Series) -> list[str]:
         return present
 
 
-def orthonormal(blocks: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Orthonormal bases of what each block (n, k) adds to the constant and earlier blocks."""
+def orthonormal(
+    blocks: Sequence[np.ndarray],
+    within: np.ndarray | None = None,
+    constant: np.ndarray | None = None,
+) -> list[np.ndarray]:
+    """Orthonormal bases of what each block (n, k) adds to the constant and earlier blocks.
+
+    ``within``, an orthonormal basis (n, m) outside the constant, projects the blocks on its
+    space first: a stratum. ``constant`` (n, 1) is the constant's direction where the blocks
+    are given in other coordinates than the rows.
+    """
     n = len(blocks[0])
-    basis = np.full((n, 1), n**-0.5)
+    basis = np.full((n, 1), n**-0.5) if constant is None else constant
     added = []
     for block in blocks:
-        rest = _outside(block, basis)
+        seen = block if within is None else within @ (within.T @ block)
+        rest = _outside(seen, basis)
         u, s, _ = np.linalg.svd(rest, full_matrices=False)
         new = u[:, s > RANK_TOLERANCE * np.linalg.norm(block, 2)]
         new = np.linalg.qr(_outside(new, basis))[0]
@@ -177,6 +240,21 @@ def _outside(block: np.ndarray, basis: np.ndarray) -> np.ndarray:
     for _ in range(2):  # twice is enough (Kahan and Parlett)
         block = block - basis @ (basis.T @ block)
     return block
+
+
+def spanned(blocks: Sequence[np.ndarray], n: int) -> np.ndarray:
+    """Orthonormal basis (n, rank) of the constant and the blocks, the constant first."""
+    return np.hstack([np.full((n, 1), n**-0.5), *(orthonormal(blocks) if blocks else [])])
+
+
+def left_by(basis: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Residuals (n,) of ``y`` (n,) on an orthonormal basis (n, rank).
+
+    Residuals at the rounding of ``y`` are an exact fit, not an error variance: they are 0.
+    """
+    rest = _outside(y[:, None], basis)[:, 0]
+    exact = basis.shape[1] == len(y) or rest @ rest <= ROUNDING * (y @ y)
+    return np.zeros(len(y)) if exact else rest
 
 
 def sum_of_squares(basis: np.ndarray, y: np.ndarray) -> float:
@@ -226,8 +304,7 @@ class Model:
     @cached_property
     def basis(self) -> np.ndarray:
         """Orthonormal basis (n, rank) of the model, the constant first."""
-        constant = np.full((self.n, 1), self.n**-0.5)
-        return np.hstack([constant, *orthonormal([self.columns(term) for term in self.terms])])
+        return spanned([self.columns(term) for term in self.terms], self.n)
 
     @property
     def rank(self) -> int:
@@ -240,11 +317,7 @@ class Model:
 
     @cached_property
     def residuals(self) -> np.ndarray:
-        rest = self.data.y[:, None]
-        rest = _outside(rest, self.basis)[:, 0]
-        # A residual at the rounding of y is an exact fit, not an error variance.
-        exact_fit = self.df == 0 or np.linalg.norm(rest) <= 1e-14 * np.linalg.norm(self.data.y)
-        return np.zeros(self.n) if exact_fit else rest
+        return left_by(self.basis, self.data.y)
 
     @property
     def rss(self) -> float:
@@ -258,6 +331,32 @@ class Model:
     def relatives(self, term: Term) -> list[Term]:
         """Terms that contain a term."""
         return [other for other in self.terms if set(term) < set(other)]
+
+    def ordered(self, term: Term, type: int) -> tuple[list[Term], list[Term]]:
+        """Terms before a term and terms after it, in the order in which the type adds them.
+
+        Type I adds them as they stand, type II a term after all that do not contain it, type
+        III after all others.
+        """
+        if type == 1:
+            at = self.terms.index(term)
+            return self.terms[:at], self.terms[at + 1 :]
+        after = self.relatives(term) if type == 2 else []
+        return [other for other in self.terms if other != term and other not in after], after
+
+    def added(self, term: Term, type: int) -> tuple[np.ndarray, np.ndarray]:
+        """Orthonormal bases (n, df) of what a term adds, and of what comes after it."""
+        before, after = self.ordered(term, type)
+        blocks = [self._coordinates[t] for t in [*before, term, *after]]
+        bases = orthonormal(blocks, constant=np.eye(self.rank, 1))
+        at = len(before)
+        after = np.hstack([np.empty((self.rank, 0)), *bases[at + 1 :]])
+        return self.basis @ bases[at], self.basis @ after
+
+    @cached_property
+    def _coordinates(self) -> dict[Term, np.ndarray]:
+        """Columns (rank, k) of each term by the basis: few numbers, however many the rows."""
+        return {term: self.basis.T @ self.columns(term) for term in self.terms}
 
     def names(self) -> list[str]:
         """Labels of the terms."""

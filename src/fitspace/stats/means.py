@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtr, stdtrit
 
-from fitspace.stats.anova import as_list, model_terms, with_cells
+from fitspace.stats.anova import model_terms
 from fitspace.stats.effects import holm
-from fitspace.stats.linear import Model, as_labels, read
+from fitspace.stats.linear import Model, as_labels, as_list, read, with_cells
 
 NAN = float("nan")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import os
-from collections.abc import Sequence
+import re
 
 import pandas as pd
 
@@ -15,21 +16,45 @@ from fitspace.stats.anova import anova
 def read_text(path: str | os.PathLike) -> pd.DataFrame:
     """Read a CSV with every cell as its text, so that no digit is lost; empty cells are NaN.
 
+    Columns are separated by commas, semicolons or tabs: what the header has most of.
+
     Raises
     ------
-    UserError : no such file, an empty one, one that is no CSV, or repeated runs.
+    UserError : no such file, an empty one, one that is no CSV, or a column named twice.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+        separator = _separator(path)
+        table = pd.read_csv(
+            path,
+            dtype=str,
+            keep_default_na=False,
+            na_values=[""],
+            sep=separator,
+            encoding="utf-8-sig",
+        )
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; needed: a CSV with a header") from None
     except pd.errors.EmptyDataError:
         raise UserError(f"{path}: empty; needed: a CSV with a header and rows") from None
     except (OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
         raise UserError(f"{path}: not a readable CSV: {error}") from None
+    if not isinstance(table.index, pd.RangeIndex):
+        raise UserError(f"{path}: its rows have more cells than its header has columns")
     if table.empty:
         raise UserError(f"{path}: has a header and no rows; an analysis needs at least 2")
     return table
+
+
+def _separator(path: str | os.PathLike) -> str:
+    """The separator of a file's columns, by its header, which may name no column twice."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        header = file.readline()
+    separator = max(",;\t", key=re.sub('"[^"]*"', "", header).count)
+    names = next(csv.reader([header], delimiter=separator), [])
+    repeated = sorted({name for name in names if name and names.count(name) > 1})
+    if repeated:
+        raise UserError(f"{path}: column(s) {', '.join(map(repr, repeated))} named twice")
+    return separator
 
 
 def _repeated_runs(table: pd.DataFrame) -> list[str]:
@@ -44,19 +69,8 @@ def _repeated_runs(table: pd.DataFrame) -> list[str]:
     return [f"run: {named}{more} stand(s) in more than one row; a run is counted once"]
 
 
-def anova_of_file(
-    path: str | os.PathLike,
-    *,
-    formula: str | None = None,
-    response: str | None = None,
-    factors: Sequence[str] | None = None,
-    interactions: bool = False,
-    block: str | Sequence[str] | None = None,
-    type: int = 2,
-    robust: str | None = None,
-    exact_decimals: bool = False,
-) -> pd.DataFrame:
-    """`fitspace.stats.anova` of a CSV file; ``attrs["notes"]`` says what was set aside.
+def anova_of_file(path: str | os.PathLike, **options) -> pd.DataFrame:
+    """`fitspace.stats.anova` of a CSV file, with its options; ``attrs["notes"]`` as there.
 
     Rows with an empty cell in a used column are set aside; text that is no finite number
     (``nan`` and ``inf`` too) is an error.
@@ -68,17 +82,7 @@ def anova_of_file(
     table = read_text(path)
     problems = _repeated_runs(table)
     try:
-        result = anova(
-            table,
-            response,
-            factors,
-            interactions=interactions,
-            block=block,
-            type=type,
-            robust=robust,
-            formula=formula,
-            exact_decimals=exact_decimals,
-        )
+        result = anova(table, **options)
     except UserError as error:
         problems += error.problems
     if problems:

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import fdtrc
 
-from fitspace.stats.anova import as_list, with_cells
-from fitspace.stats.linear import read
+from fitspace.stats.linear import as_list, read, with_cells
 
 NAN = float("nan")
 
@@ -44,17 +43,22 @@ def welch(table: pd.DataFrame, response: str, factors: str | Sequence[str]) -> p
     UserError : a table that cannot be analysed.
     """
     source, groups = _groups(table, response, factors)
+    return _row(source, *welch_ratio(groups))
+
+
+def welch_ratio(groups: Sequence[np.ndarray]) -> tuple[float, int, float]:
+    """Welch's F of groups of values and its two degrees of freedom."""
     k = len(groups)
     n = np.array([len(y) for y in groups], dtype=float)
     if n.min() < 2 or min(np.ptp(y) for y in groups) == 0:
-        return _row(source, NAN, k - 1, NAN)
+        return NAN, k - 1, NAN
     means = np.array([y.mean() for y in groups])
     weights = n / np.array([y.var(ddof=1) for y in groups])
     share = weights / weights.sum()
     lost = np.sum((1 - share) ** 2 / (n - 1))
     between = np.sum(weights * (means - share @ means) ** 2) / (k - 1)
     F = between / (1 + 2 * (k - 2) / (k**2 - 1) * lost)
-    return _row(source, F, k - 1, (k**2 - 1) / (3 * lost))
+    return F, k - 1, (k**2 - 1) / (3 * lost)
 
 
 def _groups(table: pd.DataFrame, response: str, factors) -> tuple[str, list[np.ndarray]]:
