@@ -1,0 +1,78 @@
+"""Which levels or cells the data cannot tell from the best one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from fitspace.stats.anova import with_cells
+from fitspace.stats.linear import as_labels
+from fitspace.stats.means import marginal_means, pairs
+
+ALPHA = 0.05
+# Tukey's studentized range costs about 10 ms a pair; beyond this cells are not compared.
+MOST_CELLS = 24
+
+
+def of_levels(
+    table: pd.DataFrame,
+    response: str,
+    factor: str,
+    others: Sequence[str],
+    *,
+    means: pd.DataFrame,
+    lower: bool,
+    block: Sequence[str] = (),
+    interactions: bool = False,
+) -> list[bool]:
+    """For each row of ``means`` (see `marginal_means`): not separable from the best level.
+
+    The best level has the largest mean, or with ``lower`` the smallest; Tukey's test at 5%
+    separates. A level whose mean is not estimable is not said to be tied.
+    """
+    known = means.dropna(subset="mean")
+    if known.empty:
+        return [False] * len(means)
+    every = pairs(table, response, factor, others, block, interactions=interactions)
+    tied = not_separable(known.set_index("level")["mean"], every, lower)
+    return [level in tied for level in means["level"]]
+
+
+def of_cells(
+    table: pd.DataFrame,
+    response: str,
+    factors: Sequence[str],
+    cells: pd.DataFrame,
+    block: Sequence[str],
+    lower: bool,
+) -> pd.Series:
+    """For each row of ``cells``, whether it is not separable from the best cell of ``table``.
+
+    None where it was not compared: a cell that is not in ``table``, more than `MOST_CELLS`
+    cells, no runs left over to estimate error, or one factor, whose levels the cells are.
+    """
+    none = pd.Series([None] * len(cells), index=cells.index, dtype=object)
+    if len(factors) < 2:
+        return none
+    table, cell = with_cells(table[table[response].notna()], factors)
+    if not 2 <= table[cell].nunique() <= MOST_CELLS:
+        return none
+    every = pairs(table, response, cell, None, block)
+    if every["p_tukey"].isna().all():
+        return none
+    means = marginal_means(table, response, cell, None, block).set_index("level")["mean"]
+    tied = not_separable(means, every, lower)
+    labels = [as_labels(cells[name]) for name in factors]
+    names = [str(levels) for levels in zip(*labels, strict=True)]
+    return pd.Series(
+        [name in tied if name in means else None for name in names], cells.index, dtype=object
+    )
+
+
+def not_separable(means: pd.Series, every: pd.DataFrame, lower: bool) -> set[str]:
+    """The best of ``means`` (by level) and all that Tukey's test does not separate from it."""
+    best = means.idxmin() if lower else means.idxmax()
+    ours = every[(every["level"] == best) | (every["other"] == best)]
+    apart = ours[ours["p_tukey"] < ALPHA]
+    return set(means.index) - (set(apart["level"]) | set(apart["other"])) | {best}
