@@ -112,6 +112,8 @@ def _row(draw, method, slug, task, seed, y, cell, trainable) -> dict:
         "clip_i_paired": 0.78 - 0.04 * y + draw.gauss(0, 0.002),
         "precision": 0.6,
         "recall": 0.5,
+        "n": 96,
+        "m": 185,
         "train_key": f"{draw.getrandbits(48):012x}",
         "sample_key": f"{draw.getrandbits(48):012x}",
         "evaluate_key": f"{draw.getrandbits(48):012x}",

@@ -121,7 +121,7 @@ def test_every_declared_width_is_affine_and_found_again(name):
 def study(base=str(ROOT / "models/emoji-unet"), judge=str(ROOT / "models/emoji-clip"), **arm):
     arms = [{"method": "adapter", "illegal_cells": "drop"} | arm]
     content = copy.deepcopy(EMOJI) | {"base": base, "judge": judge, "arms": arms}
-    content["analysis"] = {"factors": ["input"], "responses": ["clip_i"]}
+    content["analysis"] = {"factors": ["input"], "responses": ["clip_t"]}
     return Study.model_validate(content)
 
 

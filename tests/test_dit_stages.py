@@ -261,8 +261,9 @@ def test_a_plain_pipeline_with_the_adapter_draws_the_same(runs, task, monkeypatc
 @every_task
 def test_every_metric_is_measured(runs, task):
     values = json.loads((runs[task].evaluate.folder / "metrics.json").read_text())
-    assert values.pop("n") == PROMPTS
-    assert set(values) == set(metrics.OF_HELD_OUT) and np.isfinite(list(values.values())).all()
+    assert values.pop("n") == PROMPTS == values.pop("against_n")[-1]["n"]
+    assert set(values) == {*metrics.OF_HELD_OUT, *metrics.INTERVAL, "m"}
+    assert np.isfinite(list(values.values())).all()
 
 
 def test_prompts_repeat_and_are_compared_with_all_images_of_their_class(runs):

@@ -84,7 +84,7 @@ REFUSED = {
         "tasks[0].dreambooth: base 'facebook/DiT-XL-2-256' is told classes, not words",
     ),
     "a metric of held-out images": (
-        dict(analysis=GOOD["analysis"] | {"responses": ["clip_i", "fd_effnet"]}),
+        dict(analysis=GOOD["analysis"] | {"responses": ["clip_t", "fd_effnet"]}),
         "analysis.responses: 'fd_effnet' is not measured on task 'supervillain'; allowed: clip_i",
     ),
     "a metric that only one kind of task has": (
@@ -344,9 +344,10 @@ def test_metrics_of_a_subject_against_their_definitions():
         "diversity": 1 - np.mean([s[i] @ s[j] for i in range(4) for j in range(4) if i != j]),
         "prior_drift": 1 - np.mean([u @ v for u, v in zip(c, b, strict=True)]),
         "n": 4,
+        "m": 3,
     }
     assert found == pytest.approx(expected, abs=1e-6)
-    assert set(found) - {"n"} == set(metrics.OF_SUBJECT)
+    assert set(found) - {"n", "m"} == set(metrics.OF_SUBJECT)
     with pytest.raises(UserError, match="samples: 8; allowed: 4 of each of 3 kinds"):
         metrics.evaluate_subject(np.concatenate([own, elsewhere]), reference, judge)
 
@@ -437,7 +438,8 @@ def test_only_what_was_trained_drifts(finished):
     rows = collect(finished)
     assert [r["method"] for r in rows] == ["adapter", "none"] * 2
     for row in rows:
-        assert set(metrics.OF_SUBJECT) < set(row) and "fd_effnet" not in row and row["n"] == 4
+        assert set(metrics.OF_SUBJECT) < set(row) and "fd_effnet" not in row
+        assert (row["n"], row["m"]) == (4, 4)
         assert (row["prior_drift"] == 0) == (row["method"] == "none")
 
 
@@ -449,7 +451,9 @@ def test_seeds_of_the_base_differ_but_for_the_class(finished):
 
 
 def test_gallery_shows_the_subject_as_target_and_none_for_its_class(finished, tmp_path):
+    (tmp_path / "against_n.csv").write_text("of an earlier study file")
     collect_into(finished, tmp_path)
+    assert not (tmp_path / "against_n.csv").exists()
     entries = json.loads((tmp_path / "gallery.json").read_text())
     assert {e["role"] for e in entries} == {"target", "best", "worst", "none"}
     target = next(e for e in entries if e["role"] == "target")
@@ -484,7 +488,7 @@ def test_workflow_draws_class_images_once(tmp_path):
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
     (tmp_path / "models").symlink_to(ROOT / "models")
     second = copy.deepcopy(GOOD["tasks"][0]) | {"name": "mage", "subject": "mage"}
-    analysis = {"factors": ["arm"], "responses": ["clip_i"]}
+    analysis = {"factors": ["arm"], "responses": ["clip_i", "clip_t"]}
     tasks = [*copy.deepcopy(GOOD["tasks"]), second, ORDINARY]
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(_study(tasks=tasks, analysis=analysis)))
     command = ["snakemake", "--cores", "1", "--dry-run", "--config", "study=study.yaml"]

@@ -75,14 +75,16 @@ def sample() -> list[float]:
 
 
 def evaluate() -> list[float]:
-    """Every metric of the drawings against their mirror images."""
+    """Every metric of the drawings against their mirror images, and the curve against n."""
     from fitspace import metrics
 
     rows, images = _drawings()
     captions = [row[1] for row in rows]
     judge = ROOT / "models/emoji-clip"
     features = metrics.reference_features(images, captions, captions, judge)
-    return list(metrics.evaluate(images[:, :, ::-1].copy(), features, judge).values())
+    found = metrics.evaluate(images[:, :, ::-1].copy(), features, judge)
+    curve = [value for row in found.pop("against_n") for value in row.values()]
+    return [*found.values(), *curve]
 
 
 STAGES = {f.__name__: f for f in (prior, prepare, train, sample, evaluate)}

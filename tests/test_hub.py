@@ -437,7 +437,7 @@ def test_running_names_everything_that_is_not_here(study, capsys):
 
 def test_fetch_brings_everything_and_then_the_plan_has_keys(remote, study, dit, capsys):
     content = copy.deepcopy(EMOJI) | ELSEWHERE | {"base": "org/dit", "arms": [{"method": "full"}]}
-    content["analysis"] = {"factors": ["arm"], "responses": ["clip_i"]}
+    content["analysis"] = {"factors": ["arm"], "responses": ["clip_t"]}
     Path(study).write_text(yaml.safe_dump(content))
     assert main(["check", study]) == 2  # an architecture that nobody knows yet
     capsys.readouterr()

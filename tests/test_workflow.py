@@ -102,7 +102,19 @@ def test_every_run_has_its_row_with_metrics_cost_and_keys(project):
         assert row["status"] == "ok" and row["evaluate_key"] in row["run"]
         for metric in ("fd_effnet", "clip_t", "clip_i", "kid_effnet"):
             assert np.isfinite(float(row[metric]))
+        assert float(row["fd_effnet_low"]) < float(row["fd_effnet_jackknife"])
+        assert (row["n"], row["m"]) == ("6", "6") and "against_n" not in row
         assert (int(row["trainable"]) > 0) == (row["arm"] == "adapter")
+
+
+def test_distances_by_number_of_samples_are_there_for_every_run(project):
+    runs = {row["run"]: row for row in _rows(project)}
+    with (project / "reports/two/against_n.csv").open() as file:
+        curves = list(csv.DictReader(file))
+    assert [c["run"] for c in curves if c["n"] == "6"] == list(runs)
+    for curve in curves:
+        same = [curve[k] == runs[curve["run"]][k] for k in ("fd_effnet", "kid_effnet")]
+        assert same == [curve["n"] == "6"] * 2
 
 
 def test_report_is_there_self_contained_and_escaped(project):

@@ -226,6 +226,12 @@ class Arm(_Strict):
         description="Number of trainable parameters: sets each point's width (rank) so that it "
         "trains the nearest number, within 1%.",
     )
+    subset: int | None = Field(
+        None,
+        ge=1,
+        description="Run only this many of the arm's legal cells, chosen D-optimally for the main "
+        "effects.",
+    )
     train: dict[str, Level | None] = Field(
         default_factory=dict, description="Training settings that differ from the study's."
     )
@@ -235,15 +241,38 @@ class Arm(_Strict):
         return self.name or self.method
 
 
+# An adapter that copies its training images has the highest of these, so none stands alone.
+_LIKENESS = ("clip_i", "clip_i_paired", "clip_i_elsewhere")
+_BESIDE_LIKENESS = ("clip_t", "diversity")
+
+
+def _likeness_not_alone(responses: list[str]) -> list[str]:
+    alone = [name for name in responses if name in _LIKENESS]
+    if alone and not set(responses) & set(_BESIDE_LIKENESS):
+        raise ValueError(
+            f"{', '.join(alone)} without a metric of the text or of diversity: an adapter that "
+            "copies its training images has the highest CLIP-I; needed beside it: "
+            f"{' or '.join(_BESIDE_LIKENESS)}"
+        )
+    return responses
+
+
 class Analysis(_Strict):
     """What is tested. Declared before the runs, never chosen by p."""
 
     factors: list[str] = Field(min_length=1, description="Columns of runs.csv to test.")
-    responses: list[str] = Field(
-        min_length=1, description="Metrics to analyse; the first is the primary one."
+    responses: Annotated[list[str], AfterValidator(_likeness_not_alone)] = Field(
+        min_length=1,
+        description="Metrics to analyse; the first is the primary one. Beside a CLIP-I stands "
+        "clip_t or diversity.",
     )
-    transform: dict[str, Literal["log", "logit"]] = Field(
+    transform: dict[str, Literal["log", "logit", "box-cox"]] = Field(
         default_factory=dict, description="Response -> scale on which it is analysed."
+    )
+    margins: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict,
+        description="Response -> how much worse than full fine-tuning, in the response's own "
+        "units, still counts as good as it.",
     )
 
 
@@ -279,10 +308,17 @@ class Study(_Strict):
             for value in dict.fromkeys(v for v in values if values.count(v) > 1)
         ]
         wrong = repeated + [
-            f"analysis.transform: {name!r} is not among analysis.responses"
-            for name in self.analysis.transform
+            f"analysis.{key}: {name!r} is not among analysis.responses"
+            for key in ("transform", "margins")
+            for name in getattr(self.analysis, key)
             if name not in self.analysis.responses
         ]
+        full = [arm for arm in self.arms if arm.method == "full"]
+        if self.analysis.margins and (len(full) != 1 or full[0].factors):
+            wrong.append(
+                f"analysis.margins: {len(full)} arm(s) of method full; needed: exactly one, "
+                "without factors, to hold the others against"
+            )
         if self.train.warmup_steps > self.train.steps:
             wrong.append(
                 f"train.warmup_steps: {self.train.warmup_steps}; allowed: at most train.steps"

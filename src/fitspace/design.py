@@ -13,7 +13,7 @@ import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from fitspace.errors import UserError
 from fitspace.files import digest
 
 # Raise a stage's number when its results change: a golden test holds the numbers in place.
-VERSIONS = {"prior": 1, "prepare": 1, "reference": 1, "train": 1, "sample": 1, "evaluate": 1}
+VERSIONS = {"prior": 1, "prepare": 1, "reference": 1, "train": 1, "sample": 1, "evaluate": 2}
 PRIOR_STEPS = 20  # DPM-Solver++ steps of a class image
 KEY_LENGTH = 12
 RESULTS = Path("results")
@@ -244,21 +244,30 @@ def _problems_of(arm: Arm, base: Any, family: str | None) -> list[str]:
     problems += _budget_problems(arm)
     if problems or family is None:
         return problems
-    built, illegal = 0, []
-    for factors in _cells(arm):
-        why = methods.problems(arm.method, _settings(arm, factors), family)
-        built += not why
-        where = ", ".join(f"{k}={v}" for k, v in factors.items())
-        if not why:
-            unmatched = _unmatched(arm, factors, base)
-            problems += [f"factors ({where}): {w}" if where else w for w in unmatched]
-        elif arm.illegal_cells == "error" or arm.factors == {}:
-            illegal += [f"factors ({where}): {w}" if where else w for w in why]
+    legal, left_out = legal_cells(arm, family)
+    illegal = []
+    if arm.illegal_cells == "error" or arm.factors == {}:
+        illegal = [_in_cell(factors, w) for factors, why in left_out for w in why]
     if illegal and arm.factors:
         illegal.append("illegal_cells: 'error': write `drop` to leave illegal cells out")
-    if not built and not illegal:
-        illegal = [f"factors: every cell is illegal, no point is left; of the last: {why[0]}"]
-    return illegal + problems
+    if not legal and not illegal:
+        reason = left_out[-1][1][0]
+        illegal = [f"factors: every cell is illegal, no point is left; of the last: {reason}"]
+    if not legal:
+        return illegal
+    try:
+        chosen = chosen_cells(arm, legal)
+    except UserError as error:
+        return illegal + error.problems
+    return illegal + [_in_cell(f, w) for f in chosen for w in _unmatched(arm, f, base)]
+
+
+def _in_cell(factors: dict[str, Any], problem: str) -> str:
+    return f"factors ({_levels(factors)}): {problem}" if factors else problem
+
+
+def _levels(factors: dict[str, Any]) -> str:
+    return ", ".join(f"{k}={v}" for k, v in factors.items())
 
 
 def _budget_problems(arm: Arm) -> list[str]:
@@ -298,6 +307,47 @@ def _cells(arm: Arm) -> Iterable[dict[str, Any]]:
         yield dict(zip(names, levels, strict=True))
 
 
+def legal_cells(
+    arm: Arm, family: str
+) -> tuple[list[dict[str, Any]], list[tuple[dict[str, Any], list[str]]]]:
+    """An arm's cells that its method can build, and the others, each with the reasons."""
+    legal, others = [], []
+    for factors in _cells(arm):
+        why = methods.problems(arm.method, _settings(arm, factors), family)
+        if why:
+            others.append((factors, why))
+        else:
+            legal.append(factors)
+    return legal, others
+
+
+def chosen_cells(arm: Arm, legal: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The legal cells that an arm runs: all, or its D-optimal subset, in their order.
+
+    Raises
+    ------
+    UserError : a subset too small for the main effects, or larger than the number of cells.
+    """
+    if arm.subset is None:
+        return legal
+    if not arm.factors:
+        raise UserError(f"subset: {arm.subset}: the arm has no factors; leave it out")
+    rows = _d_optimal(tuple(arm.factors), tuple(tuple(c.values()) for c in legal), arm.subset)
+    return [legal[row] for row in rows]
+
+
+@cache
+def _d_optimal(factors: tuple[str, ...], cells: tuple[tuple, ...], n: int) -> tuple[int, ...]:
+    import pandas as pd
+
+    from fitspace.stats import d_optimal
+
+    try:
+        return tuple(d_optimal(pd.DataFrame(cells, columns=factors), factors, n).index)
+    except UserError as error:
+        raise UserError(f"subset: {problem}" for problem in error.problems) from None
+
+
 def _settings(arm: Arm, factors: dict[str, Any], base: str | None = None) -> Any:
     """The method's settings in a cell; with a base, as wide as the arm's budget says."""
     own = {k: v for k, v in factors.items() if not k.startswith("train.")} | arm.settings
@@ -313,13 +363,9 @@ def expand(study: Study) -> tuple[list[Point], list[str]]:
     points, dropped = [], []
     for arm in study.arms:
         method = methods.get(arm.method)
-        for factors in _cells(arm):
-            settings = _settings(arm, factors)
-            why = methods.problems(arm.method, settings, family)
-            if why:
-                where = ", ".join(f"{k}={v}" for k, v in factors.items())
-                dropped.append(f"{arm.title} ({where}): {why[0]}")
-                continue
+        legal, others = legal_cells(arm, family)
+        dropped += [f"{arm.title} ({_levels(f)}): {why[0]}" for f, why in others]
+        for factors in chosen_cells(arm, legal):
             settings = _settings(arm, factors, study.base)
             train = None
             if method.trains:

@@ -1,4 +1,4 @@
-"""From finished runs to what a report is made of: runs.csv, and a gallery of samples.
+"""From finished runs to what a report is made of: its tables, and a gallery of samples.
 
 Everything after this reads ``reports/<study>`` only, so a report can be made again from git
 alone, without results, models or torch.
@@ -56,7 +56,8 @@ def _identity(plan: Plan, run: Run) -> dict[str, Any]:
 
 def _row(plan: Plan, run: Run) -> dict[str, Any]:
     facts = verified(run.evaluate)["facts"]
-    metrics = json.loads((run.evaluate.folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics = _metrics(run)
+    metrics.pop("against_n", None)  # no cell of a table: see against_n
     # The evaluate sidecar carries the cost of what came before it: metrics pulled alone do.
     upstream = facts["sample"] | (facts["sample"]["train"] or {"trainable": 0})
     cost = {name: upstream[name] for name in _COST if name in upstream}
@@ -71,6 +72,20 @@ def _row(plan: Plan, run: Run) -> dict[str, Any]:
         "sample_key": run.sample.key,
         "evaluate_key": run.evaluate.key,
     }
+
+
+def against_n(plan: Plan) -> list[dict[str, Any]]:
+    """Both distances of every run by its number of samples, a row for each run and number.
+
+    Runs of DreamBooth tasks have none: nothing is measured against held-out images.
+    """
+    return [
+        {"run": run.name, **row} for run in plan.runs for row in _metrics(run).get("against_n", [])
+    ]
+
+
+def _metrics(run: Run) -> dict[str, Any]:
+    return json.loads((run.evaluate.folder / "metrics.json").read_text(encoding="utf-8"))
 
 
 def write_table(rows: list[dict[str, Any]], path: Path) -> None:
@@ -227,8 +242,13 @@ def _write_strip(images: Any, path: Path) -> None:
 
 
 def collect_into(plan: Plan, folder: Path) -> None:
-    """Everything a report is made of: runs.csv, design.json and the gallery."""
+    """Everything a report is made of: runs.csv, against_n.csv, design.json and the gallery."""
     rows = collect(plan)
+    curves = against_n(plan)
     write_gallery(plan, rows, folder)
     write_design(plan, folder / "design.json")
+    if curves:
+        write_table(curves, folder / "against_n.csv")
+    else:
+        (folder / "against_n.csv").unlink(missing_ok=True)  # of an earlier study file
     write_table(rows, folder / "runs.csv")

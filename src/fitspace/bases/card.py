@@ -47,11 +47,16 @@ def write_card(out: Path, work: Path = embedded.WORK) -> None:
     card = _card(
         out,
         prompts=len(captions),
-        sampled=metrics.evaluate(images["held-out"], features, JUDGE),
-        real=metrics.evaluate(real, features, JUDGE),
+        sampled=_measured(images["held-out"], features),
+        real=_measured(real, features),
         **_reconstruction(out),
     )
     write_text(out / "README.md", card)
+
+
+def _measured(images: Any, features: dict[str, Any]) -> dict[str, float]:
+    found = metrics.evaluate(images, features, JUDGE)
+    return {name: v for name, v in found.items() if name in (*metrics.OF_HELD_OUT, "n")}
 
 
 def _shown(family: str, manifest: dict[str, Any]) -> dict[str, list[int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fitspace import bases, files, hub
 from fitspace.errors import UserError
@@ -31,6 +31,11 @@ OF_HELD_OUT = (
 OF_SUBJECT = ("clip_i", "clip_i_elsewhere", "clip_t", "diversity", "prior_drift")
 NAMES = tuple(dict.fromkeys([*OF_HELD_OUT, *OF_SUBJECT]))
 LOWER_IS_BETTER = ("fd_effnet", "kid_effnet", "prior_drift")
+# The Fréchet distance corrected for its bias in n, and the limits of its 95% interval.
+INTERVAL = ("fd_effnet_jackknife", "fd_effnet_low", "fd_effnet_high")
+# Their expected value depends on the number of samples; that of the others does not.
+DEPENDS_ON_N = ("fd_effnet", "precision", "recall")
+SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the samples, in the curve against their number
 EXTRACTOR = "effnet-lite0-v1"
 EXTRACTOR_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 NEIGHBOURHOOD = 3  # of precision and recall (1904.06991, section 3.1)
@@ -159,7 +164,7 @@ def reference_features(
     )
 
 
-def evaluate(samples, reference: dict[str, Tensor], judge: str | Path) -> dict[str, float]:
+def evaluate(samples, reference: dict[str, Tensor], judge: str | Path) -> dict[str, Any]:
     """Every metric of one run.
 
     Parameters
@@ -173,12 +178,15 @@ def evaluate(samples, reference: dict[str, Tensor], judge: str | Path) -> dict[s
     -------
     ``clip_t``, ``clip_i``, ``clip_i_paired`` and ``diversity`` (see ``metrics.clip``);
     ``fd_effnet``; ``kid_effnet`` (mean over 100 subsets, 1801.01401); ``precision`` and
-    ``recall`` (1904.06991); ``n``, the number of samples.
+    ``recall`` (1904.06991); ``fd_effnet_jackknife``, the distance corrected for its bias in n,
+    and the limits of its 95% interval, ``fd_effnet_low`` and ``fd_effnet_high`` (see
+    ``metrics.frechet.jackknife``); ``n`` and ``m``, the numbers of samples and of held-out
+    images; ``against_n``, rows of ``n``, ``fd_effnet`` and ``kid_effnet`` for an eighth, a
+    quarter, a half, three quarters and all of the samples.
 
     Raises UserError if the samples do not match the prompts or a feature is not finite.
     """
     from fitspace.metrics import clip, extractors
-    from fitspace.metrics.frechet import frechet_distance
 
     samples = _images("samples", samples)
     n, prompts = len(samples), len(reference["judge_texts"])
@@ -194,9 +202,7 @@ def evaluate(samples, reference: dict[str, Tensor], judge: str | Path) -> dict[s
         "clip_i": clip.clip_i(embedded, reference["judge_images"]),
         "clip_i_paired": clip.clip_i_paired(embedded, reference["judge_paired"][:n]),
         "diversity": clip.diversity(embedded),
-        "fd_effnet": frechet_distance(effnet, reference["effnet"]),
-        **_kid_and_coverage(effnet, reference["effnet"].double()),
-        "n": n,
+        **_distances(effnet, reference["effnet"].double()),
     }
 
 
@@ -246,7 +252,8 @@ def evaluate_subject(samples, reference: dict[str, Tensor], judge: str | Path) -
     -------
     ``clip_i`` and ``clip_i_elsewhere``, of both kinds of images with the subject against those
     trained on (2303.18181 measures the first); ``clip_t`` of the second kind; ``diversity`` of
-    the first; ``prior_drift``, how far images of the class are from the base's; ``n``.
+    the first; ``prior_drift``, how far images of the class are from the base's; ``n`` and ``m``,
+    the numbers of images of each kind and of images trained on.
 
     Raises UserError if there are not 3n samples or a feature is not finite.
     """
@@ -268,22 +275,35 @@ def evaluate_subject(samples, reference: dict[str, Tensor], judge: str | Path) -
         "diversity": clip.diversity(subject),
         "prior_drift": clip.drift(of_class, reference["judge_class"]),
         "n": n,
+        "m": len(reference["judge_images"]),
     }
 
 
-def _kid_and_coverage(samples: Tensor, reference: Tensor) -> dict[str, float]:
-    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+def _distances(samples: Tensor, reference: Tensor) -> dict[str, Any]:
+    """What is measured on features, shapes (n, d) and (m, d), float64."""
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    subset = min(len(samples), len(reference), 1000)
-    kid = kid_features_to_metric(samples, reference, kid_subset_size=subset, verbose=False)
+    from fitspace.metrics.frechet import frechet_distance, jackknife
+    from fitspace.metrics.kernel import kernel_distance
+    from fitspace.metrics.sample_size import against_n
+
+    n = len(samples)
+    distances = {
+        "fd_effnet": frechet_distance(samples, reference),
+        "kid_effnet": kernel_distance(samples, reference),
+    }
     coverage = prc_features_to_metric(
         samples, reference, prc_neighborhood=NEIGHBOURHOOD, verbose=False
     )
+    fewer = list(dict.fromkeys(max(2, int(share * n)) for share in SHARES))
     return {
-        "kid_effnet": kid[KEY_METRIC_KID_MEAN],
+        **distances,
         "precision": coverage["precision"],
         "recall": coverage["recall"],
+        **dict(zip(INTERVAL, jackknife(samples, reference), strict=True)),
+        "n": n,
+        "m": len(reference),
+        "against_n": [*against_n(samples, reference, fewer), {"n": n, **distances}],
     }
 
 

@@ -2,27 +2,100 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+GROUPS = 10
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Fitted to features of shape (n, d): their mean, shape (d,), and a matrix ``root`` of at
+    most d rows with root^T root = their unbiased covariance."""
+
+    mean: Tensor
+    root: Tensor
+
+
+def fit(features: Tensor) -> Gaussian:
+    """The Gaussian of features of shape (n, d), n >= 2, in float64."""
+    features = features.double()
+    mean = features.mean(0)
+    centred = (features - mean) / (len(features) - 1) ** 0.5
+    few = len(features) <= features.shape[1]
+    return Gaussian(mean, centred if few else torch.linalg.qr(centred, mode="r").R)
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     """Squared Fréchet distance between two sets of features, shapes (n, d) and (m, d).
 
-    |mean_a - mean_b|^2 + tr(S_a) + tr(S_b) - 2 tr (S_a S_b)^(1/2) (1706.08500, section 2) with
-    unbiased covariances S. The last trace is the nuclear norm of A B^T for any A, B with
-    A^T A = S_a and B^T B = S_b: exact for any n, and fast because no d x d matrix is formed
-    when there are fewer samples than features. Biased upwards by about c/n: compare equal n.
+    Biased upwards by about c/n: compare equal n.
     """
-    a, b = features_a.double(), features_b.double()
-    root_a, root_b = _root(a), _root(b)
-    trace = torch.linalg.matrix_norm(root_a @ root_b.T, "nuc")
-    means = (a.mean(0) - b.mean(0)).square().sum()
-    return (means + root_a.square().sum() + root_b.square().sum() - 2 * trace).item()
+    return between(fit(features_a), fit(features_b))
 
 
-def _root(features: Tensor) -> Tensor:
-    """A matrix R of at most d rows with R^T R = the features' covariance."""
-    centred = (features - features.mean(0)) / (len(features) - 1) ** 0.5
-    few = len(features) <= features.shape[1]
-    return centred if few else torch.linalg.qr(centred, mode="r").R
+def between(a: Gaussian, b: Gaussian) -> float:
+    """Squared Fréchet distance between two Gaussians.
+
+    |mean_a - mean_b|^2 + tr(S_a) + tr(S_b) - 2 tr (S_a S_b)^(1/2) (1706.08500, section 2).
+    The last trace is the nuclear norm of A B^T for any A, B with A^T A = S_a and B^T B = S_b:
+    exact for any n, and fast because no d x d matrix is formed when there are fewer samples
+    than features.
+    """
+    trace = torch.linalg.matrix_norm(a.root @ b.root.T, "nuc")
+    means = (a.mean - b.mean).square().sum()
+    return (means + a.root.square().sum() + b.root.square().sum() - 2 * trace).item()
+
+
+def jackknife(
+    features_samples: Tensor, features_reference: Tensor, groups: int = GROUPS
+) -> tuple[float, float, float]:
+    """Fréchet distance corrected for its bias in n, and the limits of its 95% interval.
+
+    Delete-group jackknife over the samples, for groups of unequal size (Busing, Meijer and van
+    der Leeden 1999, Statistics and Computing 9: 3-8); sample i is in group i modulo ``groups``.
+    The interval is Student's t with ``groups`` - 1 degrees of freedom; no limit is cut off at
+    zero.
+
+    It is about the distance of the samples' distribution from the reference set *as it
+    stands*, which is larger the fewer images that set has: distances from sets of different
+    size, or from other images, cannot be compared. It is not about the distance from the
+    distribution the reference was drawn from: the bias in m is not of the form c/m when m < d,
+    and deleting groups of the reference as well does not remove it.
+
+    Nor is the bias in n quite c/n when n < d. Resampled from 1,918 drawings, in four pairs of
+    sets (d = 1280, m = 185), a bias of 46 to 126 at n = 80 became 2 to 22 and the interval
+    covered 68% to 95%, least where both distributions were the same; at n = 128 a bias of 30 to
+    81 became -5 to -2, and 93% to 97% were covered; at n = m = 400 one of 15 to 43 became -5 to
+    -2, and 80% to 97%.
+
+    Parameters
+    ----------
+    features_samples : shape (n, d), n >= 3.
+    features_reference : shape (m, d).
+    groups : at most n of them are made.
+
+    Returns
+    -------
+    estimate, low, high.
+    """
+    from scipy.special import stdtrit
+
+    n, reference = len(features_samples), fit(features_reference)
+    group = torch.arange(n) % min(groups, n)
+    sizes = group.bincount().double()
+    whole = between(fit(features_samples), reference)
+    without = torch.tensor(
+        [between(fit(features_samples[group != j]), reference) for j in range(len(sizes))],
+        dtype=torch.float64,
+    )
+    share = n / sizes
+    pseudo = share * whole - (share - 1) * without
+    estimate = (pseudo / share).sum()
+    variance = ((pseudo - estimate).square() / (share - 1)).mean()
+    quantile = float(stdtrit(len(sizes) - 1, (1 + CONFIDENCE) / 2))
+    half = quantile * variance.sqrt()
+    return estimate.item(), (estimate - half).item(), (estimate + half).item()

@@ -12,10 +12,14 @@ import pandas as pd
 from fitspace.config import Study
 from fitspace.errors import UserError
 from fitspace.files import sha256
+from fitspace.metrics import DEPENDS_ON_N, INTERVAL
+from fitspace.report import words
 
 IDENTITY = ("run", "point", "arm", "method", "task", "seed", "status")
 STATUSES = ("ok", "failed", "missing")
-COSTS = ("trainable", "train_seconds")
+COUNTS = {"n": "samples", "m": "reference images"}
+CURVE = ("n", "fd_effnet", "kid_effnet")
+COSTS = ("trainable", "train_seconds", "sample_seconds", "peak_memory_mb")
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,13 @@ class Strip:
 
 @dataclass(frozen=True)
 class Inputs:
-    """``text`` is runs.csv as it stands; ``runs`` has levels in order and numbers as floats."""
+    """``text`` is runs.csv as it stands; ``runs`` has levels in order and numbers as floats;
+    ``against_n`` the distances of each run by its number of samples, where measured."""
 
     study: Study
     text: pd.DataFrame
     runs: pd.DataFrame
+    against_n: pd.DataFrame | None
     strips: list[Strip]
     dropped: list[str]
     digests: dict[str, str]
@@ -51,7 +57,8 @@ def read(study: Study, folder: Path) -> Inputs:
 
     Raises
     ------
-    UserError : every problem of runs.csv, gallery.json and design.json.
+    UserError : every problem of runs.csv, against_n.csv, gallery.json and design.json; finished
+        runs measured on different numbers of images.
     """
     from fitspace.stats.reading import read_text
 
@@ -68,7 +75,8 @@ def read(study: Study, folder: Path) -> Inputs:
     if not problems:
         odd = sorted(set(text["status"].dropna()) - set(STATUSES))
         problems += [f"{path}: status {s!r}; allowed: {', '.join(STATUSES)}" for s in odd]
-        for name in dict.fromkeys([*study.analysis.responses, *COSTS]):
+        numeric = [*study.analysis.responses, *COSTS, *words.METRICS, *COUNTS, *INTERVAL]
+        for name in dict.fromkeys(numeric):
             if name in text.columns:
                 runs[name], bad, more = _numbers(text, name)
                 problems += [f"{path}: column {name!r}: {cell!r} is no number" for cell in bad]
@@ -76,17 +84,19 @@ def read(study: Study, folder: Path) -> Inputs:
         for name in study.analysis.factors:
             given = text[name].str.strip()
             runs[name] = pd.Categorical(given, levels(study, given, name))
+        problems += _unequal(path, runs, study.analysis.responses)
+    curves, odd_curves = _against_n(folder / "against_n.csv", text)
     strips, more = _strips(folder)
     design, worse = _json(folder / "design.json", dict)
-    if problems or more or worse:
-        raise UserError(problems + more + worse)
-    files = [p for p in (path, folder / "gallery.json", folder / "design.json") if p.exists()]
-    digests = {p.name: sha256(p) for p in files}
+    if problems or odd_curves or more or worse:
+        raise UserError(problems + odd_curves + more + worse)
+    files = ("runs.csv", "against_n.csv", "gallery.json", "design.json")
+    digests = {name: sha256(folder / name) for name in files if (folder / name).exists()}
     planned = (design or {}).get("runs", len(text))
     if planned != len(text):
         notes.append(f"design.json plans {planned} runs, runs.csv has {len(text)} rows")
     dropped = [str(message) for message in (design or {}).get("dropped", [])]
-    return Inputs(study, text, runs, strips, dropped, digests, notes)
+    return Inputs(study, text, runs, curves, strips, dropped, digests, notes)
 
 
 def levels(study: Study, given: pd.Series, factor: str) -> list[str]:
@@ -108,6 +118,72 @@ def _numbers(text: pd.DataFrame, name: str) -> tuple[pd.Series, list[str], list[
     if undefined.any():
         notes = [f"{name}: {int(undefined.sum())} value(s) that are not finite were left out"]
     return values.mask(undefined), list(bad.unique()[:5]), notes
+
+
+def _unequal(path: Path, runs: pd.DataFrame, responses: list[str]) -> list[str]:
+    """Whether finished runs can be compared: all on equally many images.
+
+    A table that does not say how many is taken where no response depends on the number: CLIP-T,
+    CLIP-I, diversity and KID have the same expected value at every n.
+    """
+    finished = runs[runs["status"] == "ok"]
+    biased = [name for name in responses if name in DEPENDS_ON_N]
+    if "n" not in finished or finished["n"].isna().all():
+        return [
+            f"{path}: no number of samples in column 'n'; {name!r} depends on it and is compared "
+            "at equal n only"
+            for name in biased
+        ]
+    groups = [("n", "", finished)]
+    if "m" in finished:
+        groups += [("m", f" of task {t!r}", rows) for t, rows in finished.groupby("task")]
+    return [
+        f"{path}: column {name!r}: {_runs_by(rows, name)}; needed: the same number of "
+        f"{COUNTS[name]} in all finished runs{where}: the Fréchet distance falls with {name}"
+        for name, where, rows in groups
+        if rows[name].nunique(dropna=False) > 1
+    ]
+
+
+def _runs_by(rows: pd.DataFrame, name: str, shown: int = 3) -> str:
+    """The runs of each value of a column, the fewest first: those are the odd ones."""
+    groups = sorted(rows.groupby(name, dropna=False)["run"], key=lambda group: len(group[1]))
+    parts = []
+    for value, runs in groups:
+        more = f" and {len(runs) - shown} more" if len(runs) > shown else ""
+        number = "no number" if pd.isna(value) else f"{value:g}"
+        parts.append(f"{number} in {', '.join(runs[:shown])}{more}")
+    return "; ".join(parts)
+
+
+def _against_n(path: Path, runs: pd.DataFrame) -> tuple[pd.DataFrame | None, list[str]]:
+    from fitspace.stats.reading import read_text
+
+    if not path.exists():
+        return None, []
+    text = read_text(path)
+    problems = [
+        f"{path}: no column {name!r}; columns: {', '.join(text.columns)}"
+        for name in ("run", *CURVE)
+        if name not in text.columns
+    ]
+    if problems:
+        return None, problems
+    curves = text[["run", *CURVE]].copy()
+    for name in CURVE:
+        values = pd.to_numeric(text[name], errors="coerce").astype(float)
+        kind, sound = "finite number", values.abs() < float("inf")
+        if name == "n":
+            kind, sound = "number of samples", sound & (values % 1 == 0) & (values > 0)
+        bad = text[name][~sound].fillna("an empty cell").unique()
+        problems += [f"{path}: column {name!r}: {cell!r} is no {kind}" for cell in bad[:5]]
+        curves[name] = values
+    if "run" in runs.columns:
+        unknown = text["run"][~text["run"].isin(runs["run"])].unique()
+        problems += [f"{path}: run {run!r} is not in runs.csv" for run in unknown[:5]]
+    twice = curves[curves.duplicated(["run", "n"])]
+    problems += [f"{path}: run {r.run!r} has n = {r.n:g} twice" for r in twice[:5].itertuples()]
+    return (None if problems else curves.astype({"n": int})), problems
 
 
 def _json(path: Path, kind: type) -> tuple[Any, list[str]]:
