@@ -50,6 +50,15 @@ def _parser() -> argparse.ArgumentParser:
     command(_check, "check", "Validate a study file: every problem at once.")
     command(_fetch, "fetch", "Download what a study names by hub id.")
     plan = command(_plan, "plan", "Print a study's design before anything runs.")
+    plan.add_argument("--delta", type=float, help="difference of two levels that is to be found")
+    plan.add_argument("--sigma", type=float, help="residual standard deviation; else the pilot's")
+    plan.add_argument(
+        "--pilot",
+        type=Path,
+        metavar="RUNS.csv",
+        help="a pilot study's table, for sigma and recorded times; else reports/<study>/runs.csv",
+    )
+    plan.add_argument("--subset", type=int, metavar="N", help="as if each arm ran N of its cells")
     plan.add_argument("--json", action="store_true", help="as JSON")
 
     count = command(_count, "count", "Count trainable parameters from the configuration.", False)
@@ -80,13 +89,17 @@ def _parser() -> argparse.ArgumentParser:
 
     anova = command(_anova, "anova", "Analysis of variance of any table.", False)
     anova.add_argument("table", type=Path, metavar="TABLE.csv")
-    anova.add_argument("--formula", help="e.g. 'y ~ block + A*B'")
+    anova.add_argument("--formula", help="e.g. 'y ~ block + A*B' or 'y ~ A + Error(task/A)'")
     anova.add_argument("--response", help="column of the response")
     anova.add_argument("--factors", nargs="+", default=None, metavar="FACTOR")
     anova.add_argument("--interactions", action="store_true", help="all two-factor ones")
     anova.add_argument("--block", help="column of the block")
+    anova.add_argument("--random", metavar="TASK", help="column of a random factor: error strata")
     anova.add_argument("--type", type=int, choices=(1, 2, 3), default=2)
-    anova.add_argument("--robust", choices=("hc0", "hc1", "hc2", "hc3", "hc4"))
+    anova.add_argument("--robust", choices=("hc0", "hc1", "hc2", "hc3", "hc4", "welch"))
+    anova.add_argument("--permutations", type=int, metavar="N", help="also p by permutation")
+    anova.add_argument("--seed", type=int, default=0, help="of the permutations")
+    anova.add_argument("--transform", choices=("log", "logit", "box-cox"), help="of the response")
     anova.add_argument("--exact-decimals", action="store_true", help="read the text exactly")
     anova.add_argument("--json", action="store_true", help="as JSON")
 
@@ -117,9 +130,12 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from fitspace.config import load_study
-    from fitspace.overview import describe, render
+    from fitspace.overview import describe, render, with_subset
 
-    overview = describe(load_study(arguments.study))
+    study = load_study(arguments.study)
+    if arguments.subset is not None:
+        study = with_subset(study, arguments.subset)
+    overview = describe(study, delta=arguments.delta, sigma=arguments.sigma, pilot=arguments.pilot)
     print(json.dumps(overview, indent=2) if arguments.json else render(overview))
 
 
@@ -236,8 +252,12 @@ def _anova(arguments: argparse.Namespace) -> None:
         factors=arguments.factors,
         interactions=arguments.interactions,
         block=arguments.block,
+        random=arguments.random,
         type=arguments.type,
         robust=arguments.robust,
+        permutations=arguments.permutations,
+        seed=arguments.seed,
+        transform=arguments.transform,
         exact_decimals=arguments.exact_decimals,
     )
     for note in table.attrs.get("notes", []):

@@ -2,9 +2,23 @@
 
 from fitspace.stats.analysis import Analysis, analyse, in_design
 from fitspace.stats.anova import anova, lack_of_fit
+from fitspace.stats.equivalence import equivalence
 from fitspace.stats.estimability import components
+from fitspace.stats.lenth import lenth
 from fitspace.stats.means import cell_means, marginal_means, pairs
+from fitspace.stats.optimal import d_efficiency, d_optimal
+from fitspace.stats.planning import (
+    association,
+    detectable,
+    estimable,
+    pilot_sigma,
+    power,
+    runs_needed,
+)
+from fitspace.stats.ranking import leave_one_out, ranking
 from fitspace.stats.reading import anova_of_file, rows_for_json
+from fitspace.stats.strata import over_tasks
+from fitspace.stats.transforms import box_cox
 from fitspace.stats.variances import brown_forsythe, levene, welch
 
 __all__ = [
@@ -12,14 +26,28 @@ __all__ = [
     "analyse",
     "anova",
     "anova_of_file",
+    "association",
+    "box_cox",
     "brown_forsythe",
     "cell_means",
     "components",
+    "d_efficiency",
+    "d_optimal",
+    "detectable",
+    "equivalence",
+    "estimable",
     "in_design",
     "lack_of_fit",
+    "leave_one_out",
+    "lenth",
     "levene",
     "marginal_means",
+    "over_tasks",
     "pairs",
+    "pilot_sigma",
+    "power",
+    "ranking",
     "rows_for_json",
+    "runs_needed",
     "welch",
 ]
