@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from fitspace.stats import analyse, anova, lenth
+from fitspace.stats import analyse, anova, lenth, power
 
 LEGAL = [("a", "x"), ("a", "y"), ("b", "x"), ("b", "y"), ("b", "z"), ("c", "z")]
 WHOLE = list(itertools.product("abc", "xyz"))
@@ -160,6 +160,13 @@ def test_power_grows_with_the_difference_from_the_level_of_the_test():
     for _, rows in got.groupby("factor"):
         assert rows["power"].is_monotonic_increasing
         assert 0.05 < rows["power"].iloc[0] < 0.1
+    at_two = power(inside(made_up(LEGAL)), ["input", "output"], delta=2, sigma=1)["power"]
+    np.testing.assert_allclose(got.loc[got["ratio"] == 2, "power"], at_two)
     rest = of(made_up(LEGAL)).anova.iloc[-1]
     sigma = (rest["ss"] / rest["df"]) ** 0.5
     np.testing.assert_allclose(got["delta"], got["ratio"] * sigma)
+    for name, rows in got.groupby("factor"):
+        [smallest] = rows["detectable"].unique()
+        below, above = rows[rows["delta"] <= smallest], rows[rows["delta"] > smallest]
+        assert not below["power"].gt(0.8).any(), name
+        assert not above["power"].lt(0.8).any(), name

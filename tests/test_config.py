@@ -179,6 +179,18 @@ CASES = {
         ["arms[1].train.lr: is also a factor"],
     ),
     "warm-up longer than training": (_set(["train", "warmup_steps"], 999), ["warmup_steps: 999"]),
+    "margin of nothing": (
+        _set(["analysis", "margins"], {"recall": 0.1}),
+        ["analysis.margins: 'recall' is not among analysis.responses"],
+    ),
+    "margin of nothing less": (
+        _set(["analysis", "margins"], {"clip_i": 0}),
+        ["analysis.margins.clip_i: 0", "greater than 0"],
+    ),
+    "margin against nobody": (
+        _set(["arms", 1, "method"], "bitfit"),
+        ["analysis.margins", "one arm of method full", "0 of them"],
+    ),
     "transform of nothing": (
         _set(["analysis", "transform"], {"recall": "logit"}),
         ["analysis.transform: 'recall'"],

@@ -89,7 +89,7 @@ def test_new_seed_or_level_adds_runs_and_keeps_the_others():
 def test_studies_share_runs_whatever_they_call_them():
     settings = GOOD["arms"][0]["settings"] | {"input": "CA_out", "output": "FFN_in"}
     arms = [{"name": "recipe", "method": "adapter", "settings": settings}]
-    analysis = GOOD["analysis"] | {"factors": ["arm"]}
+    analysis = GOOD["analysis"] | {"factors": ["arm"], "margins": {}}
     other = keys(plan(name="other", arms=arms, analysis=analysis))
     assert other["train"] and other["evaluate"] < keys(plan())["evaluate"]
 
@@ -116,7 +116,7 @@ def test_paths_are_plain():
 
 def test_training_factor_becomes_part_of_the_point():
     arms = [{"method": "full", "factors": {"train.lr": [1.0e-4, 1.0e-3]}}]
-    p = plan(arms=arms, analysis=GOOD["analysis"] | {"factors": ["train.lr"]})
+    p = plan(arms=arms, analysis=GOOD["analysis"] | {"factors": ["train.lr"], "margins": {}})
     assert [x.train["lr"] for x in p.points] == [1e-4, 1e-3]
     assert [x.name for x in p.points] == ["full.lr0.0001", "full.lr0.001"]
     assert len({r.train.key for r in p.runs if r.seed == 0}) == 2

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import fmean
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
@@ -24,13 +26,18 @@ HOSTILE = "<script>alert('x')</script>\"&amp;`$x$`|</style>"
 
 
 class Page(HTMLParser):
-    """Elements, text and numbers of a page; fails on tags that are not closed in order."""
+    """Elements, text and numbers of a page; fails on tags that are not closed in order.
+
+    ``texts`` are the pieces of text, each with its section and the tags and roles around it.
+    """
 
     def __init__(self, html: str):
         super().__init__()
         self.elements: list[tuple[str, dict]] = []
         self.numbers: list[tuple[dict, str]] = []
-        self.text, self._open = "", []
+        self.texts: list[tuple[str, set[str], str]] = []
+        self.text, self._open, self._section = "", [], ""
+        self._roles: list[str] = []
         self.feed(html)
         assert not self._open, f"left open: {self._open}"
 
@@ -38,17 +45,22 @@ class Page(HTMLParser):
         self.elements.append((tag, dict(attributes)))
         if tag not in VOID:
             self._open.append(tag)
+            self._roles.append(dict(attributes).get("role", ""))
         if tag == "data":
             self.numbers.append((dict(attributes), ""))
+        if tag == "section":
+            self._section = dict(attributes)["id"]
 
     def handle_startendtag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
 
     def handle_endtag(self, tag):
         assert self._open and self._open.pop() == tag, f"</{tag}> closes nothing"
+        self._roles.pop()
 
     def handle_data(self, text):
         self.text += text
+        self.texts.append((self._section, {*self._open, *self._roles}, text))
         if self._open and self._open[-1] == "data":
             self.numbers[-1] = (self.numbers[-1][0], text)
 
@@ -101,13 +113,14 @@ def page(report) -> Page:
 def test_every_file_is_written(report):
     written = {str(p.relative_to(report)) for p in report.rglob("*") if p.is_file()}
     figures = {
-        *("heatmap-fd_effnet", "runs-fd_effnet-blueprint", "omega2", "cost-trainable"),
+        *("heatmap-fd_effnet", "runs-fd_effnet", "omega2", "cost-trainable"),
         *("cost-train_seconds", "qq-fd_effnet", "residuals-fd_effnet"),
         *(f"means-{r}-{f}" for r in ("fd_effnet", "clip_t") for f in ("input", "output")),
     }
     tables = ("anova", "effects", "cells", "baselines", "ledger", "spread", "variances")
-    assert {f"figures/{name}.svg" for name in figures} < written
-    assert {f"{name}.csv" for name in tables} | {"report.md", "report.html"} < written
+    assert {f"figures/{name}.{kind}" for name in figures for kind in ("svg", "csv")} < written
+    assert {f"{name}.csv" for name in tables} < written
+    assert {"origins.json", "report.md", "report.html"} < written
 
 
 def test_made_again_it_is_the_same_to_the_byte(report, tmp_path):
@@ -121,13 +134,34 @@ def test_made_again_it_is_the_same_to_the_byte(report, tmp_path):
             assert again.read_bytes() == path.read_bytes(), path.name
 
 
-def test_every_number_is_that_of_its_file(report, page):
-    tables = {path.name: rows_of(path) for path in report.glob("*.csv")}
+def said_by(origin: dict[str, str], study: dict, tables: dict[str, list[dict]]) -> str:
+    """What stands where a number of the page says that it is from."""
+    table, rows, column = (origin[f"data-{name}"] for name in ("table", "row", "column"))
+    if table == "study":
+        value = study
+        for key in column.split("."):
+            value = value[int(key)] if isinstance(value, list) else value[key]
+        return str(value)
+    found = [tables[table][int(row) - 1] for row in rows.split()]
+    if not column:
+        return str(len(found))
+    (row,) = found
+    return row[column]
+
+
+def check_numbers(folder: Path, study, page: Page) -> None:
+    """Every number shown is that of its file, rounded, and names the runs behind it."""
+    tables = {path.name: rows_of(path) for path in folder.glob("*.csv")}
+    declared = study.model_dump(mode="json")
+    origins = json.loads((folder / "origins.json").read_text(encoding="utf-8"))
+    known = {run["evaluate_key"] or run["run"] for run in tables["runs.csv"]}
     assert len(page.numbers) > 500
     for origin, shown in page.numbers:
-        row = tables[origin["data-table"]][int(origin["data-row"]) - 1]
-        raw = row[origin["data-column"]]
+        raw = said_by(origin, declared, tables)
         assert origin["value"] == raw, origin
+        sets = origin["data-runs"].split()
+        assert bool(sets) == (origin["data-table"] != "study"), origin
+        assert all(set(origins["sets"][name]) <= known for name in sets), origin
         if not raw:
             assert shown == words.NONE
         elif shown.startswith("<"):
@@ -142,6 +176,98 @@ def test_every_number_is_that_of_its_file(report, page):
             assert plain(shown) == pytest.approx(float(raw), abs=0.5001 * size * 10 ** -len(digits))
 
 
+def test_every_number_is_that_of_its_file(report, page):
+    check_numbers(report, made_up.study(), page)
+
+
+def test_the_runs_behind_a_cell_are_its_runs(report, page):
+    runs = rows_of(report / "runs.csv")
+    origins = json.loads((report / "origins.json").read_text(encoding="utf-8"))
+    cells = rows_of(report / "cells.csv")
+    assert len(cells) == len(origins["rows"]["cells.csv"]) > 40
+    for cell, name in zip(cells, origins["rows"]["cells.csv"], strict=True):
+        of_cell = {
+            run["evaluate_key"]
+            for run in runs
+            if (run["input"], run["output"]) == (cell["input"], cell["output"])
+        }
+        assert set(origins["sets"][name]) == of_cell
+    sets = [tuple(keys) for keys in origins["sets"].values()]
+    assert len(set(sets)) == len(sets)
+    island = next(t for _, tags, t in page.texts if "script" in tags and '"sets"' in t)
+    assert json.loads(island) == origins
+
+
+RESULTS = {
+    *("summary", "design", "cells", "anova", "means"),
+    *("spread", "cost", "diagnostics", "robustness"),
+}
+# Constants of the method that the text states.
+CONSTANTS = r"9[05]%|80% power|\b5%|\bHC3\b|rank 1\b"
+
+
+def check_no_bare_number(folder: Path, study, page: Page) -> None:
+    """No numeral stands in a section of results but in a number with its origin, or in a name."""
+    named = (*study.analysis.factors, "point")
+    names = {
+        *(row[column] for row in rows_of(folder / "runs.csv") for column in named),
+        *(words.metric(name).label for name in study.analysis.responses),
+        *study.analysis.responses,
+        *(arm.title for arm in study.arms),
+        *(task.name for task in study.tasks),
+    }
+    names = sorted(map(re.escape, filter(None, names)), key=len, reverse=True)
+    allowed = re.compile(rf"(?<!\w)(?:{'|'.join(names)})(?!\w)|{CONSTANTS}")
+    outside = {"data", "code", "svg", "script", "style", "note"}
+    texts = [t for section, tags, t in page.texts if section in RESULTS and not tags & outside]
+    assert len(texts) > 200
+    assert [t for t in texts if re.search(r"\d", allowed.sub("", t))] == []
+
+
+def test_no_number_stands_without_its_origin(report, page):
+    check_no_bare_number(report, made_up.study(), page)
+
+
+def test_the_data_of_a_figure_is_that_of_its_tables(report):
+    tables = {path.name: rows_of(path) for path in report.glob("*.csv")}
+    checked = 0
+    for path in (report / "figures").glob("*.csv"):
+        for drawn in rows_of(path):
+            rows = [tables[drawn["table"]][int(row) - 1] for row in drawn["row"].split()]
+            if drawn.get("baseline"):
+                response = path.stem.split("-")[1]
+                (value,) = (
+                    v for k, v in drawn.items() if v and k not in ("table", "row", "baseline")
+                )
+                assert float(value) == pytest.approx(fmean(float(r[response]) for r in rows))
+                assert len({row["arm"] for row in rows}) == 1
+                continue
+            for name in drawn.keys() & rows[0].keys():
+                values = {row[name] for row in rows}
+                if values != {drawn[name]}:  # Not one text: then the mean of numbers.
+                    assert float(drawn[name]) == pytest.approx(fmean(map(float, values)))
+                checked += 1
+    assert checked > 500
+
+
+def test_the_data_of_a_figure_is_what_is_drawn(report):
+    for name, column in (("heatmap-fd_effnet", "mean"), ("means-fd_effnet-input", "level")):
+        drawn = (report / f"figures/{name}.svg").read_text(encoding="utf-8")
+        rows = [row for row in rows_of(report / f"figures/{name}.csv") if not row["baseline"]]
+        texts = [row[column] if column == "level" else f"{float(row[column]):.1f}" for row in rows]
+        assert len(texts) > 4 and all(f">{text}<" in drawn for text in texts)
+
+
+def test_the_data_of_a_figure_can_be_downloaded(report, page):
+    links = [a for tag, a in page.elements if tag == "a" and a.get("download")]
+    figures = sorted((report / "figures").glob("*.csv"))
+    assert sorted(link["download"] for link in links) == [path.name for path in figures]
+    for link in links:
+        kind, _, content = link["href"].partition(",")
+        assert kind == "data:text/csv;charset=utf-8"
+        assert unquote(content) == (report / "figures" / link["download"]).read_text("utf-8")
+
+
 def test_cell_means_are_the_means_of_the_runs(report):
     runs = rows_of(report / "runs.csv")
     for cell in rows_of(report / "cells.csv"):
@@ -151,7 +277,7 @@ def test_cell_means_are_the_means_of_the_runs(report):
             if (run["input"], run["output"]) == (cell["input"], cell["output"])
         ]
         assert int(cell["runs"]) == len(values) == 2
-        assert float(cell["mean"]) == pytest.approx(sum(values) / 2, rel=1e-12)
+        assert float(cell["mean"]) == pytest.approx(sum(values) / 2, rel=1e-9)
     best = min(
         (c for c in rows_of(report / "cells.csv") if c["response"] == "fd_effnet"),
         key=lambda c: float(c["mean"]),
@@ -176,11 +302,12 @@ def test_the_page_can_be_read_by_everyone(page):
     assert len(ids) == len(set(ids))
     heads = [a for tag, a in page.elements if tag == "th"]
     assert heads and all(a.get("scope") in ("row", "col") for a in heads)
-    links = [a["href"][1:] for t, a in page.elements if t == "a" and a["href"].startswith("#")]
+    links = [a["href"][1:] for t, a in page.elements if a.get("href", "").startswith("#")]
     assert set(links) <= set(ids)
     for tag, attributes in page.elements:
         if attributes.get("role") in ("img", "region"):
-            assert attributes.get("aria-label"), (tag, attributes)
+            named = attributes.get("aria-label") or attributes.get("aria-labelledby") in ids
+            assert named, (tag, attributes)
     assert [a["lang"] for t, a in page.elements if t == "html"] == ["en"]
 
 
@@ -188,7 +315,7 @@ def test_figures_take_the_colours_of_the_page(report):
     html = (report / "report.html").read_text(encoding="utf-8")
     inline = "".join(re.findall(r"<svg.*?</svg>", html, re.S))
     assert "var(--ink)" in inline and "#1f2328" not in inline
-    for path in (report / "figures").iterdir():
+    for path in (report / "figures").glob("*.svg"):
         root = ElementTree.parse(path).getroot()
         assert root.get("viewBox") and "var(" not in path.read_text(encoding="utf-8")
 
@@ -201,8 +328,9 @@ def test_markdown_says_the_same(report, page):
     for sentence in sentences:
         sentence = sentence.removeprefix("Note: ").replace("&lt;", "<").replace("\\", "")
         assert sentence in shown
-    for link in re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text):
-        assert (report / link).is_file()
+    links = re.findall(r"\[[^\]]*\]\(([^)]*)\)", text)
+    assert {Path(link).suffix for link in links} == {".png", ".svg", ".csv"}
+    assert all((report / link).is_file() for link in links)
 
 
 # --- what it says -------------------------------------------------------------------------
@@ -273,15 +401,15 @@ CASES = {
     "three-factors": (
         {"factors": {"width": [4, 8], "activation": ["relu", "silu"], "scale": [0.5, 1.0]}},
         None,
-        ["width: an effect", "scale: an effect", "lack of fit"],
+        ["width: an effect", "scale: an effect", "Interactions: width with activation"],
         {"means-fd_effnet-scale.svg"},
         {"heatmap-fd_effnet.svg"},
     ),
     "several-tasks": (
         {"factors": SMALL, "tasks": ("night", "sepia")},
         None,
-        ["the 2 tasks studied"],
-        {"runs-fd_effnet-night.svg", "runs-fd_effnet-sepia.svg", "heatmap-fd_effnet.svg"},
+        ["for tasks in general", "about the tasks studied"],
+        {"runs-fd_effnet.svg", "omega2-left-out.svg", "heatmap-fd_effnet.svg"},
         set(),
     ),
     "runs-lost": (
@@ -324,7 +452,7 @@ def test_any_study(tmp_path, case):
     Page(html.read_text(encoding="utf-8"))
     for pattern in said:
         assert re.search(pattern, summary_of(tmp_path)), pattern
-    figures = {path.name for path in (tmp_path / "figures").iterdir()}
+    figures = {path.name for path in (tmp_path / "figures").glob("*.svg")}
     assert drawn <= figures and not figures & not_drawn
 
 
@@ -359,11 +487,12 @@ def test_user_text_stays_text(tmp_path):
     (tmp_path / "gallery.json").write_text(json.dumps(gallery))
     html = build(study, tmp_path).read_text(encoding="utf-8")
     page = Page(html)
-    assert sum(tag == "script" for tag, _ in page.elements) == 1
+    scripts = [attributes.get("type") for tag, attributes in page.elements if tag == "script"]
+    assert scripts == ["application/json", None]
     assert "<script>alert" not in html and "<b>" not in html
     assert page.text.count(HOSTILE) >= 6
     assert "<script" not in (tmp_path / "report.md").read_text(encoding="utf-8")
-    for path in (tmp_path / "figures").iterdir():
+    for path in (tmp_path / "figures").glob("*.svg"):
         ElementTree.parse(path)
 
 
@@ -372,7 +501,7 @@ def test_figures_of_an_earlier_study_go(tmp_path):
     made(tmp_path, old, made_up.rows(old))
     assert (tmp_path / "figures/means-fd_effnet-scale.svg").exists()
     made(tmp_path, new, made_up.rows(new))
-    assert not (tmp_path / "figures/means-fd_effnet-scale.svg").exists()
+    assert not list((tmp_path / "figures").glob("means-fd_effnet-scale.*"))
     assert "scale has one level" in summary_of(tmp_path)
 
 
@@ -477,17 +606,32 @@ def test_a_report_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("name", ["emoji", "emoji-difffit"])
-def test_the_committed_report_is_what_its_table_gives(name, tmp_path):
+@pytest.fixture(scope="module", params=["emoji", "emoji-difffit"])
+def remade(request, tmp_path_factory) -> tuple[Path, Path, object]:
+    """A committed report's folder, a copy made again from its table, and the study."""
     root = Path(__file__).parents[1]
-    committed, copy = root / "reports" / name, tmp_path / name
+    committed = root / "reports" / request.param
+    copy = tmp_path_factory.mktemp("remade") / request.param
     shutil.copytree(committed / "gallery", copy / "gallery")
     for file in ("runs.csv", "gallery.json", "design.json"):
         shutil.copy(committed / file, copy / file)
-    build(load_study(root / "params" / f"{name}.yaml"), copy)
+    study = load_study(root / "params" / f"{request.param}.yaml")
+    build(study, copy)
+    return committed, copy, study
+
+
+def test_the_committed_report_is_what_its_table_gives(remade):
+    committed, copy, _ = remade
     files = sorted(p.relative_to(committed) for p in committed.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(copy) for p in copy.rglob("*") if p.is_file())
     assert [f for f in files if (committed / f).read_bytes() != (copy / f).read_bytes()] == []
+
+
+def test_every_number_of_a_committed_report_has_its_origin(remade):
+    _, copy, study = remade
+    page = Page((copy / "report.html").read_text(encoding="utf-8"))
+    check_numbers(copy, study, page)
+    check_no_bare_number(copy, study, page)
 
 
 def test_the_untouched_base_is_a_baseline_where_arms_are_compared():

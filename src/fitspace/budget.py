@@ -6,22 +6,14 @@ parameters is affine in it, so two counts tell the width; counts at the answer c
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 from collections.abc import Callable
-from functools import cache
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from fitspace import bases, methods
+from fitspace import counting, methods
 from fitspace.errors import UserError
-from fitspace.files import digest, sha256, write_json
 
 TOLERANCE = 0.01
-# Counting imports torch and diffusers: seconds that a check need not take twice.
-CACHE = Path("results/.cache/budgets.json")
 
 
 def knob(method: str) -> str | None:
@@ -39,32 +31,16 @@ def width(base: str, method: str, settings: dict[str, Any], target: int) -> int:
     UserError : no count within 1% of the target; names the nearest ones.
     """
     name = knob(method)
-    counts = _remembered(base, method, settings, target)
+
+    def count(value: int) -> int:
+        return counting.count(base, method, settings | {name: value})["trainable"]
+
+    counts = _around(count, *_limits(method), target)
     value, trainable = counts[0]
     if abs(trainable - target) <= TOLERANCE * target:
         return value
     nearest = " and ".join(f"{n:,} ({name} {v})" for v, n in counts)
     raise UserError(f"match_trainable: {target:,}: the nearest are {nearest}; allowed: within 1%")
-
-
-def _remembered(base: str, method: str, settings: dict[str, Any], target: int) -> list[list[int]]:
-    """Widths and their counts around the target, the nearest first; from the cache if there."""
-    architecture = bases.architecture(base)
-    key = digest([architecture, method, settings, target, _code()])
-    try:
-        known = json.loads(CACHE.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    if key not in known:
-        from fitspace import counting
-
-        def count(value: int) -> int:
-            return counting.count(base, method, settings | {knob(method): value})["trainable"]
-
-        known[key] = _around(count, *_limits(method), target)
-        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
-            write_json(CACHE, known)
-    return known[key]
 
 
 def _around(count: Callable[[int], int], low: int, high: int, target: int) -> list[list[int]]:
@@ -87,10 +63,3 @@ def _limits(method: str) -> tuple[int, int]:
         next(getattr(m, bound) for m in field.metadata if hasattr(m, bound))
         for bound in ("ge", "le")
     )
-
-
-@cache
-def _code() -> str:
-    """What decides counts besides their arguments: the methods and the libraries they use."""
-    sources = sorted(Path(methods.__file__).parent.glob("*.py"))
-    return digest([[version("diffusers"), version("peft")], [sha256(p) for p in sources]])

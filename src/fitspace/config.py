@@ -313,11 +313,12 @@ class Study(_Strict):
             for name in getattr(self.analysis, key)
             if name not in self.analysis.responses
         ]
-        full = [arm for arm in self.arms if arm.method == "full"]
-        if self.analysis.margins and (len(full) != 1 or full[0].factors):
+        full = [arm.factors for arm in self.arms if arm.method == "full"]
+        if self.analysis.margins and full != [{}]:
+            found = "one with factors" if len(full) == 1 else f"{len(full)} of them"
             wrong.append(
-                f"analysis.margins: {len(full)} arm(s) of method full; needed: exactly one, "
-                "without factors, to hold the others against"
+                "analysis.margins: hold the points against one arm of method full without "
+                f"factors; the study has {found}"
             )
         if self.train.warmup_steps > self.train.steps:
             wrong.append(

@@ -2,24 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from fitspace import bases, methods
+from fitspace.files import digest, sha256, write_json
+
+# Counting imports torch and diffusers: seconds that a check or a plan need not take twice.
+CACHE = Path("results/.cache/counts.json")
 
 
 def count(base: str, method: str, settings: dict[str, Any]) -> dict[str, Any]:
     """How many parameters a method trains on a base; no weights are read or allocated.
 
     ``base`` as :func:`fitspace.bases.from_config` takes it. Returns ``trainable``, ``total``
-    (the base's own, shared ones once) and ``percent`` (trainable of total).
+    (the base's own, shared ones once) and ``percent`` (trainable of total); remembered in
+    `CACHE` for as long as the methods and their libraries stay what they are.
 
     Raises
     ------
     UserError : unknown base, method or settings, or a method that the base cannot have.
     """
     settings = methods.validated(method, settings)
+    given = settings.model_dump(mode="json", exclude_unset=True)
+    key = digest([bases.architecture(base), method, given, _code()])
+    known = _known()
+    if key not in known:
+        known[key] = _count(base, method, settings)
+        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+            write_json(CACHE, known)
+    trainable, total = known[key]
+    return {"trainable": trainable, "total": total, "percent": 100 * trainable / total}
+
+
+def _known() -> dict[str, list[int]]:
+    try:
+        return json.loads(CACHE.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _count(base: str, method: str, settings: dict[str, Any]) -> list[int]:
     model = bases.from_config(base)
     total = sum(p.numel() for p in model.parameters())
     attachment = methods.attach(model, method, settings, seed=0)
-    trainable = sum(p.numel() for p in attachment.trainable.values())
-    return {"trainable": trainable, "total": total, "percent": 100 * trainable / total}
+    return [sum(p.numel() for p in attachment.trainable.values()), total]
+
+
+@cache
+def _code() -> str:
+    """What decides counts besides their arguments: the methods and the libraries they use."""
+    sources = sorted(Path(methods.__file__).parent.glob("*.py"))
+    return digest([[version("diffusers"), version("peft")], [sha256(p) for p in sources]])

@@ -12,8 +12,9 @@ def build(study: Study, folder: Path) -> Path:
 
     Reads runs.csv, and where present gallery.json with its PNG strips and design.json; no
     model, no result folder. Writes anova.csv, effects.csv, cells.csv, ledger.csv, spread.csv,
-    variances.csv, residuals.csv, figures/*.svg, report.md and report.html, which holds its
-    style, script and images and requests nothing. Equal inputs give equal bytes.
+    variances.csv, residuals.csv, origins.json (the runs behind every row of these), the figures
+    with their data as figures/*.svg and *.csv, report.md and report.html, which holds its style,
+    script and images and requests nothing. Equal inputs give equal bytes.
 
     Raises
     ------
@@ -21,18 +22,21 @@ def build(study: Study, folder: Path) -> Path:
         analysed; all problems at once.
     """
     from fitspace.files import write_text
-    from fitspace.report import figures, inputs, page, results
+    from fitspace.report import figures, inputs, origins, page, results
 
     folder = Path(folder)
     given = inputs.read(study, folder)
     found = results.analyse(study, given)
     for name, table in found.tables.items():
         write_text(folder / name, table.to_csv(index=False, lineterminator="\n"))
+    write_text(folder / "origins.json", origins.text(found))
     drawn = figures.draw_all(found)
     for figure in drawn:
         write_text(folder / "figures" / f"{figure.name}.svg", figure.svg)
-    for path in (folder / "figures").glob("*.svg"):
-        if path.stem not in {figure.name for figure in drawn}:
+        write_text(folder / "figures" / f"{figure.name}.csv", figure.csv)
+    names = {figure.name for figure in drawn}
+    for path in (folder / "figures").glob("*"):
+        if path.suffix in (".svg", ".csv") and path.stem not in names:
             path.unlink()  # A figure of an earlier study would pass for one of this.
     html, markdown = page.render(given, found, drawn)
     write_text(folder / "report.md", markdown)

@@ -13,9 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fitspace.files import digest
-from fitspace.report import summary, tables, words
+from fitspace.report import origins, summary, tables, words
 from fitspace.report.figures import Figure, arm_label
-from fitspace.report.inputs import Inputs, Strip
+from fitspace.report.inputs import COSTS, Inputs, Strip
 from fitspace.report.results import Results
 from fitspace.report.tables import Column, Table
 
@@ -49,15 +49,18 @@ class Gallery:
 
 def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, str]:
     """report.html and report.md as text."""
+    origin = origins.of(found)
     env = Environment(
         loader=PackageLoader("fitspace.report"),
         autoescape=lambda name: name is None or not name.endswith(".md.j2"),
+        finalize=origin.show,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     env.filters["md"] = escape_markdown
+    env.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     script = _resource("report.js")
     context = {
         "study": given.study,
@@ -65,8 +68,9 @@ def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, s
         "study_digest": digest(given.study.model_dump(mode="json", exclude_unset=True)),
         "given": given,
         "found": found,
+        "origins": origin.content,
+        "seeds": [words.declared(f"seeds.{i}", s) for i, s in enumerate(given.study.seeds)],
         "metric": words.metric,
-        "plural": words.plural,
         "listed": words.listed,
         "summary": summary.sentences(found),
         "spreads": {name: summary.spread(found, name) for name in found.responses},
@@ -151,35 +155,41 @@ def _design_map(found: Results) -> dict | None:
     down, across = found.factors
     if len(found.levels[across]) > len(found.levels[down]):
         down, across = across, down
-    components = found.analysis.components
     known = {
-        tuple(str(row[f]) for f in found.factors): row for row in components.to_dict("records")
+        tuple(str(row[factor]) for factor in found.factors): row
+        for _, row in found.rows("cells.csv", response=found.primary).iterrows()
     }
     rows = []
     for one in found.levels[down]:
         cells = []
         for two in found.levels[across]:
             at = {down: one, across: two}
-            cell = tuple(at[f] for f in found.factors)
+            cell = tuple(at[factor] for factor in found.factors)
             if cell in known:
-                row = known[cell]
-                cells.append({"kind": "cell", "component": row["component"], "runs": row["runs"]})
+                runs = summary.value("cells.csv", known[cell], "runs", words.count)
+                part = int(known[cell]["component"])
+                cells.append({"kind": "cell", "part": part, "letter": _letter(part), "runs": runs})
             else:
                 cells.append({"kind": "planned" if cell in found.planned else "illegal"})
         rows.append((one, cells))
     return {"down": down, "across": across, "columns": found.levels[across], "rows": rows}
 
 
-def _parts(found: Results) -> list[str]:
+def _letter(component: int) -> str:
+    return chr(ord("A") + int(component) % 26)
+
+
+def _parts(found: Results) -> list[list[object]]:
     """The connected components in words, largest first."""
-    components = found.analysis.components
+    cells = found.rows("cells.csv", response=found.primary)
     sentences = []
-    for number, rows in components.groupby("component"):
-        cells = words.plural(len(rows), "cell")
+    for number, rows in cells.groupby("component"):
         spans = [
             f"{factor} {words.listed(rows[factor].drop_duplicates())}" for factor in found.factors
         ]
-        sentences.append(f"Part {chr(65 + int(number) % 26)}: {cells}; {'; '.join(spans)}.")
+        count = words.counted("cells.csv", rows.index)
+        noun = "cell" if len(rows) == 1 else "cells"
+        sentences.append([f"Part {_letter(number)}: ", count, f" {noun}; {'; '.join(spans)}."])
     return sentences
 
 
@@ -198,20 +208,38 @@ _TEST = [
 
 
 def _tables(given: Inputs, found: Results) -> dict[str, object]:
+    every = found.responses
     return {
         "ledger": _ledger(found),
-        "anova": {name: _anova(found, name) for name in found.responses},
-        "robust": {name: _robust(found, name) for name in found.responses},
+        "descriptives": _descriptives(found),
+        "anova": {name: _anova(found, name) for name in every},
+        "over_tasks": [t for name in every if (t := _over_tasks(found, name))],
+        "ranking": [t for name in every if (t := _ranking(found, name))],
+        "left_out": _left_out(found),
+        "contrasts": _contrasts(found),
+        "robust": [t for name in every if (t := _robust(found, name))],
         "means": {
             name: {factor: _means(found, name, factor) for factor in found.analysis.factors}
-            for name in found.responses
+            for name in every
         },
-        "cells": {name: _cells(found, name) for name in found.responses},
-        "baselines": {name: _baseline(found, name) for name in found.responses},
+        "cells": {name: _cells(found, name) for name in every},
+        "baselines": {name: _baseline(found, name) for name in every},
+        "equivalence": [t for name in every if (t := _equivalence(found, name))],
+        "points": _points(found),
         "spread": _spread(found),
         "variances": _variances(found),
+        "power": _power(found),
+        "distances": _distances(found),
         "runs": tables.of_runs(given.text, found.factors),
     }
+
+
+def _rows_of(
+    found: Results, file: str, columns: list[Column], caption: str, **where: object
+) -> Table | None:
+    """A table of the rows with these values; None where there are none."""
+    rows = found.rows(file, **where)
+    return tables.table(file, rows, columns, caption) if len(rows) else None
 
 
 def _ledger(found: Results) -> Table:
@@ -227,22 +255,96 @@ def _where(found: Results, response: str) -> str:
     return label if scale == "identity" else f"{label}, {scale} scale"
 
 
+def _descriptives(found: Results) -> Table | None:
+    columns = [Column("response", "response", "text"), Column("task", "task", "text")]
+    columns += [Column("runs", "runs", "count"), Column("mean", "mean", "four")]
+    columns += [Column("sd", "SD"), Column("min", "min", "four")]
+    columns += [Column("median", "median", "four"), Column("max", "max", "four")]
+    return _rows_of(found, "descriptives.csv", columns, "Runs of the design, as measured.")
+
+
 def _anova(found: Results, response: str) -> Table:
     rows = found.rows("anova.csv", response=response)
-    fit = (rows["source"] == "lack of fit") & (len(found.analysis.factors) > 1)
-    rows = rows[(rows["test"] == "type II") | fit]
     columns = [Column("source", "source", "text"), *_TEST, *_SIZE]
-    columns += [Column("ss", "SS"), Column("mde_omega2_p", "detectable ω²")]
-    caption = f"Type II analysis of variance of {_where(found, response)}."
+    columns += [Column("ss", "SS"), Column("mde", "detectable ω²")]
+    caption = f"T{found.test[1:]} analysis of variance of {_where(found, response)}."
     return tables.table("anova.csv", rows, columns, caption)
 
 
-def _robust(found: Results, response: str) -> Table:
-    rows = found.rows("anova.csv", response=response, test="HC3")
-    rows = rows[rows["source"] != "residual"]
-    columns = [Column("source", "source", "text"), *_TEST]
-    caption = f"Wald tests with HC3 covariance, {_where(found, response)}."
-    return tables.table("anova.csv", rows, columns, caption)
+def _over_tasks(found: Results, response: str) -> Table | None:
+    columns = [Column("source", "source", "text"), Column("error", "tested against", "text")]
+    columns += [Column("df", "df", "count"), Column("error_df", "error df", "count")]
+    columns += [Column("F", "F"), Column("p", "p", "p"), Column("p_holm", "p (Holm)", "p")]
+    caption = f"For tasks in general: {_where(found, response)}."
+    return _rows_of(found, "over_tasks.csv", columns, caption, response=response)
+
+
+def _ranking(found: Results, response: str) -> Table | None:
+    columns = [Column("factor", "factor", "text"), Column("omega2_p", "adjusted partial ω²")]
+    columns += [Column("rank_one", "probability of being first"), Column("next", "next", "text")]
+    columns += [Column("difference", "difference", limits=("low", "high"))]
+    caption = f"Which factor matters most: {_where(found, response)}."
+    return _rows_of(found, "ranking.csv", columns, caption, response=response)
+
+
+def _left_out(found: Results) -> Table | None:
+    columns = [Column("response", "response", "text"), Column("left_out", "left out", "text")]
+    columns += [Column("factor", "factor", "text"), Column("omega2_p", "adjusted partial ω²")]
+    columns += [Column("p", "p", "p"), Column("rank", "rank", "count")]
+    return _rows_of(found, "leave_one_out.csv", columns, "The analysis without one task.")
+
+
+def _contrasts(found: Results) -> Table | None:
+    columns = [Column("response", "response", "text"), Column("contrast", "contrast", "text")]
+    columns += [Column("estimate", "estimate"), Column("pse", "pseudo standard error")]
+    columns += [Column("margin", "margin"), Column("simultaneous_margin", "simultaneous margin")]
+    columns += [Column("active", "active", "text")]
+    return _rows_of(found, "contrasts.csv", columns, "Contrasts and Lenth's margins of error.")
+
+
+def _robust(found: Results, response: str) -> Table | None:
+    columns = [Column("source", "source", "text"), Column("test", "test", "text")]
+    columns += [Column("df", "df", "count"), Column("df2", "error df"), *_TEST[1:]]
+    caption = f"The same hypotheses, tested otherwise: {_where(found, response)}."
+    return _rows_of(found, "robustness.csv", columns, caption, response=response)
+
+
+def _equivalence(found: Results, response: str) -> Table | None:
+    columns = [Column("point", "point", "text"), Column("pairs", "pairs", "count")]
+    columns += [Column("difference", "difference", limits=("low", "high"))]
+    columns += [Column("margin", "margin"), Column("p_noninferior_holm", "p, as good", "p")]
+    columns += [Column("p_equivalent_holm", "p, equal", "p")]
+    columns += [Column("noninferior", "as good", "text"), Column("equivalent", "equal", "text")]
+    label = words.metric(response).label
+    caption = f"Against full fine-tuning: {label}. p values by Holm over the points."
+    return _rows_of(found, "equivalence.csv", columns, caption, response=response)
+
+
+def _points(found: Results) -> Table | None:
+    columns = [Column("point", "point", "text"), Column("runs", "runs", "count")]
+    names = found.tables["points.csv"].columns
+    columns += [Column(name, name, "four") for name in names if name in (*COSTS, *words.METRICS)]
+    caption = "Every point: its cost (median of runs) and its metrics (mean of runs)."
+    return _rows_of(found, "points.csv", columns, caption)
+
+
+def _distances(found: Results) -> Table | None:
+    """The Fréchet distance, free of most of its bias too, and KID beside it."""
+    if "fd_effnet_jackknife" not in found.tables["points.csv"]:
+        return None
+    columns = [Column("point", "point", "text"), Column("runs", "runs", "count")]
+    columns += [Column("n", "n", "count")]
+    columns += [Column("fd_effnet", "Fréchet distance", "four")]
+    columns += [Column("fd_effnet_jackknife", "jackknife", "four")]
+    columns += [Column("kid_effnet", "KID", "four")]
+    return _rows_of(found, "points.csv", columns, "Distances by point, mean of runs.")
+
+
+def _power(found: Results) -> Table | None:
+    columns = [Column("factor", "factor", "text"), Column("ratio", "difference / residual SD")]
+    columns += [Column("delta", "difference"), Column("power", "power")]
+    caption = f"Power at 5%: {_where(found, found.primary)}."
+    return _rows_of(found, "power.csv", columns, caption, response=found.primary)
 
 
 def _means(found: Results, response: str, factor: str) -> Table:
@@ -302,9 +404,9 @@ def _variances(found: Results) -> Table:
         Column("response", "response", "text"),
         Column("source", "groups", "text"),
         Column("F", "F"),
-        Column("df1", "df 1", "count"),
-        Column("df2", "df 2", "count"),
+        Column("df1", "df₁", "count"),
+        Column("df2", "df₂", "count"),
         Column("p", "p", "p"),
     ]
-    caption = "Brown–Forsythe test of equal variances, on the additive model's residuals."
+    caption = "Brown–Forsythe test of equal variances, on the model's residuals."
     return tables.table("variances.csv", found.tables["variances.csv"], columns, caption)

@@ -4,49 +4,51 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from fitspace import stats
 from fitspace.config import Study
 from fitspace.report import words
-from fitspace.report.inputs import Inputs
-from fitspace.stats.analysis import TRANSFORMS
+from fitspace.report.inputs import COSTS, Inputs
 
-ALPHA = 0.05
-# Tukey's studentized range costs about 10 ms a pair; beyond this the cells are only ranked.
-MOST_CELLS_COMPARED = 24
-_INVERSE = {"log": np.exp, "logit": lambda x: 1 / (1 + np.exp(-x)), "identity": lambda x: x}
+# Enough for any comparison; beyond this, machines of other makes may differ.
+DIGITS = 10
 
 
 @dataclass(frozen=True)
 class Results:
     """``tables`` are the CSV files by name; a row's number in a file is its index + 1.
 
-    ``runs`` are the rows of runs.csv as numbers, ``tested`` those in the analysis on its
-    scale, ``planned`` the set of factor cells that the study has, finished or not.
+    ``origins`` has, for each row of each table, the keys of the runs that it was computed from
+    (the names of those that have none). ``runs`` are the rows of runs.csv as numbers,
+    ``planned`` the set of factor cells that the study has, finished or not.
     """
 
     study: Study
     analysis: stats.Analysis
     runs: pd.DataFrame
     tables: dict[str, pd.DataFrame]
+    origins: dict[str, list[list[str]]]
     responses: list[str]
     primary: str
     factors: list[str]
     levels: dict[str, list[str]]
     planned: set[tuple[str, ...]]
-    tied_cells: set[tuple[str, ...]] | None
 
     def rows(self, file: str, **where: object) -> pd.DataFrame:
-        """The rows of a table whose columns have these values, with their index."""
-        table = self.tables[file]
+        """The rows of a table whose columns have these values, with their index; none of none."""
+        table = self.tables.get(file, pd.DataFrame(columns=list(where)))
         for column, value in where.items():
             table = table[table[column] == value]
         return table
 
+    @property
+    def test(self) -> str:
+        """The analysis of variance that the design admits: ``type II`` or ``type III``."""
+        return "type III" if self.analysis.interactions else "type II"
+
     def scale(self, response: str) -> str:
-        return self.analysis.scales.set_index("response").loc[response, "scale"]
+        return self.analysis.fitted[response].label
 
     def label(self, row: pd.Series) -> str:
         return words.cell_name(self.factors, (row[f] for f in self.factors))
@@ -64,37 +66,137 @@ def analyse(study: Study, given: Inputs) -> Results:
     ------
     UserError : runs that cannot be analysed.
     """
-    factors, runs = study.analysis.factors, given.runs
+    declared, runs = study.analysis, given.runs
+    factors = declared.factors
     analysis = stats.analyse(
-        runs, factors, study.analysis.responses, transform=study.analysis.transform
+        runs,
+        factors,
+        declared.responses,
+        transform=declared.transform,
+        margins=declared.margins,
+        lower_is_better=[name for name in declared.responses if words.metric(name).lower],
     )
     responses = list(analysis.scales["response"])
-    scales = dict(zip(responses, analysis.scales["scale"], strict=True))
     filled = runs[stats.in_design(runs, factors)]
-    main = _main(filled, analysis, factors)
-    tested = main.assign(**{name: _scaled(main[name], scales[name]) for name in responses})
     tables = {
-        "anova.csv": _anova(analysis, scales),
-        "effects.csv": _effects(analysis, scales, tested),
+        "anova.csv": _anova(analysis),
+        "effects.csv": _effects(analysis),
+        "robustness.csv": analysis.robustness,
+        "over_tasks.csv": analysis.general,
+        "ranking.csv": analysis.ranking,
+        "leave_one_out.csv": analysis.left_out,
+        "contrasts.csv": analysis.contrasts,
+        "equivalence.csv": analysis.equivalence,
+        "power.csv": analysis.power,
         "cells.csv": analysis.cells,
+        "descriptives.csv": _descriptives(filled, responses),
+        "points.csv": _points(runs, factors, responses),
         "baselines.csv": _baselines(runs, factors, responses),
         "ledger.csv": analysis.ledger,
-        "spread.csv": _with_scale(analysis.spread, scales),
+        "spread.csv": analysis.spread,
         "variances.csv": analysis.variances,
         "residuals.csv": analysis.residuals,
     }
+    scaled = ("anova.csv", "effects.csv", "spread.csv", "power.csv", "residuals.csv")
+    tables |= {name: _with_scale(tables[name], analysis) for name in scaled}
+    tables = {name: _rounded(table) for name, table in tables.items() if len(table)}
+    sources = _Sources(runs, analysis, factors)
+    origins = {name: sources.of(name, table) for name, table in tables.items()}
+    if given.against_n is not None:
+        tables["against_n.csv"] = given.against_n
+        origins["against_n.csv"] = sources.of("against_n.csv", given.against_n)
+    origins["runs.csv"] = [[key] for key in sources.keys]
     return Results(
         study=study,
         analysis=analysis,
         runs=runs,
-        tables={name: table.reset_index(drop=True) for name, table in tables.items()},
+        tables=tables,
+        origins=origins,
         responses=responses,
         primary=responses[0],
         factors=factors,
         levels={name: _levels(runs[name], filled[name]) for name in factors},
         planned={tuple(cell) for cell in filled[factors].astype(str).to_numpy()},
-        tied_cells=_tied_cells(tested, responses[0], factors, analysis.blocks),
     )
+
+
+def _rounded(table: pd.DataFrame) -> pd.DataFrame:
+    """Floats to `DIGITS` significant digits, so that equal inputs give equal files anywhere."""
+    table = table.reset_index(drop=True)
+    floats = table.select_dtypes("float").columns
+    return table.assign(
+        **{name: [float(f"{value:.{DIGITS}g}") for value in table[name]] for name in floats}
+    )
+
+
+class _Sources:
+    """Which runs the rows of a table were computed from, by their evaluate keys."""
+
+    def __init__(self, runs: pd.DataFrame, analysis: stats.Analysis, factors: list[str]):
+        keys = runs["evaluate_key"] if "evaluate_key" in runs else pd.Series(None, runs.index)
+        self.keys = keys.where(keys.notna() & (keys != ""), runs["run"])
+        self.runs, self.factors = runs, factors
+        self.ok = runs["status"].eq("ok")
+        self.design = stats.in_design(runs, factors)
+        self.residuals = analysis.residuals
+
+    def of(self, file: str, table: pd.DataFrame) -> list[list[str]]:
+        rows = table.to_dict("records")
+        sets: dict[tuple, list[str]] = {}
+        found = []
+        for row in rows:
+            which = self._which(file, row)
+            if which not in sets:
+                sets[which] = list(self.keys[self._mask(*which)])
+            found.append(sets[which])
+        return found
+
+    def _which(self, file: str, row: dict) -> tuple:
+        """What tells the runs of a row, so that rows of the same runs are looked up once."""
+        response = row.get("response")
+        if file in ("residuals.csv", "against_n.csv"):
+            return "run", None, row["run"]
+        if file == "cells.csv":
+            return "cell", response, tuple(str(row[name]) for name in self.factors)
+        kinds = {
+            "ledger.csv": ("planned", "arm"),
+            "points.csv": ("point", "point"),
+            "equivalence.csv": ("against", "point"),
+            "baselines.csv": ("baseline", "arm"),
+            "descriptives.csv": ("task", "task"),
+            "leave_one_out.csv": ("without", "left_out"),
+        }
+        kind, column = kinds.get(file, ("tested", None))
+        return kind, response, str(row[column]) if column else None
+
+    def _mask(self, kind: str, response: str | None, value) -> pd.Series:
+        runs = self.runs
+        if kind == "planned":
+            return runs["arm"].astype(str).eq(value) | (value == "all")
+        if kind == "run":
+            return runs["run"].eq(value)
+        there = self.ok & (runs[response].notna() if response else True)
+        if kind == "cell":
+            levels = runs[self.factors].astype(str)
+            return there & self.design & levels.eq(value).all(axis=1)
+        if kind == "point":
+            return there & runs["point"].eq(value)
+        if kind == "against":
+            return self._paired(there & runs["point"].eq(value), there & runs["method"].eq("full"))
+        if kind == "baseline":
+            return there & ~self.design & runs["arm"].astype(str).eq(value)
+        if kind == "task":
+            return there & self.design & runs["task"].eq(value)
+        used = self.residuals.loc[self.residuals["response"] == response, "run"]
+        tested = runs["run"].isin(used)
+        return tested & runs["task"].ne(value) if kind == "without" else tested
+
+    def _paired(self, ours: pd.Series, reference: pd.Series) -> pd.Series:
+        """Those of both that have a run of the other with their task and seed."""
+        pairs = pd.Series(list(zip(self.runs["task"], self.runs["seed"], strict=True)))
+        pairs.index = self.runs.index
+        both = set(pairs[ours]) & set(pairs[reference])
+        return (ours | reference) & pairs.isin(both)
 
 
 def _levels(every: pd.Series, filled: pd.Series) -> list[str]:
@@ -103,83 +205,66 @@ def _levels(every: pd.Series, filled: pd.Series) -> list[str]:
     return [level for level in every.cat.categories if level not in only_baselines]
 
 
-def _main(filled: pd.DataFrame, analysis: stats.Analysis, factors: list[str]) -> pd.DataFrame:
-    """The finished runs of the largest connected component."""
-    cells = analysis.components[analysis.components["component"] == 0]
-    inside = {tuple(cell) for cell in cells[factors].astype(str).to_numpy()}
-    finished = filled[filled["status"] == "ok"]
-    keep = [tuple(cell) in inside for cell in finished[factors].astype(str).to_numpy()]
-    main = finished[keep]
-    return main.assign(**{f: main[f].cat.remove_unused_categories() for f in factors})
-
-
-def _scaled(values: pd.Series, scale: str) -> pd.Series:
-    return TRANSFORMS[scale][0](values) if scale in TRANSFORMS else values
-
-
-def _with_scale(table: pd.DataFrame, scales: dict[str, str]) -> pd.DataFrame:
+def _with_scale(table: pd.DataFrame, analysis: stats.Analysis) -> pd.DataFrame:
+    scales = {name: scale.label for name, scale in analysis.fitted.items()}
     table = table.copy()
     table.insert(1, "scale", table["response"].map(scales))
     return table
 
 
-def _anova(analysis: stats.Analysis, scales: dict[str, str]) -> pd.DataFrame:
-    parts = []
-    for test, part in (
-        ("type II", analysis.anova),
-        ("HC3", analysis.robust),
-        ("lack of fit", analysis.lack_of_fit),
-    ):
-        part = _with_scale(part, scales)
-        part.insert(2, "test", test)
-        parts.append(part)
+def _anova(analysis: stats.Analysis) -> pd.DataFrame:
+    test = "type III" if analysis.interactions else "type II"
+    parts = [analysis.anova.assign(test=test)]
+    if len(analysis.factors) > 1 and not analysis.interactions:
+        parts.append(analysis.lack_of_fit.assign(test="lack of fit"))
     every = pd.concat([part.dropna(axis=1, how="all") for part in parts], ignore_index=True)
-    return every.reindex(columns=parts[0].columns)
+    order = dict.fromkeys(["response", "test", *analysis.anova.columns])
+    return every.reindex(columns=list(order))
 
 
-def _effects(
-    analysis: stats.Analysis, scales: dict[str, str], tested: pd.DataFrame
-) -> pd.DataFrame:
-    """Marginal means, back on the measured scale too, and who is level with the best."""
-    table = _with_scale(analysis.marginal_means, scales)
+def _effects(analysis: stats.Analysis) -> pd.DataFrame:
+    """Marginal means, back on the measured scale too."""
+    table = analysis.marginal_means.copy()
     for name in ("mean", "low", "high"):
         table[f"{name}_measured"] = [
-            _INVERSE[scale](value) for scale, value in zip(table["scale"], table[name], strict=True)
+            analysis.fitted[response].inverse(value)
+            for response, value in zip(table["response"], table[name], strict=True)
         ]
-    table["tied_with_best"] = False
-    for (response, factor), rows in table.groupby(["response", "factor"], sort=False):
-        others = [name for name in analysis.factors if name != factor]
-        pairs = stats.pairs(tested, response, factor, others, analysis.blocks)
-        known = rows.dropna(subset="mean")
-        if len(known):
-            tied = _tied(known.set_index("level")["mean"], pairs, words.metric(response).lower)
-            table.loc[rows.index, "tied_with_best"] = rows["level"].isin(tied)
     return table
 
 
-def _tied(means: pd.Series, pairs: pd.DataFrame, lower: bool) -> set[str]:
-    """The best level and all that Tukey's test does not separate from it."""
-    best = means.idxmin() if lower else means.idxmax()
-    ours = pairs[(pairs["level"] == best) | (pairs["other"] == best)]
-    apart = ours[ours["p_tukey"] < ALPHA]
-    return set(means.index) - (set(apart["level"]) | set(apart["other"])) | {best}
+def _descriptives(filled: pd.DataFrame, responses: list[str]) -> pd.DataFrame:
+    """The finished runs of the design as measured, by task."""
+    rows = []
+    for response in responses:
+        for task, group in filled[filled["status"] == "ok"].groupby("task", sort=False):
+            rows.append({"response": response, "task": task} | _summary(group[response]))
+    return pd.DataFrame(rows)
 
 
-def _tied_cells(
-    tested: pd.DataFrame, response: str, factors: list[str], blocks: list[str]
-) -> set[tuple[str, ...]] | None:
-    """Cells not separable from the best one; None where that cannot be tested."""
-    known = tested.dropna(subset=response)
-    codes = known.groupby(factors, observed=True).ngroup().astype(str)
-    if not 2 <= codes.nunique() <= MOST_CELLS_COMPARED or len(known) == codes.nunique():
-        return None
-    known = known.assign(cell=codes.to_numpy())
-    pairs = stats.pairs(known, response, "cell", None, blocks)
-    means = stats.marginal_means(known, response, "cell", None, blocks).set_index("level")["mean"]
-    if pairs["p_tukey"].isna().all():
-        return None
-    tied = _tied(means, pairs, words.metric(response).lower)
-    return {tuple(c) for c in known[known["cell"].isin(tied)][factors].astype(str).to_numpy()}
+def _summary(values: pd.Series) -> dict:
+    values = values.dropna()
+    row = {"runs": len(values), "mean": values.mean(), "sd": values.std()}
+    return row | {"min": values.min(), "median": values.median(), "max": values.max()}
+
+
+def _points(runs: pd.DataFrame, factors: list[str], responses: list[str]) -> pd.DataFrame:
+    """Every point's cost (median of its finished runs) and every metric measured (mean).
+
+    Times are taken on shared machines, where some runs wait for others: hence medians.
+    """
+    finished = runs[runs["status"] == "ok"]
+    measured = (*words.METRICS, "n", "fd_effnet_jackknife")
+    metrics = dict.fromkeys([*responses, *(name for name in finished if name in measured)], "mean")
+    costs = {name: "median" for name in COSTS if name in finished}
+    levels = dict.fromkeys((name for name in factors if name not in ("arm", "method")), "first")
+    points = finished.groupby("point", sort=False, observed=True)
+    names = {"arm": "first", "method": "first"}
+    table = points.agg(names | levels | {"run": "count"} | costs | metrics).reset_index()
+    inside = stats.in_design(table, factors)
+    table = table.rename(columns={"run": "runs"})
+    table.insert(1, "in_design", inside)
+    return table
 
 
 def _baselines(runs: pd.DataFrame, factors: list[str], responses: list[str]) -> pd.DataFrame:
@@ -188,18 +273,6 @@ def _baselines(runs: pd.DataFrame, factors: list[str], responses: list[str]) -> 
     outside = runs[~stats.in_design(runs, factors) & (runs["status"] == "ok")]
     for response in responses:
         for (arm, method), group in outside.groupby(["arm", "method"], sort=False):
-            values = group[response].dropna()
-            rows.append(
-                {
-                    "response": response,
-                    "arm": arm,
-                    "method": method,
-                    "runs": len(values),
-                    "mean": values.mean(),
-                    "sd": values.std(),
-                    "min": values.min(),
-                    "max": values.max(),
-                }
-            )
-    columns = ["response", "arm", "method", "runs", "mean", "sd", "min", "max"]
-    return pd.DataFrame(rows, columns=columns)
+            row = {"response": response, "arm": arm, "method": method}
+            rows.append(row | _summary(group[response]))
+    return pd.DataFrame(rows)

@@ -8,24 +8,29 @@ import pandas as pd
 
 from fitspace.report import words
 from fitspace.report.figures import arm_label
-from fitspace.report.results import ALPHA, Results
+from fitspace.report.results import Results
 from fitspace.report.words import Value, Verdict
+from fitspace.stats.best import ALPHA
 
 Sentence = list[object]
-NOT_SHOWN = Verdict("not shown")
+SHOWN, NOT_SHOWN = Verdict("shown"), Verdict("not shown")
+# More points than this are counted in a sentence, and named in the table.
+MOST_NAMED = 6
 
 
 def sentences(found: Results) -> list[Sentence]:
     """The summary, one sentence or two per finding, in the order of its importance."""
-    effects = [_effect(found, factor) for factor in found.analysis.factors]
-    parts = [_ledger(found), *effects, _most(found), _fit(found), _best_cell(found)]
+    parts = [_ledger(found)]
+    for factor in found.analysis.factors:
+        parts += [_effect(found, factor) + _otherwise(found, factor), _in_general(found, factor)]
+    parts += [_most(found), _fit(found), _best_cell(found), *_as_good(found), _assumptions(found)]
     parts += [_baselines(found), spread(found, found.primary), _others(found), _reach(found)]
     return [part for part in parts if part]
 
 
 def notes(found: Results) -> list[str]:
     """What a reader must know of the analysis itself."""
-    if found.runs["seed"].nunique() > 1:
+    if found.runs["seed"].nunique() > 1 or len(found.rows("contrasts.csv")):
         return found.analysis.notes
     one = (
         "each cell has one seed: the tests take what the additive model leaves over as error, "
@@ -39,6 +44,12 @@ def value(file: str, row: pd.Series, column: str, write=words.number) -> Value:
     raw = row[column]
     missing = isinstance(raw, float) and math.isnan(raw)
     return Value(write(raw), "" if missing else str(raw), file, int(row.name) + 1, column)
+
+
+def first(found: Results, file: str, **where: object) -> pd.Series | None:
+    """The first row of a table with these values, or None."""
+    rows = found.rows(file, **where)
+    return rows.iloc[0] if len(rows) else None
 
 
 def _ledger(found: Results) -> Sentence:
@@ -58,6 +69,9 @@ def _ledger(found: Results) -> Sentence:
     return [show("ok"), " of ", show("planned"), " planned runs finished", *lost, "."]
 
 
+# --- factors ------------------------------------------------------------------------------
+
+
 def _effect(found: Results, factor: str) -> Sentence:
     label = words.metric(found.primary).label
     row = _row(found, factor)
@@ -66,32 +80,22 @@ def _effect(found: Results, factor: str) -> Sentence:
         return [*start, NOT_SHOWN, " (no test is possible: nothing is left to estimate error)."]
     test = _test(found, row)
     if row["p_holm"] < ALPHA:
-        effect = [
-            "; ",
-            *_share(row),
-        ]
-        return [*start, Verdict("shown"), " (", *test, *effect, ").", *_best_levels(found, factor)]
-    reach = [
-        " That is no proof of absence: this design finds a partial ω² of ",
-        value("anova.csv", row, "mde_omega2_p"),
-        " or more with 80% power.",
-    ]
-    return [*start, NOT_SHOWN, " (", *test, ").", *(reach if row["mde_omega2_p"] > 0 else [])]
+        return [*start, SHOWN, " (", *test, "; ", *_share(row), ").", *_best_levels(found, factor)]
+    return [*start, NOT_SHOWN, " (", *test, ").", *_detectable(found, row)]
 
 
-def _row(found: Results, source: str, test: str = "type II") -> pd.Series | None:
-    rows = found.rows("anova.csv", response=found.primary, test=test, source=source)
-    return rows.iloc[0] if len(rows) else None
+def _row(found: Results, source: str, test: str | None = None) -> pd.Series | None:
+    return first(found, "anova.csv", response=found.primary, test=test or found.test, source=source)
 
 
 def _test(found: Results, row: pd.Series, p: str = "p_holm") -> Sentence:
-    rest = found.rows("anova.csv", response=row["response"], test=row["test"], source="residual")
+    rest = first(found, "anova.csv", response=row["response"], test=row["test"], source="residual")
     name = "Holm-adjusted p " if p == "p_holm" else "p "
     return [
         "F(",
         value("anova.csv", row, "df", words.count),
         ", ",
-        value("anova.csv", rest.iloc[0], "df", words.count),
+        value("anova.csv", rest, "df", words.count),
         ") = ",
         value("anova.csv", row, "F"),
         f", {name}{'' if row[p] < 0.001 else '= '}",
@@ -106,13 +110,73 @@ def _share(row: pd.Series) -> Sentence:
     omega squared invert a shrunken one and close to [0, 0] around small effects.
     """
     low, high = value("anova.csv", row, "eta2_p_low"), value("anova.csv", row, "eta2_p_high")
+    size = value("anova.csv", row, "omega2_p")
+    return ["partial ω² ", size, ", 95% interval ", low, " to ", high]
+
+
+def _detectable(found: Results, row: pd.Series) -> Sentence:
+    """What the design would have found, beside everything that it did not find."""
+    if not row["mde"] > 0:
+        return []
+    parts: Sentence = [
+        " That is no proof of absence: with 80% power this design finds a partial ω² of ",
+        value("anova.csv", row, "mde"),
+    ]
+    power = first(found, "power.csv", response=found.primary, factor=row["source"])
+    if power is None or math.isnan(power["detectable"]):
+        return [*parts, " or more."]
+    apart = value("power.csv", power, "detectable")
+    return [*parts, " or more: two levels ", apart, f" apart{_on(found.scale(found.primary))}."]
+
+
+def _on(scale: str) -> str:
+    return "" if scale == "identity" else f" on the {scale} scale"
+
+
+def _otherwise(found: Results, factor: str) -> Sentence:
+    """Whether the other tests of the same question agree; none was chosen by its p."""
+    rows = found.rows("robustness.csv", response=found.primary, source=factor)
+    own = rows[rows["test"] == found.test]
+    others = rows[(rows["test"] != found.test) & rows["p"].notna()]
+    if own.empty or others.empty or math.isnan(own["p"].iloc[0]):
+        return []
+    shown = own["p"].iloc[0] < ALPHA
+    against = others[(others["p"] < ALPHA) != shown]
+    if against.empty:
+        names = [name[0].upper() + name[1:] for name in others["test"]]
+        return [f" {words.listed(names)} agree{'s' if len(names) == 1 else ''}."]
+    parts: Sentence = [" Not all tests agree: "]
+    for position, (_, row) in enumerate(against.iterrows()):
+        p = value("robustness.csv", row, "p", words.p_value)
+        equals = "" if row["p"] < 0.001 else "= "
+        parts += [", " if position else "", f"{row['test']} has p {equals}", p]
+    return [*parts, "."]
+
+
+def _in_general(found: Results, factor: str) -> Sentence:
+    row = first(found, "over_tasks.csv", response=found.primary, source=factor)
+    if row is None:
+        return []
+    start = f"{factor}, for tasks in general, of which these would be a sample: an effect is "
+    if math.isnan(row["F"]):
+        return []
+
+    def show(column: str, write=words.number) -> Value:
+        return value("over_tasks.csv", row, column, write)
+
+    p = ["" if row["p_holm"] < 0.001 else "= ", show("p_holm", words.p_value)]
     return [
-        "partial ω² ",
-        value("anova.csv", row, "omega2_p"),
-        ", 95% interval ",
-        low,
-        " to ",
-        high,
+        start,
+        SHOWN if row["p_holm"] < ALPHA else NOT_SHOWN,
+        f" (against {row['error']}: F(",
+        show("df", words.count),
+        ", ",
+        show("error_df", words.count),
+        ") = ",
+        show("F"),
+        ", Holm-adjusted p ",
+        *p,
+        ").",
     ]
 
 
@@ -124,7 +188,7 @@ def _best_levels(found: Results, factor: str) -> Sentence:
         return [" Which level is best is ", NOT_SHOWN, "."]
     if len(tied) == 1:
         return [f" {tied[0]} is better than every other level (Tukey)."]
-    apart = "The other is" if others == 1 else f"The other {others} are"
+    apart = "The other level is" if others == 1 else "All others are"
     return [
         f" Which of {words.listed(tied)} is best is ",
         NOT_SHOWN,
@@ -133,36 +197,98 @@ def _best_levels(found: Results, factor: str) -> Sentence:
 
 
 def _most(found: Results) -> Sentence:
-    """A claim about which factor matters most needs intervals apart; F values have none."""
-    if len(found.analysis.factors) < 2:
+    """Which factor matters most is a claim about a difference, never about F values."""
+    rows = found.rows("ranking.csv", response=found.primary)
+    if len(found.analysis.factors) < 2 or rows.empty:
         return []
-    rows = [_row(found, factor) for factor in found.analysis.factors]
-    rows = sorted(rows, key=lambda row: -row["eta2_p_low"] if row["eta2_p_low"] >= 0 else 1)
-    first, others = rows[0], rows[1:]
-    both = [
-        part
-        for row in rows
-        for part in ("; " if row is not first else "", f"{row['source']}: ", *_share(row))
-    ]
-    if not all(row["eta2_p_low"] >= 0 for row in rows):
+    row = rows.iloc[0]
+    if math.isnan(row["low"]):
         return ["Which factor matters most is ", NOT_SHOWN, ": not all effects can be estimated."]
-    if all(first["eta2_p_low"] > row["eta2_p_high"] for row in others):
-        claim = f": {first['source']}. Its interval lies above every other factor's ("
-        return ["Which factor matters most is ", Verdict("shown"), claim, *both, ")."]
-    return ["Which factor matters most is ", NOT_SHOWN, ": the intervals overlap (", *both, ")."]
+
+    def show(column: str) -> Value:
+        return value("ranking.csv", row, column)
+
+    evidence = [
+        f"adjusted partial ω² of {row['factor']} minus that of {row['next']}: ",
+        show("difference"),
+        ", 95% interval ",
+        show("low"),
+        " to ",
+        show("high"),
+        "; probability that it ranks first ",
+        show("rank_one"),
+    ]
+    claim = [f": {row['factor']} ("] if row["low"] > 0 else [" ("]
+    verdict = SHOWN if row["low"] > 0 else NOT_SHOWN
+    return ["Which factor matters most is ", verdict, *claim, *evidence, ").", *_stable(found)]
+
+
+def _stable(found: Results) -> Sentence:
+    """Whether one task decides the order of the factors."""
+    leading = found.rows("leave_one_out.csv", response=found.primary, rank=1)
+    if leading.empty:
+        return []
+    winner = found.rows("ranking.csv", response=found.primary)["factor"].iloc[0]
+    other = leading[leading["factor"] != winner]
+    if other.empty:
+        return [f" {winner} stays first whichever task is left out."]
+    named = words.listed(f"{row.left_out} ({row.factor})" for row in other.itertuples())
+    return [f" Another factor comes first when one task is left out: {named}."]
 
 
 def _fit(found: Results) -> Sentence:
     if len(found.analysis.factors) < 2:
         return []
+    if found.analysis.interactions:
+        return _interactions(found)
     row = _row(found, "lack of fit", "lack of fit")
     what = f"That the factors interact ({' and '.join(found.analysis.factors)}) is "
     if row is None or math.isnan(row["F"]):
         return [what, NOT_SHOWN, ": no runs are left over to test the additive model's fit."]
     test = _test(found, row, "p")
     if row["p"] < ALPHA:
-        return [what, Verdict("shown"), " (lack of fit ", *test, "); read cells before margins."]
+        return [what, SHOWN, " (lack of fit ", *test, "); read cells before margins."]
     return [what, NOT_SHOWN, " (lack of fit ", *test, ")."]
+
+
+def _interactions(found: Results) -> Sentence:
+    rows = found.rows("anova.csv", response=found.primary, test=found.test)
+    parts: Sentence = []
+    for _, row in rows[rows["source"].str.contains(":") & rows["F"].notna()].iterrows():
+        verdict = SHOWN if row["p_holm"] < ALPHA else NOT_SHOWN
+        parts += ["; " if parts else "Interactions: ", f"{row['source'].replace(':', ' with ')} "]
+        parts += [verdict, " (", *_test(found, row), ")"]
+    return [*parts, "."] if parts else []
+
+
+def _assumptions(found: Results) -> Sentence:
+    """What the diagnostics hold against the tests: unequal variances, runs of great influence."""
+    parts: Sentence = []
+    rows = found.rows("variances.csv", response=found.primary)
+    for _, row in rows[(rows["p"] < ALPHA) & ~rows["source"].str.contains(":")].iterrows():
+        p = value("variances.csv", row, "p", words.p_value)
+        equals = "" if row["p"] < 0.001 else "= "
+        between = f" between levels of {row['source']} (Brown–Forsythe, p {equals}"
+        parts += [", and" if parts else "Variances differ", between, p, ")"]
+    if parts:
+        parts += [", where F tests and Tukey's err: compare HC3 and Welch."]
+    return [*parts, *_influential(found)]
+
+
+def _influential(found: Results) -> Sentence:
+    """Runs whose Cook's distance is above 1, by cell, task and seed."""
+    parts: Sentence = []
+    for _, row in found.rows("residuals.csv", response=found.primary).iterrows():
+        if row["cooks_distance"] > 1:
+            run = found.runs[found.runs["run"] == row["run"]].iloc[0]
+            seed = value("runs.csv", run, "seed", str)
+            distance = value("residuals.csv", row, "cooks_distance")
+            where = [f"{found.label(run)} on {run['task']}, seed ", seed]
+            parts += [", " if parts else "", *where, " (Cook's distance ", distance, ")"]
+    return [" Runs that each move the whole fit: ", *parts, "."] if parts else []
+
+
+# --- cells, points and baselines ----------------------------------------------------------
 
 
 def _best_cell(found: Results) -> Sentence:
@@ -175,25 +301,63 @@ def _best_cell(found: Results) -> Sentence:
         f"The {'lowest' if metric.lower else 'highest'} mean {metric.label} has "
         f"{found.label(best)}, ",
         value("cells.csv", best, "mean"),
+        "; that it is the best cell is ",
     ]
-    if found.tied_cells is None:
-        return [*start, "; that it is the best cell is ", NOT_SHOWN, " (not tested)."]
-    ties = len(found.tied_cells) - 1
+    compared = ranked["tied_with_best"].dropna()
+    if compared.empty:
+        return [*start, NOT_SHOWN, " (not tested)."]
+    ties = int(compared.sum()) - 1
     if ties > 0:
-        cells = words.plural(ties, "other cell")
-        verb = "is" if ties == 1 else "are"
-        return [
-            *start,
-            "; that it is the best cell is ",
-            NOT_SHOWN,
-            f": {cells} {verb} not separable from it (Tukey, 5%).",
-        ]
+        cells = "one other cell is" if ties == 1 else "other cells are"
+        return [*start, NOT_SHOWN, f": {cells} not separable from it (Tukey, 5%)."]
+    return [*start, SHOWN, " (Tukey, among the cells compared)."]
+
+
+def _as_good(found: Results) -> list[Sentence]:
+    """Which points are as good as full fine-tuning, within the margin declared."""
     return [
-        *start,
-        "; that it is the best of the cells compared is ",
-        Verdict("shown"),
-        " (Tukey).",
+        _held_against_full(found, response)
+        for response in found.responses
+        if len(found.rows("equivalence.csv", response=response))
     ]
+
+
+def _held_against_full(found: Results, response: str) -> Sentence:
+    rows = found.rows("equivalence.csv", response=response)
+    metric = words.metric(response)
+    margin = value("equivalence.csv", rows.iloc[0], "margin")
+    good = rows[rows["noninferior"]]
+    start = [f"As good as full fine-tuning in {metric.label}, that is worse by less than ", margin]
+    if good.empty:
+        best = rows.sort_values("p_noninferior_holm", kind="stable").iloc[0]
+        p = value("equivalence.csv", best, "p_noninferior_holm", words.p_value)
+        difference = value("equivalence.csv", best, "difference")
+        nearest = [f" (nearest: {best['point']}, difference ", difference, ", Holm-adjusted p "]
+        return [*start, ": ", NOT_SHOWN, " for any point", *nearest, "= ", p, ")."]
+    claim = [*_which(good, rows), *_equal(good)]
+    return [*start, ": ", SHOWN, *claim, f" ({_pairs(rows)}, Holm)."]
+
+
+def _which(good: pd.DataFrame, rows: pd.DataFrame) -> Sentence:
+    """Of which points a claim is shown, by the shorter of the two lists."""
+    others = rows[~rows.index.isin(good.index)]
+    if others.empty:
+        return [" for every point"]
+    if len(others) <= min(MOST_NAMED, len(good)):
+        return [f" for every point but {words.listed(others['point'])}, where it is ", NOT_SHOWN]
+    named = words.listed(good["point"]) if len(good) <= MOST_NAMED else "those marked in the table"
+    return [f" for {named}, ", NOT_SHOWN, " for the others"]
+
+
+def _equal(good: pd.DataFrame) -> Sentence:
+    both = good[good["equivalent"]]
+    if both.empty or len(both) > MOST_NAMED:
+        return []
+    return [f"; neither worse nor better by as much: {words.listed(both['point'])}"]
+
+
+def _pairs(rows: pd.DataFrame) -> str:
+    return "paired by task and seed" if rows["df"].min() > 2 else "very few pairs, see the note"
 
 
 def _baselines(found: Results) -> Sentence:
@@ -209,6 +373,8 @@ def _baselines(found: Results) -> Sentence:
             value("baselines.csv", row, "runs", words.count),
         ]
         parts += [" run)" if row["runs"] == 1 else " runs)"]
+    if found.study.analysis.margins:
+        return [*parts, "."]
     return [
         *parts,
         ". That a cell is as good as a baseline is ",
@@ -221,28 +387,35 @@ def _others(found: Results) -> Sentence:
     """The verdicts on the responses that are not the primary one."""
     parts: Sentence = []
     for response in found.responses[1:]:
-        rows = found.rows("anova.csv", response=response, test="type II")
+        rows = found.rows("anova.csv", response=response, test=found.test)
         rows = rows[rows["source"].isin(found.analysis.factors)]
-        shown = list(rows.loc[rows["p_holm"] < ALPHA, "source"])
-        others = [factor for factor in rows["source"] if factor not in shown]
-        parts += ["; " if parts else "", f"{words.metric(response).label}: "]
-        parts += [f"{words.listed(shown)} ", Verdict("shown")] if shown else []
-        parts += [", "] if shown and others else []
-        parts += [f"{words.listed(others)} ", NOT_SHOWN] if others else []
+        parts += ["; " if parts else "", f"{words.metric(response).label}: ", *_verdicts(rows)]
+        general = found.rows("over_tasks.csv", response=response)
+        parts += [", for tasks in general ", *_verdicts(general)] if len(general) else []
     return ["Effects on the other responses: ", *parts, "."] if parts else []
+
+
+def _verdicts(rows: pd.DataFrame) -> Sentence:
+    """Which sources are shown and which are not, by Holm's p."""
+    shown = list(rows.loc[rows["p_holm"] < ALPHA, "source"])
+    others = [factor for factor in rows["source"] if factor not in shown]
+    parts: Sentence = [f"{words.listed(shown)} ", SHOWN] if shown else []
+    parts += [", "] if shown and others else []
+    return parts + ([f"{words.listed(others)} ", NOT_SHOWN] if others else [])
 
 
 def _reach(found: Results) -> Sentence:
     tasks = list(dict.fromkeys(found.runs["task"]))
-    these = f"the task {tasks[0]}" if len(tasks) == 1 else f"the {len(tasks)} tasks studied"
-    return [f"All of this is about {these}, this base and these settings; no more is claimed."]
+    these = f"the task {tasks[0]}" if len(tasks) == 1 else "the tasks studied"
+    general = len(found.rows("over_tasks.csv"))
+    but = ", but for what is said of tasks in general" if general else ""
+    return [f"All of this is about {these}, this base and these settings{but}."]
 
 
 def spread(found: Results, response: str) -> Sentence:
     """Between-cell against between-seed spread."""
-    rows = found.rows("spread.csv", response=response)
-    row = rows.iloc[0]
-    scale = {"identity": ""}.get(row["scale"], f" on the {row['scale']} scale")
+    row = first(found, "spread.csv", response=response)
+    scale = _on(row["scale"])
     cells = value("spread.csv", row, "cell_sd")
     if math.isnan(row["replicate_sd"]):
         return [

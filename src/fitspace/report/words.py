@@ -149,21 +149,32 @@ def cell_name(factors: list[str], levels: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Value:
-    """A number as shown, with the table, row (from 1, after the header) and column it is from."""
+    """A number as shown, and where it is from.
+
+    ``table`` is a CSV file beside the page, ``row`` counts from 1 below its header. With several
+    rows, separated by spaces, and no column it is the number of these rows. Of what the study
+    declares, ``table`` is "study", ``column`` the key in its file, and there is no row.
+    """
 
     text: str
     raw: str
     table: str
-    row: int
+    row: int | str
     column: str
 
     def __str__(self) -> str:
         return self.text
 
-    def __html__(self) -> str:
-        return Markup(
-            '<data value="{}" data-table="{}" data-row="{}" data-column="{}">{}</data>'
-        ).format(self.raw, self.table, self.row, self.column, self.text)
+
+def counted(table: str, rows: Iterable[int]) -> Value:
+    """How many rows of a table there are; ``rows`` are their indices, from 0."""
+    numbers = [str(row + 1) for row in rows]
+    return Value(f"{len(numbers):,}", str(len(numbers)), table, " ".join(numbers), "")
+
+
+def declared(key: str, value: object) -> Value:
+    """What the study's file says at a key, such as ``seeds.0``."""
+    return Value(str(value), str(value), "study", "", key)
 
 
 class Verdict(str):

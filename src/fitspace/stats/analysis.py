@@ -12,9 +12,9 @@ from fitspace.errors import UserError
 from fitspace.stats import best, planning
 from fitspace.stats.anova import anova, lack_of_fit
 from fitspace.stats.equivalence import equivalence
-from fitspace.stats.estimability import components
+from fitspace.stats.estimability import components, largest
 from fitspace.stats.lenth import lenth
-from fitspace.stats.linear import Model, as_labels, missing_columns, read
+from fitspace.stats.linear import Model, missing_columns, read
 from fitspace.stats.means import cell_means, marginal_means, pooled_sd
 from fitspace.stats.ranking import leave_one_out, ranking
 from fitspace.stats.strata import over_tasks
@@ -51,7 +51,8 @@ class Analysis:
     cells : the factors, component, the columns of `cell_means` and tied_with_best (NaN where
         not compared), for every cell; on the response as measured, never transformed.
     equivalence : `equivalence` of every point and the reference, where a margin is declared.
-    power : factor, ratio (difference of two levels over the residual SD), delta, power.
+    power : factor, ratio (difference of two levels over the residual SD), delta, power, and
+        detectable, the smallest difference found with 80% power.
     spread : cell_sd (of the adjusted cell means), replicate_sd (over seeds), ratio.
     variances : Brown-Forsythe on the model's residuals: source, F, df1, df2, p.
     residuals : run, fitted, residual, leverage, cooks_distance.
@@ -119,8 +120,8 @@ def analyse(
     if chosen.empty:
         raise UserError(f"no run has status ok and a level of each of {factors}")
     cells = components(chosen, factors)
-    main = _largest(chosen, cells, factors)
-    varying = [name for name in factors if main[name].nunique() > 1]
+    main, varying = largest(chosen, cells, factors)
+    main = main.reset_index(drop=True)
     if not varying:
         raise UserError(f"no factor of {factors} has two levels among the finished runs")
     blocks = [name for name in block if name in main and main[name].nunique() > 1]
@@ -234,12 +235,6 @@ def _notes(
     return notes
 
 
-def _largest(chosen: pd.DataFrame, cells: pd.DataFrame, factors: list[str]) -> pd.DataFrame:
-    labels = pd.DataFrame({name: as_labels(chosen[name]) for name in factors})
-    component = labels.merge(cells, on=factors, how="left")["component"]
-    return chosen[(component == 0).to_numpy()].reset_index(drop=True)
-
-
 def _on_scale(
     main: pd.DataFrame, design: _Design, name: str | None
 ) -> tuple[pd.DataFrame, Scale, list[str]]:
@@ -324,7 +319,8 @@ def _robustness(main: pd.DataFrame, table: pd.DataFrame, design: _Design) -> pd.
         parts.append(welch.iloc[:1].assign(test="Welch", df2=welch["df"].iloc[-1]))
     columns = ["test", "source", "df", "df2", "F", "p", "p_holm"]
     parts = [part[columns].dropna(axis=1, how="all") for part in parts]
-    return pd.concat(parts, ignore_index=True).reindex(columns=columns)
+    every = pd.concat(parts, ignore_index=True).reindex(columns=columns)
+    return every.sort_values("source", key=lambda s: s.map(design.factors.index), kind="stable")
 
 
 def _free_of_blocks(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
@@ -406,12 +402,11 @@ def _power(used: pd.DataFrame, table: pd.DataFrame, design: _Design) -> pd.DataF
     """Power to find two levels apart, on this very design, per factor."""
     rest = table.iloc[-1]
     sigma = (rest["ss"] / rest["df"]) ** 0.5 if rest["df"] else NAN
-    parts = []
-    for ratio in RATIOS:
-        rows = planning.power(used, design.factors, design.blocks, delta=ratio, sigma=1.0)
-        parts.append(rows.assign(ratio=ratio, delta=ratio * sigma))
-    every = pd.concat(parts, ignore_index=True)[["factor", "ratio", "delta", "power"]]
-    return every.sort_values("factor", key=lambda f: f.map(design.factors.index), kind="stable")
+    curve = planning.power_curve(used, design.factors, design.blocks, ratios=RATIOS)
+    smallest = planning.detectable(used, design.factors, design.blocks)
+    smallest = smallest.set_index("factor")["difference"]
+    curve.insert(2, "delta", curve["ratio"] * sigma)
+    return curve.assign(detectable=curve["factor"].map(smallest) * sigma)
 
 
 def _residuals(main: pd.DataFrame, design: _Design) -> pd.DataFrame:

@@ -34,6 +34,16 @@ def components(table: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
     return cells
 
 
+def largest(
+    table: pd.DataFrame, cells: pd.DataFrame, factors: Sequence[str]
+) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of component 0 of ``cells`` (see `components`), and the factors that vary there."""
+    labels = pd.DataFrame({name: as_labels(table[name]) for name in factors})
+    component = labels.merge(cells, on=list(factors), how="left")["component"]
+    part = table[(component == 0).to_numpy()]
+    return part, [name for name in factors if part[name].nunique() > 1]
+
+
 def _numbered(cells: pd.DataFrame, factors: list[str]) -> np.ndarray:
     parent: dict = {}
 

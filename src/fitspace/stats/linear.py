@@ -57,7 +57,9 @@ def read(
     if len({response, *names}) <= len(names):
         problems.append(f"columns {[response, *names]}: each may be named once")
     if problems:
-        raise UserError(problems)
+        known = response in table.columns and not table.columns.duplicated().any()
+        more = numbers(table[response], exact_decimals)[1] if known else []
+        raise UserError([*problems, *more])
     values, problems = numbers(table[response], exact_decimals)
     labels = {name: as_labels(table[name]) for name in names}
     complete = ~pd.isna(values)

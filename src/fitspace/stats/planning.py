@@ -17,7 +17,7 @@ from scipy.special import chdtri, fdtri
 
 from fitspace.errors import UserError
 from fitspace.stats import effects
-from fitspace.stats.estimability import components
+from fitspace.stats.estimability import components, largest
 from fitspace.stats.formula import Term, label
 from fitspace.stats.linear import (
     RANK_TOLERANCE,
@@ -174,6 +174,33 @@ def power(
             "power": _power(t.unit * (delta / sigma) ** 2, t.df, t.residual_df, alpha),
         }
         for t in tests
+    ]
+    return _noted(rows, notes)
+
+
+def power_curve(
+    design: pd.DataFrame,
+    factors: Sequence[str],
+    block: Sequence[str] = BLOCKS,
+    *,
+    ratios: Sequence[float],
+    alpha: float = 0.05,
+) -> pd.DataFrame:
+    """:func:`power` over delta / sigma: factor, ratio, power.
+
+    Raises
+    ------
+    UserError : as :func:`power`.
+    """
+    tests, notes = _tests(design, factors, block)
+    rows = [
+        {
+            "factor": t.factor,
+            "ratio": ratio,
+            "power": _power(t.unit * ratio**2, t.df, t.residual_df, alpha),
+        }
+        for t in tests
+        for ratio in ratios
     ]
     return _noted(rows, notes)
 
@@ -352,10 +379,7 @@ def _analysed(
     cells = components(design, factors)
     if cells.empty:
         raise UserError(f"no row of the design has a level of each of {list(factors)}")
-    labels = pd.DataFrame({name: as_labels(design[name]) for name in factors})
-    component = labels.merge(cells, on=list(factors), how="left")["component"]
-    part = design[(component == 0).to_numpy()]
-    varying = [name for name in factors if part[name].nunique() > 1]
+    part, varying = largest(design, cells, factors)
     if not varying:
         raise UserError(f"no factor of {list(factors)} has two levels in the design's largest part")
     blocks = [name for name in as_list(block) if name in part and part[name].nunique() > 1]

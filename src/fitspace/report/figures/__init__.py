@@ -1,0 +1,48 @@
+"""The figures of a report, as SVG that takes its colours and typeface from the page."""
+
+from __future__ import annotations
+
+import warnings
+
+import matplotlib
+
+from fitspace.report.figures.contrasts import half_normal
+from fitspace.report.figures.cost import costs
+from fitspace.report.figures.diagnostics import diagnostics
+from fitspace.report.figures.equivalence import equivalence
+from fitspace.report.figures.factors import forests, left_out, omegas
+from fitspace.report.figures.heatmap import heat_map
+from fitspace.report.figures.interactions import interactions
+from fitspace.report.figures.names import arm_label
+from fitspace.report.figures.output import Figure
+from fitspace.report.figures.power import power
+from fitspace.report.figures.runs import dots
+from fitspace.report.figures.sample_size import against_n
+from fitspace.report.figures.style import STYLE
+from fitspace.report.results import Results
+
+__all__ = ["Figure", "arm_label", "draw_all"]
+
+# Each draws what its tables allow, in the order of the page.
+_DRAWN = (
+    heat_map,
+    dots,
+    omegas,
+    half_normal,
+    left_out,
+    forests,
+    interactions,
+    equivalence,
+    costs,
+    power,
+    diagnostics,
+    against_n,
+)
+
+
+def draw_all(found: Results) -> list[Figure]:
+    """Every figure that the results allow."""
+    plain = {k: v for k, v in matplotlib.rcParamsDefault.items() if "backend" not in k}
+    with warnings.catch_warnings(), matplotlib.rc_context(plain | STYLE):
+        warnings.filterwarnings("ignore", "constrained_layout not applied")
+        return [figure for draw in _DRAWN for figure in draw(found)]

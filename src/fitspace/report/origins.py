@@ -1,0 +1,56 @@
+"""Which runs every number of a report is computed from, and how the page says so."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from fitspace.report.results import Results
+from fitspace.report.words import Value
+
+_NUMBER = Markup(
+    '<data value="{}" data-table="{}" data-row="{}" data-column="{}" data-runs="{}">{}</data>'
+)
+
+
+@dataclass(frozen=True)
+class Origins:
+    """``sets`` are keys of runs by the name of their set, ``rows`` the set of each table's rows."""
+
+    sets: dict[str, list[str]]
+    rows: dict[str, list[str]]
+
+    @property
+    def content(self) -> dict:
+        """What the page holds and origins.json is."""
+        return {"sets": self.sets, "rows": self.rows}
+
+    def runs(self, value: Value) -> str:
+        """The names of the sets behind a number, separated by spaces."""
+        rows = self.rows.get(value.table, [])
+        names = [rows[int(row) - 1] for row in str(value.row).split()]
+        return " ".join(dict.fromkeys(names))
+
+    def show(self, part: object) -> object:
+        """A number as an element that carries its origin; anything else as it is."""
+        if not isinstance(part, Value):
+            return part
+        origin = (part.table, part.row, part.column, self.runs(part))
+        return _NUMBER.format(part.raw, *origin, part.text)
+
+
+def of(found: Results) -> Origins:
+    """The origins of all tables; rows of the same runs share one set."""
+    names: dict[tuple[str, ...], str] = {}
+    rows = {
+        table: [names.setdefault(tuple(runs), f"s{len(names) + 1}") for runs in each]
+        for table, each in found.origins.items()
+    }
+    return Origins({name: list(runs) for runs, name in names.items()}, rows)
+
+
+def text(found: Results) -> str:
+    """origins.json."""
+    return json.dumps(of(found).content, ensure_ascii=False, separators=(",", ":")) + "\n"
