@@ -496,12 +496,14 @@ def test_user_text_stays_text(tmp_path):
         ElementTree.parse(path)
 
 
-def test_figures_of_an_earlier_study_go(tmp_path):
+def test_figures_and_tables_of_an_earlier_study_go(tmp_path):
     old, new = (made_up.study({"width": [4, 8], "scale": s}, **ONE) for s in ([1, 2], [1]))
     made(tmp_path, old, made_up.rows(old))
     assert (tmp_path / "figures/means-fd_effnet-scale.svg").exists()
+    assert (tmp_path / "ranking.csv").exists()
     made(tmp_path, new, made_up.rows(new))
     assert not list((tmp_path / "figures").glob("means-fd_effnet-scale.*"))
+    assert not (tmp_path / "ranking.csv").exists()
     assert "scale has one level" in summary_of(tmp_path)
 
 

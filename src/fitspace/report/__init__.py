@@ -11,10 +11,10 @@ def build(study: Study, folder: Path) -> Path:
     """Write a study's report from what stands in ``folder``; returns the path of report.html.
 
     Reads runs.csv, and where present gallery.json with its PNG strips and design.json; no
-    model, no result folder. Writes anova.csv, effects.csv, cells.csv, ledger.csv, spread.csv,
-    variances.csv, residuals.csv, origins.json (the runs behind every row of these), the figures
-    with their data as figures/*.svg and *.csv, report.md and report.html, which holds its style,
-    script and images and requests nothing. Equal inputs give equal bytes.
+    model, no result folder. Writes the tables of `results.analyse` (anova.csv, effects.csv and so
+    on), origins.json (the runs behind every row of these), the figures with their data as
+    figures/*.svg and *.csv, report.md and report.html, which holds its style, script and images
+    and requests nothing. Equal inputs give equal bytes.
 
     Raises
     ------
@@ -29,6 +29,8 @@ def build(study: Study, folder: Path) -> Path:
     found = results.analyse(study, given)
     for name, table in found.tables.items():
         write_text(folder / name, table.to_csv(index=False, lineterminator="\n"))
+    for name in found.empty:  # A table of an earlier study file would pass for one of this.
+        (folder / name).unlink(missing_ok=True)
     write_text(folder / "origins.json", origins.text(found))
     drawn = figures.draw_all(found)
     for figure in drawn:
@@ -37,7 +39,7 @@ def build(study: Study, folder: Path) -> Path:
     names = {figure.name for figure in drawn}
     for path in (folder / "figures").glob("*"):
         if path.suffix in (".svg", ".csv") and path.stem not in names:
-            path.unlink()  # A figure of an earlier study would pass for one of this.
+            path.unlink()
     html, markdown = page.render(given, found, drawn)
     write_text(folder / "report.md", markdown)
     write_text(folder / "report.html", html)

@@ -19,6 +19,7 @@ DIGITS = 10
 class Results:
     """``tables`` are the CSV files by name; a row's number in a file is its index + 1.
 
+    ``empty`` are the tables that this study has no rows for, and so no file.
     ``origins`` has, for each row of each table, the keys of the runs that it was computed from
     (the names of those that have none). ``runs`` are the rows of runs.csv as numbers,
     ``planned`` the set of factor cells that the study has, finished or not.
@@ -28,6 +29,7 @@ class Results:
     analysis: stats.Analysis
     runs: pd.DataFrame
     tables: dict[str, pd.DataFrame]
+    empty: list[str]
     origins: dict[str, list[list[str]]]
     responses: list[str]
     primary: str
@@ -99,6 +101,7 @@ def analyse(study: Study, given: Inputs) -> Results:
     }
     scaled = ("anova.csv", "effects.csv", "spread.csv", "power.csv", "residuals.csv")
     tables |= {name: _with_scale(tables[name], analysis) for name in scaled}
+    empty = [name for name, table in tables.items() if table.empty]
     tables = {name: _rounded(table) for name, table in tables.items() if len(table)}
     sources = _Sources(runs, analysis, factors)
     origins = {name: sources.of(name, table) for name, table in tables.items()}
@@ -111,6 +114,7 @@ def analyse(study: Study, given: Inputs) -> Results:
         analysis=analysis,
         runs=runs,
         tables=tables,
+        empty=empty,
         origins=origins,
         responses=responses,
         primary=responses[0],
