@@ -329,7 +329,7 @@ def _held_against_full(found: Results, response: str) -> Sentence:
     good = rows[rows["noninferior"]]
     start = [f"As good as full fine-tuning in {metric.label}, that is worse by less than ", margin]
     if good.empty:
-        best = rows.sort_values("p_noninferior_holm", kind="stable").iloc[0]
+        best = rows.sort_values(["p_noninferior_holm", "p_noninferior"], kind="stable").iloc[0]
         p = value("equivalence.csv", best, "p_noninferior_holm", words.p_value)
         difference = value("equivalence.csv", best, "difference")
         nearest = [f" (nearest: {best['point']}, difference ", difference, ", Holm-adjusted p "]
