@@ -608,15 +608,16 @@ def test_a_report_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.fixture(scope="module", params=["emoji", "emoji-difffit"])
+@pytest.fixture(scope="module", params=["emoji", "emoji-difffit", "emoji-dreambooth"])
 def remade(request, tmp_path_factory) -> tuple[Path, Path, object]:
     """A committed report's folder, a copy made again from its table, and the study."""
     root = Path(__file__).parents[1]
     committed = root / "reports" / request.param
     copy = tmp_path_factory.mktemp("remade") / request.param
     shutil.copytree(committed / "gallery", copy / "gallery")
-    for file in ("runs.csv", "gallery.json", "design.json"):
-        shutil.copy(committed / file, copy / file)
+    for file in ("runs.csv", "against_n.csv", "gallery.json", "design.json"):
+        if (committed / file).exists():
+            shutil.copy(committed / file, copy / file)
     study = load_study(root / "params" / f"{request.param}.yaml")
     build(study, copy)
     return committed, copy, study

@@ -221,6 +221,8 @@ def test_lack_of_fit_is_the_interaction_with_aliased_columns():
     assert digits(got.loc["lack of fit", "F"], row["F value"]) > 10
     assert digits(got.loc["lack of fit", "p"], row["Pr(>F)"]) > 10
     assert digits(got.loc["residual", "ss"], r["type2"]["Residuals"]["Sum Sq"]) > 10
+    whole = anova(table, formula=FORMULAS[EMPTY]).set_index("source").loc["inp:out"]
+    assert got.loc["lack of fit", "mde"] == pytest.approx(whole["mde"], rel=1e-12)
 
 
 @pytest.mark.parametrize(

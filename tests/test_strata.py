@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from fitspace.errors import UserError
-from fitspace.stats import anova, over_tasks
+from fitspace.stats import anova, effects, over_tasks
 from fitspace.stats.formula import parse, parse_strata
 
 DATA = Path(__file__).parent / "data" / "stats"
@@ -70,6 +70,7 @@ def test_machines_hold_kenward_and_roger():
     over = over_tasks(table, "score", ["Machine"], "Worker").iloc[0]
     assert (over["F"], over["p"]) == pytest.approx((test["F"], test["p"]), rel=1e-12)
     assert (over["error"], over["error_df"]) == ("Machine:Worker", 10)
+    assert over["mde"] == effects.detectable(2, 10, 13)
     assert over["error_ss"] == pytest.approx(error["ss"], rel=1e-12)
     # Variances of lmer by the strata's expected mean squares: 3 workers' runs a cell.
     variances = {row["grp"]: row["vcov"] for row in r["varcomp"]}

@@ -275,6 +275,7 @@ def _over_tasks(found: Results, response: str) -> Table | None:
     columns = [Column("source", "source", "text"), Column("error", "tested against", "text")]
     columns += [Column("df", "df", "count"), Column("error_df", "error df", "count")]
     columns += [Column("F", "F"), Column("p", "p", "p"), Column("p_holm", "p (Holm)", "p")]
+    columns += [Column("mde", "detectable ω²")]
     caption = f"For tasks in general: {_where(found, response)}."
     return _rows_of(found, "over_tasks.csv", columns, caption, response=response)
 

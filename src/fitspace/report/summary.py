@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -81,7 +82,7 @@ def _effect(found: Results, factor: str) -> Sentence:
     test = _test(found, row)
     if row["p_holm"] < ALPHA:
         return [*start, SHOWN, " (", *test, "; ", *_share(row), ").", *_best_levels(found, factor)]
-    return [*start, NOT_SHOWN, " (", *test, ").", *_detectable(found, row)]
+    return [*start, NOT_SHOWN, " (", *test, ").", *_detectable(row, apart=_apart(found, row))]
 
 
 def _row(found: Results, source: str, test: str | None = None) -> pd.Series | None:
@@ -114,19 +115,21 @@ def _share(row: pd.Series) -> Sentence:
     return ["partial ω² ", size, ", 95% interval ", low, " to ", high]
 
 
-def _detectable(found: Results, row: pd.Series) -> Sentence:
+def _detectable(row: pd.Series, file: str = "anova.csv", apart: Sequence[object] = ()) -> Sentence:
     """What the design would have found, beside everything that it did not find."""
     if not row["mde"] > 0:
         return []
-    parts: Sentence = [
-        " That is no proof of absence: with 80% power this design finds a partial ω² of ",
-        value("anova.csv", row, "mde"),
-    ]
+    effect = ["a partial ω² of ", value(file, row, "mde"), " or more", *apart]
+    return [" That is no proof of absence: with 80% power ", *effect, " would be found."]
+
+
+def _apart(found: Results, row: pd.Series) -> Sentence:
+    """The same in units of the response: how far apart two levels would have to be."""
     power = first(found, "power.csv", response=found.primary, factor=row["source"])
     if power is None or math.isnan(power["detectable"]):
-        return [*parts, " or more."]
-    apart = value("power.csv", power, "detectable")
-    return [*parts, " or more: two levels ", apart, f" apart{_on(found.scale(found.primary))}."]
+        return []
+    difference = value("power.csv", power, "detectable")
+    return [", or two levels ", difference, f" apart{_on(found.scale(found.primary))},"]
 
 
 def _on(scale: str) -> str:
@@ -165,9 +168,10 @@ def _in_general(found: Results, factor: str) -> Sentence:
         return value("over_tasks.csv", row, column, write)
 
     p = ["" if row["p_holm"] < 0.001 else "= ", show("p_holm", words.p_value)]
+    shown = row["p_holm"] < ALPHA
     return [
         start,
-        SHOWN if row["p_holm"] < ALPHA else NOT_SHOWN,
+        SHOWN if shown else NOT_SHOWN,
         f" (against {row['error']}: F(",
         show("df", words.count),
         ", ",
@@ -177,6 +181,7 @@ def _in_general(found: Results, factor: str) -> Sentence:
         ", Holm-adjusted p ",
         *p,
         ").",
+        *([] if shown else _detectable(row, "over_tasks.csv")),
     ]
 
 
@@ -248,7 +253,7 @@ def _fit(found: Results) -> Sentence:
     test = _test(found, row, "p")
     if row["p"] < ALPHA:
         return [what, SHOWN, " (lack of fit ", *test, "); read cells before margins."]
-    return [what, NOT_SHOWN, " (lack of fit ", *test, ")."]
+    return [what, NOT_SHOWN, " (lack of fit ", *test, ").", *_detectable(row)]
 
 
 def _interactions(found: Results) -> Sentence:
@@ -257,7 +262,10 @@ def _interactions(found: Results) -> Sentence:
     for _, row in rows[rows["source"].str.contains(":") & rows["F"].notna()].iterrows():
         verdict = SHOWN if row["p_holm"] < ALPHA else NOT_SHOWN
         parts += ["; " if parts else "Interactions: ", f"{row['source'].replace(':', ' with ')} "]
-        parts += [verdict, " (", *_test(found, row), ")"]
+        parts += [verdict, " (", *_test(found, row)]
+        if row["p_holm"] >= ALPHA and row["mde"] > 0:
+            parts += ["; detectable with 80% power: partial ω² ", value("anova.csv", row, "mde")]
+        parts += [")"]
     return [*parts, "."] if parts else []
 
 

@@ -297,8 +297,8 @@ def lack_of_fit(
 ) -> pd.DataFrame:
     """Test of cell means against the additive model: the interactions, with what is aliased.
 
-    Two rows, ``lack of fit`` and ``residual`` (the cell-means model's own), with the columns
-    source, ss, df, F, p. No degrees of freedom are left where every cell is fitted anyway.
+    Two rows, ``lack of fit`` and ``residual`` (the cell-means model's own), with the columns of
+    `anova` but p_holm. No degrees of freedom are left where every cell is fitted anyway.
 
     Raises
     ------
@@ -311,4 +311,4 @@ def lack_of_fit(
     ss, df, F = _parts(model, 1)[-1]
     test = effects.tested("lack of fit", ss, df, F, model.df, model.n)
     rows = [test, {"source": "residual", "ss": model.rss, "df": model.df}]
-    return pd.DataFrame(rows, columns=["source", "ss", "df", "F", "p"])
+    return pd.DataFrame(rows)

@@ -128,7 +128,7 @@ def over_tasks(
 
     Each factor is adjusted for the blocks and the other factors (type II) and tested in the
     stratum that its interaction with the task adds last; with balanced data this is aov's
-    with ``Error(task / factor)``. One row per factor: source, ss, df, F, p, p_holm, error
+    with ``Error(task / factor)``. One row per factor: source, ss, df, F, p, p_holm, mde, error
     (the interaction's name), error_ss, error_df. With alike and independent effects of the
     interaction the F is exact if the cells form a full factorial, or the factor has two
     levels. With cells left out the interaction weighs on some contrasts more than on others:
@@ -154,9 +154,9 @@ def _over_tasks(table, response, name, factors, task, blocks) -> dict:
     error = [(task,), *((column, task) for column in ordered)]
     found = strata(table, response, terms, error, type=1)
     found = found[found["stratum"] == label((name, task))].set_index("source")
-    row = {"source": name, "ss": 0.0, "df": 0, "F": NAN, "p": NAN}
+    row = {"source": name, "ss": 0.0, "df": 0, "F": NAN, "p": NAN, "mde": NAN}
     if name in found.index:
-        row |= found.loc[name, ["ss", "df", "F", "p"]].to_dict()
+        row |= found.loc[name, ["ss", "df", "F", "p", "mde"]].to_dict()
     left = found.loc["residual"] if "residual" in found.index else {"ss": 0.0, "df": 0}
     row |= {"error": label((name, task)), "error_ss": left["ss"], "error_df": int(left["df"])}
     return row | {"df": int(row["df"])}
