@@ -69,7 +69,18 @@ def test_without_replicates_contrasts_stand_instead_of_p():
     assert got.robustness["p"][got.robustness["test"] != "Welch"].isna().all()
     direct = lenth(inside(runs), "score", ["input", "output"])
     pd.testing.assert_frame_equal(got.contrasts.drop(columns="response"), direct)
-    assert any("no p values" in note for note in got.notes)
+    assert any("no error to test against" in note for note in got.notes)
+    assert got.ranking.empty and got.power.empty
+    assert got.marginal_means["low"].isna().all()
+    assert not got.marginal_means["tied_with_best"].any()
+
+
+def test_too_few_contrasts_for_lenth_are_a_note():
+    runs = made_up([("a", "x"), ("b", "x"), ("c", "x")], seeds=1)
+    got = of(runs)
+    assert got.contrasts.empty
+    assert got.marginal_means["mean"].notna().all()
+    assert any("no half-normal plot" in note for note in got.notes)
 
 
 def test_one_seed_on_several_tasks_has_an_error_to_test_against():

@@ -405,6 +405,16 @@ CASES = {
         {"means-fd_effnet-scale.svg"},
         {"heatmap-fd_effnet.svg"},
     ),
+    "three-factors-once": (
+        {
+            "factors": {"width": [4, 8], "activation": ["relu", "silu"], "scale": [0.5, 1.0]},
+            "seeds": (0,),
+        },
+        None,
+        ["width: an effect .* is not shown .no test is possible", "Lenth's margin of error"],
+        {"half-normal-fd_effnet.svg"},
+        {"power-fd_effnet.svg"},
+    ),
     "several-tasks": (
         {"factors": SMALL, "tasks": ("night", "sepia")},
         None,

@@ -24,7 +24,14 @@ def sentences(found: Results) -> list[Sentence]:
     parts = [_ledger(found)]
     for factor in found.analysis.factors:
         parts += [_effect(found, factor) + _otherwise(found, factor), _in_general(found, factor)]
-    parts += [_most(found), _fit(found), _best_cell(found), *_as_good(found), _assumptions(found)]
+    parts += [
+        _active(found),
+        _most(found),
+        _fit(found),
+        _best_cell(found),
+        *_as_good(found),
+        _assumptions(found),
+    ]
     parts += [_baselines(found), spread(found, found.primary), _others(found), _reach(found)]
     return [part for part in parts if part]
 
@@ -199,6 +206,27 @@ def _best_levels(found: Results, factor: str) -> Sentence:
         NOT_SHOWN,
         f". {apart} worse than the best of them (Tukey).",
     ]
+
+
+def _active(found: Results) -> Sentence:
+    """What stands out where there is no error to test against."""
+    rows = found.rows("contrasts.csv", response=found.primary)
+    active = rows[rows["active"].eq(True)] if len(rows) else rows
+    if rows.empty or active.empty:
+        return ["No contrast lies beyond Lenth's margin of error."] if len(rows) else []
+    parts: Sentence = [
+        "Beyond Lenth's margin of error, ",
+        value("contrasts.csv", active.iloc[0], "margin"),
+        ": ",
+    ]
+    for position, (_, row) in enumerate(active.iterrows()):
+        parts += [
+            ", " if position else "",
+            f"{row['contrast']} (",
+            value("contrasts.csv", row, "estimate"),
+            ")",
+        ]
+    return [*parts, ". These stand out; without a second seed no p value says how surely."]
 
 
 def _most(found: Results) -> Sentence:

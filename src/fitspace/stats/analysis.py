@@ -275,13 +275,13 @@ def _one(chosen, cells, main, design: _Design, factors: list[str]) -> dict[str, 
         "anova": table.drop(columns="p_permutation", errors="ignore"),
         "robustness": _robustness(main, table, design),
         "general": _general(main, design),
-        "contrasts": lenth(main, response, design.factors) if alone else pd.DataFrame(),
+        "contrasts": _contrasts(main, design) if alone else pd.DataFrame(),
         "lack_of_fit": lack_of_fit(main, response, design.factors, blocks),
-        "ranking": _ranking(main, design),
+        "ranking": pd.DataFrame() if alone else _ranking(main, design),
         "left_out": _left_out(main, design),
-        "marginal_means": _marginal_means(main, design),
+        "marginal_means": _marginal_means(main, design, alone),
         "cells": every,
-        "power": _power(main.loc[residuals.index], table, design),
+        "power": pd.DataFrame() if alone else _power(main.loc[residuals.index], table, design),
         "spread": _spread(main, design),
         "variances": _variances(main, residuals, design.factors),
         "residuals": residuals.reset_index(drop=True),
@@ -290,11 +290,19 @@ def _one(chosen, cells, main, design: _Design, factors: list[str]) -> dict[str, 
 
 def _without_error(table: pd.DataFrame, design: _Design) -> pd.DataFrame:
     design.notes.append(
-        f"{design.response}: each cell has one run, so there is no error to test against: no p "
-        "values; the half-normal plot of the contrasts stands instead (Lenth)"
+        f"{design.response}: each cell has one run, so there is no error to test against and no p "
+        "values"
     )
     tests = [name for name in table if name not in ("source", "ss", "df")]
     return table.assign(**dict.fromkeys(tests, NAN))
+
+
+def _contrasts(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
+    try:
+        return lenth(main, design.response, design.factors)
+    except UserError as error:
+        design.note("no half-normal plot", error)
+        return pd.DataFrame()
 
 
 def _robustness(main: pd.DataFrame, table: pd.DataFrame, design: _Design) -> pd.DataFrame:
@@ -360,13 +368,18 @@ def _left_out(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
     return leave_one_out(main, design.response, design.factors, "task", blocks)
 
 
-def _marginal_means(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
+def _marginal_means(main: pd.DataFrame, design: _Design, alone: bool) -> pd.DataFrame:
     parts = []
     for factor in design.factors:
         model = (main, design.response, factor, design.others(factor))
         means = marginal_means(*model, **design.model)
-        means["tied_with_best"] = best.of_levels(*model, means=means, lower=design.lower,
-                                                 **design.model)  # fmt: skip
+        if alone:
+            means[["se", "low", "high"]] = NAN
+            means["tied_with_best"] = False
+        else:
+            means["tied_with_best"] = best.of_levels(
+                *model, means=means, lower=design.lower, **design.model
+            )
         means.insert(0, "factor", factor)
         parts.append(means)
     return pd.concat(parts, ignore_index=True)
