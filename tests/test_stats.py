@@ -395,6 +395,7 @@ def test_a_large_table_of_five_factors_is_quick():
 MODES = {
     "formula": ["--formula", "score ~ seed + input*output"],
     "factors": ["--response", "score", "--factors", "input", "output", "--block", "task"],
+    "blocks": ["--response", "score", "--factors", "input", "--block", "task", "seed"],
     "interactions": ["--response", "score", "--factors", "input", "output", "--interactions"],
     "strata": ["--formula", "score ~ input + Error(task/input)"],
     "random": ["--response", "score", "--factors", "input", "--random", "task"],
@@ -423,6 +424,10 @@ def test_command_prints_rows_of_the_schema(tmp_path, capsys, options):
         {"--random", "score ~ input + Error(task/input)"} & {*options}
     )
     assert ("p_permutation" in rows[0]) == ("--permutations" in options)
+    if "--block" in options:
+        blocks = options[options.index("--block") + 1 :]
+        assert [row["source"] for row in rows[: len(blocks)]] == blocks
+        assert rows[0]["p_holm"] is None
     assert main(["anova", str(path), *options]) == 0
     text = capsys.readouterr().out.splitlines()
     assert text[0].split() == list(rows[0])

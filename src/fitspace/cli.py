@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     anova.add_argument("--response", help="column of the response")
     anova.add_argument("--factors", nargs="+", default=None, metavar="FACTOR")
     anova.add_argument("--interactions", action="store_true", help="all two-factor ones")
-    anova.add_argument("--block", help="column of the block")
+    anova.add_argument("--block", nargs="+", metavar="BLOCK", help="columns of the blocks")
     anova.add_argument("--random", metavar="TASK", help="column of a random factor: error strata")
     anova.add_argument("--type", type=int, choices=(1, 2, 3), default=2)
     anova.add_argument("--robust", choices=("hc0", "hc1", "hc2", "hc3", "hc4", "welch"))
