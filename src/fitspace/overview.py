@@ -273,7 +273,7 @@ def _power(
     spread: dict[str, Any],
 ) -> dict[str, Any]:
     """Power per factor over delta/sigma, the smallest found, and at a delta what it takes."""
-    from fitspace.stats import detectable, power, rows_for_json
+    from fitspace.stats import detectable, power, power_curve, rows_for_json
 
     facts = {
         "response": study.analysis.responses[0],
@@ -290,14 +290,12 @@ def _power(
         smallest = detectable(design, factors, goal=GOAL, alpha=ALPHA)
     except UserError:  # no factor has two levels: the notes say so
         return facts
-    curve = [power(design, factors, delta=r, sigma=1, alpha=ALPHA) for r in RATIOS]
-    table = curve[0][["factor", "df", "residual_df"]].assign(detectable=smallest["difference"])
-    facts["factors"] = rows_for_json(table)
-    for i, row in enumerate(facts["factors"]):
-        row["power"] = {
-            f"{r:g}": rows_for_json(found)[i]["power"]
-            for r, found in zip(RATIOS, curve, strict=True)
-        }
+    tests = power(design, factors, delta=1, sigma=1, alpha=ALPHA)[["factor", "df", "residual_df"]]
+    facts["factors"] = rows_for_json(tests.assign(detectable=smallest["difference"]))
+    curve = rows_for_json(power_curve(design, factors, ratios=RATIOS, alpha=ALPHA))
+    for row in facts["factors"]:
+        ours = [point for point in curve if point["factor"] == row["factor"]]
+        row["power"] = {f"{point['ratio']:g}": point["power"] for point in ours}
     if delta is not None:
         per_seed = len(points) * len(study.tasks)
         facts["at_delta"] = _at(design, factors, delta, spread, per_seed)

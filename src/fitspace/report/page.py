@@ -380,12 +380,11 @@ def _cells(found: Results, response: str) -> Table:
 
 
 def _baseline(found: Results, response: str) -> Table | None:
-    rows = found.rows("baselines.csv", response=response)
     columns = [Column("arm", "baseline", "text"), Column("runs", "runs", "count")]
     columns += [Column("mean", "mean", "aligned"), Column("sd", "SD")]
     columns += [Column("min", "min", "aligned"), Column("max", "max", "aligned")]
     caption = f"Baselines: {words.metric(response).label}, as measured."
-    return tables.table("baselines.csv", rows, columns, caption) if len(rows) else None
+    return _rows_of(found, "baselines.csv", columns, caption, response=response)
 
 
 def _spread(found: Results) -> Table:

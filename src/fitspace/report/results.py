@@ -47,7 +47,7 @@ class Results:
     @property
     def test(self) -> str:
         """The analysis of variance that the design admits: ``type II`` or ``type III``."""
-        return "type III" if self.analysis.interactions else "type II"
+        return self.analysis.test
 
     def scale(self, response: str) -> str:
         return self.analysis.fitted[response].label
@@ -217,8 +217,7 @@ def _with_scale(table: pd.DataFrame, analysis: stats.Analysis) -> pd.DataFrame:
 
 
 def _anova(analysis: stats.Analysis) -> pd.DataFrame:
-    test = "type III" if analysis.interactions else "type II"
-    parts = [analysis.anova.assign(test=test)]
+    parts = [analysis.anova.assign(test=analysis.test)]
     if len(analysis.factors) > 1 and not analysis.interactions:
         parts.append(analysis.lack_of_fit.assign(test="lack of fit"))
     every = pd.concat([part.dropna(axis=1, how="all") for part in parts], ignore_index=True)

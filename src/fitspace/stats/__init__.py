@@ -1,9 +1,9 @@
 """Analysis of designed experiments: tidy table in, tidy table out."""
 
-from fitspace.stats.analysis import Analysis, analyse, in_design
+from fitspace.stats.analysis import Analysis, analyse
 from fitspace.stats.anova import anova, lack_of_fit
 from fitspace.stats.equivalence import equivalence
-from fitspace.stats.estimability import components
+from fitspace.stats.estimability import components, in_design
 from fitspace.stats.lenth import lenth
 from fitspace.stats.means import cell_means, marginal_means, pairs
 from fitspace.stats.optimal import d_efficiency, d_optimal
@@ -13,6 +13,7 @@ from fitspace.stats.planning import (
     estimable,
     pilot_sigma,
     power,
+    power_curve,
     runs_needed,
 )
 from fitspace.stats.ranking import leave_one_out, ranking
@@ -46,6 +47,7 @@ __all__ = [
     "pairs",
     "pilot_sigma",
     "power",
+    "power_curve",
     "ranking",
     "rows_for_json",
     "runs_needed",

@@ -10,9 +10,9 @@ import pandas as pd
 
 from fitspace.errors import UserError
 from fitspace.stats import best, planning
-from fitspace.stats.anova import anova, lack_of_fit
+from fitspace.stats.anova import anova, lack_of_fit, model_of
 from fitspace.stats.equivalence import equivalence
-from fitspace.stats.estimability import components, largest
+from fitspace.stats.estimability import components, in_design, largest
 from fitspace.stats.lenth import lenth
 from fitspace.stats.linear import Model, missing_columns, read
 from fitspace.stats.means import cell_means, marginal_means, pooled_sd
@@ -23,6 +23,7 @@ from fitspace.stats.variances import brown_forsythe
 
 NAN = float("nan")
 PERMUTATIONS = 4999
+TESTS = {2: "type II", 3: "type III"}
 # Two levels this many residual standard deviations apart: the abscissa of the power curve.
 RATIOS = tuple(np.arange(1, 17) / 4)
 
@@ -82,6 +83,11 @@ class Analysis:
     residuals: pd.DataFrame
     fitted: dict[str, Scale]
     notes: list[str]
+
+    @property
+    def test(self) -> str:
+        """The analysis of variance that the design admits: ``type II`` or ``type III``."""
+        return TESTS[3 if self.interactions else 2]
 
 
 def analyse(
@@ -160,19 +166,6 @@ def analyse(
     )
 
 
-def in_design(runs: pd.DataFrame, factors: Sequence[str]) -> pd.Series:
-    """Rows that have a level of every factor; the untouched base, method none, is no level.
-
-    The other rows are baselines: what the design is held against.
-    """
-    filled = runs[list(factors)].astype(object).map(_filled).all(axis=1)
-    return filled & runs["method"].ne("none") if "method" in runs else filled
-
-
-def _filled(cell) -> bool:
-    return not pd.isna(cell) and str(cell).strip() != ""
-
-
 @dataclass(frozen=True)
 class _Design:
     """What a response is analysed by; ``notes`` gathers what could not be done."""
@@ -187,6 +180,10 @@ class _Design:
     @property
     def model(self) -> dict:
         return {"block": self.blocks, "interactions": self.interactions}
+
+    @property
+    def type(self) -> int:
+        return 3 if self.interactions else 2
 
     def others(self, factor: str) -> list[str]:
         return [name for name in self.factors if name != factor]
@@ -264,7 +261,7 @@ def _one(chosen, cells, main, design: _Design, factors: list[str]) -> dict[str, 
         main,
         response,
         design.factors,
-        type=3 if design.interactions else 2,
+        type=design.type,
         permutations=None if alone else PERMUTATIONS,
         **design.model,
     )
@@ -309,14 +306,14 @@ def _robustness(main: pd.DataFrame, table: pd.DataFrame, design: _Design) -> pd.
     """The same question asked in other ways, one row per factor and test."""
     own = table[table["source"].isin(design.factors)]
     rest = table.loc[table["source"].eq("residual"), "df"].iloc[0]
-    name = "type III" if design.interactions else "type II"
-    parts = [own.assign(test=name, df2=rest)]
+    parts = [own.assign(test=TESTS[design.type], df2=rest)]
     if "p_permutation" in own:
         drawn = own.assign(p=own["p_permutation"], p_holm=NAN, test="permutation", df2=NAN)
         parts.append(drawn)
     try:
-        type = 3 if design.interactions else 2
-        hc3 = anova(main, design.response, design.factors, type=type, robust="hc3", **design.model)
+        hc3 = anova(
+            main, design.response, design.factors, type=design.type, robust="hc3", **design.model
+        )
         hc3 = hc3[hc3["source"].isin(design.factors)]
         parts.append(hc3.assign(test="HC3", df2=rest))
     except UserError as error:
@@ -343,9 +340,8 @@ def _free_of_blocks(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
 def _general(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
     if "task" not in design.blocks:
         return pd.DataFrame()
-    blocks = [name for name in design.blocks if name != "task"]
     try:
-        return over_tasks(main, design.response, design.factors, "task", blocks)
+        return over_tasks(main, design.response, design.factors, "task", design.blocks)
     except UserError as error:
         design.note("no claim beyond these tasks", error)
         return pd.DataFrame()
@@ -364,8 +360,7 @@ def _ranking(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
 def _left_out(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
     if "task" not in design.blocks:
         return pd.DataFrame()
-    blocks = [name for name in design.blocks if name != "task"]
-    return leave_one_out(main, design.response, design.factors, "task", blocks)
+    return leave_one_out(main, design.response, design.factors, "task", design.blocks)
 
 
 def _marginal_means(main: pd.DataFrame, design: _Design, alone: bool) -> pd.DataFrame:
@@ -424,13 +419,8 @@ def _power(used: pd.DataFrame, table: pd.DataFrame, design: _Design) -> pd.DataF
 
 def _residuals(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
     """Of the model analysed; Cook's distance is the influence of a run on all fitted values."""
-    names = [*design.blocks, *design.factors]
-    data = read(main, design.response, names)
-    terms = [(name,) for name in names]
-    if design.interactions:
-        firsts = enumerate(design.factors)
-        terms += [(one, two) for i, one in firsts for two in design.factors[i + 1 :]]
-    model = Model(data, terms)
+    model = model_of(main, design.response, design.factors, **design.model)
+    data = model.data
     r, h = model.residuals, model.leverage
     scale = model.rank * model.rss / model.df if model.df else NAN
     free = np.where(h < 1 - 1e-9, 1 - h, NAN)

@@ -137,6 +137,18 @@ def _check_alone(response, factors, interactions) -> None:
         raise UserError("a formula stands instead of response, factors and interactions")
 
 
+def model_of(
+    table: pd.DataFrame,
+    response: str,
+    factors: Sequence[str],
+    block: str | Sequence[str] | None = None,
+    interactions: bool = False,
+) -> Model:
+    """The model ``block + factors`` of a table, with two-factor interactions if asked."""
+    response, terms, _ = model_terms(response, factors, interactions, block, None)
+    return Model(read(table, response, [name for (name, *more) in terms if not more]), terms)
+
+
 def model_terms(
     response: str | None,
     factors: Sequence[str] | None,

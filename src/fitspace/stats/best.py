@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from fitspace.stats.anova import with_cells
-from fitspace.stats.linear import as_labels
+from fitspace.stats.linear import as_labels, with_cells
 from fitspace.stats.means import marginal_means, pairs
 
 ALPHA = 0.05

@@ -44,6 +44,19 @@ def largest(
     return part, [name for name in factors if part[name].nunique() > 1]
 
 
+def in_design(runs: pd.DataFrame, factors: Sequence[str]) -> pd.Series:
+    """Rows that have a level of every factor; the untouched base, method none, is no level.
+
+    The other rows are baselines: what the design is held against.
+    """
+    filled = runs[list(factors)].astype(object).map(_filled).all(axis=1)
+    return filled & runs["method"].ne("none") if "method" in runs else filled
+
+
+def _filled(cell) -> bool:
+    return not pd.isna(cell) and str(cell).strip() != ""
+
+
 def _numbered(cells: pd.DataFrame, factors: list[str]) -> np.ndarray:
     parent: dict = {}
 

@@ -17,7 +17,7 @@ from scipy.special import chdtri, fdtri
 
 from fitspace.errors import UserError
 from fitspace.stats import effects
-from fitspace.stats.estimability import components, largest
+from fitspace.stats.estimability import components, in_design, largest
 from fitspace.stats.formula import Term, label
 from fitspace.stats.linear import (
     RANK_TOLERANCE,
@@ -348,8 +348,6 @@ def pilot_sigma(
     UserError : missing columns, or no residual degrees of freedom or variance; a response
         that the transform cannot hold.
     """
-    from fitspace.stats.analysis import in_design
-
     problems = missing_columns(runs, ["status", response, *factors])
     if problems:
         raise UserError(problems)

@@ -9,8 +9,8 @@ import pandas as pd
 from scipy.special import fdtrc
 
 from fitspace.errors import UserError
-from fitspace.stats.anova import as_list, model_terms
-from fitspace.stats.linear import Model, as_labels, missing_columns, orthonormal, read
+from fitspace.stats.anova import model_of
+from fitspace.stats.linear import Model, as_labels, as_list, missing_columns
 
 NAN = float("nan")
 
@@ -42,7 +42,7 @@ def ranking(
     factors = as_list(factors)
     if len(factors) < 2:
         raise UserError(f"factors: {factors}; a ranking needs at least 2")
-    effects = AdditiveEffects(_model(table, response, factors, block), factors)
+    effects = AdditiveEffects(model_of(table, response, factors, block), factors)
     y = effects.model.data.y
     sizes = effects.omega2(effects.F(y))
     drawn = effects.draws(y, draws, np.random.default_rng(seed))
@@ -104,18 +104,13 @@ def _of_rest(
     varying = [name for name in blocks if as_labels(complete[name]).nunique() > 1]
     columns = pd.DataFrame({"factor": factors, "omega2_p": NAN, "p": NAN})
     try:
-        model = _model(rest, response, factors, varying)
+        model = model_of(rest, response, factors, varying)
     except UserError:
         return columns.assign(rank=NAN)
     effects = AdditiveEffects(model, factors)
     F = effects.F(model.data.y)
     columns["omega2_p"], columns["p"] = effects.omega2(F), fdtrc(effects.df, model.df, F)
     return columns.assign(rank=columns["omega2_p"].rank(ascending=False, method="first"))
-
-
-def _model(table: pd.DataFrame, response: str, factors: list[str], block) -> Model:
-    response, terms, _ = model_terms(response, factors, False, as_list(block), None)
-    return Model(read(table, response, [name for (name,) in terms]), terms)
 
 
 def _first(drawn: np.ndarray) -> np.ndarray:
@@ -139,12 +134,8 @@ class AdditiveEffects:
 
     def __init__(self, model: Model, factors: Sequence[str]):
         self.model = model
-        self.bases = [self._added(name) for name in factors]
+        self.bases = [model.added((name,), 2)[0] for name in factors]
         self.df = np.array([basis.shape[1] for basis in self.bases])
-
-    def _added(self, factor: str) -> np.ndarray:
-        others = [term for term in self.model.terms if term != (factor,)]
-        return orthonormal([self.model.columns(term) for term in [*others, (factor,)]])[-1]
 
     def F(self, y: np.ndarray) -> np.ndarray:
         """F (k, ...) of responses ``y`` (n, ...); NaN without degrees of freedom."""

@@ -13,6 +13,7 @@ from fitspace.report.figures.names import metric_label, short
 from fitspace.report.figures.output import Figure, figure, having, of_table
 from fitspace.report.figures.style import FACE, INK, MAIN, MUTED
 from fitspace.report.results import Results
+from fitspace.stats.best import ALPHA
 
 
 def forests(found: Results) -> list[Figure]:
@@ -63,7 +64,7 @@ def omegas(found: Results) -> list[Figure]:
         return []
     axes, heights = _by_response(found, table, "source")
     for y, row in zip(heights, table.itertuples(), strict=True):
-        shown = row.p_holm < 0.05
+        shown = row.p_holm < ALPHA
         axes.barh(y, row.omega2_p, 0.55, color=MAIN, alpha=0.6 if shown else 0.12)
         axes.plot([row.eta2_p_low, row.eta2_p_high], [y, y], color=INK, lw=1.1)
     caption = (
