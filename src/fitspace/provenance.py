@@ -142,7 +142,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": versions,
         "platform": platform.platform(),
-        "cpu": _cpu(),
+        **_hardware(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         **_torch_state(),
     }
@@ -162,28 +162,52 @@ def _git() -> dict[str, Any] | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return {"commit": run("rev-parse", "HEAD"), "dirty": bool(run("status", "--porcelain"))}
+        # Reports are made of results, not results of them: a new one makes no run's code dirty.
+        changed = run("status", "--porcelain", "--", ":/", ":(top,exclude)reports")
+        return {"commit": run("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def _cpu() -> str:
+def _hardware() -> dict[str, Any]:
+    """The processor's kind, the number of cores and the memory [MiB].
+
+    Two machines of one kind give the same bits: the same model and stepping, and the same
+    vector instructions, by which libraries choose their kernels.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    return {"cpu": _cpu(), "cores": os.cpu_count(), "memory_mb": memory}
+
+
+def _cpu() -> dict[str, str]:
+    known = ("vendor_id", "cpu family", "model", "stepping", "model name")
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
+        lines = (line.partition(":") for line in first.splitlines())
+        facts = {name.strip(): value.strip() for name, _, value in lines}
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        facts = {}
+    found = {name: facts[name] for name in known if name in facts}
+    if not found:
+        return {"model name": platform.processor() or platform.machine()}
+    vector = ("avx", "amx", "fma", "f16c", "vnni", "vaes", "vpcl")
+    flags = sorted(f for f in facts.get("flags", "").split() if f.startswith(vector))
+    return found | {"vector instructions": " ".join(flags)}
 
 
 def _torch_state() -> dict[str, Any]:
     torch = sys.modules.get("torch")
     if torch is None:
         return {}
-    cuda = torch.cuda.is_available()
-    return {
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
+    state = {
+        "device": "cpu",
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
+    if torch.cuda.is_available():
+        state |= {
+            "device": torch.cuda.get_device_name(),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    return state
