@@ -18,3 +18,13 @@ def _torchvision():
     from fitspace.imports import import_torchvision
 
     import_torchvision()
+
+
+@pytest.fixture(scope="session")
+def origin(tmp_path_factory):
+    """A project whose study is finished and committed; see tests/project.py. Do not write to it."""
+    import project
+
+    own = tmp_path_factory.getbasetemp()
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    return project.finished(own.parent if parallel else own)
