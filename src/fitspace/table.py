@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fitspace import lineage
 from fitspace.design import Plan, Run
 from fitspace.errors import UserError
 from fitspace.files import write_json, write_text
@@ -242,13 +243,19 @@ def _write_strip(images: Any, path: Path) -> None:
 
 
 def collect_into(plan: Plan, folder: Path) -> None:
-    """Everything a report is made of: runs.csv, against_n.csv, design.json and the gallery."""
+    """Everything a report is made of.
+
+    runs.csv, against_n.csv, design.json, provenance.json and the gallery.
+    """
     rows = collect(plan)
     curves = against_n(plan)
+    known = lineage.read(folder) if (folder / lineage.NAME).exists() else None
+    found = lineage.collect(plan, known)
     write_gallery(plan, rows, folder)
     write_design(plan, folder / "design.json")
     if curves:
         write_table(curves, folder / "against_n.csv")
     else:
         (folder / "against_n.csv").unlink(missing_ok=True)  # of an earlier study file
+    lineage.write(found, folder)
     write_table(rows, folder / "runs.csv")

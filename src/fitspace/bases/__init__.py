@@ -254,13 +254,18 @@ def config(folder: Path, component: str) -> dict[str, Any]:
 
 def digest(folder: Path) -> str:
     """SHA-256 (hex) over the configurations and weights of a pipeline, wherever it lies."""
-    files = [folder / "model_index.json"] + [
+    found = hashes(files(folder))
+    return digest_of({p.relative_to(folder).as_posix(): h for p, h in found.items()})
+
+
+def files(folder: Path) -> list[Path]:
+    """The files of a pipeline that decide what it computes: configurations and weights."""
+    return [folder / "model_index.json"] + [
         path
         for component in COMPONENTS
         for path in sorted((folder / component).glob("*"))
         if path.suffix in _SUFFIXES and path.name not in _NOTES
     ]
-    return digest_of({p.relative_to(folder).as_posix(): h for p, h in hashes(files).items()})
 
 
 def hashes(files: Iterable[Path]) -> dict[Path, str]:

@@ -1,0 +1,244 @@
+"""What made a study's table: every stage behind its runs, kept in git beside the table.
+
+``reports/<study>/provenance.json`` holds, for each stage, what its key was made of and the
+SHA-256 of its sidecar and its files, as they were when the table was collected. Evaluate keys
+stand in runs.csv; from there the materials lead upstream, so that a number can be followed to
+its sources, and results that were pulled can be verified, from git alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fitspace import bases, metrics
+from fitspace.design import Plan, Stage
+from fitspace.errors import UserError
+from fitspace.files import canonical, sha256, write_text
+
+NAME = "provenance.json"
+SCHEMA_VERSION = 1
+# In a stage's material, the entry that holds the key of what it was made from.
+UPSTREAM = {
+    "prior": {},
+    "prepare": {"prior": "prior"},
+    "reference": {"task": "prepare"},
+    "train": {"task": "prepare"},
+    "sample": {"task": "prepare", "adapter": "train"},
+    "evaluate": {"samples": "sample", "reference": "reference"},
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished stage. ``sidecar`` and ``outputs`` (by file name) are SHA-256.
+
+    ``environment`` names an entry of the lineage's environments. It and the times are None where
+    the stage's sidecar was not at hand when the table was collected.
+    """
+
+    stage: str
+    folder: str
+    key: str
+    material: dict[str, Any]
+    sidecar: str
+    outputs: dict[str, str]
+    environment: str | None
+    started: str | None
+    finished: str | None
+
+    @property
+    def upstream(self) -> list[tuple[str, str]]:
+        """(stage, key) of what it was made from."""
+        named = ((stage, self.material.get(entry)) for entry, stage in UPSTREAM[self.stage].items())
+        return [(stage, key) for stage, key in named if key is not None]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """``base`` and ``judge``: path and the SHA-256 of their files; ``environments`` by name."""
+
+    study: str
+    base: dict[str, Any]
+    judge: dict[str, Any]
+    environments: dict[str, dict[str, Any]]
+    records: dict[tuple[str, str], Record]
+
+    def behind(self, record: Record) -> Iterator[Record]:
+        """A record and everything upstream of it, each once, downstream first."""
+        waiting, seen = [record], set()
+        while waiting:
+            current = waiting.pop(0)
+            if (current.stage, current.key) in seen:
+                continue
+            seen.add((current.stage, current.key))
+            yield current
+            waiting += [self.records[link] for link in current.upstream if link in self.records]
+
+
+def collect(plan: Plan, known: Lineage | None = None) -> Lineage:
+    """The lineage of a plan's finished runs, from their sidecars.
+
+    Where an upstream sidecar is not here (only metrics were pulled), its record is taken from
+    ``known``, if its sidecar is the very one that the stage downstream read; else the record
+    has what that stage says of it.
+
+    Raises
+    ------
+    UserError : a sidecar that cannot be read.
+    """
+    found = _Collected(known)
+    # Downstream first: what a stage read says what is upstream of it.
+    order = list(UPSTREAM)
+    for stage in sorted(plan.stages.values(), key=lambda s: -order.index(s.name)):
+        found.add(stage)
+    base = bases.resolve(plan.study.base)
+    judge = metrics.judge_files(plan.study.judge)
+    return Lineage(
+        study=plan.study.name,
+        base={"path": plan.study.base, "files": _hashes(bases.files(base), base)},
+        judge={"path": plan.study.judge, "files": _hashes(judge, None)},
+        environments={name: json.loads(text) for text, name in found.environments.items()},
+        records={
+            (s.name, s.key): found.records[s.name, s.key]
+            for s in plan.stages.values()
+            if (s.name, s.key) in found.records
+        },
+    )
+
+
+class _Collected:
+    """Records as they are found.
+
+    ``read`` are files' SHA-256 as the stages downstream read them, ``vouched`` the stages upstream
+    of a known record that was taken: those of the same lineage are behind it.
+    """
+
+    def __init__(self, known: Lineage | None):
+        self.known = {} if known is None else known.records
+        self.of_known = {} if known is None else known.environments
+        self.environments: dict[str, str] = {}
+        self.records: dict[tuple[str, str], Record] = {}
+        self.read: dict[str, str] = {}
+        self.vouched: set[tuple[str, str]] = set()
+
+    def add(self, stage: Stage) -> None:
+        record = self._here(stage) if stage.sidecar.exists() else self._elsewhere(stage)
+        if record is not None:
+            self.records[stage.name, stage.key] = record
+
+    def _here(self, stage: Stage) -> Record:
+        try:
+            sidecar = json.loads(stage.sidecar.read_text(encoding="utf-8"))
+            for item in sidecar["inputs"]:
+                self.read[_in_results(item["path"])] = item["sha256"]
+            return Record(
+                stage.name,
+                stage.folder.as_posix(),
+                stage.key,
+                stage.material,
+                sha256(stage.sidecar),
+                {Path(o["path"]).name: o["sha256"] for o in sidecar["outputs"]},
+                self._environment(sidecar["environment"]),
+                sidecar["started"],
+                sidecar["finished"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{stage.sidecar}: not a sidecar ({error})") from None
+
+    def _elsewhere(self, stage: Stage) -> Record | None:
+        link, folder = (stage.name, stage.key), stage.folder.as_posix()
+        sidecar = self.read.get(stage.sidecar.as_posix())
+        before = self.known.get(link)
+        if before is not None and (
+            link in self.vouched if sidecar is None else before.sidecar == sidecar
+        ):
+            self.vouched.update(before.upstream)
+            if before.environment is None:
+                return before
+            return replace(before, environment=self._environment(self.of_known[before.environment]))
+        if sidecar is None:
+            return None
+        outputs = {
+            Path(path).name: value
+            for path, value in self.read.items()
+            if path.startswith(f"{folder}/") and path != stage.sidecar.as_posix()
+        }
+        return Record(
+            stage.name, folder, stage.key, stage.material, sidecar, outputs, None, None, None
+        )
+
+    def _environment(self, content: dict[str, Any]) -> str:
+        return self.environments.setdefault(canonical(content), f"e{len(self.environments) + 1}")
+
+
+def _in_results(path: str) -> str:
+    """A file's path from the project's folder on, wherever that stood."""
+    parts = Path(path).parts
+    return Path(*parts[-4:]).as_posix() if len(parts) >= 4 else path
+
+
+def _hashes(files: list[Path], root: Path | None) -> dict[str, str]:
+    named = {p: p.relative_to(root).as_posix() if root else p.name for p in files}
+    return {named[path]: value for path, value in bases.hashes(files).items()}
+
+
+# --- the file ---------------------------------------------------------------------------
+
+
+def text(lineage: Lineage) -> str:
+    """provenance.json: a line for each environment and each stage, for git to show what changed."""
+    parts = {
+        "environments": [{"name": n, **facts} for n, facts in lineage.environments.items()],
+        "stages": [asdict(record) for record in lineage.records.values()],
+    }
+    lines = [f'"schema_version": {SCHEMA_VERSION}', f'"study": {_line(lineage.study)}']
+    lines += [f'"{name}": {_line(getattr(lineage, name))}' for name in ("base", "judge")]
+    lines += [
+        f'"{name}": [\n' + ",\n".join(map(_line, rows)) + "\n]" for name, rows in parts.items()
+    ]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _line(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
+
+def write(lineage: Lineage, folder: Path) -> None:
+    """Write provenance.json into a report's folder."""
+    write_text(Path(folder) / NAME, text(lineage))
+
+
+def read(folder: Path) -> Lineage:
+    """The lineage in a report's folder.
+
+    Raises
+    ------
+    UserError : the file is missing, or not what it should be.
+    """
+    path = Path(folder) / NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        rows = [Record(**row) for row in content["stages"]]
+        return Lineage(
+            study=content["study"],
+            base=dict(content["base"]),
+            judge=dict(content["judge"]),
+            environments={e["name"]: _without_name(e) for e in content["environments"]},
+            records={(r.stage, r.key): r for r in rows},
+        )
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: missing; `fitspace report --cached` writes it where the results are"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a study's provenance ({error}); deleted, it is collected anew"
+        ) from None
+
+
+def _without_name(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name != "name"}
