@@ -4,6 +4,7 @@ rule report:
         study=STUDY,
     output:
         "reports/{study}/runs.csv",
+        "reports/{study}/provenance.json",
         "reports/{study}/anova.csv",
         "reports/{study}/effects.csv",
         "reports/{study}/report.html",

@@ -1,0 +1,1 @@
+"""Where a number comes from, and whether all of it is still as it was recorded."""
