@@ -62,13 +62,19 @@ def reference(study: Study, run: Run) -> None:
 
     started, clock = now(), time.monotonic()
     inputs, _ = _verified(run.prepare)
-    of_subject = run.task.dreambooth is not None
-    features = (_subject_features if of_subject else _held_out_features)(study, run)
+    features = reference_features(study, run)
     path = run.reference.folder / "features.safetensors"
     with replacing(path) as temporary:
-        save_file({k: v.contiguous() for k, v in features.items()}, temporary)
+        save_file(features, temporary)
     facts = {"references": len(features["judge_images"]), "seconds": _seconds(clock)}
     write_sidecar(run.reference, inputs=inputs, outputs=[path], started=started, facts=facts)
+
+
+def reference_features(study: Study, run: Run) -> dict[str, Any]:
+    """What the prepared task's images are judged by, computed and not written: tensors by name."""
+    of_subject = run.task.dreambooth is not None
+    features = (_subject_features if of_subject else _held_out_features)(study, run)
+    return {name: tensor.contiguous() for name, tensor in features.items()}
 
 
 def _held_out_features(study: Study, run: Run) -> dict[str, Any]:
@@ -111,7 +117,7 @@ def train(study: Study, run: Run) -> None:
     """
     import torch
 
-    from fitspace import training
+    from fitspace import tracking, training
     from fitspace.data.prepare import load
 
     started = now()
@@ -126,18 +132,20 @@ def train(study: Study, run: Run) -> None:
     _fit_task(model, run, task)
     attachment = methods.attach(model, point.method, point.settings, run.seed)
     checkpoint = RESULTS / ".resume" / stage.folder.name / "checkpoint.safetensors"
-    result = training.fit(
-        model,
-        attachment.trainable,
-        task,
-        bases.load_scheduler(base),
-        bases.config(base, "vae").get("scaling_factor", SD_SCALING_FACTOR),
-        point.train,
-        run.seed,
-        checkpoint,
-        description=f"train {stage.folder.name}",
-        dropouts=attachment.dropouts,
-    )
+    with tracking.live(study, run) as on_loss:
+        result = training.fit(
+            model,
+            attachment.trainable,
+            task,
+            bases.load_scheduler(base),
+            bases.config(base, "vae").get("scaling_factor", SD_SCALING_FACTOR),
+            point.train,
+            run.seed,
+            checkpoint,
+            description=f"train {stage.folder.name}",
+            on_loss=on_loss,
+            dropouts=attachment.dropouts,
+        )
     with torch.no_grad():
         for name, value in result.parameters.items():
             attachment.trainable[name].copy_(value)
@@ -225,16 +233,10 @@ def evaluate(study: Study, run: Run) -> None:
     """All metrics of one run's samples against the task's reference features."""
     from safetensors.torch import load_file
 
-    from fitspace import metrics
-
     started, clock = now(), time.monotonic()
     inputs, cost = _verified(run.sample)
     inputs += _verified(run.reference)[0]
-    images = load_file(run.sample.folder / "samples.safetensors")["images"].numpy()
-    features = load_file(run.reference.folder / "features.safetensors")
-    of_subject = run.task.dreambooth is not None
-    measure = metrics.evaluate_subject if of_subject else metrics.evaluate
-    values = measure(images, features, study.judge)
+    values = measure(study, run, load_file(run.reference.folder / "features.safetensors"))
     path = run.evaluate.folder / "metrics.json"
     write_json(path, values)
     # What the run cost travels with its metrics: a table needs no upstream file.
@@ -245,6 +247,18 @@ def evaluate(study: Study, run: Run) -> None:
         started=started,
         facts={"seconds": _seconds(clock), "sample": cost},
     )
+
+
+def measure(study: Study, run: Run, features: dict[str, Any]) -> dict[str, Any]:
+    """All metrics of one run's samples against reference features, computed and not written."""
+    from safetensors.numpy import load_file
+
+    from fitspace import metrics
+
+    images = load_file(run.sample.folder / "samples.safetensors")["images"]
+    of_subject = run.task.dreambooth is not None
+    metric = metrics.evaluate_subject if of_subject else metrics.evaluate
+    return metric(images, features, study.judge)
 
 
 STAGES = {f.__name__: f for f in (prior, prepare, reference, train, sample, evaluate)}
