@@ -21,6 +21,7 @@ from fitspace.files import canonical, sha256, write_text
 
 NAME = "provenance.json"
 SCHEMA_VERSION = 1
+SHORT = 12  # characters of a digest that people read
 # In a stage's material, the entry that holds the key of what it was made from.
 UPSTREAM = {
     "prior": {},
@@ -134,7 +135,7 @@ class _Collected:
         try:
             sidecar = json.loads(stage.sidecar.read_text(encoding="utf-8"))
             for item in sidecar["inputs"]:
-                self.read[_in_results(item["path"])] = item["sha256"]
+                self.read[in_results(item["path"])] = item["sha256"]
             return Record(
                 stage.name,
                 stage.folder.as_posix(),
@@ -175,7 +176,7 @@ class _Collected:
         return self.environments.setdefault(canonical(content), f"e{len(self.environments) + 1}")
 
 
-def _in_results(path: str) -> str:
+def in_results(path: str) -> str:
     """A file's path from the project's folder on, wherever that stood."""
     parts = Path(path).parts
     return Path(*parts[-4:]).as_posix() if len(parts) >= 4 else path
@@ -184,6 +185,21 @@ def _in_results(path: str) -> str:
 def _hashes(files: list[Path], root: Path | None) -> dict[str, str]:
     named = {p: p.relative_to(root).as_posix() if root else p.name for p in files}
     return {named[path]: value for path, value in bases.hashes(files).items()}
+
+
+def program(made: dict[str, Any]) -> str:
+    """Code, packages and machine of an environment in one line."""
+    git = made.get("git") or {}
+    commit = (git.get("commit") or "no commit")[:SHORT] + (" (changed)" * bool(git.get("dirty")))
+    cpu = made.get("cpu", {})
+    device = made.get("device", "cpu")
+    machine = cpu.get("model name", "unknown processor") if device == "cpu" else device
+    kind = ".".join(cpu[k] for k in ("cpu family", "model", "stepping") if k in cpu)
+    return (
+        f"fitspace {made['fitspace']}, commit {commit}, source {made['source_sha256'][:SHORT]}, "
+        f"Python {made['python']}, torch {made['packages'].get('torch', '?')}, "
+        f"{machine}{f' ({kind})' if kind and device == 'cpu' else ''}"
+    )
 
 
 # --- the file ---------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def collect(plan: Plan) -> list[dict[str, Any]]:
     rows, problems = [], []
     for run in plan.runs:
         try:
-            rows.append(_row(plan, run))
+            rows.append(row(plan, run))
         except UserError as error:
             problems += error.problems
     if problems:
@@ -41,7 +41,7 @@ def collect(plan: Plan) -> list[dict[str, Any]]:
     return rows
 
 
-def _identity(plan: Plan, run: Run) -> dict[str, Any]:
+def identity(plan: Plan, run: Run) -> dict[str, Any]:
     factors = list(dict.fromkeys(f for point in plan.points for f in point.factors))
     return {
         "run": run.name,
@@ -55,7 +55,11 @@ def _identity(plan: Plan, run: Run) -> dict[str, Any]:
     }
 
 
-def _row(plan: Plan, run: Run) -> dict[str, Any]:
+def row(plan: Plan, run: Run) -> dict[str, Any]:
+    """The row of a finished run.
+
+    Raises UserError when its metrics are missing or changed.
+    """
     facts = verified(run.evaluate)["facts"]
     metrics = _metrics(run)
     metrics.pop("against_n", None)  # no cell of a table: see against_n
@@ -65,7 +69,7 @@ def _row(plan: Plan, run: Run) -> dict[str, Any]:
     if cost.get("total"):
         cost["trainable_percent"] = 100 * cost["trainable"] / cost["total"]
     return {
-        **_identity(plan, run),
+        **identity(plan, run),
         "steps": (run.point.train or {}).get("steps"),
         **cost,
         **metrics,
@@ -90,7 +94,7 @@ def _metrics(run: Run) -> dict[str, Any]:
 
 
 def write_table(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write rows as CSV: floats in their shortest exact form, None as an empty cell."""
+    """Write rows as CSV, the keys last."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     last = ("train_key", "sample_key", "evaluate_key")
     columns = [c for c in columns if c not in last] + [c for c in last if c in columns]
@@ -98,11 +102,15 @@ def write_table(rows: list[dict[str, Any]], path: Path) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        cells = (row.get(c) for c in columns)
-        writer.writerow(
-            ["" if c is None else repr(c) if isinstance(c, float) else c for c in cells]
-        )
+        writer.writerow([cell(row.get(c)) for c in columns])
     write_text(path, text.getvalue())
+
+
+def cell(value: Any) -> str:
+    """A value as it stands in a table: floats in their shortest exact form, None as nothing."""
+    if value is None:
+        return ""
+    return repr(value) if isinstance(value, float) else str(value)
 
 
 def write_gallery(plan: Plan, rows: list[dict[str, Any]], folder: Path) -> None:

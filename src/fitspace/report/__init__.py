@@ -12,9 +12,10 @@ def build(study: Study, folder: Path) -> Path:
 
     Reads runs.csv, and where present gallery.json with its PNG strips and design.json; no
     model, no result folder. Writes the tables of `results.analyse` (anova.csv, effects.csv and so
-    on), origins.json (the runs behind every row of these), the figures with their data as
-    figures/*.svg and *.csv, report.md and report.html, which holds its style, script and images
-    and requests nothing. Equal inputs give equal bytes.
+    on), origins.json (the runs behind every row of these), summary.json (the numbers to compare
+    between commits), the figures with their data as figures/*.svg and *.csv, report.md and
+    report.html, which holds its style, script and images and requests nothing. Equal inputs give
+    equal bytes.
 
     Raises
     ------
@@ -22,7 +23,7 @@ def build(study: Study, folder: Path) -> Path:
         analysed; all problems at once.
     """
     from fitspace.files import write_text
-    from fitspace.report import figures, inputs, origins, page, results
+    from fitspace.report import figures, headline, inputs, origins, page, results
 
     folder = Path(folder)
     given = inputs.read(study, folder)
@@ -32,6 +33,7 @@ def build(study: Study, folder: Path) -> Path:
     for name in found.empty:  # A table of an earlier study file would pass for one of this.
         (folder / name).unlink(missing_ok=True)
     write_text(folder / "origins.json", origins.text(found))
+    write_text(folder / headline.NAME, headline.text(found))
     drawn = figures.draw_all(found)
     for figure in drawn:
         write_text(folder / "figures" / f"{figure.name}.svg", figure.svg)

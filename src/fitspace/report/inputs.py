@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from fitspace import lineage
 from fitspace.config import Study
 from fitspace.errors import UserError
 from fitspace.files import sha256
@@ -40,7 +42,8 @@ class Strip:
 @dataclass(frozen=True)
 class Inputs:
     """``text`` is runs.csv as it stands; ``runs`` has levels in order and numbers as floats;
-    ``against_n`` the distances of each run by its number of samples, where measured."""
+    ``against_n`` the distances of each run by its number of samples, where measured; ``made`` the
+    code and machines behind the runs, with the number of stages of each."""
 
     study: Study
     text: pd.DataFrame
@@ -50,6 +53,7 @@ class Inputs:
     dropped: list[str]
     digests: dict[str, str]
     notes: list[str]
+    made: dict[str, int]
 
 
 def read(study: Study, folder: Path) -> Inputs:
@@ -57,8 +61,8 @@ def read(study: Study, folder: Path) -> Inputs:
 
     Raises
     ------
-    UserError : every problem of runs.csv, against_n.csv, gallery.json and design.json; finished
-        runs measured on different numbers of images.
+    UserError : every problem of runs.csv, against_n.csv, gallery.json, design.json and
+        provenance.json; finished runs measured on different numbers of images.
     """
     from fitspace.stats.reading import read_text
 
@@ -90,13 +94,25 @@ def read(study: Study, folder: Path) -> Inputs:
     design, worse = _json(folder / "design.json", dict)
     if problems or odd_curves or more or worse:
         raise UserError(problems + odd_curves + more + worse)
-    files = ("runs.csv", "against_n.csv", "gallery.json", "design.json")
+    files = ("runs.csv", "against_n.csv", "gallery.json", "design.json", lineage.NAME)
     digests = {name: sha256(folder / name) for name in files if (folder / name).exists()}
     planned = (design or {}).get("runs", len(text))
     if planned != len(text):
         notes.append(f"design.json plans {planned} runs, runs.csv has {len(text)} rows")
     dropped = [str(message) for message in (design or {}).get("dropped", [])]
-    return Inputs(study, text, runs, curves, strips, dropped, digests, notes)
+    made = _made(folder)
+    return Inputs(study, text, runs, curves, strips, dropped, digests, notes, made)
+
+
+def _made(folder: Path) -> dict[str, int]:
+    if not (folder / lineage.NAME).exists():
+        return {}
+    known = lineage.read(folder)
+    stages = Counter(record.environment for record in known.records.values())
+    programs: Counter[str] = Counter()
+    for name, made in known.environments.items():
+        programs[lineage.program(made)] += stages[name]
+    return dict(programs)
 
 
 def levels(study: Study, given: pd.Series, factor: str) -> list[str]:
