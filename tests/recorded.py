@@ -1,0 +1,49 @@
+"""Projects whose results DVC keeps: this checkout's own dvc.yaml, brought to the test's study."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import yaml
+from project import Project
+
+OTHERS = ("emoji-dreambooth", "emoji-difffit", "emoji-dit")
+
+
+def name_study(project: Project) -> None:
+    """Put the test's study in the place of the committed ones, as a user would, line by line."""
+    for study in (project / "params").glob("emoji*.yaml"):
+        study.unlink()
+    path = project / "dvc.yaml"
+    text = path.read_text()
+    text = text.replace("[emoji, emoji-dreambooth, emoji-difffit]", "[two]")
+    text = text.replace("models/emoji-dit, ", "")
+    lines = [line for line in text.splitlines() if not any(name in line for name in OTHERS)]
+    text = "\n".join(lines).replace("params/emoji.yaml", "params/two.yaml")
+    content = yaml.safe_load(text.replace("reports/emoji/", "reports/two/"))
+    content["plots"] = [name for name in content["plots"] if (project / name).exists()]
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def light_copy(project: Project, to: Path) -> Project:
+    """Everything as it stands; what is never written to, models first of all, as hard links."""
+    fixed = [str(project / name) for name in ("models", ".git/objects", ".dvc/cache")]
+
+    def link_or_copy(source: str, target: str) -> None:
+        (os.link if source.startswith(tuple(fixed)) else shutil.copy2)(source, target)
+
+    shutil.copytree(project.folder, to, symlinks=True, copy_function=link_or_copy)
+    return Project(to)
+
+
+def recorded(project: Project, store: Path) -> Project:
+    """A project with its results recorded, committed and pushed to a folder."""
+    name_study(project)
+    project.dvc("remote", "add", "--default", "store", str(store))
+    project.commit("What DVC keeps")
+    project.fitspace("record", "params/two.yaml")
+    project.commit("Record study two")
+    project.dvc("push")
+    return project
