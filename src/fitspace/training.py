@@ -128,6 +128,7 @@ def fit(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     description: str = "training",
     on_step: Callable[[int], None] | None = None,
+    on_loss: Callable[[int, float, float], None] | None = None,
     dropouts: Sequence[torch.nn.Module] = (),
 ) -> Fit:
     """Train ``trainable`` by AdamW and return their final values.
@@ -138,6 +139,7 @@ def fit(
     settings : a resolved :class:`fitspace.config.TrainSettings` as a dict.
     checkpoint : file that is written about every ``checkpoint_seconds``; when it is there,
         training continues from it. The caller deletes it when the result is safe.
+    on_loss : called with each step, its loss and its learning rate.
     dropouts : the method's dropout layers, at work here and nowhere else; the base stays in
         evaluation mode (its own label dropout, drawn once per block, would undo ours).
 
@@ -175,6 +177,8 @@ def fit(
                 f"train: the loss is {losses[-1]} at step {step}; allowed: a finite number "
                 f"(lr is {settings['lr']}, grad_clip {settings['grad_clip']}: lower them)"
             )
+        if on_loss is not None:
+            on_loss(step, losses[-1], learning_rate(settings, step))
         optimizer.zero_grad()
         loss.backward()
         if settings["grad_clip"] is not None:

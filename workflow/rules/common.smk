@@ -39,6 +39,16 @@ def report_files(*names):
     return files
 
 
+def tracked(wildcards):
+    """Input function: the stamp of an import into MLflow, where a run has yet to be made.
+
+    Results that are all there, made or pulled, leave nothing to do.
+    """
+    runs = plan().runs
+    finished = all(run.evaluate.sidecar.exists() for run in runs)
+    return [] if finished else [f"results/.cache/tracked/{plan().study.name}"]
+
+
 def needs(stage, *upstream):
     """Input function: the sidecars that a stage's run needs from upstream stages.
 

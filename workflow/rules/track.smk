@@ -1,0 +1,19 @@
+# MLflow is a view of what is in results/: the driver brings it up to date once, after the last
+# run, as the only writer. Asked for by `all` only where a run is made: see tracked().
+rule track:
+    input:
+        sidecars("evaluate"),
+        study=STUDY,
+    output:
+        touch("results/.cache/tracked/{study}"),
+    log:
+        "results/logs/track/{study}.log",
+    benchmark:
+        "results/benchmarks/track/{study}.tsv"
+    localrule: True
+    conda:
+        "../envs/fitspace.yaml"
+    # A server that is down must not make a finished study a failed one.
+    shell:
+        "fitspace track {input.study:q} > {log:q} 2>&1"
+        " || echo 'not in MLflow (see {log}); later: fitspace track {input.study}' >&2"
