@@ -18,14 +18,17 @@ from fitspace.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, or 2 for bad input."""
+    """Run one command; returns the exit code: 0, 2 for bad input, or what the command says."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except UserError as error:
         for problem in error.problems:
             print(f"fitspace: {problem}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("fitspace: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         # The reader (head, less) went away: not an error, and nothing more to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -109,6 +112,37 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="first collect the table from finished runs; a missing one is an error",
     )
+
+    record = command(_record, "record", "Verify results, record them in DVC, audit.")
+    record.add_argument(
+        "--dirty", action="store_true", help="also what git does not have, noted beside the report"
+    )
+    gc = command(_gc, "gc", "List results that no study or recorded commit names.", False)
+    gc.add_argument("--yes", action="store_true", help="and remove them")
+
+    command(_track, "track", "Import a study's finished runs into MLflow; repeated, nothing new.")
+
+    audit = command(_audit, "audit", "Where a number comes from, and whether it still is.", False)
+    audit.add_argument(
+        "target", type=Path, nargs="?", help="a study file, or a report, or one of its tables"
+    )
+    audit.add_argument(
+        "--value", metavar="TABLE.csv#ROW/COLUMN", help="one number; ROW: 3, or source=input"
+    )
+    audit.add_argument(
+        "--tier",
+        choices=("hash", "regenerate", "reevaluate", "retrain"),
+        default="regenerate",
+        help="how far to go: rehash what is here; make the report again (the default); compute "
+        "metrics again; train runs again",
+    )
+    audit.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="runs to redo")
+    audit.add_argument("--draw", type=int, default=0, metavar="N", help="redo N runs at random")
+    audit.add_argument("--seed", type=int, default=0, help="of the draw")
+    form = audit.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="the whole chain as JSON")
+    form.add_argument("--prov", action="store_true", help="the whole chain as W3C PROV-JSON")
+    form.add_argument("--crate", type=Path, metavar="FOLDER", help="write an RO-Crate")
     return parser
 
 
@@ -202,8 +236,7 @@ def _load(path: Path):
 
 
 def _stage(arguments: argparse.Namespace) -> None:
-    for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is imported
-        os.environ.setdefault(f"{library}_NUM_THREADS", _threads())
+    _limit_threads()
     from fitspace import provenance
 
     provenance.snapshot()
@@ -216,6 +249,11 @@ def _stage(arguments: argparse.Namespace) -> None:
         import_only_models()
     _set_up_torch()
     STAGES[arguments.stage](plan.study, run)
+
+
+def _limit_threads() -> None:
+    for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is imported
+        os.environ.setdefault(f"{library}_NUM_THREADS", _threads())
 
 
 def _threads() -> str:
@@ -268,6 +306,12 @@ def _anova(arguments: argparse.Namespace) -> None:
         print(table.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.6g}"))
 
 
+def _track(arguments: argparse.Namespace) -> None:
+    from fitspace.tracking import track
+
+    print(track(_load(arguments.study)))
+
+
 def _report(arguments: argparse.Namespace) -> None:
     from fitspace.config import load_study
     from fitspace.report import build
@@ -281,6 +325,66 @@ def _report(arguments: argparse.Namespace) -> None:
 
         collect_into(build_plan(study), folder)
     print(build(study, folder))
+
+
+def _record(arguments: argparse.Namespace) -> int:
+    from fitspace import audit, recording
+    from fitspace.audit import show
+
+    found = recording.record(arguments.study, dirty=arguments.dirty)
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    changed = found.audit.verdict == "changed"
+    print((show.text if changed else show.verdict)(found.audit))
+    print(recording.describe(found))
+    return audit.EXIT["changed"] if changed else 0
+
+
+def _gc(arguments: argparse.Namespace) -> None:
+    from fitspace import garbage
+
+    found = garbage.find()
+    if arguments.yes:
+        garbage.remove(found)
+    print(garbage.describe(found, removed=arguments.yes))
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    if arguments.tier == "reevaluate":  # as in a job, so that the bits can be the same
+        _limit_threads()
+        _set_up_torch()
+    from fitspace import audit
+
+    found = audit.audit(
+        arguments.target,
+        value=arguments.value,
+        tier=arguments.tier,
+        runs=arguments.runs,
+        draw=arguments.draw,
+        seed=arguments.seed,
+    )
+    if arguments.json:
+        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+    elif arguments.prov:
+        from fitspace.audit import prov
+
+        value = found.target.value
+        content = None if value is None else value.content
+        print(prov.text(prov.document(found.lineage, found.records, content)), end="")
+    else:
+        from fitspace.audit import show
+
+        print(show.text(found))
+    if arguments.crate and found.verdict == "changed":
+        print(f"{arguments.crate}: not written: its content would contradict itself")
+    elif arguments.crate:
+        from fitspace.audit import crate
+
+        written = crate.write(
+            found.target.path, found.lineage, found.target.folder, arguments.crate
+        )
+        print(f"{arguments.crate}: an RO-Crate of {len(written)} files")
+    return audit.EXIT[found.verdict]
 
 
 def entry() -> None:

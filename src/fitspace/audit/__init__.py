@@ -1,1 +1,153 @@
-"""Where a number comes from, and whether all of it is still as it was recorded."""
+"""Where a number comes from, and whether all of it is still as it was recorded.
+
+An audit walks from a report, a table or one value through runs.csv to metrics, samples, adapters,
+prepared tasks, models, code and packages, and holds what is here against what git and DVC
+recorded. It writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fitspace.audit.chain import Node
+from fitspace.audit.findings import Finding
+from fitspace.audit.target import Target
+from fitspace.errors import UserError
+from fitspace.lineage import Lineage, Record
+
+TIERS = ("hash", "regenerate", "reevaluate", "retrain")
+Tier = Literal["hash", "regenerate", "reevaluate", "retrain"]
+EXIT = {"verified": 0, "changed": 1, "absent": 3}
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was looked at, the chain, and everything that is not as recorded."""
+
+    target: Target
+    tier: Tier
+    lineage: Lineage
+    records: list[Record]
+    chain: Node
+    findings: list[Finding]
+    rehashed: int
+
+    @property
+    def verdict(self) -> str:
+        """``changed`` if anything contradicts its record, else ``absent``, else ``verified``."""
+        kinds = {finding.kind for finding in self.findings}
+        return next((kind for kind in ("changed", "absent") if kind in kinds), "verified")
+
+    @property
+    def runs(self) -> int:
+        return sum(record.stage == "evaluate" for record in self.records)
+
+    @property
+    def stages(self) -> int:
+        return len(self.records)
+
+    def as_json(self) -> dict[str, Any]:
+        value = self.target.value
+        return {
+            "study": self.target.study.name,
+            "table": self.target.table,
+            "value": None if value is None else value.content,
+            "tier": self.tier,
+            "verdict": self.verdict,
+            "runs": self.runs,
+            "stages": self.stages,
+            "rehashed": self.rehashed,
+            "findings": [finding.__dict__ for finding in self.findings],
+            "chain": self.chain.as_json(),
+        }
+
+
+def audit(
+    target: Path | None,
+    *,
+    value: str | None = None,
+    tier: Tier = "regenerate",
+    runs: Sequence[str] = (),
+    draw: int = 0,
+    seed: int = 0,
+) -> Audit:
+    """Audit a study, its report, a table or one value, up to a tier.
+
+    Each tier includes those before it: ``hash`` rehashes everything that is here, ``regenerate``
+    makes the report again, ``reevaluate`` computes the metrics again from the samples (of all
+    runs, unless some are named or drawn), and ``retrain`` trains again the runs that are named, or
+    ``draw`` of them drawn with ``seed``; it needs no samples, and so leaves reevaluation out.
+
+    Raises
+    ------
+    UserError : nothing to audit there, or bad input; what differs is a finding, not an error.
+    """
+    from fitspace import lineage as lineages
+    from fitspace.audit import again, chain, hashes, regenerate, rows, sources
+    from fitspace.audit import target as targets
+    from fitspace.audit.lock import Lock
+    from fitspace.design import build_plan
+
+    where = targets.locate(target, value)
+    plan = build_plan(where.study)
+    lineage = lineages.read(where.folder)
+    records = _behind(lineage, where)
+    planned = {run.name for run in plan.runs}
+    names = (Path(r.folder).name for r in records if r.stage == "evaluate")
+    # Runs that the study no longer has are findings of their rows.
+    behind = [name for name in names if name in planned]
+    chosen = _chosen(tier, behind, runs, draw, seed)
+    lock = Lock()
+    findings = sources.check(where.study, lineage, (r.environment for r in records))
+    findings += sources.uncommitted(where.folder)
+    findings += rows.check(plan, where.folder, lineage, where.keys)
+    more, rehashed = hashes.check(lineage, records, lock)
+    findings += more + lock.report(where.folder)
+    if tier != "hash":
+        findings += regenerate.check(plan, where.folder)
+    if tier == "reevaluate":
+        findings += again.reevaluate(plan, chosen)
+    elif tier == "retrain":
+        findings += again.retrain(where.path, plan, chosen)
+    findings = list(dict.fromkeys(findings))
+    tree = chain.of(where, lineage, records, findings)
+    return Audit(where, tier, lineage, records, tree, findings, rehashed)
+
+
+def _behind(lineage: Lineage, where: Target) -> list[Record]:
+    """The records behind a target, each once; all of a whole study."""
+    if where.keys is None:
+        return list(lineage.records.values())
+    found: dict[tuple[str, str], Record] = {}
+    for key in where.keys:
+        record = lineage.records.get(("evaluate", key))
+        if record is not None:
+            found |= {(r.stage, r.key): r for r in lineage.behind(record)}
+    return [record for link, record in lineage.records.items() if link in found]
+
+
+def _chosen(tier: Tier, behind: list[str], runs: Sequence[str], draw: int, seed: int) -> list[str]:
+    """The runs to measure or to train again. Raises UserError for what cannot be."""
+    from fitspace.audit import again
+
+    asked = bool(runs) or draw != 0
+    if tier not in ("reevaluate", "retrain"):
+        if asked:
+            raise UserError("--runs, --draw: need --tier reevaluate or --tier retrain")
+        return []
+    if runs and draw:
+        raise UserError("--draw: not with --runs, which names them")
+    if unknown := [name for name in runs if name not in behind]:
+        raise UserError(
+            f"--runs: {name!r} is not among the {len(behind)} runs in question; allowed: "
+            f"{', '.join(behind[:5])}{' ...' if len(behind) > 5 else ''}"
+            for name in unknown
+        )
+    if draw:
+        return again.draw(behind, draw, seed)
+    if tier == "retrain" and not runs:
+        raise UserError("--tier retrain: name runs with --runs, or draw some with --draw N")
+    return list(runs) or behind

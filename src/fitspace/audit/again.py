@@ -1,0 +1,387 @@
+"""The tiers that compute again: metrics from the samples, and whole runs from the images on.
+
+Nothing here writes into ``results`` or ``reports``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fitspace import lineage
+from fitspace.audit.findings import Finding
+from fitspace.config import read_yaml
+from fitspace.design import Plan, Run, Stage
+from fitspace.errors import UserError
+from fitspace.files import digest, write_text
+from fitspace.lineage import Lineage
+from fitspace.provenance import environment, verified
+from fitspace.table import REPORTS
+
+# Of a recorded environment: what decides whether equal inputs give equal bits.
+KIND = ("cpu", "device", "cuda", "cudnn", "threads", "deterministic", "packages")
+# Of a metric measured again on another kind of machine; relative, absolute below 1. 80 samples
+# moved by 3e-7 at most between AVX-512, AVX2 and SSE4, and by 5e-6 with noise of 1e-4 on every
+# feature.
+TOLERANCE = 1e-5
+# The base's images of a class are drawn again too: half their pixels one level off move it 1.6e-3.
+DRAWN_AGAIN = {"prior_drift": 2e-3}
+# Shares of images, by their number: one image may fall on the other side of a neighbourhood.
+SHARES = {"precision": "n", "recall": "m"}
+# Standard deviations over seeds. A run of the embedded study on AVX2 in place of AVX-512 was
+# 0.008% away in its Fréchet distance; three standard deviations are 3%.
+SPREAD = 3
+# Where nothing has two seeds; relative, of shares absolute. Three standard deviations of the
+# embedded studies' Fréchet distances are 3 to 14%.
+ONE_SEED = 0.05
+_OWN = {"results", "reports", ".git", ".snakemake"}
+
+
+def same_kind(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two recorded environments are machines of one kind, with libraries and settings.
+
+    Equal inputs then give equal bits. The code's own state is no part of it: a stage whose
+    numbers change raises its version, and so its key.
+    """
+    return all(a.get(name) == b.get(name) for name in KIND)
+
+
+def draw(runs: Sequence[str], n: int, seed: int) -> list[str]:
+    """``n`` of some runs at random, the same ones for a seed; a larger draw keeps a smaller.
+
+    Raises UserError when there are fewer.
+    """
+    names = dict.fromkeys(runs)
+    if not 1 <= n <= len(names):
+        raise UserError(f"--draw: {n}; allowed: 1 to {len(names)}, the number of runs in question")
+    return sorted(names, key=lambda name: digest([seed, name]))[:n]
+
+
+def reevaluate(plan: Plan, runs: Sequence[str]) -> list[Finding]:
+    """Measure runs again, from their samples and the prepared task, and hold that against record.
+
+    Reference features are computed again as well, once a task. Where features and metrics were
+    recorded on this kind of machine (:func:`same_kind`) every number has to be the same to the
+    last bit, else within ``TOLERANCE``. ``runs`` are names, as runs.csv has them.
+
+    Raises
+    ------
+    UserError : names that are not runs of the plan.
+    """
+    findings: list[Finding] = []
+    features: dict[str, dict] = {}
+    for run in tqdm(_named(plan, runs), desc="measuring again", unit="run", disable=None):
+        unusable = [f for s in (run.prepare, run.sample, run.evaluate) for f in _unusable(s)]
+        findings += unusable or _measured_again(plan, run, features)
+    return list(dict.fromkeys(findings))  # A task's are found with every run of it.
+
+
+def _measured_again(plan: Plan, run: Run, features: dict[str, dict]) -> list[Finding]:
+    """``features`` by reference key: of the tasks that were met before."""
+    from safetensors import SafetensorError
+
+    from fitspace.stages import measure, reference_features
+
+    try:
+        recorded = numbers(_json(run.evaluate.folder / "metrics.json"))
+        if run.reference.key not in features:
+            features[run.reference.key] = reference_features(plan.study, run)
+        computed = measure(plan.study, run, features[run.reference.key])
+    except (UserError, SafetensorError, ValueError, KeyError, AttributeError) as error:
+        message = f"cannot be measured again from {run.sample.folder}: {error}"
+        return [Finding("changed", run.name, message)]
+    limits = dict.fromkeys(numbers(computed), 0.0)
+    if not _measured_here(run):
+        limits = {name: tolerance(name, computed) for name in limits}
+    return differences(run.name, recorded, numbers(computed), limits)
+
+
+def _measured_here(run: Run) -> bool:
+    """Whether a run's features and metrics were made on this kind of machine."""
+    try:
+        made_on = [_json(s.sidecar)["environment"] for s in (run.reference, run.evaluate)]
+    except (OSError, ValueError, KeyError):
+        return False  # The reference is not here: nobody can say.
+    return all(same_kind(machine, environment()) for machine in made_on)
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """metrics.json as one level: a row of ``against_n`` gives ``against_n[0].fd_effnet``."""
+    found = {}
+    for name, value in metrics.items():
+        if isinstance(value, list):
+            rows = [numbers(row) for row in value]
+            found |= {f"{name}[{i}].{k}": v for i, row in enumerate(rows) for k, v in row.items()}
+        else:
+            found[name] = value
+    return found
+
+
+def tolerance(name: str, metrics: Mapping[str, Any]) -> float:
+    """By how much a number of ``metrics`` may differ on another kind of machine."""
+    last = name.rpartition(".")[2]
+    if last in ("n", "m"):
+        return 0.0
+    if last in SHARES:
+        return 1.001 / metrics[SHARES[last]]  # shares are float32
+    return DRAWN_AGAIN.get(last, TOLERANCE) * max(1.0, abs(numbers(metrics)[name]))
+
+
+def differences(
+    run: str,
+    recorded: Mapping[str, Any],
+    computed: Mapping[str, Any],
+    limits: Mapping[str, float],
+    how: str = "",
+) -> list[Finding]:
+    """A finding for each number that differs by more than its limit, or that one side lacks.
+
+    ``how`` says where the limits come from.
+    """
+    findings = []
+    for name in dict.fromkeys([*recorded, *computed]):
+        was, now, limit = recorded.get(name), computed.get(name), limits.get(name, 0.0)
+        if was == now or (_number(was) and _number(now) and abs(was - now) <= limit):
+            continue
+        allowed = f"a difference of {limit:.3g}{how}" if limit else "the very same number"
+        message = f"{name}: recorded {was!r}, computed again {now!r}; allowed: {allowed}"
+        findings.append(Finding("changed", run, message))
+    return findings
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float))
+
+
+# --- whole runs ---------------------------------------------------------------------------
+
+
+def retrain(study: Path, plan: Plan, runs: Sequence[str]) -> list[Finding]:
+    """Train runs again from the images on, and hold that against the study's report in git.
+
+    Every stage runs by Snakemake in a temporary folder that links to this project's files, but
+    not to its results: these need not be here. Stage after stage the files are compared by
+    SHA-256 with the study's lineage, and in the end the metrics with runs.csv.
+
+    On the kind of machine of the record (:func:`same_kind`) every file has to be the same. On
+    another, rounding differs and training carries it on, so files differ; each metric then has
+    to lie within ``SPREAD`` standard deviations of the seeds from the recorded one (over the
+    task's points, from runs.csv; where no point has two seeds, within ``ONE_SEED``). As both
+    share seed, noise and data order, rounding alone moves a run by far less. So it finds a
+    number that this design does not give; that the files are the recorded ones it cannot tell.
+
+    Raises
+    ------
+    UserError : names that are not runs of the plan, no lineage or table, or a run that fails.
+    """
+    folder = REPORTS / plan.study.name
+    known, rows = lineage.read(folder), _table(folder / "runs.csv")
+    chosen, findings = [], []
+    for run in _named(plan, runs):
+        if ("evaluate", run.evaluate.key) in known.records and run.name in rows:
+            chosen.append(run)
+        else:
+            message = f"{folder} has no record of it; `fitspace report --cached` collects it"
+            findings.append(Finding("absent", run.name, message))
+    if not chosen:
+        return findings
+    with _workspace() as scratch:
+        _make(scratch, study, [run.evaluate.sidecar for run in chosen])
+        return findings + [f for run in chosen for f in compare(run, known, rows, scratch)]
+
+
+def compare(
+    run: Run, known: Lineage, rows: Mapping[str, Mapping[str, str]], folder: Path
+) -> list[Finding]:
+    """A run made again in a project at ``folder`` against its records and its row of runs.csv.
+
+    ``rows`` are all of the table, by run; see :func:`retrain`.
+    """
+    identical = True
+    for stage in run.stages:
+        record, again = known.records.get((stage.name, stage.key)), _json(folder / stage.sidecar)
+        if record is None:
+            continue
+        outputs = {Path(o["path"]).name: o["sha256"] for o in again["outputs"]}
+        other = [name for name, sha in record.outputs.items() if outputs.get(name) != sha]
+        if not other:
+            continue
+        made_on = known.environments.get(record.environment or "", {})
+        if same_kind(made_on, again["environment"]):
+            return [Finding("changed", run.name, _other_files(stage, record, outputs, other))]
+        identical = False
+        break
+    metrics = _json(folder / run.evaluate.folder / "metrics.json")
+    computed = {name: value for name, value in metrics.items() if _number(value)}
+    recorded = {name: _cell(rows[run.name].get(name)) for name in computed}
+    limits, how = {}, ""
+    if not identical:
+        limits, how = _limits(run, rows, computed)
+    return differences(run.name, recorded, computed, limits, how)
+
+
+def _other_files(
+    stage: Stage, record: lineage.Record, outputs: Mapping[str, str], other: Sequence[str]
+) -> str:
+    hashes = "; ".join(
+        f"{name}: recorded SHA-256 {record.outputs[name]}, now {outputs.get(name, 'no such file')}"
+        for name in other
+    )
+    return f"{stage.name} is the first stage that gives other files on this machine: {hashes}"
+
+
+def _limits(
+    run: Run, rows: Mapping[str, Mapping[str, str]], computed: Mapping[str, float]
+) -> tuple[dict[str, float], str]:
+    """By how much each metric may differ, and where that comes from."""
+    # With the computed values in place of the recorded: a false one would widen its own limit.
+    trusted = {**rows, run.name: rows[run.name] | {n: repr(v) for n, v in computed.items()}}
+    task = [row for row in trusted.values() if row.get("task") == run.task.name]
+    spread = {name: seed_spread(task, name) for name in computed}
+    if all(map(math.isnan, spread.values())):
+        how = f"{ONE_SEED:.0%}: no point has two seeds"
+        limits = {n: ONE_SEED * (1 if n in SHARES else abs(v)) for n, v in computed.items()}
+    else:
+        how = f"{SPREAD} standard deviations over seeds"
+        limits = {name: SPREAD * sd for name, sd in spread.items() if not math.isnan(sd)}
+    # Rounding alone is allowed in any case, and none in numbers of images.
+    least = {name: tolerance(name, computed) for name in computed}
+    return {n: max(limits.get(n, 0.0), t) if t else t for n, t in least.items()}, f" ({how})"
+
+
+def seed_spread(rows: Sequence[Mapping[str, str]], metric: str) -> float:
+    """Standard deviation of a metric over seeds within each point, pooled; NaN: one seed each."""
+    points: dict[str, list[float]] = {}
+    for row in rows:
+        value = _cell(row.get(metric))
+        if _number(value):
+            points.setdefault(row.get("point", ""), []).append(value)
+    squares = sum((v - sum(p) / len(p)) ** 2 for p in points.values() for v in p)
+    freedom = sum(len(p) - 1 for p in points.values())
+    return math.sqrt(squares / freedom) if freedom else math.nan
+
+
+@contextmanager
+def _workspace() -> Iterator[Path]:
+    """A temporary folder whose entries link to this project's, without what it has made."""
+    with tempfile.TemporaryDirectory(prefix="fitspace-") as name:
+        scratch = Path(name).resolve()
+        for entry in Path.cwd().iterdir():
+            if entry.name not in _OWN:
+                (scratch / entry.name).symlink_to(entry)
+        yield scratch
+
+
+def _elsewhere(study: Path) -> str:
+    """A study file for another folder: what it names by a path here, by its absolute path."""
+    import yaml
+
+    content = read_yaml(study)
+    named = [(content, "base"), (content, "judge"), *((task, "path") for task in content["tasks"])]
+    for part, key in named:
+        if part.get(key) and Path(part[key]).exists():
+            part[key] = os.path.abspath(part[key])
+    return yaml.safe_dump(content, allow_unicode=True)
+
+
+def _make(folder: Path, study: Path, targets: Sequence[Path]) -> None:
+    """Make a study's targets in a project folder by Snakemake, with progress on stderr.
+
+    It has a session of its own, so that whatever ends this process's wait ends all of its jobs:
+    none may write into a folder that is going to be deleted.
+    """
+    file = folder / "results/study.yaml"
+    write_text(file, _elsewhere(study))
+    options = ["--cores", "all", "--config", f"study={file.relative_to(folder)}"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    own = {"PATH": path, "FITSPACE_LIVE_TRACKING": "0"}  # no new run for those who watch
+    process = subprocess.Popen(
+        [sys.executable, "-m", "snakemake", *options, "--", *map(str, targets)],
+        cwd=folder,
+        env=os.environ | own,
+        stdin=subprocess.DEVNULL,
+        stdout=2,  # stdout is the audit's own
+        start_new_session=True,
+    )
+    try:
+        code = process.wait()
+    except BaseException:
+        _end(process)
+        raise
+    if code:
+        raise UserError(f"{study}: a run could not be made again; what failed is said above")
+
+
+def _end(process: subprocess.Popen) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGTERM)  # a cluster's jobs are cancelled
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+# --- what stands here ---------------------------------------------------------------------
+
+
+def _named(plan: Plan, names: Sequence[str]) -> list[Run]:
+    found, problems = [], []
+    for name in dict.fromkeys(names):
+        try:
+            found.append(plan.run_of("evaluate", name))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return found
+
+
+def _unusable(stage: Stage) -> list[Finding]:
+    """Why a stage's files cannot be used: not here, or not what its sidecar says."""
+    try:
+        verified(stage)
+    except UserError as error:
+        paths = [problem.partition(": ")[0] for problem in error.problems]
+        return [
+            Finding("changed" if Path(path).exists() else "absent", path, problem)
+            for path, problem in zip(paths, error.problems, strict=True)
+        ]
+    return []
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _table(path: Path) -> dict[str, dict[str, str]]:
+    """A study's table as text, rows by run."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return {row["run"]: row for row in csv.DictReader(file)}
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; `fitspace report --cached` collects it") from None
+    except (UnicodeDecodeError, csv.Error, KeyError) as error:
+        raise UserError(f"{path}: not a study's table ({error})") from None
+
+
+def _cell(text: str | None) -> float | str | None:
+    """A cell's number; as it stands where it is none."""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return text

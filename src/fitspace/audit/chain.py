@@ -1,0 +1,159 @@
+"""The way from a number back to its sources, as a tree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fitspace import lineage as lineages
+from fitspace.audit.findings import Finding
+from fitspace.audit.target import Target
+from fitspace.lineage import Lineage, Record
+
+# What a stage's folder holds, in words.
+ROLES = {
+    "prior": "class images",
+    "prepare": "prepared task",
+    "reference": "reference features",
+    "train": "adapter",
+    "sample": "samples",
+    "evaluate": "metrics",
+}
+
+
+@dataclass
+class Node:
+    """One link of the chain: what it is, its facts, and what it was made from.
+
+    ``state`` is ``verified``, ``changed`` or ``absent``; empty where there is no file to look at.
+    """
+
+    title: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    state: str = ""
+    children: list[Node] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        content = {"title": self.title, "state": self.state or None, "facts": self.facts}
+        return content | {"made_from": [child.as_json() for child in self.children]}
+
+
+def of(
+    target: Target, lineage: Lineage, records: Iterable[Record], findings: list[Finding]
+) -> Node:
+    """The chain of a target: value, table row, code and machines, models, tasks, runs."""
+    records = list(records)
+    states = _States(findings)
+    runs = [record for record in records if record.stage == "evaluate"]
+    root = Node(target.folder.as_posix())
+    if target.table:
+        path = (target.folder / target.table).as_posix()
+        root = Node(path, state=states.of([path]))
+    if target.value:
+        value = target.value
+        root.title = f"{root.title}#{value.row}/{value.column} = {value.text}"
+        cells = {name: text for name, text in value.cells.items() if text}
+        root.children.append(Node(f"row {value.row} of {value.table}", cells))
+    root.children.append(Node(f"study {target.path.as_posix()}", {"name": target.study.name}))
+    for name in ("base", "judge"):
+        model = getattr(lineage, name)
+        paths = [f"{model['path']}/{file}" for file in model["files"]]
+        facts = {"files": model["files"]}
+        root.children.append(Node(f"{name} {model['path']}", facts, states.of([name, *paths])))
+    root.children += _environments(lineage, records, states)
+    root.children += [_task(r, lineage, states) for r in records if r.stage == "prepare"]
+    every = Node(f"{len(runs)} run{'' if len(runs) == 1 else 's'}")
+    every.children = [_run(record, lineage, states) for record in runs]
+    root.children.append(every)
+    return root
+
+
+class _States:
+    def __init__(self, findings: list[Finding]):
+        self.changed = {f.subject for f in findings if f.kind == "changed"}
+        self.absent = {f.subject for f in findings if f.kind == "absent"}
+
+    def of(self, subjects: Iterable[str]) -> str:
+        subjects = set(subjects)
+        if subjects & self.changed:
+            return "changed"
+        return "absent" if subjects & self.absent else "verified"
+
+
+def _environments(lineage: Lineage, records: list[Record], states: _States) -> list[Node]:
+    nodes = []
+    for name in dict.fromkeys(r.environment for r in records):
+        count = sum(r.environment == name for r in records)
+        if name is None:
+            title = f"{count} stages whose sidecars were not here when the table was collected"
+            nodes.append(Node(title, state="absent"))
+            continue
+        made = lineage.environments[name]
+        git = made.get("git") or {}
+        packages = [f"package {package}" for package in made["packages"]]
+        subjects = [f"commit {git.get('commit')}", "code", *packages]
+        nodes.append(
+            Node(f"made by {lineages.program(made)}: {count} stages", made, states.of(subjects))
+        )
+    return nodes
+
+
+def _task(record: Record, lineage: Lineage, states: _States) -> Node:
+    node = _stage(record, states)
+    source = record.material.get("source", {})
+    facts = {name: value for name, value in source.items()}
+    images = _images(record)
+    node.children.append(Node("source images", facts | images))
+    prior = lineage.records.get(("prior", record.material.get("prior")))
+    if prior is not None:
+        node.children.append(_stage(prior, states))
+    return node
+
+
+def _images(record: Record) -> dict[str, Any]:
+    """What the task's manifest says of its images, where it is here."""
+    try:
+        path = Path(record.folder) / "manifest.json"
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        examples = manifest["examples"]
+        held_out = sum(e["split"] == "test" for e in examples)
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {
+        "training images": len(examples) - held_out,
+        "held-out images": held_out,
+        "attribution": manifest.get("attribution", ""),
+    }
+
+
+def _run(record: Record, lineage: Lineage, states: _States) -> Node:
+    """metrics <- samples, reference features <- adapter; the task stands by itself."""
+    node = Node(Path(record.folder).name)
+    chain = [r for r in lineage.behind(record) if r.stage not in ("prepare", "prior")]
+    node.children = [_stage(r, states) for r in chain]
+    node.state = _worst(child.state for child in node.children)
+    return node
+
+
+def _stage(record: Record, states: _States) -> Node:
+    files = {f"{record.stage}.json": record.sidecar} | record.outputs
+    paths = [f"{record.folder}/{name}" for name in files]
+    material = {k: v for k, v in record.material.items() if k not in ("stage", "source")}
+    facts = {
+        "stage": record.stage,
+        "key": record.key,
+        "material": material,
+        "files": files,
+        "environment": record.environment,
+        "started": record.started,
+        "finished": record.finished,
+    }
+    return Node(f"{ROLES[record.stage]} {record.folder}", facts, states.of([record.folder, *paths]))
+
+
+def _worst(states: Iterable[str]) -> str:
+    states = set(states)
+    return next((s for s in ("changed", "absent", "verified") if s in states), "")

@@ -1,0 +1,480 @@
+"""A study as an RO-Crate, by the Provenance Run Crate profile.
+
+https://w3id.org/ro/wfrun/provenance/0.5 on https://w3id.org/ro/crate/1.1. The crate holds the
+report and its tables, the study, the workflow and the pins. What the runs made is not copied: it is
+named by ``#`` and its path, with its SHA-256.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from fitspace import __version__
+from fitspace.audit.chain import ROLES
+from fitspace.audit.prov import flat, reads, settings
+from fitspace.errors import UserError
+from fitspace.files import canonical, digest, sha256
+from fitspace.lineage import NAME, UPSTREAM, Lineage, Record
+
+WORKFLOW = "workflow/Snakefile"
+# Copied as far as they are there; of folders everything that is not hidden.
+PROJECT = (
+    "Snakefile", "workflow", "profiles/default", "dvc.yaml", "dvc.lock", "constraints.txt",
+    "pyproject.toml", "LICENSE",
+)  # fmt: skip
+PROFILES = {
+    "https://w3id.org/ro/wfrun/process/0.5": "Process Run Crate",
+    "https://w3id.org/ro/wfrun/workflow/0.5": "Workflow Run Crate",
+    "https://w3id.org/ro/wfrun/provenance/0.5": "Provenance Run Crate",
+    "https://w3id.org/workflowhub/workflow-ro-crate/1.0": "Workflow RO-Crate",
+}
+BIOSCHEMAS = "https://bioschemas.org/profiles/ComputationalWorkflow/1.0-RELEASE"
+# The one term of the run crates' vocabulary that is used; RO-Crate 1.1's own context lacks it.
+TERMS = {"sha256": "https://w3id.org/ro/terms/workflow-run#sha256"}
+APACHE = "https://www.apache.org/licenses/LICENSE-2.0"
+CC_BY_SA = "https://creativecommons.org/licenses/by-sa/4.0/"
+LICENCES = {
+    APACHE: ("Apache-2.0", "Apache License 2.0: everything that names no other licence."),
+    CC_BY_SA: ("CC BY-SA 4.0", "Creative Commons Attribution-ShareAlike 4.0 International."),
+}
+COMPLETED = "http://schema.org/CompletedActionStatus"
+# What mimetypes says depends on the machine.
+FORMATS = {
+    "": "text/plain", ".csv": "text/csv", ".html": "text/html", ".json": "application/json",
+    ".lock": "application/yaml", ".md": "text/markdown", ".png": "image/png",
+    ".sh": "text/x-shellscript", ".smk": "text/plain", ".svg": "image/svg+xml",
+    ".toml": "application/toml", ".txt": "text/plain", ".yaml": "application/yaml",
+}  # fmt: skip
+_SHORT = 12
+_LONG = 60
+
+
+def write(study_file: Path, lineage: Lineage, report_folder: Path, target: Path) -> list[Path]:
+    """Write a study's crate into ``target``, a new or an empty folder; returns the crate's files.
+
+    Called in the project's folder. The same study gives the same bytes.
+
+    Raises
+    ------
+    UserError : ``target`` is in use or lies in what is copied; every file that is missing or is
+        not what it should be.
+    """
+    given = _Given(Path(study_file), lineage, Path(report_folder))
+    where = Path(target).resolve()
+    if problems := [*given.missing(), *given.unusable(where)]:
+        raise UserError(problems)
+    where.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=where.parent, prefix=f".{where.name}.") as temporary:
+        folder = Path(temporary) / where.name
+        _Crate(given).crate.write(folder)
+        os.replace(folder, where)
+    return sorted(path for path in Path(target).rglob("*") if path.is_file())
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a crate is made of."""
+
+    study_file: Path
+    lineage: Lineage
+    report_folder: Path
+
+    @property
+    def study(self) -> str:
+        """The study file's path in the crate, which has the project's folders."""
+        path, project = self.study_file.resolve(), Path.cwd()
+        if path.is_relative_to(project):
+            return path.relative_to(project).as_posix()
+        return f"params/{path.name}"
+
+    @property
+    def report(self) -> str:
+        """The report folder's path in the crate."""
+        return f"reports/{self.lineage.study}"
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """Path in the crate -> file."""
+        found = {self.study: self.study_file} | dict(_walk(self.report_folder, self.report))
+        for part in PROJECT:
+            found |= dict(_walk(Path(part), part))
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def design(self) -> dict[str, Any]:
+        return _read(self.report_folder / "design.json")["study"]
+
+    @cached_property
+    def attributions(self) -> dict[str, str]:
+        """Path in the crate of each strip of images -> the attribution that they ask for."""
+        strips = _read(self.report_folder / "gallery.json")
+        return {f"{self.report}/{strip['file']}": strip["attribution"] for strip in strips}
+
+    @property
+    def finished(self) -> str:
+        """When the last stage had finished; deterministic, as nothing of now is in a crate."""
+        return max(r.finished for r in self.lineage.records.values() if r.finished)
+
+    def missing(self) -> Iterator[str]:
+        needed = [self.study_file, Path(WORKFLOW)]
+        needed += [self.report_folder / n for n in ("report.html", "design.json", "gallery.json")]
+        for path in [*needed, self.report_folder / NAME]:
+            if not path.is_file():
+                yield f"{path}: missing; a crate of study {self.lineage.study!r} needs it"
+        if not any(record.finished for record in self.lineage.records.values()):
+            yield f"{self.report_folder / NAME}: has no stage that says when it finished"
+
+    def unusable(self, target: Path) -> Iterator[str]:
+        """Why the crate cannot be written into ``target``, an absolute path."""
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            yield f"--crate: {str(target)!r} is in use; allowed: a new or an empty folder"
+        for folder in (self.report_folder, *map(Path, PROJECT)):
+            if target.is_relative_to(folder.resolve()):
+                yield f"--crate: {str(target)!r} lies in {folder}, which is copied into the crate"
+
+
+def _walk(part: Path, name: str) -> Iterator[tuple[str, Path]]:
+    """Name in the crate and path of a file, or of all files in a folder that are not hidden."""
+    if part.is_file():
+        yield name, part
+    for path in part.rglob("*"):
+        inner = path.relative_to(part)
+        hidden = any(p.startswith(".") or p == "__pycache__" for p in inner.parts)
+        if path.is_file() and not hidden:
+            yield f"{name}/{inner.as_posix()}", path
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); `fitspace report --cached` writes it"
+        ) from None
+
+
+Reference = dict[str, str]
+
+
+class _Crate:
+    """The crate's entities, in an order that does not change.
+
+    ``actions`` are references to all executions, ``tools`` to what was executed, by stage.
+    """
+
+    def __init__(self, given: _Given):
+        from rocrate.rocrate import ROCrate
+
+        self.given, self.lineage = given, given.lineage
+        self.crate = ROCrate(version="1.1")
+        self.crate.metadata.extra_terms = dict(TERMS)
+        self.actions: list[Reference] = []
+        self.tools: dict[str, list[Reference]] = {}
+        self._licences()
+        copied = self._copied()
+        sources = [self._stage(record) for record in self.lineage.records.values()]
+        self._report(copied)
+        self._workflow(copied, [s for each in sources for s in each])
+        self._root()
+
+    # --- the parts ----------------------------------------------------------------------
+
+    def _licences(self) -> None:
+        for url, (name, description) in LICENCES.items():
+            self._add(url, "CreativeWork", name=name, description=description)
+
+    def _copied(self) -> list[Reference]:
+        """Everything that the crate holds, but the workflow; returns the report's files."""
+        for path, file in self.given.files.items():
+            if path != WORKFLOW:
+                self.crate.add_file(file, path, properties=self._facts(path, file))
+        readme = {"name": "README.md", "encodingFormat": FORMATS[".md"], "about": {"@id": "./"}}
+        self.crate.add_file(io.StringIO(self._readme()), "README.md", properties=readme)
+        inside = f"{self.given.report}/"
+        return [{"@id": quote(path)} for path in self.given.files if path.startswith(inside)]
+
+    def _facts(self, path: str, file: Path) -> dict[str, Any]:
+        facts = {
+            "name": path,
+            "sha256": sha256(file),
+            "contentSize": str(file.stat().st_size),
+            "encodingFormat": FORMATS.get(file.suffix, "application/octet-stream"),
+        }
+        attributions = set(self.given.attributions.values())
+        if path in self.given.attributions:
+            attribution = self.given.attributions[path]
+            facts |= {"license": _licence(attribution), "description": attribution or "Images"}
+        elif path == f"{self.given.report}/report.html":  # the strips are in the page
+            licences = [_licence(text) for text in sorted(attributions) if text]
+            facts["license"] = [{"@id": APACHE}, *licences] if licences else {"@id": APACHE}
+            facts["exampleOfWork"] = {"@id": "#parameter/report"}
+        if path == self.given.study:
+            facts["exampleOfWork"] = {"@id": "#parameter/study"}
+        return facts
+
+    def _stage(self, record: Record) -> list[Reference]:
+        """A stage's folder and its execution; returns the images that it started from."""
+        upstream, models = reads(self.lineage, record)
+        files = {f"{record.stage}.json": record.sidecar} | record.outputs
+        made = self._folder(record.folder, files)
+        read = [{"@id": _folder_id(r.folder)} for r in upstream]
+        read += [self._model(name) for name in models]
+        sources = self._source(record)
+        name = Path(record.folder).name
+        self._action(
+            f"#run/{record.stage}/{record.key}",
+            f"fitspace {record.stage} {name}",
+            f"Made the {ROLES[record.stage]} {name}.",
+            self._tool(record.stage, record.environment),
+            [*read, *sources, *(self._property(k, v) for k, v in settings(record).items())],
+            [made],
+            record.started,
+            record.finished,
+        )
+        return sources
+
+    def _report(self, copied: list[Reference]) -> None:
+        runs = [r for r in self.lineage.records.values() if r.stage == "evaluate"]
+        self._action(
+            "#run/report",
+            f"fitspace report {self.given.study}",
+            "Collected the runs' metrics and made the tables, the figures and the report.",
+            self._tool("report", None),
+            [{"@id": quote(self.given.study)}, *({"@id": _folder_id(r.folder)} for r in runs)],
+            copied,
+        )
+
+    def _workflow(self, copied: list[Reference], sources: list[Reference]) -> None:
+        from rocrate.model import ComputationalWorkflow
+
+        engines = {e["packages"].get("snakemake") for e in self.lineage.environments.values()}
+        order = [*UPSTREAM, "report"]
+        steps = [
+            self._add(
+                f"#step/{stage}",
+                "HowToStep",
+                name=stage,
+                position=str(order.index(stage)),
+                workExample=_one(self.tools[stage]),
+            )
+            for stage in order
+            if stage in self.tools
+        ]
+        workflow = self.crate.add_workflow(
+            Path(WORKFLOW),
+            WORKFLOW,
+            main=True,
+            lang="snakemake",
+            lang_version=engines.pop() if len(engines) == 1 else None,
+            properties=self._facts(WORKFLOW, Path(WORKFLOW))
+            | {
+                "@type": [*ComputationalWorkflow.TYPES, "HowTo"],
+                "name": "fitspace: one study, from its file to its report",
+                "version": __version__,
+                "conformsTo": {"@id": BIOSCHEMAS},
+                "license": {"@id": APACHE},
+                "input": self._parameter("study", "The study file"),
+                "output": self._parameter("report", "The report, one page"),
+                "step": _one(steps),
+                "hasPart": [tool for stage in self.tools.values() for tool in stage],
+            },
+        )
+        self._add(BIOSCHEMAS, "CreativeWork", name="Bioschemas ComputationalWorkflow profile")
+        models = [self._model("base"), self._model("judge")]
+        unique = list({s["@id"]: s for s in sources}.values())
+        started = [r.started for r in self.lineage.records.values() if r.started]
+        self._action(
+            "#run/study",
+            f"Study {self.lineage.study}",
+            "Every stage of the study's runs, and its report.",
+            {"@id": workflow.id},
+            [{"@id": quote(self.given.study)}, *models, *unique],
+            copied,
+            min(started),
+            self.given.finished,
+        )
+
+    def _root(self) -> None:
+        design, root = self.given.design, self.crate.root_dataset
+        runs = sum(r.stage == "evaluate" for r in self.lineage.records.values())
+        root["name"] = design["title"]
+        root["description"] = " ".join(
+            part
+            for part in (
+                design["question"],
+                f"A designed experiment on parameter-efficient fine-tuning: {runs} runs, their "
+                "tables and report, and what every number was made from.",
+            )
+            if part
+        )
+        root["license"] = {"@id": APACHE}
+        self.crate.datePublished = self.given.finished
+        root["conformsTo"] = [
+            self._add(url, "CreativeWork", name=name, version=url.rpartition("/")[2])
+            for url, name in PROFILES.items()
+        ]
+        root["mentions"] = self.actions
+
+    # --- entities -----------------------------------------------------------------------
+
+    def _add(self, identifier: str, kind: str, **properties: Any) -> Reference:
+        """An entity that is no file of the crate, once."""
+        from rocrate.model import ContextEntity
+
+        if identifier not in self.crate:
+            known = {name: value for name, value in properties.items() if value is not None}
+            self.crate.add(ContextEntity(self.crate, identifier, {"@type": kind, **known}))
+        return {"@id": identifier}
+
+    def _action(
+        self,
+        identifier: str,
+        name: str,
+        description: str,
+        instrument: Reference,
+        read: list[Reference],
+        made: list[Reference],
+        started: str | None = None,
+        finished: str | None = None,
+    ) -> None:
+        action = self._add(
+            identifier,
+            "CreateAction",
+            name=name,
+            description=description,
+            instrument=instrument,
+            object=_one(read),
+            result=_one(made),
+            startTime=started,
+            endTime=finished,
+            actionStatus=COMPLETED,
+        )
+        self.actions.append(action)
+
+    def _folder(self, path: str, files: Mapping[str, str]) -> Reference:
+        """A folder that is not in the crate, and its files' SHA-256."""
+        parts = [
+            self._add(
+                f"#{quote(f'{path}/{name}')}",
+                "File",
+                name=f"{path}/{name}",
+                sha256=value,
+                encodingFormat=FORMATS.get(Path(name).suffix, "application/octet-stream"),
+            )
+            for name, value in files.items()
+        ]
+        return self._add(_folder_id(path), "Dataset", name=path, hasPart=_one(parts))
+
+    def _model(self, name: str) -> Reference:
+        model = getattr(self.lineage, name)
+        return self._folder(model["path"], model["files"])
+
+    def _source(self, record: Record) -> list[Reference]:
+        source = record.material.get("source")
+        if source is None:
+            return []
+        facts = [self._property(f"source.{k}", v) for k, v in flat(source).items()]
+        return [
+            self._add(
+                f"#source/{digest(source)[:_SHORT]}",
+                "Dataset",
+                name=f"Images of {Path(record.folder).name.rpartition('~')[0]}",
+                additionalProperty=_one(facts),
+            )
+        ]
+
+    def _property(self, name: str, value: Any) -> Reference:
+        """A setting and its value, once for all that share it."""
+        content = canonical(value)
+        short = content if len(content) <= _LONG else digest(value)[:_SHORT]
+        identifier = f"#{quote(f'{name}={short}', safe='/=')}"
+        return self._add(identifier, "PropertyValue", name=name, value=value)
+
+    def _parameter(self, name: str, description: str) -> Reference:
+        return self._add(
+            f"#parameter/{name}",
+            "FormalParameter",
+            name=name,
+            description=description,
+            additionalType="File",
+        )
+
+    def _tool(self, stage: str, environment: str | None) -> Reference:
+        """`fitspace STAGE` as it was in an environment; of unknown version where that is None."""
+        identifier = f"#environment/{environment or 'unknown'}/{stage}"
+        version = needs = None
+        if environment:
+            version = self.lineage.environments[environment]["fitspace"]
+            needs = self._environment(environment)
+        tool = self._add(
+            identifier,
+            "SoftwareApplication",
+            name=f"fitspace {stage}",
+            softwareVersion=version,
+            softwareRequirements=needs,
+        )
+        known = self.tools.setdefault(stage, [])
+        if tool not in known:
+            known.append(tool)
+        return tool
+
+    def _environment(self, name: str) -> Reference:
+        facts = self.lineage.environments[name]
+        packages = [
+            self._add(
+                f"https://pypi.org/project/{package}/#{quote(version)}",
+                "SoftwareApplication",
+                name=package,
+                softwareVersion=version,
+                url=f"https://pypi.org/project/{package}/",
+            )
+            for package, version in facts["packages"].items()
+        ]
+        others = {k: v for k, v in facts.items() if k != "packages"}
+        return self._add(
+            f"#environment/{name}",
+            "SoftwareApplication",
+            name="fitspace, its packages and its machine",
+            softwareVersion=facts["fitspace"],
+            softwareRequirements=_one(packages),
+            additionalProperty=[self._property(k, v) for k, v in flat(others).items()],
+        )
+
+    def _readme(self) -> str:
+        design, report = self.given.design, self.given.report
+        return (
+            f"# {design['title']}\n\n"
+            "An RO-Crate of a designed experiment on parameter-efficient fine-tuning, made by "
+            f"fitspace {__version__}.\n\n"
+            f"- `{report}/report.html`: the report; beside it its tables and figures\n"
+            f"- `{report}/{NAME}`: every stage behind the numbers, with the SHA-256 of its files\n"
+            f"- `{self.given.study}`: the study\n"
+            "- `ro-crate-metadata.json`: all of it, and every execution, as linked data\n\n"
+            "What the runs made is not in the crate. In a clone of the project with these files,\n"
+            f"`fitspace audit {self.given.study}` verifies it.\n"
+        )
+
+
+def _folder_id(path: str) -> str:
+    return f"#{quote(path)}/"
+
+
+def _licence(attribution: str) -> Any:
+    """The licence of images, by the attribution that they ask for."""
+    if "CC BY-SA 4.0" in attribution:
+        return {"@id": CC_BY_SA}
+    return attribution or "Not stated: as the images that the study was made from."
+
+
+def _one(values: list) -> Any:
+    """A list of one as that one, as RO-Crate asks for."""
+    return values[0] if len(values) == 1 else values

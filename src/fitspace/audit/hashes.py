@@ -1,0 +1,143 @@
+"""The hash tier: all artefacts that are here, rehashed and held against what was recorded.
+
+What was recorded stands in git beside the table (:mod:`fitspace.lineage`), in each stage's
+sidecar, and in dvc.lock. The three were written at different times: who forges one has the
+others against him.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fitspace.audit.findings import Finding
+from fitspace.audit.lock import Lock
+from fitspace.design import KEY_LENGTH
+from fitspace.files import digest
+from fitspace.lineage import Lineage, Record, in_results
+
+
+def check(lineage: Lineage, records: Iterable[Record], lock: Lock) -> tuple[list[Finding], int]:
+    """Everything about the records' files that is not as recorded, and the number rehashed."""
+    every = _Files(lineage, lock)
+    findings = [finding for record in tqdm(
+        list(records), desc="rehashing", unit="stage", disable=None
+    ) for finding in every.check(record)]  # fmt: skip
+    return findings, every.rehashed
+
+
+class _Files:
+    def __init__(self, lineage: Lineage, lock: Lock):
+        self.lineage, self.lock = lineage, lock
+        self.rehashed = 0
+        self.by_path = {p: h for r in lineage.records.values() for p, h in _files(r).items()}
+        self.owner = {value: path for path, value in self.by_path.items()}
+
+    def check(self, record: Record) -> Iterator[Finding]:
+        yield from _own_key(record)
+        whole = True
+        for name, expected in _files(record).items():
+            path = Path(name)
+            if not path.is_file():
+                yield Finding("absent", name, "not here")
+                continue
+            found, md5 = _digests(path)
+            self.rehashed += 1
+            if found != expected:
+                whole = False
+                yield Finding("changed", name, self._why(record, path, found, expected))
+            if (locked := self.lock.md5(name)) is not None and locked != md5:
+                yield Finding("changed", name, f"MD5 is {md5}; dvc.lock recorded {locked}")
+        sidecar = _sidecar(record)
+        if whole and sidecar.is_file():
+            yield from self._links(record, json.loads(sidecar.read_text(encoding="utf-8")))
+
+    def _why(self, record: Record, path: Path, found: str, expected: str) -> str:
+        if path == _sidecar(record):
+            if differing := list(_differing(path, record, self.lineage)):
+                return "; ".join(differing)
+        elif found in self.owner:
+            return f"is {self.owner[found]}, by its SHA-256"
+        return f"SHA-256 is {found}; recorded {expected}"
+
+    def _links(self, record: Record, sidecar: dict[str, Any]) -> Iterator[Finding]:
+        """Whether what a stage read is what the study has upstream of it."""
+        for item in sidecar["inputs"]:
+            name = in_results(item["path"])
+            if name in self.by_path and self.by_path[name] != item["sha256"]:
+                yield Finding(
+                    "changed",
+                    _sidecar(record).as_posix(),
+                    f"was made from another {name}: it read SHA-256 {item['sha256']}, recorded "
+                    f"is {self.by_path[name]}",
+                )
+
+
+def _sidecar(record: Record) -> Path:
+    return Path(record.folder) / f"{record.stage}.json"
+
+
+def _files(record: Record) -> dict[str, str]:
+    """Path -> SHA-256 of a stage's sidecar and outputs."""
+    named = {f"{record.folder}/{name}": value for name, value in record.outputs.items()}
+    return {_sidecar(record).as_posix(): record.sidecar} | named
+
+
+def _own_key(record: Record) -> Iterator[Finding]:
+    """A key is made of its material: neither can be changed alone."""
+    expected = digest(record.material)[:KEY_LENGTH]
+    if record.key != expected or not record.folder.endswith(f"~{record.key}"):
+        yield Finding(
+            "changed",
+            record.folder,
+            f"key {record.key!r}, but its material gives {expected!r}",
+        )
+
+
+def _differing(path: Path, record: Record, lineage: Lineage) -> Iterator[str]:
+    """What a sidecar says otherwise than the record of it."""
+    try:
+        sidecar = json.loads(path.read_text(encoding="utf-8"))
+        outputs = {Path(o["path"]).name: o["sha256"] for o in sidecar["outputs"]}
+    except (ValueError, KeyError, TypeError):
+        yield "is no sidecar any more"
+        return
+    if sidecar.get("key") != record.key:
+        yield f"is the sidecar of {sidecar.get('stage')} {sidecar.get('key')}, not {record.key}"
+    recorded = {"material": record.material, "outputs": record.outputs}
+    found = {"material": sidecar.get("material"), "outputs": outputs}
+    if record.environment is not None:
+        recorded |= {
+            "environment": lineage.environments[record.environment],
+            "started": record.started,
+            "finished": record.finished,
+        }
+        found |= {name: sidecar.get(name) for name in ("environment", "started", "finished")}
+    for name, before, now in differences(recorded, found):
+        yield f"{name} is {now!r}; recorded {before!r}"
+
+
+def differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, before, now) of each leaf in which two nested mappings differ."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        if before != now:
+            yield name, before, now
+        return
+    for key in dict.fromkeys([*before, *now]):
+        dotted = f"{name}.{key}" if name else str(key)
+        yield from differences(before.get(key), now.get(key), dotted)
+
+
+def _digests(path: Path) -> tuple[str, str]:
+    """SHA-256 and MD5 (hex; DVC's) of a file, read once."""
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+            md5.update(block)
+    return sha256.hexdigest(), md5.hexdigest()

@@ -1,0 +1,94 @@
+"""What dvc.lock recorded of a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fitspace.audit.findings import Finding
+from fitspace.errors import UserError
+
+LOCK = Path("dvc.lock")
+
+
+class Lock:
+    """The outputs in dvc.lock. A folder's files stand in a listing in DVC's cache.
+
+    Raises UserError when dvc.lock cannot be read.
+    """
+
+    def __init__(self, path: Path = LOCK):
+        self.outs: dict[str, str] = {}
+        if not path.exists():
+            return
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            for stage in content["stages"].values():
+                self.outs |= {out["path"]: out["md5"] for out in stage.get("outs", [])}
+        except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: not a dvc.lock ({error})") from None
+
+    def md5(self, name: str) -> str | None:
+        """The MD5 (hex) recorded of a file; None where none is known."""
+        if name in self.outs:
+            return self.outs[name]
+        for out, md5 in self.outs.items():
+            if name.startswith(f"{out}/") and md5.endswith(".dir"):
+                return (self._listing(out) or {}).get(name.removeprefix(f"{out}/"))
+        return None
+
+    def report(self, folder: Path) -> list[Finding]:
+        """A report's files that are not as recorded; results that cannot be held against it.
+
+        The latter have their listing neither in the cache nor here.
+        """
+        findings = []
+        for path in sorted(folder.rglob("*")):
+            recorded = self.md5(path.as_posix()) if path.is_file() else None
+            if recorded is not None and (found := _md5(path.read_bytes())) != recorded:
+                message = f"MD5 is {found}; dvc.lock recorded {recorded}"
+                findings.append(Finding("changed", path.as_posix(), message))
+        return findings + [
+            Finding("absent", out, f"its listing {md5} of dvc.lock is not in DVC's cache")
+            for out, md5 in self.outs.items()
+            if md5.endswith(".dir") and Path(out).is_dir() and self._listing(out) is None
+        ]
+
+    def _listing(self, out: str) -> dict[str, str] | None:
+        if out not in self._listings:
+            self._listings[out] = self._read(self.outs[out])
+        return self._listings[out]
+
+    @cached_property
+    def _listings(self) -> dict[str, dict[str, str] | None]:
+        return {}
+
+    def _read(self, md5: str) -> dict[str, str] | None:
+        path = self._cache / "files" / "md5" / md5[:2] / md5[2:]
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        if _md5(content) != md5.removesuffix(".dir"):
+            raise UserError(f"{path}: not the listing that dvc.lock recorded; delete it, dvc fetch")
+        rows: list[dict[str, Any]] = json.loads(content)
+        return {row["relpath"]: row["md5"] for row in rows}
+
+    @cached_property
+    def _cache(self) -> Path:
+        command = [sys.executable, "-m", "dvc", "cache", "dir"]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if done.returncode != 0:
+            raise UserError(f"dvc cache dir: {done.stderr.strip()}")
+        return Path(done.stdout.strip())
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()

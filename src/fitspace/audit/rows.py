@@ -1,0 +1,121 @@
+"""Whether runs.csv has exactly the runs of the study, each with its own numbers."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from fitspace import table
+from fitspace.audit.findings import Finding
+from fitspace.audit.hashes import differences
+from fitspace.design import Plan, Run
+from fitspace.errors import UserError
+from fitspace.lineage import UPSTREAM, Lineage, Record
+
+RUNS = "runs.csv"
+# Reported once by their files, not by every key that hangs on them.
+_BY_FILES = ("base", "evaluator.judge")
+
+
+def check(plan: Plan, folder: Path, lineage: Lineage, keys: Iterable[str] | None) -> list[Finding]:
+    """Missing and unplanned rows, other settings, other cells; of some runs or of all."""
+    path = folder / RUNS
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = {row["run"]: row for row in csv.DictReader(file)}
+    except FileNotFoundError:
+        return [Finding("absent", path.as_posix(), "not here")]
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+        return [Finding("changed", path.as_posix(), f"is no table of runs ({error})")]
+    planned = {run.name: run for run in plan.runs}
+    findings = _other_runs(path, plan, rows, lineage)
+    wanted = None if keys is None else set(keys)
+    for name, row in rows.items():
+        run = planned.get(name)
+        if run is not None and (wanted is None or run.evaluate.key in wanted):
+            findings += _cells(path, plan, run, row, lineage)
+    return findings
+
+
+def _other_runs(path: Path, plan: Plan, rows: dict, lineage: Lineage) -> list[Finding]:
+    """Runs that only the plan or only the table has; settings by which their keys differ."""
+    recorded = {_who(row): name for name, row in rows.items()}
+    planned = {run.name for run in plan.runs}
+    findings, otherwise = [], Counter()
+    seen = set()
+    for run in plan.runs:
+        who = (run.point.name, run.task.name, str(run.seed))
+        seen.add(who)
+        if run.name in rows:
+            continue
+        if who not in recorded:
+            findings.append(Finding("changed", path.as_posix(), f"the run {run.name} is missing"))
+            continue
+        otherwise.update(_otherwise(run, recorded[who], lineage))
+    findings += [
+        Finding("changed", path.as_posix(), f"the run {name} is not of this study")
+        for who, name in recorded.items()
+        if who not in seen and name not in planned
+    ]
+    for (what, before, now), runs in otherwise.items():
+        message = f"{what} is {now!r} now; {runs} runs were made with {before!r}"
+        findings.append(Finding("changed", path.as_posix(), message))
+    return findings
+
+
+def _who(row: dict[str, str]) -> tuple[str, str, str]:
+    return row.get("point", ""), row.get("task", ""), row.get("seed", "")
+
+
+def _otherwise(run: Run, name: str, lineage: Lineage) -> list[tuple[str, object, object]]:
+    """In what the run in the table was made otherwise than the study says now."""
+    record = lineage.records.get(("evaluate", name.rpartition("~")[2]))
+    if record is None:
+        return [("key", name, run.name)]
+    made = {r.stage: r.material for r in lineage.behind(record)}
+    found = []
+    for stage in run.stages:
+        links = UPSTREAM[stage.name]
+        for what, before, now in differences(made.get(stage.name, {}), stage.material):
+            if what not in links and what not in _BY_FILES:
+                found.append((f"{stage.name}.{what}", str(before), str(now)))
+    return found
+
+
+def _cells(
+    path: Path, plan: Plan, run: Run, row: dict[str, str], lineage: Lineage
+) -> list[Finding]:
+    """Cells that are not what the plan and, where it is here, metrics.json say."""
+    keys = {f"{s.name}_key": s.key for s in run.stages if f"{s.name}_key" in row}
+    expected = table.identity(plan, run) | keys
+    record = lineage.records.get(("evaluate", run.evaluate.key))
+    if record is not None and _is_as_recorded(record):
+        # Otherwise the changed file is a finding already.
+        try:
+            expected = table.row(plan, run)
+        except UserError as error:
+            return [Finding("changed", run.evaluate.folder.as_posix(), p) for p in error.problems]
+    return [
+        Finding(
+            "changed",
+            path.as_posix(),
+            f"{column} of {run.name} is {row[column]!r}; the run has {table.cell(value)!r}",
+        )
+        for column, value in expected.items()
+        if column in row and row[column] != table.cell(value)
+    ] + [
+        Finding("changed", path.as_posix(), f"has no column {column!r}")
+        for column, value in expected.items()
+        if column not in row and value is not None
+    ]
+
+
+def _is_as_recorded(record: Record) -> bool:
+    from fitspace.files import sha256
+
+    folder = Path(record.folder)
+    expected = {f"{record.stage}.json": record.sidecar} | record.outputs
+    paths = {folder / name: value for name, value in expected.items()}
+    return all(path.is_file() and sha256(path) == value for path, value in paths.items())

@@ -1,0 +1,120 @@
+"""An audit in words: the chain as a tree, the findings, the verdict."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from fitspace.audit import Audit
+from fitspace.audit.chain import Node
+from fitspace.audit.findings import Finding
+from fitspace.lineage import SHORT
+
+_RUNS_SHOWN = 1
+_ABSENT_SHOWN = 8
+_MARKS = {"verified": "ok", "changed": "CHANGED", "absent": "absent", "": ""}
+
+
+def text(audit: Audit) -> str:
+    """What `fitspace audit` prints."""
+    return "\n".join([*tree(audit.chain), "", *_findings(audit.findings), verdict(audit)])
+
+
+def tree(node: Node, before: str = "", after: str = "") -> Iterator[str]:
+    """A node and all below it; of many runs one stands for the verified ones."""
+    mark = f"  [{_MARKS[node.state]}]" if node.state else ""
+    yield f"{before}{node.title}{mark}"
+    lines = [f"{k}: {v}" for k, v in _shown(node)]
+    children = list(_some(node.children))
+    stem = after + ("│  " if children else "   ")
+    for line in lines:
+        yield from textwrap.wrap(
+            line, _width(), initial_indent=stem, subsequent_indent=f"{stem}  ",
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+    for i, child in enumerate(children):
+        branch, stem = ("└─ ", "   ") if i == len(children) - 1 else ("├─ ", "│  ")
+        yield from tree(child, after + branch, after + stem)
+
+
+def _width() -> int:
+    return max(60, shutil.get_terminal_size((110, 24)).columns)
+
+
+def _some(children: list[Node]) -> Iterator[Node]:
+    """All children that are no runs; of runs those not verified, and the first that is."""
+    skipped, shown = 0, 0
+    for child in children:
+        is_run = bool(child.children) and "~s" in child.title and not child.facts
+        if is_run and child.state != "changed":
+            shown += 1
+            if shown > _RUNS_SHOWN:
+                skipped += 1
+                continue
+        yield child
+    if skipped:
+        yield Node(f"... and {skipped} more; --json has all")
+
+
+def _shown(node: Node) -> Iterator[tuple[str, str]]:
+    facts = node.facts
+    if "files" in facts and "stage" not in facts:
+        yield "files", str(len(facts["files"]))
+    elif "stage" in facts:
+        settings = {k: v for k, v in facts["material"].items() if k not in ("version", "base")}
+        if settings:
+            yield "from", _compact(settings)
+        for name, value in facts["files"].items():
+            yield name, f"SHA-256 {_short(value)}"
+    elif "source_sha256" in facts:
+        yield "packages", _compact(facts["packages"])
+    else:
+        for name, value in facts.items():
+            yield name, _short(value)
+
+
+def _compact(content: dict) -> str:
+    parts = []
+    for name, value in content.items():
+        inner = f"{{{_compact(value)}}}" if isinstance(value, dict) else _short(value)
+        parts.append(f"{name} {inner}")
+    return ", ".join(parts)
+
+
+def _short(value: object) -> str:
+    """Digests by their first characters."""
+    text = str(value)
+    return f"{text[:SHORT]}.." if re.fullmatch(r"[0-9a-f]{32,}", text) else text
+
+
+def _findings(findings: list[Finding]) -> Iterator[str]:
+    for finding in findings:
+        if finding.kind == "changed":
+            yield f"CHANGED  {finding.subject}: {finding.message}"
+    absent = [f for f in findings if f.kind == "absent"]
+    files = [f for f in absent if f.message == "not here"]
+    rooms = Counter("/".join(Path(f.subject).parts[:2]) for f in files)
+    for room, count in rooms.items():
+        yield f"absent   {room}: {count} file{'s' * (count != 1)}"
+    for finding in [f for f in absent if f not in files][:_ABSENT_SHOWN]:
+        yield f"absent   {finding.subject}: {finding.message}"
+
+
+def verdict(audit: Audit) -> str:
+    """The last line."""
+    counts = f"{audit.runs} runs, {audit.stages} stages, {audit.rehashed} files rehashed"
+    if audit.tier != "hash":
+        counts += f", tier {audit.tier}"
+    if audit.verdict == "changed":
+        changed = sum(f.kind == "changed" for f in audit.findings)
+        return f"CHANGED: {changed} contradiction{'s' * (changed != 1)} ({counts})"
+    if audit.verdict == "absent":
+        return (
+            f"Nothing that is here contradicts its record, but not all of it is here ({counts}); "
+            "`dvc pull` gets results that were recorded"
+        )
+    return f"Verified: everything is as it was recorded ({counts})"

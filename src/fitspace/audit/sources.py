@@ -1,0 +1,154 @@
+"""What all runs hang on: the base, the judge, the code, the packages."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import subprocess
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fitspace import bases, metrics
+from fitspace.audit.findings import Finding
+from fitspace.config import Study
+from fitspace.errors import UserError
+from fitspace.files import digest, sha256
+from fitspace.lineage import Lineage
+from fitspace.recording import UNCOMMITTED
+
+PINS = "constraints.txt"
+SOURCE = "src/fitspace"
+
+
+def check(study: Study, lineage: Lineage, environments: Iterable[str | None]) -> list[Finding]:
+    """Changed and absent files of base and judge; code and packages other than recorded."""
+    findings = _models(study, lineage)
+    for name in dict.fromkeys(environments):
+        if name is not None:
+            findings += _environment(lineage.environments[name])
+    return findings
+
+
+def uncommitted(folder: Path) -> list[Finding]:
+    """What was not in git when the study was recorded, and still is not as it was then."""
+    path = folder / UNCOMMITTED
+    if not path.exists():
+        return []
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"].items()
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return [
+            Finding("changed", path.as_posix(), f"is not what `fitspace record` wrote ({error})")
+        ]
+    findings = []
+    for name, value in files:
+        try:
+            committed = hashlib.sha256(_git("cat-file", "blob", f"HEAD:{name}")).hexdigest()
+        except LookupError:
+            committed = None
+        if committed != value:
+            message = f"was recorded as SHA-256 {value}, which is not committed"
+            findings.append(Finding("absent", name, message))
+    return findings
+
+
+def _models(study: Study, lineage: Lineage) -> list[Finding]:
+    findings = []
+    for key, recorded in (("base", lineage.base), ("judge", lineage.judge)):
+        reference = getattr(study, key)
+        if reference != recorded["path"]:
+            message = f"the study names {reference!r}; the runs were made with {recorded['path']!r}"
+            findings.append(Finding("changed", key, message))
+            continue
+        try:
+            here = _files(key, reference)
+        except UserError as error:
+            findings += [Finding("absent", key, problem) for problem in error.problems]
+            continue
+        for name in sorted({*recorded["files"], *here}):
+            before, path = recorded["files"].get(name), here.get(name)
+            subject = f"{reference}/{name}"
+            if path is None:
+                findings.append(Finding("absent", subject, "not here"))
+            elif before is None:
+                findings.append(Finding("changed", subject, "was not there when runs were made"))
+            elif (now := sha256(path)) != before:
+                message = f"SHA-256 is {now}; the runs were made with {before}"
+                findings.append(Finding("changed", subject, message))
+    return findings
+
+
+def _files(key: str, reference: str) -> dict[str, Path]:
+    if key == "judge":
+        return {path.name: path for path in metrics.judge_files(reference)}
+    folder = bases.resolve(reference)
+    return {path.relative_to(folder).as_posix(): path for path in bases.files(folder)}
+
+
+def _environment(made: dict[str, Any]) -> list[Finding]:
+    git = made.get("git")
+    if git is None:
+        return [Finding("absent", "code", "the runs were made outside a git repository")]
+    commit = git["commit"]
+    try:
+        source = source_at(commit)
+        pins = pins_at(commit)
+    except LookupError as error:
+        return [Finding("absent", f"commit {commit}", str(error))]
+    findings = []
+    if source != made["source_sha256"]:
+        if git["dirty"]:
+            message = (
+                f"its source (digest {made['source_sha256']}) is in no commit: runs were made "
+                f"from a changed checkout of {commit}"
+            )
+            findings.append(Finding("absent", "code", message))
+        else:
+            message = f"source digest is {source}; the runs name {made['source_sha256']}"
+            findings.append(Finding("changed", f"commit {commit}", message))
+    for package, version in made["packages"].items():
+        pin = pins.get(_normal(package))
+        # A local version such as +cpu names a build of the pinned version.
+        if pin is not None and version.partition("+")[0] != pin:
+            message = f"runs were made with {version}; {PINS} of {commit[:12]} pins {pin}"
+            findings.append(Finding("changed", f"package {package}", message))
+    return findings
+
+
+def source_at(commit: str) -> str:
+    """The digest of the package's source (`provenance.source_digest`) at a commit.
+
+    Raises LookupError when the commit is not in this repository.
+    """
+    found = {}
+    with tarfile.open(fileobj=io.BytesIO(_git("archive", "--format=tar", commit, SOURCE))) as tar:
+        for member in tar:
+            if member.isfile() and member.name.endswith(".py"):
+                name = Path(member.name).relative_to(SOURCE).as_posix()
+                found[name] = hashlib.sha256(tar.extractfile(member).read()).hexdigest()
+    return digest(found)
+
+
+def pins_at(commit: str) -> dict[str, str]:
+    """Package -> pinned version, at a commit. Raises LookupError as `source_at`."""
+    lines = _git("cat-file", "blob", f"{commit}:{PINS}").decode().splitlines()
+    pins = (line.partition("==") for line in lines if not line.startswith("#"))
+    return {_normal(name): version.strip() for name, equals, version in pins if equals}
+
+
+def _normal(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def _git(*arguments: str) -> bytes:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise LookupError(f"git is not here ({error})") from None
+    if done.returncode != 0:
+        raise LookupError("is not in this repository, so its code and pins cannot be looked at")
+    return done.stdout
