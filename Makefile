@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: study test lint report bench
+.PHONY: study test test-slow lint report bench
 
 study: .venv/ready
 	@snakemake --cores all
@@ -11,6 +11,10 @@ study: .venv/ready
 
 test: .venv/ready-test
 	@python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+
+# What takes longer: whole runs made again, a change by dvc repro.
+test-slow: .venv/ready-test
+	@python -m pytest -n 2 -m "slow and not gpu"
 
 lint: .venv/ready-test
 	ruff check .

@@ -424,6 +424,7 @@ def test_runs_without_a_record_are_absent_and_not_trained(plan, honest):
         again.retrain(STUDY, plan, [run.name])
 
 
+@pytest.mark.slow
 def test_a_run_trained_again_from_git_alone_has_the_same_bits(origin, tmp_path, monkeypatch):
     clone = origin.clone(tmp_path / "clone")
     monkeypatch.chdir(clone.folder)

@@ -154,6 +154,7 @@ def test_plots_are_pictures_on_a_page_that_requests_nothing(kept, tmp_path):
     assert figures[0].name in page
 
 
+@pytest.mark.slow
 def test_a_change_by_repro_is_named_and_earlier_runs_stay_reachable(kept, tmp_path):
     """Results of a commit survive `dvc gc --all-commits`, and need no run when they are back."""
     project = light_copy(kept, tmp_path / "project")

@@ -60,6 +60,7 @@ def _short(folders: list[str]) -> list[str]:
     return [folder.rpartition("~")[0] for folder in folders]
 
 
+@pytest.mark.slow
 def test_a_first_run_in_a_fresh_clone_gives_the_committed_numbers_to_the_last_bit(origin, tmp_path):
     clone = origin.clone(tmp_path / "clone")
     committed = _rows(clone)

@@ -270,11 +270,12 @@ def keyed(project, pattern):
 def test_gc_lists_then_removes_only_keyed_folders_that_nothing_names(project, capsys):
     assert main(["gc", "--yes"]) == 0
     assert capsys.readouterr().out.startswith("nothing to remove")
-    before = everything(project)
-    outside = project / "outside"
-    outside.mkdir()
+    results, outside = project / "results", project / "outside"
+    (outside / "e~0123456789ab").mkdir(parents=True)
     (outside / "precious").write_text("x" * 2**20)
-    results = project / "results"
+    shutil.rmtree(results / "reference")
+    (results / "reference").symlink_to(outside)
+    before = everything(project)
     for name in ("train/a~mine~s0~0123456789ab", ".resume/a~mine~s0~0123456789ab"):
         (results / name).mkdir(parents=True)
         (results / name / "train.json").write_text("x" * 2**20)
@@ -283,9 +284,6 @@ def test_gc_lists_then_removes_only_keyed_folders_that_nothing_names(project, ca
     (results / "train/c~mine~s0~0123456789ab").touch()
     (results / "train/mine").mkdir()
     (results / "logs/d~0123456789ab").mkdir()
-    shutil.rmtree(results / "prior")
-    (results / "prior").symlink_to(outside)
-    (outside / "e~0123456789ab").mkdir()
     kept = everything(project) - before
     assert main(["gc"]) == 0
     out = capsys.readouterr().out

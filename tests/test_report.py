@@ -625,7 +625,7 @@ def remade(request, tmp_path_factory) -> tuple[Path, Path, object]:
     committed = root / "reports" / request.param
     copy = tmp_path_factory.mktemp("remade") / request.param
     shutil.copytree(committed / "gallery", copy / "gallery")
-    for file in ("runs.csv", "against_n.csv", "gallery.json", "design.json"):
+    for file in ("runs.csv", "against_n.csv", "gallery.json", "design.json", "provenance.json"):
         if (committed / file).exists():
             shutil.copy(committed / file, copy / file)
     study = load_study(root / "params" / f"{request.param}.yaml")

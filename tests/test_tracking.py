@@ -326,7 +326,7 @@ POINTS = {
     "before the first": ("create_run", 1),
     "study's run made": ("create_run", 2),
     "run made": ("log_batch", 1),
-    "half of its figures": ("log_batch", 4),
+    "half of its figures": ("log_inputs", 2),
     "before its content tag": ("set_tag", 2),
     "before it is finished": ("set_terminated", 3),
     "before the study's end": ("set_terminated", 7),
@@ -619,6 +619,15 @@ def test_an_address_that_does_not_work_is_one_message(project, monkeypatch, caps
     said = capsys.readouterr().err
     assert said.startswith("fitspace: MLFLOW_TRACKING_URI: ") and said.count("\n") == 1
     assert "secret" not in said
+
+
+def test_each_project_folder_has_a_database_of_its_own(project, origin, tmp_path, monkeypatch):
+    track(plan())
+    other = origin.copy(tmp_path / "other")
+    shutil.copy(project / "mlflow.db", other / "mlflow.db")
+    client().delete_run(in_mlflow()[0].info.run_id)
+    monkeypatch.chdir(other.folder)
+    assert counts(track(plan())) == (6, 0, 0, 0)
 
 
 def test_a_study_s_end_imports_it_and_git_does_not_see_it(origin):

@@ -189,17 +189,25 @@ def _hashes(files: list[Path], root: Path | None) -> dict[str, str]:
 
 def program(made: dict[str, Any]) -> str:
     """Code, packages and machine of an environment in one line."""
+    source = f"source {made['source_sha256'][:SHORT]}"
+    torch = f"torch {made['packages'].get('torch', '?')}"
+    return f"{code(made)}, {source}, Python {made['python']}, {torch}, {machine(made)}"
+
+
+def code(made: dict[str, Any]) -> str:
+    """Version and commit."""
     git = made.get("git") or {}
     commit = (git.get("commit") or "no commit")[:SHORT] + (" (changed)" * bool(git.get("dirty")))
-    cpu = made.get("cpu", {})
-    device = made.get("device", "cpu")
-    machine = cpu.get("model name", "unknown processor") if device == "cpu" else device
+    return f"fitspace {made['fitspace']}, commit {commit}"
+
+
+def machine(made: dict[str, Any]) -> str:
+    """The GPU, or the processor with its family, model and stepping."""
+    device, cpu = made.get("device", "cpu"), made.get("cpu", {})
+    if device != "cpu":
+        return device
     kind = ".".join(cpu[k] for k in ("cpu family", "model", "stepping") if k in cpu)
-    return (
-        f"fitspace {made['fitspace']}, commit {commit}, source {made['source_sha256'][:SHORT]}, "
-        f"Python {made['python']}, torch {made['packages'].get('torch', '?')}, "
-        f"{machine}{f' ({kind})' if kind and device == 'cpu' else ''}"
-    )
+    return cpu.get("model name", "unknown processor") + (f" ({kind})" if kind else "")
 
 
 # --- the file ---------------------------------------------------------------------------

@@ -44,7 +44,6 @@ PARENT, COMMIT, NOTE = "mlflow.parentRunId", "mlflow.source.git.commit", "mlflow
 DEAD_AFTER = timedelta(minutes=10)
 LIVE_SECONDS = 5.0  # between two requests of a live run
 LAST_SECONDS = 10.0  # that a finished training waits for its last request
-METRICS_A_REQUEST, PARAMS_A_REQUEST = 1000, 100  # MLflow's limits
 _IDENTITY = ("point", "arm", "method", "task", "seed")
 _SYSTEM = ("train_seconds", "sample_seconds", "peak_memory_mb")
 _NO_METRIC = ("run", "status", "steps", "train_key", "sample_key", "evaluate_key")
@@ -404,13 +403,10 @@ class _Store:
             self.experiment, start_time=entry.started, run_name=entry.name, tags=tags
         ).info.run_id
         params = [Param(name, str(value)) for name, value in entry.params.items()]
-        for batch in _batches(params, PARAMS_A_REQUEST):
-            self.client.log_batch(run, params=batch)
         points = [Metric(name, v, entry.finished, step) for name, v, step in entry.metrics]
         if "history.csv" in entry.files:
             points += _curves(entry, Metric)
-        for batch in _batches(points, METRICS_A_REQUEST):
-            self.client.log_batch(run, metrics=batch)
+        self.client.log_batch(run, metrics=points, params=params)
         use = InputTag("mlflow.data.context", "training" if entry.train else "evaluation")
         self.client.log_inputs(run, [DatasetInput(Dataset(**entry.dataset), [use])])
         # One look at the samples is why people open a run: the sheet is small and copied.
@@ -500,10 +496,6 @@ def _experiment(client: Any, uri: str, name: str) -> str:
     return found.experiment_id
 
 
-def _batches(items: list, size: int) -> Iterator[list]:
-    return (items[i : i + size] for i in range(0, len(items), size))
-
-
 def _curves(entry: Entry, metric: type) -> list[Any]:
     """Loss and learning rate of every step, at the times of an even pace."""
     with entry.files["history.csv"].open(encoding="utf-8", newline="") as file:
@@ -582,7 +574,8 @@ class _Reporter(threading.Thread):
                 waiting.append(self.steps.get())
             try:
                 number = number or self._begin(client)
-                waiting = self._send(client, number, waiting)
+                self._send(client, number, waiting)
+                waiting = []
                 if ended:
                     client.set_terminated(number, self.status)
             except Exception as error:  # whatever it is, training goes on
@@ -600,20 +593,16 @@ class _Reporter(threading.Thread):
         name = self.planned.train.folder.name
         return client.create_run(experiment, run_name=name, tags=tags).info.run_id
 
-    def _send(self, client: Any, number: str, waiting: list) -> list:
+    @staticmethod
+    def _send(client: Any, number: str, steps: list) -> None:
         from mlflow.entities import Metric, RunTag
 
-        size = METRICS_A_REQUEST // 2 - 1
-        while True:
-            points = [
-                Metric(name, value, time, step)
-                for step, loss, lr, time in waiting[:size]
-                for name, value in (("loss", loss), ("lr", lr))
-            ]
-            client.log_batch(number, metrics=points, tags=[RunTag(SEEN, now())])
-            waiting = waiting[size:]
-            if not waiting:
-                return waiting
+        points = [
+            Metric(name, value, time, step)
+            for step, loss, lr, time in steps
+            for name, value in (("loss", loss), ("lr", lr))
+        ]
+        client.log_batch(number, metrics=points, tags=[RunTag(SEEN, now())])
 
     def _warn(self, error: Exception) -> None:
         if not self.warned:

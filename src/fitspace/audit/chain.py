@@ -96,7 +96,7 @@ def _environments(lineage: Lineage, records: list[Record], states: _States) -> l
         packages = [f"package {package}" for package in made["packages"]]
         subjects = [f"commit {git.get('commit')}", "code", *packages]
         nodes.append(
-            Node(f"made by {lineages.program(made)}: {count} stages", made, states.of(subjects))
+            Node(f"{count} stages made by {lineages.code(made)}", made, states.of(subjects))
         )
     return nodes
 

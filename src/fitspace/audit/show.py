@@ -12,7 +12,7 @@ from pathlib import Path
 from fitspace.audit import Audit
 from fitspace.audit.chain import Node
 from fitspace.audit.findings import Finding
-from fitspace.lineage import SHORT
+from fitspace.lineage import SHORT, machine
 
 _RUNS_SHOWN = 1
 _ABSENT_SHOWN = 8
@@ -71,7 +71,11 @@ def _shown(node: Node) -> Iterator[tuple[str, str]]:
         for name, value in facts["files"].items():
             yield name, f"SHA-256 {_short(value)}"
     elif "source_sha256" in facts:
-        yield "packages", _compact(facts["packages"])
+        yield "source", f"SHA-256 {_short(facts['source_sha256'])}"
+        yield "machine", machine(facts)
+        yield "packages", f"Python {facts['python']}, {_compact(facts['packages'])}"
+    elif node.title.startswith("row "):
+        yield "cells", _compact(facts)
     else:
         for name, value in facts.items():
             yield name, _short(value)
