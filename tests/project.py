@@ -57,8 +57,9 @@ class Project:
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(self.folder / ".git/dvc-site"),
         }
-        names = {f"GIT_{who}_{what}" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-        return os.environ | own | {name: "tester@example.org" for name in names}
+        people = (f"GIT_{who}" for who in ("AUTHOR", "COMMITTER"))
+        names = (f"{person}_{what}" for person in people for what in ("NAME", "EMAIL"))
+        return os.environ | own | dict.fromkeys(names, "tester@example.org")
 
     def fitspace(self, *arguments: str, ok: bool = True, **variables: str):
         return self.run(sys.executable, "-m", "fitspace.cli", *arguments, ok=ok, **variables)
