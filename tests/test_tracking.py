@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -82,6 +83,8 @@ def project(origin, empty, tmp_path, monkeypatch):
     monkeypatch.chdir(copied.folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the locks of servers are
+    monkeypatch.setattr(tempfile, "tempdir", None)
     return copied
 
 
@@ -625,7 +628,7 @@ def test_each_project_folder_has_a_database_of_its_own(project, origin, tmp_path
     track(plan())
     other = origin.copy(tmp_path / "other")
     shutil.copy(project / "mlflow.db", other / "mlflow.db")
-    client().delete_run(in_mlflow()[0].info.run_id)
+    client().delete_run(next(iter(children().values())).info.run_id)
     monkeypatch.chdir(other.folder)
     assert counts(track(plan())) == (6, 0, 0, 0)
 

@@ -1,7 +1,6 @@
 """The whole way: a study of two points and the base, by Snakemake, to its report."""
 
 import csv
-import json
 import os
 import shutil
 import subprocess
@@ -11,61 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from project import content
 
 ROOT = Path(__file__).parents[1]
 
 
 def _study(**changes):
-    study = {
-        "name": "two",
-        "title": "Two <b>points</b>",
-        "base": "models/emoji-unet",
-        "judge": "models/emoji-clip",
-        "tasks": [{"name": "mine", "source": "folder", "path": "images"}],
-        "arms": [
-            {
-                "method": "adapter",
-                "factors": {"output": ["FFN_in", "Trans_out"]},
-                "settings": {"input": "CA_out", "width": 4},
-            },
-            {"method": "none"},
-        ],
-        "seeds": [0, 1],
-        "train": {"steps": 3, "batch_size": 4, "lr": 1.0e-3},
-        "sample": {"prompts": 6, "steps": 3, "guidance": 2.0},
-        "analysis": {"factors": ["output"], "responses": ["fd_effnet", "clip_t"]},
-    }
-    return study | changes
-
-
-def _images(folder: Path) -> None:
-    folder.mkdir()
-    lines = []
-    draw = np.random.default_rng(0)
-    for i in range(20):
-        pixels = draw.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:02}.png")
-        split = "test" if i < 6 else "train"
-        lines.append({"file_name": f"{i:02}.png", "text": f"thing {i} <i>", "split": split})
-    text = "\n".join(map(json.dumps, lines))
-    (folder / "metadata.jsonl").write_text(text)
+    return content() | {"title": "Two <b>points</b>"} | changes
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A project folder of its own, with the study run once."""
-    project = tmp_path_factory.mktemp("project")
-    for name in ("Snakefile", "workflow", "profiles"):
-        source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, project / name)
-    (project / "models").symlink_to(ROOT / "models")
-    (project / "params").mkdir()
-    _images(project / "images")
-    _write(project, _study())
-    done = _snakemake(project)
+def project(origin, tmp_path_factory):
+    """The folder of a copy of the finished project, with a title that wants escaping."""
+    folder = origin.copy(tmp_path_factory.mktemp("workflow") / "project").folder
+    _write(folder, _study())
+    done = _snakemake(folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    return project
+    return folder
 
 
 def _write(project: Path, study: dict) -> None:

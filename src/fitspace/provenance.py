@@ -162,8 +162,9 @@ def _git() -> dict[str, Any] | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # Reports are made of results, not results of them: a new one makes no run's code dirty.
-        changed = run("status", "--porcelain", "--", ":/", ":(top,exclude)reports")
+        # Reports and records are made of results: a new one makes no later run's code dirty.
+        made = (":(top,exclude)reports", ":(top,exclude)dvc.lock")
+        changed = run("status", "--porcelain", "--", ":/", *made)
         return {"commit": run("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -4,7 +4,6 @@ rule report:
         study=STUDY,
     output:
         "reports/{study}/runs.csv",
-        "reports/{study}/provenance.json",
         "reports/{study}/anova.csv",
         "reports/{study}/effects.csv",
         "reports/{study}/report.html",
