@@ -370,7 +370,7 @@ REFUSED = {
     "no selector": (["audit", "--value", "reports/two/anova.csv"], "expected TABLE.csv#ROW/COLUMN"),
     "no report's table": (["audit", "params/other.csv"], "no study file in params/"),
     "a run that is not there": (
-        ["audit", STUDY, "--tier", "reevaluate", "--runs", "nobody"], "'nobody' is not among"),
+        ["audit", STUDY, "--tier", "retrain", "--runs", "nobody"], "'nobody' is not among"),
     "no runs to train": (["audit", STUDY, "--tier", "retrain"], "--runs"),
     "runs without a tier that redoes them": (["audit", STUDY, "--draw", "2"], "--tier"),
 }  # fmt: skip

@@ -135,7 +135,7 @@ def test_what_is_forged_with_its_sidecar_is_found_by_measuring(plan):
     measured = {m.partition(":")[0] for m in _messages(by_subject[samples.name])}
     assert {"clip_t", "clip_i", "fd_effnet", "against_n[3].fd_effnet"} <= measured
     (finding,) = by_subject[far.name]
-    assert finding.kind == "changed" and "a difference of 0.012" in finding.message
+    assert finding.kind == "changed" and "a difference of 0.01" in finding.message
     (finding,) = by_subject[f"{absent.sample.folder}/samples.safetensors"]
     assert finding.kind == "absent"
 
