@@ -345,11 +345,11 @@ def test_jobs_that_import_only_models_import_peft_when_it_is_needed():
 @pytest.mark.slow
 def test_stages_of_a_study_run_as_jobs(tmp_path):
     """train and sample through the command line, each a process of its own, as rules call them."""
-    from test_workflow import _images, _study
+    from project import content, images
 
     (tmp_path / "models").symlink_to(ROOT / "models")
-    _images(tmp_path / "images")
-    study = _study(
+    images(tmp_path / "images")
+    study = content() | dict(
         arms=[{"method": "lora", "factors": {"rank": [1, 2]}}],
         seeds=[0],
         analysis={"factors": ["rank"], "responses": ["fd_effnet"]},
