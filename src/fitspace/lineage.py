@@ -52,6 +52,11 @@ class Record:
     finished: str | None
 
     @property
+    def files(self) -> dict[str, str]:
+        """File name -> SHA-256 of the sidecar and the outputs."""
+        return {f"{self.stage}.json": self.sidecar} | self.outputs
+
+    @property
     def upstream(self) -> list[tuple[str, str]]:
         """(stage, key) of what it was made from."""
         named = ((stage, self.material.get(entry)) for entry, stage in UPSTREAM[self.stage].items())

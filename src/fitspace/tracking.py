@@ -242,7 +242,7 @@ def _entry(plan: Plan, run: Run, row: dict, curves: list[dict], found: lineage.L
         references=[
             {"stage": r.stage, "path": f"{r.folder}/{name}", "sha256": value}
             for r in behind.values()
-            for name, value in {f"{r.stage}.json": r.sidecar, **r.outputs}.items()
+            for name, value in r.files.items()
         ],
         dataset=_dataset(run, behind.get("prepare")),
         files=files,

@@ -104,9 +104,7 @@ def _environments(lineage: Lineage, records: list[Record], states: _States) -> l
 def _task(record: Record, lineage: Lineage, states: _States) -> Node:
     node = _stage(record, states)
     source = record.material.get("source", {})
-    facts = {name: value for name, value in source.items()}
-    images = _images(record)
-    node.children.append(Node("source images", facts | images))
+    node.children.append(Node("source images", source | _images(record)))
     prior = lineage.records.get(("prior", record.material.get("prior")))
     if prior is not None:
         node.children.append(_stage(prior, states))
@@ -139,14 +137,13 @@ def _run(record: Record, lineage: Lineage, states: _States) -> Node:
 
 
 def _stage(record: Record, states: _States) -> Node:
-    files = {f"{record.stage}.json": record.sidecar} | record.outputs
-    paths = [f"{record.folder}/{name}" for name in files]
+    paths = [f"{record.folder}/{name}" for name in record.files]
     material = {k: v for k, v in record.material.items() if k not in ("stage", "source")}
     facts = {
         "stage": record.stage,
         "key": record.key,
         "material": material,
-        "files": files,
+        "files": record.files,
         "environment": record.environment,
         "started": record.started,
         "finished": record.finished,

@@ -224,7 +224,7 @@ class _Crate:
     def _stage(self, record: Record) -> list[Reference]:
         """A stage's folder and its execution; returns the images that it started from."""
         upstream, models = reads(self.lineage, record)
-        files = {f"{record.stage}.json": record.sidecar} | record.outputs
+        files = record.files
         made = self._folder(record.folder, files)
         read = [{"@id": _folder_id(r.folder)} for r in upstream]
         read += [self._model(name) for name in models]
@@ -431,11 +431,11 @@ class _Crate:
         facts = self.lineage.environments[name]
         packages = [
             self._add(
-                f"https://pypi.org/project/{package}/#{quote(version)}",
+                f"pkg:pypi/{package.lower()}@{quote(version)}",  # a package URL
                 "SoftwareApplication",
                 name=package,
                 softwareVersion=version,
-                url=f"https://pypi.org/project/{package}/",
+                url=f"pkg:pypi/{package.lower()}",
             )
             for package, version in facts["packages"].items()
         ]

@@ -84,8 +84,7 @@ def _sidecar(record: Record) -> Path:
 
 def _files(record: Record) -> dict[str, str]:
     """Path -> SHA-256 of a stage's sidecar and outputs."""
-    named = {f"{record.folder}/{name}": value for name, value in record.outputs.items()}
-    return {_sidecar(record).as_posix(): record.sidecar} | named
+    return {f"{record.folder}/{name}": value for name, value in record.files.items()}
 
 
 def _own_key(record: Record) -> Iterator[Finding]:

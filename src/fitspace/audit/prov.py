@@ -90,7 +90,7 @@ def _stage(made: ProvDocument, lineage: Lineage, record: Record) -> None:
         | _attributes(settings(record)),
     )
     folder = _name(record.folder)
-    files = {f"{record.stage}.json": record.sidecar} | record.outputs
+    files = record.files
     _collection(made, record.folder, files)
     for entity in (folder, *(_name(f"{record.folder}/{file}") for file in files)):
         made.wasGeneratedBy(entity, activity)

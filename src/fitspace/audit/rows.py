@@ -12,6 +12,7 @@ from fitspace.audit.findings import Finding
 from fitspace.audit.hashes import differences
 from fitspace.design import Plan, Run
 from fitspace.errors import UserError
+from fitspace.files import sha256
 from fitspace.lineage import UPSTREAM, Lineage, Record
 
 RUNS = "runs.csv"
@@ -113,9 +114,6 @@ def _cells(
 
 
 def _is_as_recorded(record: Record) -> bool:
-    from fitspace.files import sha256
-
     folder = Path(record.folder)
-    expected = {f"{record.stage}.json": record.sidecar} | record.outputs
-    paths = {folder / name: value for name, value in expected.items()}
+    paths = {folder / name: value for name, value in record.files.items()}
     return all(path.is_file() and sha256(path) == value for path, value in paths.items())
