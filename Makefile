@@ -3,18 +3,23 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: study test test-slow lint report bench
+.PHONY: study test test-slow test-slurm lint report bench
 
 study: .venv/ready
 	@snakemake --cores all
 	@echo "report: reports/emoji/report.html"
 
 test: .venv/ready-test
-	@python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	@python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not slurm"
 
 # What takes longer: whole runs made again, a change by dvc repro.
 test-slow: .venv/ready-test
-	@python -m pytest -n 2 -m "slow and not gpu"
+	@python -m pytest -n 2 -m "slow and not gpu and not slurm"
+
+# A real SLURM, started on loopback as root; a machine without one skips, unless FITSPACE_SLURM
+# says that it is required.
+test-slurm: .venv/ready-test
+	@python -m pytest -m slurm tests/test_slurm.py
 
 lint: .venv/ready-test
 	ruff check .

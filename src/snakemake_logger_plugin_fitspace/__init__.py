@@ -36,6 +36,10 @@ _CHATTER = (
     "Select jobs", "Execute ", "host:", "Finished job", "Complete log", "Reports",
 )  # fmt: skip
 
+# Results are flagged update(), so that Snakemake deletes none; that it could put no older one back
+# where a job failed is no news.
+_MEANS_NOTHING = "Cannot restore "
+
 
 class LogHandler(LogHandlerBase):
     """One bar on a terminal, one line every while elsewhere."""
@@ -58,6 +62,8 @@ class LogHandler(LogHandlerBase):
         event = getattr(record, "event", None)
         if event == LogEvent.JOB_ERROR:
             self.running.pop(getattr(record, "jobid", None), None)
+        if record.getMessage().startswith(_MEANS_NOTHING):
+            return
         if self.common_settings.dryrun or record.levelno >= WARNING:
             self._print(self.format(record))
         elif event == LogEvent.RUN_INFO:

@@ -11,6 +11,7 @@ rule report:
         "results/logs/report/{study}.log",
     benchmark:
         "results/benchmarks/report/{study}.tsv"
+    localrule: True
     conda:
         "../envs/fitspace.yaml"
     resources:

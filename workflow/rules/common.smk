@@ -6,15 +6,26 @@ from snakemake.exceptions import WorkflowError
 from fitspace.config import load_study
 from fitspace.design import build_plan
 from fitspace.errors import UserError
+from fitspace.running import wait_for_others
 
 
+# Results are update() in every rule: Snakemake would delete them before a job that it is told to
+# run again, and after one that fails. A stage that is finished stays, and its command says so;
+# what is not is made anew, file by file, each in one step.
 wildcard_constraints:
     folder=r"[^/]+",
 
 
 @cache
 def plan():
-    """The study's plan; made when a rule asks, so that `snakemake base` needs no base."""
+    """The study's plan; made when a rule asks, so that `snakemake base` needs no base.
+
+    Before that, the jobs that an earlier driver left at work have to end. Where that driver
+    still lives Snakemake's lock is there, and Snakemake refuses by itself.
+    """
+    if workflow.is_main_process and workflow.executor_plugin and not workflow.dryrun:
+        if not (workflow.execution_settings.lock and any(Path(".snakemake/locks").glob("*"))):
+            wait_for_others()
     try:
         return build_plan(load_study(STUDY))
     except UserError as error:

@@ -2,8 +2,8 @@ rule evaluate:
     input:
         ancient(needs("evaluate", "sample", "reference")),
     output:
-        "results/evaluate/{folder}/metrics.json",
-        "results/evaluate/{folder}/evaluate.json",
+        update("results/evaluate/{folder}/metrics.json"),
+        update("results/evaluate/{folder}/evaluate.json"),
     log:
         "results/logs/evaluate/{folder}.log",
     benchmark:

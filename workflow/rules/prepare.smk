@@ -2,11 +2,11 @@ rule prepare:
     input:
         ancient(needs("prepare", "prior")),
     output:
-        "results/tasks/{folder}/latents.safetensors",
-        "results/tasks/{folder}/text.safetensors",
-        "results/tasks/{folder}/images.safetensors",
-        "results/tasks/{folder}/manifest.json",
-        "results/tasks/{folder}/prepare.json",
+        update("results/tasks/{folder}/latents.safetensors"),
+        update("results/tasks/{folder}/text.safetensors"),
+        update("results/tasks/{folder}/images.safetensors"),
+        update("results/tasks/{folder}/manifest.json"),
+        update("results/tasks/{folder}/prepare.json"),
     log:
         "results/logs/prepare/{folder}.log",
     benchmark:
@@ -27,8 +27,8 @@ rule reference:
     input:
         ancient(needs("reference", "prepare")),
     output:
-        "results/reference/{folder}/features.safetensors",
-        "results/reference/{folder}/reference.json",
+        update("results/reference/{folder}/features.safetensors"),
+        update("results/reference/{folder}/reference.json"),
     log:
         "results/logs/reference/{folder}.log",
     benchmark:

@@ -1,9 +1,9 @@
 # Class images for prior preservation; only DreamBooth tasks ask for any.
 rule prior:
     output:
-        "results/prior/{folder}/images.safetensors",
-        "results/prior/{folder}/sheet.png",
-        "results/prior/{folder}/prior.json",
+        update("results/prior/{folder}/images.safetensors"),
+        update("results/prior/{folder}/sheet.png"),
+        update("results/prior/{folder}/prior.json"),
     log:
         "results/logs/prior/{folder}.log",
     benchmark:

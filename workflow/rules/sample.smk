@@ -2,9 +2,9 @@ rule sample:
     input:
         ancient(needs("sample", "prepare", "train")),
     output:
-        "results/sample/{folder}/samples.safetensors",
-        "results/sample/{folder}/sheet.png",
-        "results/sample/{folder}/sample.json",
+        update("results/sample/{folder}/samples.safetensors"),
+        update("results/sample/{folder}/sheet.png"),
+        update("results/sample/{folder}/sample.json"),
     log:
         "results/logs/sample/{folder}.log",
     benchmark:

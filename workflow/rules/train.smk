@@ -2,9 +2,9 @@ rule train:
     input:
         ancient(needs("train", "prepare")),
     output:
-        "results/train/{folder}/adapter.safetensors",
-        "results/train/{folder}/history.csv",
-        "results/train/{folder}/train.json",
+        update("results/train/{folder}/adapter.safetensors"),
+        update("results/train/{folder}/history.csv"),
+        update("results/train/{folder}/train.json"),
     log:
         "results/logs/train/{folder}.log",
     benchmark:
