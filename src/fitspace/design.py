@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -29,6 +31,7 @@ VERSIONS = {"prior": 1, "prepare": 1, "reference": 1, "train": 1, "sample": 1, "
 PRIOR_STEPS = 20  # DPM-Solver++ steps of a class image
 KEY_LENGTH = 12
 RESULTS = Path("results")
+MOST_CELLS, MOST_RUNS = 100_000, 1_000_000  # a few lines of factors can cross to any number
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,11 @@ class Plan:
     dropped: list[str] = field(default_factory=list)
 
     @cached_property
+    def factors(self) -> list[str]:
+        """The factors of all arms, each once."""
+        return list(dict.fromkeys(name for point in self.points for name in point.factors))
+
+    @cached_property
     def stages(self) -> dict[tuple[str, str], Stage]:
         """(stage name, folder name) -> stage, each once."""
         return {(s.name, s.folder.name): s for run in self.runs for s in run.stages}
@@ -166,11 +174,14 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, study: Study | None
                 for name in named
                 if name not in metrics.NAMES
             ]
-        names = [(p.name, str(p.train)) for p in points]
+        names = Counter((p.name, str(p.train)) for p in points)
         problems += [
-            f"arms: the point {name!r} stands {names.count((name, t))} times; each must be unique"
-            for name, t in dict.fromkeys(n for n in names if names.count(n) > 1)
+            f"arms: the point {name!r} stands {count} times; each must be unique"
+            for (name, _), count in names.items()
+            if count > 1
         ]
+        if (runs := len(points) * len(study.tasks) * len(study.seeds)) > MOST_RUNS:
+            problems.append(f"seeds: {runs} runs in all; allowed: at most {MOST_RUNS}")
     return problems
 
 
@@ -231,9 +242,10 @@ def _problems_of(arm: Arm, base: Any, family: str | None) -> list[str]:
             model, name = TrainSettings, factor.removeprefix("train.")
         if not levels:
             problems.append(f"factors.{factor}: []: a factor needs at least one level")
+        first = {level: i for i, level in reversed(list(enumerate(levels)))}
         for i, level in enumerate(levels):
             problems += _level_problems(model, f"factors.{factor}[{i}]", name, level)
-            if level in levels[:i]:
+            if first[level] < i:
                 problems.append(f"factors.{factor}[{i}]: {level!r} stands more than once")
     for name, item in method.Settings.model_fields.items():
         if item.is_required() and name not in arm.settings and name not in arm.factors:
@@ -242,6 +254,8 @@ def _problems_of(arm: Arm, base: Any, family: str | None) -> list[str]:
                 f"factor (its settings: {', '.join(allowed)})"
             )
     problems += _budget_problems(arm)
+    if (cells := math.prod(map(len, arm.factors.values()))) > MOST_CELLS:
+        problems.append(f"factors: {cells} cells; allowed: at most {MOST_CELLS}")
     if problems or family is None:
         return problems
     legal, left_out = legal_cells(arm, family)
@@ -409,13 +423,22 @@ def build_plan(study: Study) -> Plan:
 
     Raises
     ------
-    UserError : when the base, the judge or a task's images are not there.
+    UserError : when the base, the judge or a task's images are not there, or the base or judge
+        is another one than the study names by its SHA-256.
     """
     if missing := absent(study):
         raise UserError(missing)
     points, dropped = expand(study)
     base = bases.digest(bases.resolve(study.base))
     judge = metrics.identity(study.judge)
+    pinned = {"base": (study.base_sha256, base), "judge": (study.judge_sha256, judge["judge"])}
+    if others := [
+        f"{key}_sha256: {wanted}; {getattr(study, key)!r} here is {found}; allowed: the {key} "
+        "that the study was made for, or its new SHA-256"
+        for key, (wanted, found) in pinned.items()
+        if wanted not in (None, found)
+    ]:
+        raise UserError(others)
     by_class = bases.family(study.base) == "dit"
     shared = {t.name: _shared(study, t, base, judge, by_class) for t in study.tasks}
     # Seeds vary slowest: every point has its first run before any has its second.

@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
 from fitspace import bases, metrics
-from fitspace.design import Plan, Stage
+from fitspace.config import Sha256, explain
+from fitspace.design import KEY_LENGTH, Plan, Stage
 from fitspace.errors import UserError
-from fitspace.files import canonical, sha256, write_text
+from fitspace.files import canonical, digest, read_json, sha256, write_text
+from fitspace.provenance import Environment, Recorded, load_sidecar, names_a_file
 
 NAME = "provenance.json"
 SCHEMA_VERSION = 1
@@ -55,6 +60,13 @@ class Record:
     def files(self) -> dict[str, str]:
         """File name -> SHA-256 of the sidecar and the outputs."""
         return {f"{self.stage}.json": self.sidecar} | self.outputs
+
+    @property
+    def is_of_its_material(self) -> bool:
+        """A key is made of its material, and stands in the folder's name."""
+        return self.key == digest(self.material)[:KEY_LENGTH] and self.folder.endswith(
+            f"~{self.key}"
+        )
 
     @property
     def upstream(self) -> list[tuple[str, str]]:
@@ -137,23 +149,23 @@ class _Collected:
             self.records[stage.name, stage.key] = record
 
     def _here(self, stage: Stage) -> Record:
-        try:
-            sidecar = json.loads(stage.sidecar.read_text(encoding="utf-8"))
-            for item in sidecar["inputs"]:
-                self.read[in_results(item["path"])] = item["sha256"]
-            return Record(
-                stage.name,
-                stage.folder.as_posix(),
-                stage.key,
-                stage.material,
-                sha256(stage.sidecar),
-                {Path(o["path"]).name: o["sha256"] for o in sidecar["outputs"]},
-                self._environment(sidecar["environment"]),
-                sidecar["started"],
-                sidecar["finished"],
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{stage.sidecar}: not a sidecar ({error})") from None
+        sidecar = load_sidecar(stage.sidecar)
+        for name in ("started", "finished"):
+            if not _is_time(sidecar[name]):
+                raise UserError(f"{stage.sidecar}: {name}: {sidecar[name]!r} is no time")
+        for item in sidecar["inputs"]:
+            self.read[in_results(item["path"])] = item["sha256"]
+        return Record(
+            stage.name,
+            stage.folder.as_posix(),
+            stage.key,
+            stage.material,
+            sha256(stage.sidecar),
+            {Path(o["path"]).name: o["sha256"] for o in sidecar["outputs"]},
+            self._environment(sidecar["environment"]),
+            sidecar["started"],
+            sidecar["finished"],
+        )
 
     def _elsewhere(self, stage: Stage) -> Record | None:
         link, folder = (stage.name, stage.key), stage.folder.as_posix()
@@ -183,8 +195,7 @@ class _Collected:
 
 def in_results(path: str) -> str:
     """A file's path from the project's folder on, wherever that stood."""
-    parts = Path(path).parts
-    return Path(*parts[-4:]).as_posix() if len(parts) >= 4 else path
+    return "/".join(path.split("/")[-4:])
 
 
 def _hashes(files: list[Path], root: Path | None) -> dict[str, str]:
@@ -222,7 +233,7 @@ def text(lineage: Lineage) -> str:
     """provenance.json: a line for each environment and each stage, for git to show what changed."""
     parts = {
         "environments": [{"name": n, **facts} for n, facts in lineage.environments.items()],
-        "stages": [asdict(record) for record in lineage.records.values()],
+        "stages": [vars(record) for record in lineage.records.values()],
     }
     lines = [f'"schema_version": {SCHEMA_VERSION}', f'"study": {_line(lineage.study)}']
     lines += [f'"{name}": {_line(getattr(lineage, name))}' for name in ("base", "judge")]
@@ -249,24 +260,91 @@ def read(folder: Path) -> Lineage:
     UserError : the file is missing, or not what it should be.
     """
     path = Path(folder) / NAME
+    missing = "missing; `fitspace report --cached` writes it where the results are"
+    content = read_json(path, what="a study's provenance", missing=missing)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        rows = [Record(**row) for row in content["stages"]]
-        return Lineage(
-            study=content["study"],
-            base=dict(content["base"]),
-            judge=dict(content["judge"]),
-            environments={e["name"]: _without_name(e) for e in content["environments"]},
-            records={(r.stage, r.key): r for r in rows},
-        )
-    except FileNotFoundError:
+        _Lineage.model_validate(content)
+    except ValidationError as error:
         raise UserError(
-            f"{path}: missing; `fitspace report --cached` writes it where the results are"
+            f"{path}: not a study's provenance ({problem}); deleted, it is collected anew"
+            for problem in explain(error, _Lineage)
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: not a study's provenance ({error}); deleted, it is collected anew"
-        ) from None
+    rows = [Record(**row) for row in content["stages"]]
+    return Lineage(
+        study=content["study"],
+        base=content["base"],
+        judge=content["judge"],
+        environments={e["name"]: _without_name(e) for e in content["environments"]},
+        records={(r.stage, r.key): r for r in rows},
+    )
+
+
+def _is_time(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+def _time(text: str) -> str:
+    if not _is_time(text):
+        raise ValueError(f"{text!r} is no time")
+    return text
+
+
+def _material(material: dict[str, Any]) -> dict[str, Any]:
+    links = {entry for entries in UPSTREAM.values() for entry in entries}
+    for entry in links & material.keys():
+        if not isinstance(material[entry], str | None):
+            raise ValueError(f"{entry}: {material[entry]!r} is no key")
+    return material
+
+
+_FileName = Annotated[str, Field(pattern=r"^[^/\x00]{1,255}$"), AfterValidator(names_a_file)]
+_Time = Annotated[str, AfterValidator(_time)] | None
+
+
+class _Record(Recorded):
+    stage: Literal["prior", "prepare", "reference", "train", "sample", "evaluate"]
+    # A file to look at stands in there: never one elsewhere.
+    folder: Annotated[
+        str, Field(pattern=r"^results/[a-z]+/[^/\x00]+$"), AfterValidator(names_a_file)
+    ]
+    key: str
+    material: Annotated[dict[str, Any], AfterValidator(_material)]
+    sidecar: Sha256
+    outputs: dict[_FileName, Sha256]
+    environment: str | None
+    started: _Time
+    finished: _Time
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Model(Recorded):
+    path: str
+    files: dict[str, Sha256]
+
+
+class _NamedEnvironment(Environment):
+    name: str
+
+
+class _Lineage(Recorded):
+    study: str
+    base: _Model
+    judge: _Model
+    environments: list[_NamedEnvironment]
+    stages: list[_Record]
+
+    @model_validator(mode="after")
+    def _environments_are_there(self) -> _Lineage:
+        known = {environment.name for environment in self.environments}
+        for record in self.stages:
+            if record.environment not in known | {None}:
+                raise ValueError(f"environments: none is named {record.environment!r}")
+        return self
 
 
 def _without_name(entry: dict[str, Any]) -> dict[str, Any]:

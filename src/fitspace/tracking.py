@@ -2,7 +2,7 @@
 
 Files and sidecars are the truth, MLflow a view of them that can be deleted and imported again.
 A run is known by its evaluate key within its study's experiment. It counts as imported once it
-is FINISHED and its content tag is that of the files: whatever an interrupted import leaves, or
+has ended and its content tag is that of the files: whatever an interrupted import leaves, or
 files that came later, are made good by the next import.
 """
 
@@ -37,6 +37,7 @@ VERSION = 1  # raise it when the import says more or other things of a run: all 
 DEFAULT_URI = "sqlite:///mlflow.db"
 STUDY_RUN = "study"  # the key of the run that the others are children of
 KEY, CONTENT, FILES = "fitspace.key", "fitspace.content", "fitspace.files"
+DIVERGED = "fitspace.diverged"  # why; such a run is FAILED
 IMPORTER, LIVE, SEEN = "fitspace.importer", "fitspace.live", "fitspace.seen"
 KIND = "mlflow.experimentKind"  # else the pages take the study for one of language models
 PARENT, COMMIT, NOTE = "mlflow.parentRunId", "mlflow.source.git.commit", "mlflow.note.content"
@@ -238,7 +239,8 @@ def _entry(plan: Plan, run: Run, row: dict, curves: list[dict], found: lineage.L
         name=run.name,
         params=params,
         metrics=metrics,
-        tags=_tags(plan, run, behind, [found.environments.get(r.environment, {}) for r in own]),
+        tags=_tags(plan, run, behind, [found.environments.get(r.environment, {}) for r in own])
+        | ({DIVERGED: row["diverged"]} if "diverged" in row else {}),
         references=[
             {"stage": r.stage, "path": f"{r.folder}/{name}", "sha256": value}
             for r in behind.values()
@@ -332,7 +334,7 @@ class _Store:
         there = self._runs()
         parent = self._parent(there, entries)
         known = {run.data.tags[KEY] for run in there if not self._unfinished(run)}
-        whole = {e.key: self._whole(e, there) for e in entries}
+        whole = self._whole(entries, there)
         todo = [entry for entry in entries if not whole[entry.key]]
         for entry in tqdm(todo, desc=f"track {self.plan.study.name}", disable=None):
             self._import(entry, parent.info.run_id)
@@ -361,22 +363,24 @@ class _Store:
 
     @staticmethod
     def _unfinished(run: Any) -> bool:
-        return run.info.status != "FINISHED" or CONTENT not in run.data.tags
+        return run.info.status not in ("FINISHED", "FAILED") or CONTENT not in run.data.tags
 
-    def _whole(self, entry: Entry, there: list[Any]) -> list[Any]:
-        """Runs that say all of an entry, those with the most files first.
+    def _whole(self, entries: list[Entry], there: list[Any]) -> dict[str, list[Any]]:
+        """By each entry's key the runs that say all of it, those with the most files first.
 
         A run with more files than are here stays: elsewhere more was pulled.
         """
-        shown = [
-            (run, set(run.data.tags.get(FILES, "").split()))
-            for run in there
-            if run.data.tags[KEY] == entry.key
-            and run.data.tags.get(CONTENT) == entry.content
-            and not self._unfinished(run)
-        ]
-        fit = [(run, files) for run, files in shown if files >= set(entry.files)]
-        return [run for run, _ in sorted(fit, key=lambda pair: -len(pair[1]))]
+        shown: dict[tuple[str, str], list] = {}
+        for run in there:
+            if not self._unfinished(run):
+                of = run.data.tags[KEY], run.data.tags[CONTENT]
+                shown.setdefault(of, []).append((run, set(run.data.tags.get(FILES, "").split())))
+        found = {}
+        for entry in entries:
+            pairs = shown.get((entry.key, entry.content), [])
+            fit = [(run, files) for run, files in pairs if files >= set(entry.files)]
+            found[entry.key] = [run for run, _ in sorted(fit, key=lambda pair: -len(pair[1]))]
+        return found
 
     def _parent(self, there: list[Any], entries: list[Entry]) -> Any:
         for run in there:
@@ -415,14 +419,15 @@ class _Store:
             self.client.log_artifact(run, str(entry.files["sheet.png"]))
         self.client.log_dict(run, {"files": entry.references}, "references.json")
         self.client.set_tag(run, CONTENT, entry.content)
-        self.client.set_terminated(run, "FINISHED", entry.finished)
+        status = "FAILED" if DIVERGED in entry.tags else "FINISHED"
+        self.client.set_terminated(run, status, entry.finished)
 
     def _clear(self, there: list[Any], entries: list[Entry], parent: str) -> None:
         """Delete what an import left unfinished, outdated runs and duplicates.
 
         Which of two equal runs stays is the same for every importer: the first by run id.
         """
-        keep = {e.key: whole[0] for e in entries if (whole := self._whole(e, there))}
+        keep = {key: runs[0] for key, runs in self._whole(entries, there).items() if runs}
         for run in there:
             key, number = run.data.tags[KEY], run.info.run_id
             if key == STUDY_RUN:

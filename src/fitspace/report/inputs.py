@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+from pydantic import Field, ValidationError
 
 from fitspace import lineage
-from fitspace.config import Study
+from fitspace.config import Study, explain
 from fitspace.errors import UserError
-from fitspace.files import sha256
+from fitspace.files import read_json, sha256
 from fitspace.metrics import DEPENDS_ON_N, INTERVAL
+from fitspace.provenance import Recorded
 from fitspace.report import words
 
 IDENTITY = ("run", "point", "arm", "method", "task", "seed", "status")
@@ -89,17 +89,18 @@ def read(study: Study, folder: Path) -> Inputs:
             given = text[name].str.strip()
             runs[name] = pd.Categorical(given, levels(study, given, name))
         problems += _unequal(path, runs, study.analysis.responses)
+        notes += _lost(runs, study.analysis.factors)
     curves, odd_curves = _against_n(folder / "against_n.csv", text)
     strips, more = _strips(folder)
-    design, worse = _json(folder / "design.json", dict)
+    design, worse = _design(folder / "design.json")
     if problems or odd_curves or more or worse:
         raise UserError(problems + odd_curves + more + worse)
     files = ("runs.csv", "against_n.csv", "gallery.json", "design.json", lineage.NAME)
     digests = {name: sha256(folder / name) for name in files if (folder / name).exists()}
-    planned = (design or {}).get("runs", len(text))
+    planned = len(text) if design is None else design.runs
     if planned != len(text):
         notes.append(f"design.json plans {planned} runs, runs.csv has {len(text)} rows")
-    dropped = [str(message) for message in (design or {}).get("dropped", [])]
+    dropped = [] if design is None else design.dropped
     made = _made(folder)
     return Inputs(study, text, runs, curves, strips, dropped, digests, notes, made)
 
@@ -134,6 +135,29 @@ def _numbers(text: pd.DataFrame, name: str) -> tuple[pd.Series, list[str], list[
     if undefined.any():
         notes = [f"{name}: {int(undefined.sum())} value(s) that are not finite were left out"]
     return values.mask(undefined), list(bad.unique()[:5]), notes
+
+
+def _lost(runs: pd.DataFrame, factors: list[str], shown: int = 10) -> list[str]:
+    """Which runs did not finish, why, and whether some levels lost more than others."""
+    lost = runs[runs["status"].isin(["failed", "missing"])]
+    if lost.empty:
+        return []
+    why = lost["diverged"] if "diverged" in lost else pd.Series(None, lost.index)
+    notes = ["lost runs are left out, never averaged: what is said holds for runs that finish"]
+    for run, status, reason in zip(lost["run"][:shown], lost["status"], why, strict=False):
+        notes.append(f"{run}: {status}" + (f" ({reason})" if isinstance(reason, str) else ""))
+    if len(lost) > shown:
+        notes.append(f"and {len(lost) - shown} more lost runs (runs.csv, column status)")
+    for factor in factors:
+        shares = lost[factor].astype(str).value_counts(), runs[factor].astype(str).value_counts()
+        parts = [
+            f"{level} {shares[0][level]} of {shares[1][level]}"
+            for level in runs[factor].cat.categories
+            if shares[0].get(level)
+        ]
+        if parts:
+            notes.append(f"lost by {factor}: {', '.join(parts)}")
+    return notes
 
 
 def _unequal(path: Path, runs: pd.DataFrame, responses: list[str]) -> list[str]:
@@ -202,43 +226,70 @@ def _against_n(path: Path, runs: pd.DataFrame) -> tuple[pd.DataFrame | None, lis
     return (None if problems else curves.astype({"n": int})), problems
 
 
-def _json(path: Path, kind: type) -> tuple[Any, list[str]]:
+class _Design(Recorded):
+    runs: int = Field(ge=0)
+    dropped: list[str] = []
+
+
+def _design(path: Path) -> tuple[_Design | None, list[str]]:
     if not path.exists():
         return None, []
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return None, [f"{path}: not readable JSON: {error}"]
-    if not isinstance(content, kind):
-        found = type(content).__name__
-        return None, [f"{path}: holds a {found}; needed: a {kind.__name__}"]
-    return content, []
+        return _Design.model_validate(read_json(path)), []
+    except UserError as error:
+        return None, error.problems
+    except ValidationError as error:
+        return None, [f"{path}: {problem}" for problem in explain(error, _Design)]
+
+
+class _Entry(Recorded):
+    task: str
+    role: str
+    run: str | None
+    point: str | None
+    file: str = Field(max_length=400, pattern=r"^[^\x00]+$")
+    size: int = Field(ge=1, le=8192)
+    captions: list[str] = Field(max_length=1000)
+    attribution: str
 
 
 def _strips(folder: Path) -> tuple[list[Strip], list[str]]:
-    entries, problems = _json(folder / "gallery.json", list)
-    strips = []
-    for index, entry in enumerate(entries or []):
-        where = f"{folder / 'gallery.json'}[{index}]"
+    listing = folder / "gallery.json"
+    if not listing.exists():
+        return [], []
+    try:
+        entries = read_json(listing, list)
+    except UserError as error:
+        return [], error.problems
+    strips, problems = [], []
+    for index, content in enumerate(entries):
+        where = f"{listing}[{index}]"
         try:
-            path = folder / entry["file"]
-            strip = Strip(
-                task=entry["task"],
-                role=entry["role"],
-                run=entry["run"],
-                point=entry["point"],
-                path=path,
-                file=entry["file"],
-                size=int(entry["size"]),
-                captions=[str(caption) for caption in entry["captions"]],
-                attribution=str(entry["attribution"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            problems.append(f"{where}: {type(error).__name__}: {error}; needed: a gallery entry")
+            entry = _Entry.model_validate(content)
+        except ValidationError as error:
+            problems += [f"{where}.{p}; needed: a gallery entry" for p in explain(error, _Entry)]
             continue
+        path = folder / entry.file
         if not path.resolve().is_relative_to(folder.resolve()):
-            problems.append(f"{where}.file: {entry['file']!r} leads out of the report's folder")
+            problems.append(f"{where}.file: {entry.file!r} leads out of the report's folder")
         elif not path.is_file():
-            problems.append(f"{where}.file: {entry['file']!r}: no such file")
-        strips.append(strip)
+            problems.append(f"{where}.file: {entry.file!r}: no such file")
+        elif wrong := _no_strip(path, entry):
+            problems.append(f"{where}.file: {entry.file!r}: {wrong}")
+        strips.append(
+            Strip(path=path, **{name: getattr(entry, name) for name in _Entry.model_fields})
+        )
     return strips, problems
+
+
+def _no_strip(path: Path, entry: _Entry) -> str | None:
+    """Why a file is not the PNG that its entry says; only its header is read."""
+    from PIL import Image
+
+    wanted = (entry.size * len(entry.captions), entry.size)
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            found = image.size
+    except Exception as error:  # a decoder raises anything on damaged bytes
+        return f"no PNG ({type(error).__name__})"
+    return None if found == wanted else f"{found[0]}x{found[1]}; needed: {wanted[0]}x{wanted[1]}"

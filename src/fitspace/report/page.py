@@ -12,6 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fitspace.errors import UserError
 from fitspace.files import digest
 from fitspace.report import origins, summary, tables, words
 from fitspace.report.figures import Figure, arm_label
@@ -136,9 +137,12 @@ def _data_uri(strip: Strip) -> str:
     if strip.size > LARGEST_TILE:
         from PIL import Image
 
-        with Image.open(BytesIO(content)) as image:
-            size = (LARGEST_TILE * len(strip.captions), LARGEST_TILE)
-            small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        size = (LARGEST_TILE * len(strip.captions), LARGEST_TILE)
+        try:
+            with Image.open(BytesIO(content), formats=["PNG"]) as image:
+                small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        except Exception as error:  # a decoder raises anything on damaged bytes
+            raise UserError(f"{strip.path}: cannot be decoded ({error!r})") from None
         buffer = BytesIO()
         small.save(buffer, "PNG", optimize=True)
         content = buffer.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -143,15 +144,26 @@ class _Sources:
         self.ok = runs["status"].eq("ok")
         self.design = stats.in_design(runs, factors)
         self.residuals = analysis.residuals
+        # Runs, cells and points can be as many as the rows: each is looked up, not searched for.
+        levels = zip(*(runs[name].astype(str) for name in factors), strict=True)
+        self.places = {
+            "run": _places(runs["run"]),
+            "cell": _places(levels),
+            "point": _places(runs["point"]),
+        }
+        self.pairs = list(zip(runs["task"], runs["seed"], strict=True))
+        self.full = [i for i, method in enumerate(runs["method"]) if method == "full"]
 
     def of(self, file: str, table: pd.DataFrame) -> list[list[str]]:
-        rows = table.to_dict("records")
+        keys, there = self.keys.to_numpy(), {}
         sets: dict[tuple, list[str]] = {}
         found = []
-        for row in rows:
-            which = self._which(file, row)
+        for row in table.to_dict("records"):
+            kind, response, _ = which = self._which(file, row)
             if which not in sets:
-                sets[which] = list(self.keys[self._mask(*which)])
+                if response not in there:
+                    there[response] = self._there(response)
+                sets[which] = list(keys[self._rows(*which, there[response])])
             found.append(sets[which])
         return found
 
@@ -173,20 +185,25 @@ class _Sources:
         kind, column = kinds.get(file, ("tested", None))
         return kind, response, str(row[column]) if column else None
 
-    def _mask(self, kind: str, response: str | None, value) -> pd.Series:
+    def _there(self, response: str | None) -> pd.Series:
+        """The finished runs that have a response."""
+        return self.ok & (self.runs[response].notna() if response else True)
+
+    def _rows(self, kind: str, response: str | None, value, there: pd.Series):
+        """The numbers of the rows of runs.csv, or which they are."""
+        if kind not in (*self.places, "against"):
+            return self._mask(kind, response, value, there)
+        rows = self.places["point" if kind == "against" else kind].get(value, [])
+        if kind == "run":
+            return rows
+        inside = (there & self.design if kind == "cell" else there).to_numpy()
+        rows = [row for row in rows if inside[row]]
+        return self._paired(rows, inside) if kind == "against" else rows
+
+    def _mask(self, kind: str, response: str | None, value, there: pd.Series) -> pd.Series:
         runs = self.runs
         if kind == "planned":
             return runs["arm"].astype(str).eq(value) | (value == "all")
-        if kind == "run":
-            return runs["run"].eq(value)
-        there = self.ok & (runs[response].notna() if response else True)
-        if kind == "cell":
-            levels = runs[self.factors].astype(str)
-            return there & self.design & levels.eq(value).all(axis=1)
-        if kind == "point":
-            return there & runs["point"].eq(value)
-        if kind == "against":
-            return self._paired(there & runs["point"].eq(value), there & runs["method"].eq("full"))
         if kind == "baseline":
             return there & ~self.design & runs["arm"].astype(str).eq(value)
         if kind == "task":
@@ -195,12 +212,19 @@ class _Sources:
         tested = runs["run"].isin(used)
         return tested & runs["task"].ne(value) if kind == "without" else tested
 
-    def _paired(self, ours: pd.Series, reference: pd.Series) -> pd.Series:
-        """Those of both that have a run of the other with their task and seed."""
-        pairs = pd.Series(list(zip(self.runs["task"], self.runs["seed"], strict=True)))
-        pairs.index = self.runs.index
-        both = set(pairs[ours]) & set(pairs[reference])
-        return (ours | reference) & pairs.isin(both)
+    def _paired(self, ours: list[int], there) -> list[int]:
+        """Of a point's rows and those of full fine-tuning, the pairs by task and seed."""
+        reference = [row for row in self.full if there[row]]
+        both = {self.pairs[row] for row in ours} & {self.pairs[row] for row in reference}
+        return sorted(row for row in {*ours, *reference} if self.pairs[row] in both)
+
+
+def _places(labels: Iterable[Hashable]) -> dict[Hashable, list[int]]:
+    """Label -> the numbers of the rows that have it, from 0."""
+    places: dict[Hashable, list[int]] = {}
+    for row, label in enumerate(labels):
+        places.setdefault(label, []).append(row)
+    return places
 
 
 def _levels(every: pd.Series, filled: pd.Series) -> list[str]:

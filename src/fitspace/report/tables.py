@@ -10,6 +10,8 @@ import pandas as pd
 from fitspace.report import words
 from fitspace.report.words import Value
 
+# A row of all columns takes 5 kB of the page: browsers are slow with ten thousand.
+MOST_RUNS = 1000
 _WRITERS: dict[str, Callable[[float], str]] = {
     "number": words.number,
     "four": lambda value: words.number(value, 4),
@@ -84,12 +86,16 @@ def _value(file: str, index: int, row: dict, name: str, write: Callable) -> Valu
 
 
 def of_runs(text: pd.DataFrame, factors: Sequence[str]) -> Table:
-    """runs.csv as it stands, each column written by what it holds."""
+    """runs.csv as it stands, each column written by what it holds; of many runs the first ones."""
+    caption = "Every run, as in runs.csv."
+    if len(text) > MOST_RUNS:
+        caption = f"The first {MOST_RUNS:,} of {len(text):,} runs; runs.csv has all."
+        text = text[:MOST_RUNS]
     columns = [
         Column(name, name, "text") if name in factors else _column_of(text[name])
         for name in text.columns
     ]
-    return table("runs.csv", text, columns, "Every run, as in runs.csv.")
+    return table("runs.csv", text, columns, caption)
 
 
 def _column_of(cells: pd.Series) -> Column:

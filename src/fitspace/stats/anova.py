@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,7 +16,15 @@ from fitspace.errors import UserError
 from fitspace.stats import effects
 from fitspace.stats.columns import columns
 from fitspace.stats.formula import Term, label, parse, parse_strata
-from fitspace.stats.linear import Data, Model, as_list, read, sum_of_squares, with_cells
+from fitspace.stats.linear import (
+    CellsModel,
+    Data,
+    Model,
+    as_list,
+    read,
+    sum_of_squares,
+    with_cells,
+)
 from fitspace.stats.permutation import permutation_p
 from fitspace.stats.strata import strata
 from fitspace.stats.transforms import TRANSFORMS, fit_transform
@@ -319,8 +328,11 @@ def lack_of_fit(
     response, terms, _ = model_terms(response, factors, False, block, None)
     table, cell = with_cells(table, as_list(factors))
     names = [name for (name,) in terms]
-    model = Model(read(table, response, [*names, cell]), [*terms, (cell,)])
-    ss, df, F = _parts(model, 1)[-1]
-    test = effects.tested("lack of fit", ss, df, F, model.df, model.n)
-    rows = [test, {"source": "residual", "ss": model.rss, "df": model.df}]
+    data = read(table, response, [*names, cell])
+    additive, cells = Model(data, terms), CellsModel(data, as_list(block), cell)
+    df = additive.df - cells.df
+    ss = math.fsum((additive.residuals - cells.residuals) ** 2) if df else 0.0
+    F = effects.f_ratio(ss, df, cells.rss, cells.df, data.y @ data.y)
+    test = effects.tested("lack of fit", ss, df, F, cells.df, cells.n)
+    rows = [test, {"source": "residual", "ss": cells.rss, "df": cells.df}]
     return pd.DataFrame(rows)

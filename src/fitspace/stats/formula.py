@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from itertools import product
 
 from fitspace.errors import UserError
@@ -14,6 +15,12 @@ _ALLOWED = (
     "allowed: `response ~ terms` with column names, + - : * / ^ ( ), C(name), `quoted name`, "
     "+ Error(terms)"
 )
+
+
+MOST_TERMS, MOST_NESTED = 1_100, 50
+_brief = reprlib.Repr()
+_brief.maxstring = 200
+_short = _brief.repr
 
 
 def label(term: Term) -> str:
@@ -60,7 +67,8 @@ def _tokens(formula: str) -> list[tuple[str, str]]:
     while at < len(text):
         match = _TOKEN.match(text, at)
         if match is None:
-            raise UserError(f"formula {formula!r}: cannot read {text[at:].strip()!r}; {_ALLOWED}")
+            rest = _short(text[at:].strip())
+            raise UserError(f"formula {_short(formula)}: cannot read {rest}; {_ALLOWED}")
         name, number, operator = match.groups()
         kind = "name" if name else "number" if number else operator.replace("**", "^")
         found.append((kind, (name or number or operator).strip("`")))
@@ -79,6 +87,7 @@ class _Parser:
         self.formula = formula
         self.tokens = _tokens(formula)
         self.at = 0
+        self.depth = 0
         self.error: list[frozenset[str]] = []
         self.error_names: list[str] = []
 
@@ -94,7 +103,7 @@ class _Parser:
         return response, terms, self.error
 
     def _fail(self, reason: str):
-        raise UserError(f"formula {self.formula!r}: {reason}; {_ALLOWED}")
+        raise UserError(f"formula {_short(self.formula)}: {reason}; {_ALLOWED}")
 
     def _peek(self) -> str | None:
         return self.tokens[self.at][0] if self.at < len(self.tokens) else None
@@ -108,6 +117,14 @@ class _Parser:
         return self.tokens[self.at - 1][1]
 
     def _sum(self) -> list[frozenset[str]]:
+        self.depth += 1
+        if self.depth > MOST_NESTED:
+            self._fail(f"nests more than {MOST_NESTED} parentheses")
+        terms = self._added()
+        self.depth -= 1
+        return terms
+
+    def _added(self) -> list[frozenset[str]]:
         terms = self._cross()
         while self._peek() in ("+", "-"):
             minus = self._take(self._peek()) == "-"
@@ -140,7 +157,7 @@ class _Parser:
         if self._peek() != "^":
             return base
         self._take("^")
-        order = int(self._take("number"))
+        order = int(self._take("number")[:9])
         if order < 1:
             self._fail("has a power below 1")
         terms = base
@@ -185,8 +202,17 @@ class _Parser:
 
 
 def _union(*lists: list[frozenset[str]]) -> list[frozenset[str]]:
-    return list(dict.fromkeys(term for terms in lists for term in terms))
+    terms = list(dict.fromkeys(term for terms in lists for term in terms))
+    return _few(terms, len(terms))
 
 
 def _products(left: list[frozenset[str]], right: list[frozenset[str]]) -> list[frozenset[str]]:
+    _few(left, len(left) * len(right) // MOST_TERMS)
     return _union([a | b for a, b in product(left, right)])
+
+
+def _few(terms: list[frozenset[str]], count: int) -> list[frozenset[str]]:
+    """The terms. Raises UserError where they are too many: ten factors crossed are 1,023."""
+    if count > MOST_TERMS:
+        raise UserError(f"formula: more than {MOST_TERMS} terms; allowed: at most that")
+    return terms

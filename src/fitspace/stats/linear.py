@@ -105,12 +105,13 @@ def as_list(names: str | Sequence[str] | None) -> list[str]:
 def missing_columns(table: pd.DataFrame, names: Sequence[str]) -> list[str]:
     """One problem per name that is no column of the table."""
     have = [str(column) for column in table.columns]
+    shown = ", ".join(have[:100]) + (f" and {len(have) - 100} more" if len(have) > 100 else "")
     problems = []
     for name in dict.fromkeys(names):
         if name not in table.columns:
-            near = difflib.get_close_matches(name, have, 1)
+            near = difflib.get_close_matches(name, have[:1000], 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            problems.append(f"no column {name!r} in the table{hint}; columns: {', '.join(have)}")
+            problems.append(f"no column {name!r} in the table{hint}; columns: {shown}")
     return problems
 
 
@@ -363,3 +364,62 @@ class Model:
     def names(self) -> list[str]:
         """Labels of the terms."""
         return [label(term) for term in self.terms]
+
+
+class CellsModel:
+    """The model ``y ~ 1 + blocks + cell``, whose cells may be as many as a third of the rows.
+
+    Blocks are centred within the cells, so that only they are decomposed (Frisch, Waugh and
+    Lovell): time and memory grow with the rows, where `Model` takes rows times cells squared.
+
+    Parameters
+    ----------
+    data : complete rows; names of ``blocks`` and ``cell`` are factors of it.
+    """
+
+    def __init__(self, data: Data, blocks: Sequence[str], cell: str):
+        model = Model(data, [(name,) for name in blocks])
+        self.data, self.n = data, len(data.y)
+        self._codes = data.codes[cell]
+        self._size = np.bincount(self._codes)
+        columns = model.matrix[:, 1:]
+        self._means = np.zeros((len(self._size), columns.shape[1]))
+        np.add.at(self._means, self._codes, columns)
+        self._means /= self._size[:, None]
+        within = columns - self._means[self._codes]
+        u, s, vt = np.linalg.svd(within, full_matrices=False)
+        keep = s > RANK_TOLERANCE * np.linalg.norm(columns)
+        self._u, self._rows, self._roots = u[:, keep], vt[keep], vt[keep].T / s[keep]
+        self.df = self.n - len(self._size) - int(keep.sum())
+
+    def _of_cells(self, values: np.ndarray) -> np.ndarray:
+        return np.bincount(self._codes, values) / self._size
+
+    @cached_property
+    def residuals(self) -> np.ndarray:
+        """Residuals (n,); an exact fit leaves 0, as `left_by` has it."""
+        y = self.data.y
+        rest = y - self._of_cells(y)[self._codes]
+        rest = _outside(rest[:, None], self._u)[:, 0]
+        rest = rest - self._of_cells(rest)[self._codes]
+        exact = not self.df or rest @ rest <= ROUNDING * (y @ y)
+        return np.zeros(self.n) if exact else rest
+
+    @property
+    def rss(self) -> float:
+        """Residual sum of squares."""
+        return math.fsum(self.residuals**2)
+
+    def adjusted(self) -> tuple[np.ndarray, np.ndarray]:
+        """Each cell's marginal mean and its standard error, (cells,); NaN if not estimable."""
+        y = self.data.y
+        within = y - self._of_cells(y)[self._codes]
+        slopes = self._roots @ (self._u.T @ within)
+        # Sum contrasts are 0 on the grid's average: a cell is moved from its own blocks there.
+        means = self._of_cells(y) - self._means @ slopes + self.data.mean
+        spread = 1 / self._size + np.sum((self._means @ self._roots) ** 2, axis=1)
+        sigma = (self.rss / self.df) ** 0.5 if self.df else np.nan
+        outside = self._means - self._means @ self._rows.T @ self._rows
+        size = 1 + np.linalg.norm(self._means, axis=1)
+        known = np.linalg.norm(outside, axis=1) <= 1e-8 * size
+        return np.where(known, means, np.nan), np.where(known, sigma * spread**0.5, np.nan)

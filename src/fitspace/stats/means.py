@@ -12,7 +12,7 @@ from scipy.special import stdtr, stdtrit
 
 from fitspace.stats.anova import model_terms
 from fitspace.stats.effects import holm
-from fitspace.stats.linear import Model, as_labels, as_list, read, with_cells
+from fitspace.stats.linear import CellsModel, Model, as_labels, as_list, read, with_cells
 
 NAN = float("nan")
 
@@ -190,17 +190,27 @@ def cell_means(
     data = read(table, response, [cell, *blocks])
     used = table.loc[data.index].assign(**{name: as_labels(table[name]) for name in factors})
     used[response] = data.y + data.mean
-    within = [name for name in blocks if name != replicate]
-    rows = []
-    for name in data.levels[cell]:
-        runs = used[used[cell] == name]
-        y = runs[response]
-        row = runs[factors].iloc[0].to_dict()
-        row |= {"runs": len(y), "mean": y.mean(), "min": y.min(), "max": y.max()}
-        rows.append(row | {"replicate_sd": pooled_sd(runs, response, within)})
-    adjusted = marginal_means(table, response, cell, None, blocks, confidence=confidence)
-    adjusted = adjusted.rename(columns={"mean": "adjusted"})[["adjusted", "se", "low", "high"]]
-    return pd.concat([pd.DataFrame(rows), adjusted], axis=1)
+    within = [cell, *(name for name in blocks if name != replicate)]
+    y, of_cell = used[response], used.groupby(cell, sort=False)
+    squares = (y - used.groupby(within, observed=True)[response].transform("mean")) ** 2
+    df = of_cell.size() - used.drop_duplicates(within).groupby(cell, sort=False).size()
+    means = (
+        of_cell[factors]
+        .first()
+        .assign(
+            runs=of_cell.size(),
+            mean=of_cell[response].mean(),
+            min=of_cell[response].min(),
+            max=of_cell[response].max(),
+            replicate_sd=(squares.groupby(used[cell]).sum() / df.where(df > 0)) ** 0.5,
+        )
+    )
+    model = CellsModel(data, blocks, cell)
+    adjusted, se = model.adjusted()
+    margin = (float(stdtrit(model.df, 0.5 + confidence / 2)) if model.df else NAN) * se
+    limits = {"low": adjusted - margin, "high": adjusted + margin}
+    means = means.loc[data.levels[cell]].reset_index(drop=True)
+    return means.assign(adjusted=adjusted, se=se, **limits)
 
 
 def pooled_sd(table: pd.DataFrame, response: str, within: Sequence[str]) -> float:

@@ -6,6 +6,7 @@ import csv
 import math
 import os
 import re
+from collections import Counter
 
 import pandas as pd
 
@@ -51,7 +52,7 @@ def _separator(path: str | os.PathLike) -> str:
         header = file.readline()
     separator = max(",;\t", key=re.sub('"[^"]*"', "", header).count)
     names = next(csv.reader([header], delimiter=separator), [])
-    repeated = sorted({name for name in names if name and names.count(name) > 1})
+    repeated = sorted(name for name, times in Counter(names).items() if name and times > 1)
     if repeated:
         raise UserError(f"{path}: column(s) {', '.join(map(repr, repeated))} named twice")
     return separator

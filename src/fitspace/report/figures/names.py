@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pandas as pd
@@ -46,5 +47,5 @@ def point_names(found: Results) -> dict[str, str]:
     for row in points.to_dict("records"):
         cell = words.cell_name(found.factors, [row[f] for f in found.factors])
         names[row["point"]] = cell if row["in_design"] else arm_label(row["arm"], row["method"])
-    used = list(names.values())
-    return {point: name if used.count(name) == 1 else point for point, name in names.items()}
+    used = Counter(names.values())
+    return {point: name if used[name] == 1 else point for point, name in names.items()}

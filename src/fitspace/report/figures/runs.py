@@ -67,7 +67,7 @@ def _panels(rows: int, tasks: int, above: float) -> tuple[Canvas, list[Axes]]:
 
 def _rows(axes: Axes, found: Results, runs: pd.DataFrame, order: list[tuple]) -> None:
     """The runs of one task; marks and fill tell the seeds apart."""
-    row = cells_of(runs, found.factors).map(order.index)
+    row = cells_of(runs, found.factors).map({cell: at for at, cell in enumerate(order)})
     for index, seed in enumerate(dict.fromkeys(found.runs["seed"])):
         ours = runs["seed"] == seed
         axes.plot(runs.loc[ours, found.primary], row[ours], ls="none", **_mark(index))
