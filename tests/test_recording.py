@@ -3,11 +3,14 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 import yaml
 from project import STUDY, Project, content
-from recorded import light_copy, recorded
+from recorded import light_copy, name_study, recorded
 
 from fitspace import garbage, recording
 from fitspace.cli import main
@@ -67,6 +70,39 @@ def test_recorded_again_nothing_changes(kept):
     assert kept.git("status", "--porcelain") == ""
     assert "18 stages" in done.stdout and "git add" not in done.stdout
     assert done.stdout.endswith("next:\n  dvc push\n") and "note" not in done.stderr
+
+
+def results(project) -> dict[str, bytes]:
+    """All but caches."""
+    return {n: b for n, b in project.files("results").items() if "/.cache/" not in n}
+
+
+@pytest.mark.slow
+def test_a_killed_record_is_completed_by_the_next(origin, kept, tmp_path):
+    project = light_copy(origin, tmp_path / "project")
+    name_study(project)
+    project.dvc("remote", "add", "--default", "store", str(tmp_path / "store"))
+    project.commit("What DVC keeps")
+    before = results(project)
+    killed = 0
+    for seconds in (1, 2, 3, 4.5, 6, 8, 11):
+        record = subprocess.Popen(
+            [sys.executable, "-m", "fitspace.cli", "record", STUDY],
+            cwd=project.folder, env=project.environment, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            record.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(record.pid, signal.SIGKILL)
+            record.wait()
+            killed += 1
+        assert results(project) == before
+    assert killed >= 3
+    project.fitspace("record", STUDY)
+    recorded_as = [yaml.safe_load((p / "dvc.lock").read_text()) for p in (project, kept)]
+    assert recorded_as[0] == recorded_as[1]
+    assert project.fitspace("audit", STUDY).returncode == 0
 
 
 def unfinished(project):

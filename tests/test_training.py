@@ -119,11 +119,85 @@ def test_bf16_is_near_fp32_and_keeps_fp32_trainables(tmp_path):
     assert all(v.dtype == torch.float32 for v in half.parameters.values())
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
-    with pytest.raises(training.Diverged, match="at step"):
-        tiny.fit(tmp_path / "c.safetensors", method="full", lr=10.0, grad_clip=None, steps=200,
-                 warmup_steps=0, lr_schedule="constant", weight_decay=1.0, batch_size=2,
-                 min_snr_gamma=None, ema=None)  # fmt: skip
+EXPLODES = dict(method="full", lr=10.0, grad_clip=None, steps=200, warmup_steps=0,
+                lr_schedule="constant", weight_decay=1.0, batch_size=2, min_snr_gamma=None,
+                ema=None)  # fmt: skip
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(tmp_path):
+    result = tiny.fit(tmp_path / "c.safetensors", **EXPLODES)
+    step = len(result.losses) - 1
+    assert 0 < step < 199 and not np.isfinite(result.losses[-1])
+    assert np.isfinite(result.losses[:-1]).all()
+    assert result.diverged == f"the loss is {result.losses[-1]} at step {step}"
+
+
+def test_parameters_that_are_not_finite_after_the_last_step_are_a_divergence_too(tmp_path):
+    """The last step's update is in no loss any more."""
+    last = len(tiny.fit(tmp_path / "c.safetensors", **EXPLODES).losses) - 1
+    result = tiny.fit(tmp_path / "d.safetensors", **EXPLODES | {"steps": last})
+    assert np.isfinite(result.losses).all() and len(result.losses) == last
+    finite = all(v.isfinite().all() for v in result.parameters.values())
+    assert finite == (result.diverged is None)
+
+    def spoil(step):
+        if step == 2:
+            with torch.no_grad():
+                next(iter(attachment.trainable.values())).fill_(torch.inf)
+
+    from fitspace import methods
+
+    attachment = methods.attach(tiny.unet(), "bitfit", {}, 0)
+    result = training.fit(
+        attachment.model, attachment.trainable, tiny.task(), tiny.scheduler(), 0.5,
+        tiny.SETTINGS | {"steps": 3, "ema": None}, 0, tmp_path / "e.safetensors", on_step=spoil,
+    )  # fmt: skip
+    assert result.diverged == "parameters are not finite after step 2"
+
+
+# --- damaged checkpoints ----------------------------------------------------------------
+
+DAMAGES = {
+    "truncated": lambda b: b[: len(b) // 2],
+    "empty": lambda b: b"",
+    "a bit of the last tensor": lambda b: b[:-1] + bytes([b[-1] ^ 1]),
+    "a bit of a tensor in the middle": lambda b: b[:-4000] + bytes([b[-4000] ^ 4]) + b[-3999:],
+    "a loss": lambda b: b.replace(b'losses\\":[', b'losses\\":[9', 1)[: len(b)],
+    "another file": lambda b: b"\x00" * len(b),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_never_used(tmp_path, damage, capsys):
+    class Stop(Exception):
+        pass
+
+    def interrupt(step):
+        if step == 6:
+            raise Stop
+
+    checkpoint = tmp_path / "c.safetensors"
+    whole = tiny.fit(tmp_path / "unused")
+    with pytest.raises(Stop):
+        tiny.fit(checkpoint, checkpoint_seconds=0.0, on_step=interrupt)
+    good = checkpoint.read_bytes()
+    checkpoint.write_bytes(damage(good))
+    assert checkpoint.read_bytes() != good
+    again = tiny.fit(checkpoint)
+    assert "damaged" in capsys.readouterr().err
+    assert again.losses == whole.losses
+    assert all(torch.equal(v, again.parameters[n]) for n, v in whole.parameters.items())
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_a_warning(tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training, "save_file", full)
+    result = tiny.fit(tmp_path / "c.safetensors", checkpoint_seconds=0.0)
+    assert len(result.losses) == 12 and result.diverged is None
+    assert "No space left on device" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 LEARNING_RATES = {

@@ -7,6 +7,7 @@ command that needs them.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -14,7 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fitspace import __version__
-from fitspace.errors import UserError
+from fitspace.errors import UserError, printable
+
+# What a full, read-only or foreign file system says; whatever was there before is still there.
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,9 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments) or 0
     except UserError as error:
-        for problem in error.problems:
-            print(f"fitspace: {problem}", file=sys.stderr)
-        return 2
+        return _refuse(error.problems)
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        return _refuse([f"{error.filename or 'a file'}: cannot be written: {error.strerror}"])
     except KeyboardInterrupt:
         print("fitspace: interrupted", file=sys.stderr)
         return 130
@@ -33,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) went away: not an error, and nothing more to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _refuse(problems: list[str]) -> int:
+    for problem in problems:
+        print(f"fitspace: {printable(problem)}", file=sys.stderr)
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,6 +123,9 @@ def _parser() -> argparse.ArgumentParser:
         "--cached",
         action="store_true",
         help="first collect the table from finished runs; a missing one is an error",
+    )
+    report.add_argument(
+        "--partial", action="store_true", help="with --cached: a missing run is a row that says so"
     )
 
     record = command(_record, "record", "Verify results, record them in DVC, audit.")
@@ -240,15 +255,21 @@ def _stage(arguments: argparse.Namespace) -> None:
     from fitspace import provenance
 
     provenance.snapshot()
+    from fitspace.running import once
+
     plan = _load(arguments.study)
     run = plan.run_of(arguments.stage, arguments.folder)
-    from fitspace.imports import import_only_models
-    from fitspace.stages import STAGES
 
-    if arguments.stage in ("train", "sample"):
-        import_only_models()
-    _set_up_torch()
-    STAGES[arguments.stage](plan.study, run)
+    def make() -> None:
+        from fitspace.imports import import_only_models
+        from fitspace.stages import STAGES
+
+        if arguments.stage in ("train", "sample"):
+            import_only_models()
+        _set_up_torch()
+        STAGES[arguments.stage](plan.study, run)
+
+    once(getattr(run, arguments.stage), make)
 
 
 def _limit_threads() -> None:
@@ -319,11 +340,16 @@ def _report(arguments: argparse.Namespace) -> None:
 
     study = load_study(arguments.study)
     folder = REPORTS / study.name
+    if arguments.partial and not arguments.cached:
+        raise UserError("--partial: goes with --cached: it says what to do about missing runs")
     if arguments.cached:
         from fitspace.design import build_plan
-        from fitspace.table import collect_into
+        from fitspace.table import collect_into, unfinished
 
-        collect_into(build_plan(study), folder)
+        plan = build_plan(study)
+        collect_into(plan, folder, arguments.partial)
+        for line in unfinished(plan):
+            print(f"missing: {line}", file=sys.stderr)
     print(build(study, folder))
 
 

@@ -9,6 +9,13 @@ import torch
 from tqdm import tqdm
 
 from fitspace import rng
+from fitspace.errors import UserError
+from fitspace.memory import fewer_at_once
+
+
+class NotFinite(UserError):
+    """What a model draws is no picture: some of its numbers are NaN or infinite."""
+
 
 # Only how many images are computed at once; the images do not depend on it.
 BATCH = 32
@@ -46,22 +53,23 @@ def generate(
     conditions : caption embeddings (n, tokens, dim), or class labels (n,).
     unconditional : the condition of the empty caption or of no class, the first axis 1.
     noise : starting noise, shape (n, c, h, w).
+
+    Raises
+    ------
+    NotFinite : the model draws no finite numbers.
+    UserError : the device's memory does not hold one image.
     """
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
     def denoise(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         return model(x, t.expand(len(x)), condition).sample[:, : noise.shape[1]]
 
-    device = next(model.parameters()).device
-    images = []
-    starts = range(0, len(noise), BATCH)
-    progress = tqdm(total=len(starts) * steps, desc=description, disable=None)
-    for start in starts:
+    def draw(rows: slice) -> torch.Tensor:
         # A solver keeps a history: one per batch.
         scheduler = DPMSolverMultistepScheduler.from_config(scheduler_config)
         scheduler.set_timesteps(steps, device=device)
-        x = noise[start : start + BATCH].to(device) * scheduler.init_noise_sigma
-        condition = conditions[start : start + BATCH].to(device)
+        x = noise[rows].to(device) * scheduler.init_noise_sigma
+        condition = conditions[rows].to(device)
         if guidance > 1:
             condition = torch.cat([unconditional.to(device).expand_as(condition), condition])
         for t in scheduler.timesteps:
@@ -71,9 +79,25 @@ def generate(
             else:
                 predicted = denoise(x, t, condition)
             x = scheduler.step(predicted, t, x).prev_sample
-            progress.update()
-        decoded = vae.decode(x / vae.config.scaling_factor).sample
+            progress.update(len(x))
+        return vae.decode(x / vae.config.scaling_factor).sample
+
+    device = next(model.parameters()).device
+    images: list[torch.Tensor] = []
+    done, at_once = 0, BATCH
+    progress = tqdm(total=len(noise) * steps, desc=description, disable=None)
+    while done < len(noise):
+        try:
+            decoded = draw(slice(done, done + at_once))
+        except torch.OutOfMemoryError:
+            decoded = None
+        if decoded is None:  # outside of the handler: a traceback keeps tensors alive
+            at_once = fewer_at_once(at_once, f"{description}: images")
+            continue
+        if not bool(decoded.isfinite().all()):
+            raise NotFinite(f"{description}: the samples are not finite")
         images.append(((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
+        done += len(decoded)
     progress.close()
     return torch.cat(images).permute(0, 2, 3, 1).contiguous().numpy()
 

@@ -7,7 +7,9 @@ artefacts atomically, write the sidecar last.
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -110,10 +112,12 @@ def _subject_features(study: Study, run: Run) -> dict[str, Any]:
 def train(study: Study, run: Run) -> None:
     """Fit one run's trainables; resumes where an earlier attempt was killed.
 
+    That a run diverges is an outcome like another: it is written with its losses and its last
+    parameters, its sidecar says why, and no samples are drawn from it.
+
     Raises
     ------
-    UserError : changed or missing inputs; a loss that is not finite any more
-        (:class:`fitspace.training.Diverged`).
+    UserError : changed or missing inputs.
     """
     import torch
 
@@ -150,11 +154,14 @@ def train(study: Study, run: Run) -> None:
         for name, value in result.parameters.items():
             attachment.trainable[name].copy_(value)
     adapter, history = stage.folder / "adapter.safetensors", stage.folder / "history.csv"
-    methods.save(
-        attachment,
-        adapter,
-        {"base": stage.material["base"], "key": stage.key, "run": stage.folder.name},
-    )
+    said = {"base": stage.material["base"], "key": stage.key, "run": stage.folder.name}
+    last = result.losses[-20:]
+    outcome: dict[str, Any] = {"final_loss": sum(last) / len(last)}
+    if result.diverged is not None:
+        outcome = {"diverged": result.diverged}
+        said |= outcome
+        _say_diverged(run, result.diverged)
+    methods.save(attachment, adapter, said)
     rows = (
         f"{step},{loss!r},{training.learning_rate(point.train, step)!r}"
         for step, loss in enumerate(result.losses)
@@ -169,7 +176,8 @@ def train(study: Study, run: Run) -> None:
             "trainable": _count(attachment.trainable.values()),
             "total": total,
             "trainables": {n: list(p.shape) for n, p in attachment.trainable.items()},
-            "final_loss": sum(result.losses[-20:]) / len(result.losses[-20:]),
+            **outcome,
+            "examples_at_once": result.examples_at_once,
             "train_seconds": round(result.seconds, 3),
             "peak_memory_mb": peak_memory_mb(),
         },
@@ -180,14 +188,14 @@ def train(study: Study, run: Run) -> None:
 def sample(study: Study, run: Run) -> None:
     """Images of the first held-out captions, from the run's adapter or the untouched base.
 
-    Of a DreamBooth task, as many of the subject, of the subject elsewhere and of its class.
+    Of a DreamBooth task, as many of the subject, of the subject elsewhere and of its class. Of a
+    run that diverged there are none.
     """
     import numpy as np
     import torch
     from safetensors.torch import save_file
 
     from fitspace import sampling
-    from fitspace.data import dreambooth
     from fitspace.data.prepare import load
 
     started = now()
@@ -195,25 +203,29 @@ def sample(study: Study, run: Run) -> None:
     inputs, _ = _verified(run.prepare)
     base = bases.resolve(study.base)
     model = bases.load_denoiser(base).to(device())
-    cost = None
+    cost = diverged = None
     if run.train is not None:
         files, cost = _verified(run.train)
         inputs += files
         del cost["trainables"]
-        methods.load(model, run.train.folder / "adapter.safetensors")
+        diverged = cost.get("diverged")
     task = load(run.prepare)
-    if run.train is None:
-        _fit_task(model, run, task)
-    if task.roles:
-        requests = [*dreambooth.requests(task, run.seed, settings.prompts).values()]
-    else:
+    if not task.roles:
         _check_prompts(study, run, task.prompts)
-        noise = sampling.initial_noise(run.seed, settings.prompts, tuple(task.mean.shape[1:]))
-        requests = [(task.prompts[: settings.prompts], noise)]
     clock = time.monotonic()
-    name = f"sample {stage.folder.name}"
-    images = np.concatenate([_generate(study, model, task, *request, name) for request in requests])
+    side = bases.image_size(base) * run.task.scale
+    images = np.zeros((0, side, side, 3), np.uint8)
+    if diverged is None:
+        try:
+            images = _draw(study, run, model, task)
+        except sampling.NotFinite as error:
+            if run.train is None:
+                raise
+            diverged = str(error)
     seconds = _seconds(clock)
+    outcome = {} if diverged is None else {"diverged": diverged}
+    if outcome:
+        _say_diverged(run, diverged)
     samples, sheet = stage.folder / "samples.safetensors", stage.folder / "sheet.png"
     with replacing(samples) as temporary:
         # One metadata key: safetensors writes several in an order that varies.
@@ -225,8 +237,29 @@ def sample(study: Study, run: Run) -> None:
         inputs=inputs,
         outputs=[samples, sheet],
         started=started,
-        facts={"images": len(images), "sample_seconds": seconds, "train": cost},
+        facts={"images": len(images), "sample_seconds": seconds, "train": cost, **outcome},
     )
+
+
+def _draw(study: Study, run: Run, model, task) -> Any:
+    """A run's images, uint8 (n, h, w, 3); all roles of a DreamBooth task one after another."""
+    import numpy as np
+
+    from fitspace import sampling
+    from fitspace.data import dreambooth
+
+    if run.train is not None:
+        methods.load(model, run.train.folder / "adapter.safetensors")
+    else:
+        _fit_task(model, run, task)
+    count = study.sample.prompts
+    if task.roles:
+        requests = [*dreambooth.requests(task, run.seed, count).values()]
+    else:
+        noise = sampling.initial_noise(run.seed, count, tuple(task.mean.shape[1:]))
+        requests = [(task.prompts[:count], noise)]
+    name = f"sample {run.sample.folder.name}"
+    return np.concatenate([_generate(study, model, task, *request, name) for request in requests])
 
 
 def evaluate(study: Study, run: Run) -> None:
@@ -250,11 +283,17 @@ def evaluate(study: Study, run: Run) -> None:
 
 
 def measure(study: Study, run: Run, features: dict[str, Any]) -> dict[str, Any]:
-    """All metrics of one run's samples against reference features, computed and not written."""
+    """All metrics of one run's samples against reference features, computed and not written.
+
+    Of a run that diverged there are none, only why: ``{"diverged": ...}``.
+    """
     from safetensors.numpy import load_file
 
     from fitspace import metrics
 
+    facts = json.loads(run.sample.sidecar.read_text(encoding="utf-8"))["facts"]
+    if "diverged" in facts:
+        return {"diverged": facts["diverged"]}
     images = load_file(run.sample.folder / "samples.safetensors")["images"]
     of_subject = run.task.dreambooth is not None
     metric = metrics.evaluate_subject if of_subject else metrics.evaluate
@@ -339,6 +378,10 @@ def _verified(stage: Stage) -> tuple[list[Path], dict[str, Any]]:
     sidecar = verified(stage)
     files = [stage.sidecar, *(stage.folder / Path(o["path"]).name for o in sidecar["outputs"])]
     return files, sidecar["facts"]
+
+
+def _say_diverged(run: Run, why: str) -> None:
+    print(f"fitspace: {run.name} diverged: {why}", file=sys.stderr)
 
 
 def _count(parameters) -> int:

@@ -19,12 +19,15 @@ from fitspace.files import write_json, write_text
 from fitspace.provenance import verified
 
 REPORTS = Path("reports")
+LOGS = Path("results/logs")
 GALLERY_IMAGES = 24
 _COST = ("trainable", "total", "final_loss", "train_seconds", "peak_memory_mb", "sample_seconds")
 
 
-def collect(plan: Plan) -> list[dict[str, Any]]:
+def collect(plan: Plan, partial: bool = False) -> list[dict[str, Any]]:
     """One tidy row per planned run, in the plan's order, every artefact's hash verified.
+
+    With ``partial`` a run that has not finished has a row with status missing and no numbers.
 
     Raises
     ------
@@ -32,6 +35,9 @@ def collect(plan: Plan) -> list[dict[str, Any]]:
     """
     rows, problems = [], []
     for run in plan.runs:
+        if partial and not run.evaluate.sidecar.exists():
+            rows.append(identity(plan, run, "missing") | _keys(run))
+            continue
         try:
             rows.append(row(plan, run))
         except UserError as error:
@@ -41,8 +47,7 @@ def collect(plan: Plan) -> list[dict[str, Any]]:
     return rows
 
 
-def identity(plan: Plan, run: Run) -> dict[str, Any]:
-    factors = list(dict.fromkeys(f for point in plan.points for f in point.factors))
+def identity(plan: Plan, run: Run, status: str) -> dict[str, Any]:
     return {
         "run": run.name,
         "point": run.point.name,
@@ -50,29 +55,37 @@ def identity(plan: Plan, run: Run) -> dict[str, Any]:
         "method": run.point.method,
         "task": run.task.name,
         "seed": run.seed,
-        "status": "ok",
-        **{factor: run.point.factors.get(factor) for factor in factors},
+        "status": status,
+        **{factor: run.point.factors.get(factor) for factor in plan.factors},
     }
 
 
 def row(plan: Plan, run: Run) -> dict[str, Any]:
-    """The row of a finished run.
+    """The row of a finished run; of one that diverged with status failed, and why, in place of
+    metrics.
 
     Raises UserError when its metrics are missing or changed.
     """
     facts = verified(run.evaluate)["facts"]
     metrics = _metrics(run)
     metrics.pop("against_n", None)  # no cell of a table: see against_n
+    status = "failed" if "diverged" in metrics else "ok"
     # The evaluate sidecar carries the cost of what came before it: metrics pulled alone do.
     upstream = facts["sample"] | (facts["sample"]["train"] or {"trainable": 0})
     cost = {name: upstream[name] for name in _COST if name in upstream}
     if cost.get("total"):
         cost["trainable_percent"] = 100 * cost["trainable"] / cost["total"]
     return {
-        **identity(plan, run),
+        **identity(plan, run, status),
         "steps": (run.point.train or {}).get("steps"),
         **cost,
         **metrics,
+        **_keys(run),
+    }
+
+
+def _keys(run: Run) -> dict[str, Any]:
+    return {
         "train_key": run.train.key if run.train else None,
         "sample_key": run.sample.key,
         "evaluate_key": run.evaluate.key,
@@ -84,8 +97,9 @@ def against_n(plan: Plan) -> list[dict[str, Any]]:
 
     Runs of DreamBooth tasks have none: nothing is measured against held-out images.
     """
+    finished = (run for run in plan.runs if run.evaluate.sidecar.exists())
     return [
-        {"run": run.name, **row} for run in plan.runs for row in _metrics(run).get("against_n", [])
+        {"run": run.name, **row} for run in finished for row in _metrics(run).get("against_n", [])
     ]
 
 
@@ -250,12 +264,31 @@ def _write_strip(images: Any, path: Path) -> None:
         Image.fromarray(np.concatenate(list(images), axis=1)).save(temporary, "PNG")
 
 
-def collect_into(plan: Plan, folder: Path) -> None:
+def unfinished(plan: Plan) -> list[str]:
+    """Each run without metrics, with the first of its stages that is missing and the last line of
+    that stage's log."""
+    found = []
+    for run in plan.runs:
+        if run.evaluate.sidecar.exists():
+            continue
+        stage = next(s for s in run.stages if not s.sidecar.exists())
+        log = LOGS / stage.name / f"{stage.folder.name}.log"
+        try:
+            # splitlines: a progress bar's carriage returns end lines as well.
+            said = [s for s in log.read_text("utf-8", errors="replace").splitlines() if s.strip()]
+        except OSError:
+            said = []
+        found.append(f"{run.name}: no {stage.name}: {said[-1] if said else 'never started'}")
+    return found
+
+
+def collect_into(plan: Plan, folder: Path, partial: bool = False) -> None:
     """Everything a report is made of.
 
-    runs.csv, against_n.csv, design.json, provenance.json and the gallery.
+    runs.csv, against_n.csv, design.json, provenance.json and the gallery. With ``partial`` runs
+    that have not finished are rows with status missing; else they are an error.
     """
-    rows = collect(plan)
+    rows = collect(plan, partial)
     curves = against_n(plan)
     known = lineage.read(folder) if (folder / lineage.NAME).exists() else None
     found = lineage.collect(plan, known)

@@ -7,8 +7,10 @@ ends in the same bits (on one kind of CPU).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,21 +19,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from tqdm import trange
+from tqdm import tqdm, trange
 
 from fitspace import objectives, rng
 from fitspace.data.prepare import PreparedTask
 from fitspace.errors import UserError
 from fitspace.files import canonical, replacing
+from fitspace.memory import fewer_at_once
 
 BETAS = (0.9, 0.999)
 CHECKPOINT_SECONDS = 20.0
-
-
-class Diverged(UserError):
-    """The loss is not a finite number any more: the run stops and leaves no adapter."""
+TOGETHER = "dropout masks are drawn for all of a batch together"
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,16 @@ class Fit:
     parameters : name -> tensor, the moving average where one was kept, else the last value.
     losses : one per step.
     seconds : wall time of all steps, those before a resume included.
+    diverged : why training stopped before its end, with the last parameters as they stood then;
+        None where all went well.
+    examples_at_once : how many examples of a batch the device computed at once.
     """
 
     parameters: dict[str, torch.Tensor]
     losses: list[float]
     seconds: float
+    diverged: str | None = None
+    examples_at_once: int = 0
 
 
 def learning_rate(settings: dict[str, Any], step: int) -> float:
@@ -71,6 +76,12 @@ class Batch:
     t: torch.Tensor
     condition: torch.Tensor
     weight: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def __getitem__(self, rows: slice) -> Batch:
+        return Batch(**{name: value[rows] for name, value in vars(self).items()})
 
     def to(self, device: torch.device) -> Batch:
         return Batch(**{name: value.to(device) for name, value in vars(self).items()})
@@ -143,9 +154,11 @@ def fit(
     dropouts : the method's dropout layers, at work here and nowhere else; the base stays in
         evaluation mode (its own label dropout, drawn once per block, would undo ours).
 
+    A loss that is not finite ends it: see :class:`Fit`.
+
     Raises
     ------
-    Diverged : the loss became NaN or infinite.
+    UserError : a checkpoint of another run, or the device's memory does not hold one example.
     """
     parameters = list(trainable.values())
     device = parameters[0].device
@@ -157,6 +170,8 @@ def fit(
     identity = canonical({"settings": settings, "seed": seed, "names": list(trainable)})
     start, losses, before = _resume(checkpoint, identity, trainable, optimizer, ema)
     clock = saved = time.monotonic()
+    at_once = settings["batch_size"] * (2 if task.prior else 1)
+    diverged = None
     for layer in dropouts:
         layer.train()
     progress = trange(start, settings["steps"], initial=start, total=settings["steps"],
@@ -168,19 +183,19 @@ def fit(
         if dropouts:  # the only numbers that torch itself draws
             torch.manual_seed(int(rng.generator(seed, "dropout", step).integers(2**63)))
         half = settings["precision"] == "bf16"
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-            predicted = model(batch.noisy, batch.t, batch.condition).sample
-        loss = objectives.loss(scheduler, predicted.float(), batch).mean()
-        losses.append(loss.item())
+        while len(losses) == step:
+            optimizer.zero_grad()
+            try:
+                losses.append(_backward(model, scheduler, batch, at_once, half))
+                continue
+            except torch.OutOfMemoryError:
+                pass  # and out of the handler: a traceback keeps the step's tensors alive
+            at_once = fewer_at_once(at_once, "train: examples", TOGETHER if dropouts else None)
         if not math.isfinite(losses[-1]):
-            raise Diverged(
-                f"train: the loss is {losses[-1]} at step {step}; allowed: a finite number "
-                f"(lr is {settings['lr']}, grad_clip {settings['grad_clip']}: lower them)"
-            )
+            diverged = f"the loss is {losses[-1]} at step {step}"
+            break
         if on_loss is not None:
             on_loss(step, losses[-1], learning_rate(settings, step))
-        optimizer.zero_grad()
-        loss.backward()
         if settings["grad_clip"] is not None:
             torch.nn.utils.clip_grad_norm_(parameters, settings["grad_clip"])
         optimizer.step()
@@ -188,16 +203,46 @@ def fit(
             average.lerp_(trainable[name].detach(), 1 - decay)
         progress.set_postfix(loss=f"{np.mean(losses[-50:]):.4f}", refresh=False)
         if time.monotonic() - saved > checkpoint_seconds:
+            began = time.monotonic()
+            spent = before + began - clock
+            try:
+                _save(checkpoint, identity, trainable, optimizer, ema, losses, spent)
+            except OSError as error:  # a disk may have room again before the end
+                said = f"{checkpoint}: not written ({error.strerror}); training goes on"
+                tqdm.write(f"fitspace: {said}", file=sys.stderr)
             saved = time.monotonic()
-            _save(checkpoint, identity, trainable, optimizer, ema, losses, before + saved - clock)
+            # Of a large model a checkpoint takes long: a tenth of the time at most.
+            checkpoint_seconds = max(checkpoint_seconds, 9 * (saved - began))
         if on_step is not None:
             on_step(step)
+    progress.close()
     for layer in dropouts:
         layer.eval()
     final = ema or {n: p.detach() for n, p in trainable.items()}
+    if diverged is None and not all(bool(v.isfinite().all()) for v in final.values()):
+        diverged = f"parameters are not finite after step {settings['steps'] - 1}"
     return Fit(
-        {n: v.cpu().clone() for n, v in final.items()}, losses, before + time.monotonic() - clock
+        {n: v.cpu().clone() for n, v in final.items()},
+        losses,
+        before + time.monotonic() - clock,
+        diverged,
+        at_once,
     )
+
+
+def _backward(model, scheduler, batch: Batch, at_once: int, half: bool) -> float:
+    """The batch's mean loss; its gradient is added up over parts of ``at_once`` examples."""
+    total = 0.0
+    for first in range(0, len(batch), at_once):
+        part = batch[first : first + at_once]
+        with torch.autocast(part.t.device.type, dtype=torch.bfloat16, enabled=half):
+            predicted = model(part.noisy, part.t, part.condition).sample
+        loss = objectives.loss(scheduler, predicted.float(), part)
+        # The mean over the whole batch, in its parts.
+        loss = loss.mean() if len(part) == len(batch) else loss.sum() / len(batch)
+        total += loss.item()
+        loss.backward()
+    return total
 
 
 def _save(
@@ -214,10 +259,21 @@ def _save(
         tensors[f"value/{name}"] = parameter.detach()
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer/{key}/{name}"] = value
-    facts = json.dumps({"identity": identity, "losses": losses, "seconds": seconds})
+    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    facts = canonical({"identity": identity, "losses": losses, "seconds": seconds})
     with replacing(path) as temporary:
-        tensors = {name: value.contiguous() for name, value in tensors.items()}
-        save_file(tensors, temporary, metadata={"fitspace": facts})
+        # Two keys of metadata, in an order that varies: a checkpoint's bytes are no result.
+        metadata = {"fitspace": facts, "sha256": _digest(facts, tensors)}
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def _digest(facts: str, tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 (hex) of a checkpoint's content."""
+    found = hashlib.sha256(facts.encode())
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def _resume(
@@ -227,22 +283,34 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     ema: dict[str, torch.Tensor],
 ) -> tuple[int, list[float], float]:
-    """Put a checkpoint's state in place; returns steps done, their losses, their seconds."""
+    """Put a checkpoint's state in place; returns steps done, their losses, their seconds.
+
+    A damaged one is left aside: training starts anew.
+    """
     if not path.exists():
         return 0, [], 0.0
-    with safe_open(path, "pt") as file:
-        facts = json.loads(file.metadata()["fitspace"])
-        if facts["identity"] != identity:
-            raise UserError(f"{path}: is the checkpoint of another run; delete it to start anew")
-        with torch.no_grad():
-            for name, parameter in trainable.items():
-                parameter.copy_(file.get_tensor(f"value/{name}"))
-                if name in ema:
-                    ema[name].copy_(file.get_tensor(f"ema/{name}"))
-                optimizer.state[parameter] = {
-                    key: file.get_tensor(f"optimizer/{key}/{name}").to(
-                        parameter.device if key != "step" else "cpu"
-                    )
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                }
+    try:
+        with safe_open(path, "pt") as file:
+            text, expected = (file.metadata()[key] for key in ("fitspace", "sha256"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if _digest(text, tensors) != expected:
+            raise ValueError("its SHA-256 differs")
+        facts = json.loads(text)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        said = f"{path}: damaged ({error}); training starts anew"
+        print(f"fitspace: {said}", file=sys.stderr)
+        return 0, [], 0.0
+    if facts["identity"] != identity:
+        raise UserError(f"{path}: is the checkpoint of another run; delete it to start anew")
+    with torch.no_grad():
+        for name, parameter in trainable.items():
+            parameter.copy_(tensors[f"value/{name}"])
+            if name in ema:
+                ema[name].copy_(tensors[f"ema/{name}"])
+            optimizer.state[parameter] = {
+                key: tensors[f"optimizer/{key}/{name}"].to(
+                    parameter.device if key != "step" else "cpu"
+                )
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
     return len(facts["losses"]), facts["losses"], facts["seconds"]

@@ -18,18 +18,17 @@ Everything but ``attach`` works without torch, so that checking a study is cheap
 from __future__ import annotations
 
 import importlib
-import json
 import pkgutil
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fitspace import bases
 from fitspace.errors import UserError
-from fitspace.files import canonical, replacing
+from fitspace.files import canonical, opened, parse_json, replacing
 from fitspace.methods.attachment import Attachment, MethodSettings, restoring
 
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ def discovered() -> dict[str, ModuleType]:
 METHODS = discovered()
 # One key: safetensors writes several in an order that differs from process to process.
 _METADATA = "fitspace"
+_WHAT = "an adapter written by fitspace"
 
 
 def get(name: str) -> ModuleType:
@@ -160,24 +160,58 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
     Raises
     ------
-    UserError : no such file, or one not written by :func:`save`.
+    UserError : no such file, one not written by :func:`save`, or what is left of a run that
+        diverged.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; expected an adapter (safetensors)")
+    with opened(path) as file:
+        said = (file.metadata() or {}).get(_METADATA, "null")
+        facts = parse_json(said, path, what=_WHAT)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     try:
-        with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()[_METADATA])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if absent := {"method", "settings", "metadata"} - facts.keys():
-            raise KeyError(*sorted(absent))
-        for key in ("classes", "scale"):
-            if key in facts and (type(facts[key]) is not int or facts[key] < 1):
-                raise ValueError(f"{key}: {facts[key]!r}")
-    except (SafetensorError, TypeError, AttributeError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: not an adapter written by fitspace ({error!r})") from None
+        _Facts.model_validate(facts)
+    except ValidationError as error:
+        from fitspace.config import explain
+
+        problems = explain(error, _Facts)
+        raise UserError(f"{path}: not {_WHAT} ({problem})" for problem in problems) from None
+    _check_sizes(path, facts, tensors)
+    if "diverged" in facts["metadata"]:
+        raise UserError(f"{path}: is of a run that diverged: {facts['metadata']['diverged']}")
     return facts, tensors
+
+
+class _Facts(BaseModel):
+    """What `save` says of a file."""
+
+    model_config = ConfigDict(strict=True)
+
+    method: str
+    settings: dict[str, Any]
+    metadata: dict[str, str]
+    classes: int = Field(1, ge=1)
+    scale: int = Field(1, ge=1, le=4)
+
+
+def _check_sizes(path: str | Path, facts: dict[str, Any], tensors: dict[str, Any]) -> None:
+    """That the sizes said are near those of the tensors: memory is taken by what is said.
+
+    Raises UserError for one that is not, and for settings that the method cannot have.
+    """
+    from fitspace.budget import knob
+
+    try:
+        settings = validated(facts["method"], facts["settings"])
+    except UserError as error:
+        raise UserError(f"{path}: {p}" for p in error.problems) from None
+    largest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    said = {"classes + 1": facts["classes"] + 1} if "classes" in facts else {}
+    if (width := knob(facts["method"])) is not None:
+        said[width] = getattr(settings, width)
+    for name, size in said.items():
+        if size > 2 * largest + 1:  # what is less differs in shape, and is named so
+            raise UserError(f"{path}: not {_WHAT} ({name} is {size}; no tensor is near that size)")
 
 
 def load(model: nn.Module, path: str | Path) -> Attachment:
