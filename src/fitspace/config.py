@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import reprlib
+from collections import Counter
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -44,11 +45,16 @@ Level = Annotated[
 ]
 # Snakemake, shells and people all have to live with these paths.
 PathText = Annotated[str, Field(min_length=1, max_length=400, pattern=r"^[^\x00-\x1f]+$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 HubId = Annotated[str, Field(max_length=200, pattern=f"^{hub.PATTERN}$")]
 
 
+LARGEST = 1_000_000  # bytes of a YAML file
+MOST_MERGED = 1_000
+
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = _brief.maxlong = 80
+_brief.maxlevel = 2
 
 
 class _Strict(BaseModel):
@@ -213,7 +219,7 @@ class Arm(_Strict):
     settings: dict[str, Level] = Field(
         default_factory=dict, description="Settings of the method that all points share."
     )
-    factors: dict[str, list[Level]] = Field(
+    factors: dict[str, Annotated[list[Level], Field(max_length=10_000)]] = Field(
         default_factory=dict,
         description="Factor -> levels: a setting of the method, or `train.<key>`.",
     )
@@ -260,9 +266,12 @@ def _likeness_not_alone(responses: list[str]) -> list[str]:
 class Analysis(_Strict):
     """What is tested. Declared before the runs, never chosen by p."""
 
-    factors: list[str] = Field(min_length=1, description="Columns of runs.csv to test.")
+    factors: list[str] = Field(
+        min_length=1, max_length=100, description="Columns of runs.csv to test."
+    )
     responses: Annotated[list[str], AfterValidator(_likeness_not_alone)] = Field(
         min_length=1,
+        max_length=100,
         description="Metrics to analyse; the first is the primary one. Beside a CLIP-I stands "
         "clip_t or diversity.",
     )
@@ -284,10 +293,18 @@ class Study(_Strict):
     question: str = Field("", max_length=2000, description="What the study asks, in a sentence.")
     base: PathText = Field(description="Diffusers pipeline: a folder, or a hub id.")
     judge: PathText = Field(description="open_clip model: a folder.")
-    tasks: list[Task] = Field(min_length=1)
-    arms: list[Arm] = Field(min_length=1)
+    base_sha256: Sha256 | None = Field(
+        None, description="The digest that the base must have, as `fitspace plan` says it."
+    )
+    judge_sha256: Sha256 | None = Field(
+        None, description="The digest that the judge must have, as `fitspace plan` says it."
+    )
+    tasks: list[Task] = Field(min_length=1, max_length=1000)
+    arms: list[Arm] = Field(min_length=1, max_length=1000)
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
-        min_length=1, description="Each point is run once per task and seed."
+        min_length=1,
+        max_length=10_000,
+        description="Each point is run once per task and seed.",
     )
     train: TrainSettings
     sample: SampleSettings
@@ -305,7 +322,8 @@ class Study(_Strict):
         repeated = [
             f"{key}: {value!r} stands more than once; each must be unique"
             for key, values in lists.items()
-            for value in dict.fromkeys(v for v in values if values.count(v) > 1)
+            for value, times in Counter(values).items()
+            if times > 1
         ]
         wrong = repeated + [
             f"analysis.{key}: {name!r} is not among analysis.responses"
@@ -337,9 +355,31 @@ class Study(_Strict):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice (YAML forbids it, PyYAML keeps the last)."""
+    """SafeLoader that refuses a key given twice (YAML forbids it, PyYAML keeps the last).
+
+    And merges (``<<``) that multiply: nine short lines of them can fill the memory.
+    """
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        merged = [len(v.value) for k, v in node.value if k.tag == "tag:yaml.org,2002:merge"]
+        if sum(merged) <= MOST_MERGED:  # one line can name a mapping many times
+            super().flatten_mapping(node)
+        if merged and max(sum(merged), len(node.value)) > MOST_MERGED:
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line}: merges more than {MOST_MERGED} keys or mappings")
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            # Of a tag and what it does not fit, such as `!!int x`, PyYAML raises anything.
+            kind, line = node.tag.rpartition(":")[2], node.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line}: {_short(node.value)} is no {kind}") from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        if not isinstance(node, yaml.MappingNode):
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line}: {_short(node.value)} is no mapping")
         seen = set()
         for key_node, _ in node.value:
             key = key_node.value
@@ -460,27 +500,34 @@ def _sound_arms(content: dict[str, Any]) -> list[tuple[int, Arm]]:
     return arms
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str = "a study file") -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UserError for one that is not ``what``, or no file."""
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: not a file; expected {what} (YAML)")
+        if (size := path.stat().st_size) > LARGEST:
+            raise UserError(f"{path}: {size} bytes; allowed: at most {LARGEST}")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a study file (YAML)") from None
+        raise UserError(f"{path}: no such file; expected {what} (YAML)") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     try:
         content = yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError) as error:
         detail = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: not valid YAML: {detail}") from None
     if not isinstance(content, dict):
         kind = "nothing" if content is None else f"a {type(content).__name__}"
-        raise UserError(f"{path}: holds {kind}; expected a mapping with the keys of a study")
+        raise UserError(f"{path}: holds {kind}; expected {what}, a mapping")
     return content
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """A pydantic error as messages: key, value, what is allowed."""
-    return [_explain_one(e, model) for e in error.errors(include_url=False)]
+    """A pydantic error as messages: key, value, what is allowed; a hundred at most."""
+    found = error.errors(include_url=False)
+    more = [f"and {len(found) - 100} more"] if len(found) > 100 else []
+    return [_explain_one(e, model) for e in found[:100]] + more
 
 
 def _explain_one(item: dict[str, Any], model: type[BaseModel]) -> str:

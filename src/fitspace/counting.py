@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from fitspace import bases, methods
-from fitspace.files import digest, sha256, write_json
+from fitspace.files import digest, remember, remembered, sha256
 
 # Counting imports torch and diffusers: seconds that a check or a plan need not take twice.
 CACHE = Path("results/.cache/counts.json")
@@ -30,20 +28,12 @@ def count(base: str, method: str, settings: dict[str, Any]) -> dict[str, Any]:
     settings = methods.validated(method, settings)
     given = settings.model_dump(mode="json", exclude_unset=True)
     key = digest([bases.architecture(base), method, given, _code()])
-    known = _known()
+    known = remembered(CACHE)
     if key not in known:
         known[key] = _count(base, method, settings)
-        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
-            write_json(CACHE, known)
+        remember(CACHE, known)
     trainable, total = known[key]
     return {"trainable": trainable, "total": total, "percent": 100 * trainable / total}
-
-
-def _known() -> dict[str, list[int]]:
-    try:
-        return json.loads(CACHE.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 def _count(base: str, method: str, settings: dict[str, Any]) -> list[int]:

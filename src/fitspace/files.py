@@ -1,20 +1,25 @@
-"""Atomic writes, digests and canonical JSON."""
+"""Atomic writes, digests, canonical JSON, and JSON that somebody may have edited."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fitspace.errors import UserError
+
 Pathish = str | os.PathLike
+DEPTH = 40  # what fitspace writes is nested less than ten deep
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing(path: Pathish) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is synced and takes its place.
 
@@ -27,16 +32,35 @@ def replacing(path: Pathish) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with _named(path):
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let errors of writing name the file: Python's often do not, and libraries in Rust say
+    `No space left on device (os error 28)` in exceptions of their own."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -61,6 +85,111 @@ def write_text(path: Pathish, content: str) -> None:
 def write_json(path: Pathish, content: Any) -> None:
     """Write indented JSON atomically, keys in their order."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(
+    path: Pathish,
+    kind: type = dict,
+    *,
+    what: str = "sound JSON",
+    missing: str = "missing",
+    finite: bool = True,
+) -> Any:
+    """What a JSON file holds: a ``kind`` (dict or list) that can be hashed, printed and written.
+
+    All its numbers are finite (but for ``finite=False``: diffusers writes -Infinity into its
+    configurations) and its text is Unicode, whoever wrote it. Of a file that is not so is said
+    that it is not ``what``, of one that is not there that it is ``missing``.
+
+    Raises
+    ------
+    UserError : no such file, or one that is not that.
+    """
+    path = Path(path)
+    try:
+        # A pipe would be waited for, for ever.
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: not {what} (not even a file)")
+        return parse_json(path.read_bytes(), path, kind, what=what, finite=finite)
+    except FileNotFoundError:
+        raise UserError(f"{path}: {missing}") from None
+    except OSError as error:
+        raise UserError(f"{path}: not {what} ({error})") from None
+
+
+def parse_json(
+    content: str | bytes,
+    where: Pathish,
+    kind: type = dict,
+    *,
+    what: str = "sound JSON",
+    finite: bool = True,
+) -> Any:
+    """As `read_json`, of text or bytes; ``where`` it stands is named in errors."""
+    try:
+        parsed = json.loads(content if isinstance(content, str) else content.decode("utf-8"))
+        _sound(parsed, finite)
+        if not isinstance(parsed, kind):
+            raise ValueError(f"holds a {type(parsed).__name__}; needed: a {kind.__name__}")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not {what} ({error})") from None
+    return parsed
+
+
+def _sound(content: Any, finite: bool) -> None:
+    """Raises ValueError for what JSON in Python can hold and a file must not."""
+    layer, depth = [content], 0
+    while layer:
+        depth += 1
+        if depth > DEPTH:
+            raise ValueError(f"nested more than {DEPTH} deep")
+        inner: list[Any] = []
+        for item in layer:
+            if isinstance(item, str):
+                if not item.isascii():
+                    item.encode("utf-8")  # half a surrogate pair is no text
+            elif isinstance(item, dict):
+                inner += [*item, *item.values()]
+            elif isinstance(item, list):
+                inner += item
+            elif finite and isinstance(item, float) and not math.isfinite(item):
+                raise ValueError(f"{item} is no finite number")
+            elif isinstance(item, int) and abs(item) > 2**63:
+                raise ValueError("a whole number beyond 64 bits")
+        layer = inner
+
+
+@contextlib.contextmanager
+def opened(path: Pathish, framework: str = "pt") -> Iterator[Any]:
+    """A safetensors file, opened to read tensors of ``framework`` ("pt" or "np") from it.
+
+    Raises
+    ------
+    UserError : no such file, or one that is damaged or has not what is asked of it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework) as file:
+            yield file
+    except (SafetensorError, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors ({error})") from None
+
+
+def remember(path: Pathish, facts: dict[str, Any]) -> None:
+    """Write a cache that `remembered` reads. One that cannot be written only costs time."""
+    with contextlib.suppress(OSError):
+        write_json(path, {"facts": facts, "sha256": digest(facts)})
+
+
+def remembered(path: Pathish) -> dict[str, Any]:
+    """What `remember` wrote; nothing, where it is not here or not as it was written."""
+    try:
+        content = read_json(path)
+    except UserError:
+        return {}
+    facts = content.get("facts")
+    return facts if isinstance(facts, dict) and content.get("sha256") == digest(facts) else {}
 
 
 def canonical(content: Any) -> str:

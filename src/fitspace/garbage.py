@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fitspace.design import RESULTS
+from fitspace.errors import printable
 from fitspace.named import KEYED, ROOMS, Named, named_here, named_in_history
 
 RESUME = RESULTS / ".resume"
@@ -54,7 +55,7 @@ def remove(found: Iterable[Garbage]) -> None:
 
 
 def describe(found: list[Garbage], removed: bool) -> str:
-    lines = [f"{item.size / 2**20:10.1f} MiB  {item.folder}" for item in found]
+    lines = [f"{item.size / 2**20:10.1f} MiB  {printable(str(item.folder))}" for item in found]
     total = f"{sum(item.size for item in found) / 2**20:.1f} MiB"
     if not found:
         return "nothing to remove: studies or recorded commits name all results"

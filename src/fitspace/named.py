@@ -44,7 +44,8 @@ def named_here() -> Named:
 
     Raises
     ------
-    UserError : every problem of a study file that is not valid: what it names is not known.
+    UserError : every problem of a study file, or of a report's provenance.json, that is not valid:
+        what it names is not known.
     """
     keys, problems, tasks = set(), [], set()
     for path in study_files():
@@ -59,7 +60,17 @@ def named_here() -> Named:
     if problems:
         raise UserError(problems)
     for path in REPORTS.glob(f"*/{lineage.NAME}"):
-        keys |= set(_KEY.findall(path.read_text(encoding="utf-8")))
+        found = lineage.read(path.parent).records.values()
+        # What has been edited may name less than it did.
+        problems += [
+            f"{path}: {record.folder} is not of its own material; what it names is not known"
+            for record in found
+            if not record.is_of_its_material
+        ]
+        keys |= {record.key for record in found}
+        keys |= {key for record in found for _, key in record.upstream}
+    if problems:
+        raise UserError(problems)
     return Named(frozenset(keys), frozenset(tasks))
 
 

@@ -77,6 +77,7 @@ def describe(
         "notes": tables["notes"],
         "cost": {"pilot": source, **cost.describe(study, points, plan, trainable, recorded)},
         "absent": missing,
+        "digests": _digests(plan) if plan else None,
         "cached": _counts(plan, done=True) if plan else None,
         "to_run": _counts(plan, done=False) if plan else None,
     }
@@ -134,6 +135,12 @@ def _unkeyed(study: Study, points: list[Point]) -> list[str]:
         for task in study.tasks
         for point in points
     ]
+
+
+def _digests(plan: Plan) -> dict[str, str]:
+    """What a study may hold its base and judge to."""
+    of_judge = plan.runs[0].reference.material["evaluator"]["judge"]
+    return {"base_sha256": plan.runs[0].prepare.material["base"], "judge_sha256": of_judge}
 
 
 def _counts(plan: Plan, done: bool) -> dict[str, int]:
@@ -520,7 +527,8 @@ def _render_stages(overview: dict[str, Any]) -> list[str]:
         for name in STAGES
         if overview["cached"][name] + overview["to_run"][name]
     ]
-    return _aligned(["stage", "cached", "to run"], rows)
+    pins = [f"{key}: {value}" for key, value in overview["digests"].items()]
+    return [*_aligned(["stage", "cached", "to run"], rows), "", *pins]
 
 
 def _text(value: float | None, form: str = "") -> str:

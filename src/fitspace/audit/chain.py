@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 from fitspace import lineage as lineages
 from fitspace.audit.findings import Finding
 from fitspace.audit.target import Target
+from fitspace.errors import UserError
+from fitspace.files import read_json
 from fitspace.lineage import Lineage, Record
 
 # What a stage's folder holds, in words.
@@ -114,11 +115,10 @@ def _task(record: Record, lineage: Lineage, states: _States) -> Node:
 def _images(record: Record) -> dict[str, Any]:
     """What the task's manifest says of its images, where it is here."""
     try:
-        path = Path(record.folder) / "manifest.json"
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(Path(record.folder) / "manifest.json")
         examples = manifest["examples"]
         held_out = sum(e["split"] == "test" for e in examples)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         return {}
     return {
         "training images": len(examples) - held_out,

@@ -8,7 +8,6 @@ others against him.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ from tqdm import tqdm
 from fitspace.audit.findings import Finding
 from fitspace.audit.lock import Lock
 from fitspace.design import KEY_LENGTH
+from fitspace.errors import UserError
 from fitspace.files import digest
 from fitspace.lineage import Lineage, Record, in_results
+from fitspace.provenance import load_sidecar
 
 
 def check(lineage: Lineage, records: Iterable[Record], lock: Lock) -> tuple[list[Finding], int]:
@@ -55,7 +56,7 @@ class _Files:
                 yield Finding("changed", name, f"MD5 is {md5}; dvc.lock recorded {locked}")
         sidecar = _sidecar(record)
         if whole and sidecar.is_file():
-            yield from self._links(record, json.loads(sidecar.read_text(encoding="utf-8")))
+            yield from self._links(record, load_sidecar(sidecar))
 
     def _why(self, record: Record, path: Path, found: str, expected: str) -> str:
         if path == _sidecar(record):
@@ -89,21 +90,18 @@ def _files(record: Record) -> dict[str, str]:
 
 def _own_key(record: Record) -> Iterator[Finding]:
     """A key is made of its material: neither can be changed alone."""
-    expected = digest(record.material)[:KEY_LENGTH]
-    if record.key != expected or not record.folder.endswith(f"~{record.key}"):
-        yield Finding(
-            "changed",
-            record.folder,
-            f"key {record.key!r}, but its material gives {expected!r}",
-        )
+    if not record.is_of_its_material:
+        expected = digest(record.material)[:KEY_LENGTH]
+        message = f"key {record.key!r}, but its material gives {expected!r}"
+        yield Finding("changed", record.folder, message)
 
 
 def _differing(path: Path, record: Record, lineage: Lineage) -> Iterator[str]:
     """What a sidecar says otherwise than the record of it."""
     try:
-        sidecar = json.loads(path.read_text(encoding="utf-8"))
+        sidecar = load_sidecar(path)
         outputs = {Path(o["path"]).name: o["sha256"] for o in sidecar["outputs"]}
-    except (ValueError, KeyError, TypeError):
+    except UserError:
         yield "is no sidecar any more"
         return
     if sidecar.get("key") != record.key:

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 import sys
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import yaml
+from pydantic import BaseModel, Field, ValidationError
 
 from fitspace.audit.findings import Finding
+from fitspace.config import explain, read_yaml
 from fitspace.errors import UserError
+from fitspace.files import parse_json
 
 LOCK = Path("dvc.lock")
+
+
+class _Out(BaseModel):
+    path: str
+    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")]
+
+
+class _Stage(BaseModel):
+    outs: list[_Out] = []
+
+
+class _Content(BaseModel):
+    stages: dict[str, _Stage]
 
 
 class Lock:
@@ -29,11 +43,12 @@ class Lock:
         if not path.exists():
             return
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            for stage in content["stages"].values():
-                self.outs |= {out["path"]: out["md5"] for out in stage.get("outs", [])}
-        except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: not a dvc.lock ({error})") from None
+            content = _Content.model_validate(read_yaml(path, "a dvc.lock"))
+        except ValidationError as error:
+            problems = explain(error, _Content)
+            raise UserError(f"{path}: not a dvc.lock ({problem})" for problem in problems) from None
+        for stage in content.stages.values():
+            self.outs |= {out.path: out.md5 for out in stage.outs}
 
     def md5(self, name: str) -> str | None:
         """The MD5 (hex) recorded of a file; None where none is known."""
@@ -78,8 +93,11 @@ class Lock:
             return None
         if _md5(content) != md5.removesuffix(".dir"):
             raise UserError(f"{path}: not the listing that dvc.lock recorded; delete it, dvc fetch")
-        rows: list[dict[str, Any]] = json.loads(content)
-        return {row["relpath"]: row["md5"] for row in rows}
+        rows = parse_json(content, path, list, what="a listing of DVC")
+        try:
+            return {row["relpath"]: row["md5"] for row in rows}
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a listing of DVC ({error!r})") from None
 
     @cached_property
     def _cache(self) -> Path:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import re
 import subprocess
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from fitspace import bases, metrics
 from fitspace.audit.findings import Finding
-from fitspace.config import Study
+from fitspace.config import Sha256, Study
 from fitspace.errors import UserError
-from fitspace.files import digest, sha256
+from fitspace.files import digest, read_json, sha256
 from fitspace.lineage import Lineage
 from fitspace.recording import UNCOMMITTED
 
@@ -33,17 +34,20 @@ def check(study: Study, lineage: Lineage, environments: Iterable[str | None]) ->
     return findings
 
 
+class _Uncommitted(BaseModel):
+    files: dict[Annotated[str, Field(pattern=r"^[^\x00]+$")], Sha256 | None]
+
+
 def uncommitted(folder: Path) -> list[Finding]:
     """What was not in git when the study was recorded, and still is not as it was then."""
     path = folder / UNCOMMITTED
     if not path.exists():
         return []
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"].items()
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        return [
-            Finding("changed", path.as_posix(), f"is not what `fitspace record` wrote ({error})")
-        ]
+        files = _Uncommitted.model_validate(read_json(path)).files.items()
+    except (UserError, ValidationError) as error:
+        message = f"is not what `fitspace record` wrote ({' '.join(str(error).split())})"
+        return [Finding("changed", path.as_posix(), message)]
     findings = []
     for name, value in files:
         try:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitspace.config import Study, load_study, read_yaml
+from pydantic import BaseModel, ValidationError
+
+from fitspace.config import Study, explain, load_study, read_yaml
 from fitspace.errors import UserError
+from fitspace.files import read_json
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Value:
     @property
     def content(self) -> dict[str, Any]:
         return {**self.__dict__, "text": self.text}
+
+
+class _Origins(BaseModel):
+    sets: dict[str, list[str]]
+    rows: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -103,20 +109,25 @@ def _study(target: Path) -> tuple[Path, Study]:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    from fitspace.stats.reading import read_text
+
+    return read_text(path).fillna("").to_dict("records")
 
 
 def _origins(folder: Path, table: str) -> list[list[str]]:
     """The keys of the runs behind each row of a table."""
     path = folder / "origins.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return [content["sets"][name] for name in content["rows"][table]]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable ({error})") from None
-    except KeyError:
-        known = ", ".join(content.get("rows", {}))
+        content = _Origins.model_validate(read_json(path))
+        rows = content.rows[table]
+        return [content.sets[name] for name in rows]
+    except ValidationError as error:
+        problems = explain(error, _Origins)
+        raise UserError(f"{path}: not a report's origins ({p})" for p in problems) from None
+    except KeyError as error:
+        if table in content.rows:
+            raise UserError(f"{path}: not a report's origins (no set {error})") from None
+        known = ", ".join(content.rows)
         raise UserError(f"{folder / table}: {path} does not name it; allowed: {known}") from None
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fitspace import hub
 from fitspace.errors import UserError
 from fitspace.files import digest as digest_of
-from fitspace.files import replacing, sha256, write_json
+from fitspace.files import read_json, remember, remembered, replacing, sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,12 +125,12 @@ def complete(folder: Path) -> None:
         if weights.exists():
             continue
         try:
-            facts = json.loads(note.read_text(encoding="utf-8"))
+            facts = read_json(note)
             package, module, path, expected = (
                 str(facts[key]) for key in ("package", "module", "path", "sha256")
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{note}: not readable ({error!r})") from None
+        except KeyError as error:
+            raise UserError(f"{note}: has no key {error}") from None
         inside = PurePosixPath(path)
         if not module.isidentifier() or inside.is_absolute() or ".." in inside.parts:
             raise UserError(f"{note}: module {module!r}, path {path!r}: not inside a package")
@@ -152,13 +151,12 @@ def complete(folder: Path) -> None:
 
 def _index(folder: Path) -> dict[str, Any]:
     path = folder / "model_index.json"
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        return {k: v for k, v in index.items() if k in COMPONENTS and v and v[0]}
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no diffusers pipeline, it has no model_index.json") from None
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UserError(f"{path}: not readable ({error!r})") from None
+    index = read_json(path, missing="missing: no diffusers pipeline, it has no model_index.json")
+    named = {k: v for k, v in index.items() if k in COMPONENTS and v and v != [None, None]}
+    for component, item in named.items():
+        if not (isinstance(item, list) and list(map(type, item)) == [str, str]):
+            raise UserError(f"{path}: {component}: {item!r}; allowed: [library, class]")
+    return named
 
 
 def _lacks(folder: Path) -> list[str]:
@@ -190,7 +188,7 @@ def _is_early_dit(folder: Path, index: dict[str, Any]) -> bool:
         return False
     try:
         return config(folder, "transformer").get("norm_type") == "ada_norm_zero"
-    except (OSError, ValueError):
+    except UserError:
         return False
 
 
@@ -232,8 +230,7 @@ def labels(folder: Path) -> dict[str, int]:
 
     One label may have several names, separated by commas (ImageNet's have).
     """
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    named = index.get("id2label") or {}
+    named = read_json(folder / "model_index.json").get("id2label") or {}
     return {n.strip(): int(i) for i, names in named.items() for n in names.split(",")}
 
 
@@ -246,7 +243,7 @@ def image_size(folder: Path) -> int:
 def config(folder: Path, component: str) -> dict[str, Any]:
     """The configuration of one component of a resolved pipeline."""
     name = "scheduler_config.json" if component == "scheduler" else "config.json"
-    return json.loads((folder / component / name).read_text(encoding="utf-8"))
+    return read_json(folder / component / name, finite=False)
 
 
 # --- identity ---------------------------------------------------------------------------
@@ -274,7 +271,7 @@ def hashes(files: Iterable[Path]) -> dict[Path, str]:
     It is remembered by path, size and time of change; a second call only looks at the files'
     status.
     """
-    known, fresh, found = _remembered(), {}, {}
+    known, fresh, found = remembered(DIGESTS), {}, {}
     for path in files:
         status, name = path.stat(), str(path.resolve())
         stamp = [status.st_size, status.st_mtime_ns]
@@ -288,17 +285,8 @@ def hashes(files: Iterable[Path]) -> dict[Path, str]:
                 fresh[name] = [*stamp, value]
         found[path] = value
     if fresh:
-        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
-            write_json(DIGESTS, _remembered() | fresh)
+        remember(DIGESTS, remembered(DIGESTS) | fresh)
     return found
-
-
-def _remembered() -> dict[str, Any]:
-    try:
-        known = json.loads(DIGESTS.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
 
 
 # --- loading ----------------------------------------------------------------------------
@@ -538,7 +526,7 @@ def to_model(images: np.ndarray) -> torch.Tensor:
 def named_config(name: str) -> dict[str, Any]:
     """The configuration of one of ``CONFIGS``."""
     path = Path(__file__).parent / "configs" / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def architecture(name: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 
 from fitspace import bases
 from fitspace.config import Task
@@ -19,6 +18,7 @@ from fitspace.data.examples import Example
 from fitspace.data.prepare import PreparedTask, encode_captions, encode_images, listed, write
 from fitspace.design import Stage
 from fitspace.errors import UserError
+from fitspace.files import opened
 from fitspace.provenance import now, verified
 from fitspace.sampling import generate, initial_noise
 
@@ -102,7 +102,8 @@ def _class_examples(prior: Stage | None, caption: str) -> list[Example]:
     if prior is None:
         return []
     verified(prior)
-    images = load_file(prior.folder / "images.safetensors")["images"]
+    with opened(prior.folder / "images.safetensors", "np") as file:
+        images = file.get_tensor("images")
     return [Example(f"class {i}", caption, "class", "class", x) for i, x in enumerate(images)]
 
 

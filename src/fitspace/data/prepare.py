@@ -6,26 +6,26 @@ Nothing downstream touches the autoencoder's encoder or the text encoder again.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from pydantic import Field, ValidationError, model_validator
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 from fitspace import bases, rng
-from fitspace.config import Task
+from fitspace.config import Task, explain
 from fitspace.data import identity, load_examples
 from fitspace.data.examples import Example
 from fitspace.design import Stage
-from fitspace.files import digest, replacing, write_json
-from fitspace.provenance import now, verified, write_sidecar
+from fitspace.errors import UserError
+from fitspace.files import digest, opened, read_json, replacing, write_json
+from fitspace.provenance import Recorded, now, verified, write_sidecar
 
 BATCH = 64
 
@@ -198,9 +198,46 @@ def class_labels(base: Path, names: Sequence[str]) -> tuple[torch.Tensor, int | 
     return torch.tensor([known[name] if name else empty for name in names]), own
 
 
+class _Example(Recorded):
+    caption: int
+    group: str
+    split: Literal["train", "test", "class"]
+
+
+class _Manifest(Recorded):
+    """What is read of a manifest again."""
+
+    attribution: str
+    captions: list[str]
+    examples: list[_Example]
+    prompts: list[int]
+    prompt_images: list[int] = []
+    own_classes: int = Field(1, ge=1)
+    prior_weight: float = Field(0.0, ge=0)
+    roles: dict[str, list[int]] = {}
+
+    @model_validator(mode="after")
+    def _rows_are_there(self) -> _Manifest:
+        rows = [*self.prompts, *(e.caption for e in self.examples), *sum(self.roles.values(), [])]
+        held_out = sum(e.split == "test" for e in self.examples)
+        for what, found, most in (
+            ("caption", rows, len(self.captions)),
+            ("held-out image", self.prompt_images, held_out),
+        ):
+            if wrong := [row for row in found if not 0 <= row < most]:
+                raise ValueError(f"{what} {wrong[0]} is named, of {most}")
+        return self
+
+
 def read_manifest(stage: Stage) -> dict:
-    """The manifest of a prepared task."""
-    return json.loads((stage.folder / "manifest.json").read_text(encoding="utf-8"))
+    """The manifest of a prepared task. Raises UserError for what is none."""
+    path, what = stage.folder / "manifest.json", "a prepared task's manifest"
+    manifest = read_json(path, what=what)
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        raise UserError(f"{path}: not {what} ({p})" for p in explain(error, _Manifest)) from None
+    return manifest
 
 
 def load(stage: Stage) -> PreparedTask:
@@ -213,10 +250,20 @@ def load(stage: Stage) -> PreparedTask:
     for i, example in enumerate(training):
         if example["split"] == "train":
             groups.setdefault(example["group"], []).append(i)
-    with safe_open(stage.folder / "latents.safetensors", "pt") as file:
+    path = stage.folder / "latents.safetensors"
+    with opened(path) as file:
         mean = file.get_slice("mean")[: len(training)].float()
         std = file.get_slice("std")[: len(training)].float()
-    (conditions,) = load_file(stage.folder / "text.safetensors").values()
+    if mean.shape != std.shape or mean.ndim != 4 or len(mean) != len(training):
+        shapes = f"{tuple(mean.shape)} and {tuple(std.shape)}"
+        raise UserError(f"{path}: {shapes}; needed: two of ({len(training)}, c, h, w)")
+    path = stage.folder / "text.safetensors"
+    with opened(path) as file:
+        (name,) = file.keys()
+        conditions = file.get_tensor(name)
+    if conditions.ndim not in (1, 3) or len(conditions) != len(manifest["captions"]):
+        shape, count = tuple(conditions.shape), len(manifest["captions"])
+        raise UserError(f"{path}: {shape}; needed: ({count},) or ({count}, tokens, dim)")
     return PreparedTask(
         mean=mean,
         std=std,
