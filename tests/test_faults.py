@@ -261,6 +261,8 @@ def test_a_changed_base_is_another_base_and_never_a_silent_one(finished, warm):
     run = folder(finished, "sample").name
     index = finished / "models/emoji-unet/scheduler/scheduler_config.json"
     good, times = index.read_bytes(), index.stat()
+    planned = warm.fitspace(finished.folder, "plan", STUDY, "--json")
+    assert json.loads(planned.stdout)["cached"]["sample"] == 6
     index.write_bytes(good.replace(b"0.00", b"0.01", 1))
     assert index.read_bytes() != good
     try:

@@ -287,10 +287,59 @@ def test_a_damaged_cache_of_digests_is_forgotten(damaged):
     model = [p for p in Path("models/emoji-unet").rglob("*.safetensors")][0]
     status = model.stat()
     lie = facts | {str(model.resolve()): [status.st_size, status.st_mtime_ns, "0" * 64]}
-    whole = {"facts": lie, "sha256": files.digest(facts)}
-    damaged(bases.DIGESTS, json.dumps(whole).encode())
+    damaged(bases.DIGESTS, json.dumps(lie | {"sha256": files.digest(facts)}).encode())
     assert build_plan(load_study(project.STUDY)).stages.keys() == before
     assert not garbage.find()
+
+
+def _another_caption(content: dict) -> None:
+    content["examples"][0]["caption"] = 10**6
+
+
+def _no_captions(content: dict) -> None:
+    content["captions"] = 7
+
+
+def _more_examples(content: dict) -> None:
+    content["examples"] = content["examples"] * 2
+
+
+FORGED = {
+    "a row that is not there": (_another_caption, "caption 1000000 is named"),
+    "no list": (_no_captions, "manifest.json: not a prepared task's manifest .captions"),
+    "more examples than latents": (_more_examples, "latents.safetensors.*needed"),
+}
+
+
+@pytest.mark.parametrize("change, said", FORGED.values(), ids=FORGED)
+def test_a_manifest_forged_with_its_sidecar_is_refused(finished, monkeypatch, change, said):
+    from fitspace.data import prepare
+    from fitspace.design import build_plan
+
+    monkeypatch.chdir(finished)
+    stage = build_plan(load_study(project.STUDY)).runs[0].prepare
+    path = stage.folder / "manifest.json"
+    kept = {p: p.read_bytes() for p in (path, stage.sidecar)}
+    content = json.loads(kept[path])
+    change(content)
+    try:
+        path.write_text(json.dumps(content))
+        kinds.resealed(path)
+        with pytest.raises(UserError, match=said):
+            prepare.load(stage)
+    finally:
+        for changed, before in kept.items():
+            changed.write_bytes(before)
+
+
+def test_an_image_that_is_a_pipe_is_not_waited_for(tmp_path):
+    from fitspace.data.folder import content_digest
+
+    os.mkfifo(tmp_path / "a.png")
+    row = {"file_name": "a.png", "text": "a"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    with watched(tmp_path), pytest.raises(UserError, match="a.png.*no such file"):
+        content_digest(tmp_path)
 
 
 JSON = {

@@ -91,7 +91,7 @@ def read_json(
     path: Pathish,
     kind: type = dict,
     *,
-    what: str = "sound JSON",
+    what: str = "readable JSON",
     missing: str = "missing",
     finite: bool = True,
 ) -> Any:
@@ -122,7 +122,7 @@ def parse_json(
     where: Pathish,
     kind: type = dict,
     *,
-    what: str = "sound JSON",
+    what: str = "readable JSON",
     finite: bool = True,
 ) -> Any:
     """As `read_json`, of text or bytes; ``where`` it stands is named in errors."""
@@ -179,17 +179,16 @@ def opened(path: Pathish, framework: str = "pt") -> Iterator[Any]:
 def remember(path: Pathish, facts: dict[str, Any]) -> None:
     """Write a cache that `remembered` reads. One that cannot be written only costs time."""
     with contextlib.suppress(OSError):
-        write_json(path, {"facts": facts, "sha256": digest(facts)})
+        write_json(path, facts | {"sha256": digest(facts)})
 
 
 def remembered(path: Pathish) -> dict[str, Any]:
     """What `remember` wrote; nothing, where it is not here or not as it was written."""
     try:
-        content = read_json(path)
+        facts = read_json(path)
     except UserError:
         return {}
-    facts = content.get("facts")
-    return facts if isinstance(facts, dict) and content.get("sha256") == digest(facts) else {}
+    return facts if facts.pop("sha256", None) == digest(facts) else {}
 
 
 def canonical(content: Any) -> str:
