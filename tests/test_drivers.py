@@ -49,6 +49,7 @@ def trained(project: Project) -> list[dict]:
     return [facts for facts in found if facts["material"]["train"]["steps"] == TRAIN["steps"]]
 
 
+@pytest.mark.slow
 def test_a_second_driver_is_refused_and_a_killed_ones_jobs_count(origin, tmp_path):
     project = origin.copy(tmp_path / "project")
     project.study(train=TRAIN, seeds=[0])
