@@ -23,7 +23,7 @@ from typing import Any
 
 from fitspace.errors import UserError
 
-SECONDS = 30  # an input that takes longer hangs
+SECONDS = 120  # an input that takes longer hangs, on a busy machine too
 MEMORY = 2 << 30  # more address space than this, in bytes, for one input is a bomb
 
 # --- the watch --------------------------------------------------------------------------
@@ -70,7 +70,8 @@ def _look(event: str, arguments: tuple) -> None:
         written = [(arguments[i], *arguments[j : j + 1]) for i, j in _CHANGES.get(event, ())]
     for place in filter(None, (_place(*each) for each in written)):
         # A link in the project may be written through: then its target is what counts.
-        target = os.path.realpath(place) if event == "open" else place
+        followed = event == "open" and not arguments[2] & os.O_EXCL
+        target = os.path.realpath(place) if followed else place
         harmless = target in ("/dev/null", root) or "/__pycache__/" in target
         if not harmless and not target.startswith(f"{root}/"):
             _watch["seen"].append(f"{event} {target}")

@@ -202,12 +202,13 @@ def test_formulas_are_read_never_run(tmp_path, monkeypatch, name):
     assert os.listdir(tmp_path) == ["t.csv"]
 
 
-def test_a_table_of_a_hundred_thousand_columns(tmp_path):
+def test_a_table_of_a_hundred_thousand_columns(tmp_path, capsys):
     names = [f"c{i}" for i in range(100_000)]
     path = tmp_path / "wide.csv"
     path.write_text(",".join(["y", *names]) + "\n" + ",".join(["1"] * 100_001) + "\n")
     with watched(tmp_path):
         assert main(["anova", str(path), "--formula", "y ~ nothing"]) == 2
+    assert "100001 columns; allowed" in capsys.readouterr().err
 
 
 # --- what stages wrote ------------------------------------------------------------------

@@ -13,6 +13,8 @@ import pandas as pd
 from fitspace.errors import UserError
 from fitspace.stats.anova import anova
 
+MOST_COLUMNS = 10_000
+
 
 def read_text(path: str | os.PathLike) -> pd.DataFrame:
     """Read a CSV with every cell as its text, so that no digit is lost; empty cells are NaN.
@@ -52,6 +54,8 @@ def _separator(path: str | os.PathLike) -> str:
         header = file.readline()
     separator = max(",;\t", key=re.sub('"[^"]*"', "", header).count)
     names = next(csv.reader([header], delimiter=separator), [])
+    if len(names) > MOST_COLUMNS:
+        raise UserError(f"{path}: {len(names)} columns; allowed: at most {MOST_COLUMNS}")
     repeated = sorted(name for name, times in Counter(names).items() if name and times > 1)
     if repeated:
         raise UserError(f"{path}: column(s) {', '.join(map(repr, repeated))} named twice")
