@@ -183,6 +183,17 @@ def test_what_a_terminal_would_obey_is_escaped(workplace, monkeypatch, capsys):
     assert printable("Größe 日本 a\tb\nc") == "Größe 日本 a\tb\nc"
 
 
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    """``fitspace anova ... | head``: a broken pipe is an OSError too, and must not be raised."""
+    (tmp_path / "t.csv").write_text("y,a\n1,u\n2,v\n3,u\n4,v\n")
+    command = [sys.executable, "-m", "fitspace.cli", "anova", "t.csv", "--formula", "y ~ a"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.returncode == 0, done.stderr
+
+
 # --- tables and formulas ----------------------------------------------------------------
 
 

@@ -7,7 +7,6 @@ artefacts atomically, write the sidecar last.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
@@ -19,7 +18,7 @@ from fitspace.config import Study
 from fitspace.design import RESULTS, Run, Stage
 from fitspace.errors import UserError
 from fitspace.files import canonical, replacing, write_json, write_text
-from fitspace.provenance import now, verified, write_sidecar
+from fitspace.provenance import load_sidecar, now, verified, write_sidecar
 
 SD_SCALING_FACTOR = 0.18215  # diffusers' default, for configurations older than the key
 
@@ -291,7 +290,7 @@ def measure(study: Study, run: Run, features: dict[str, Any]) -> dict[str, Any]:
 
     from fitspace import metrics
 
-    facts = json.loads(run.sample.sidecar.read_text(encoding="utf-8"))["facts"]
+    facts = load_sidecar(run.sample.sidecar)["facts"]
     if "diverged" in facts:
         return {"diverged": facts["diverged"]}
     images = load_file(run.sample.folder / "samples.safetensors")["images"]

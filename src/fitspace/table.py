@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 from fitspace import lineage
 from fitspace.design import Plan, Run
 from fitspace.errors import UserError
-from fitspace.files import write_json, write_text
+from fitspace.files import read_json, write_json, write_text
 from fitspace.provenance import verified
 
 REPORTS = Path("reports")
@@ -104,7 +103,7 @@ def against_n(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _metrics(run: Run) -> dict[str, Any]:
-    return json.loads((run.evaluate.folder / "metrics.json").read_text(encoding="utf-8"))
+    return read_json(run.evaluate.folder / "metrics.json", what="a run's metrics")
 
 
 def write_table(rows: list[dict[str, Any]], path: Path) -> None:
@@ -163,11 +162,11 @@ def write_gallery(plan: Plan, rows: list[dict[str, Any]], folder: Path) -> None:
 
 def _shown_already(folder: Path, names: set[str]) -> bool:
     try:
-        entries = json.loads((folder / "gallery.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        entries = read_json(folder / "gallery.json", list)
+        present = all((folder / e["file"]).exists() for e in entries)
+        return present and {e["run"] for e in entries if e["run"]} == names
+    except (UserError, KeyError, TypeError):
         return False
-    present = all((folder / e["file"]).exists() for e in entries)
-    return present and {e["run"] for e in entries if e["run"]} == names
 
 
 def _task_gallery(plan: Plan, task: str, runs: dict[str, Run], folder: Path) -> list[dict]:
