@@ -12,7 +12,7 @@ PAGE = (HERE.parent / "docs/reliability.md").read_text(encoding="utf-8")
 ROWS = [
     [cell.strip() for cell in line.strip("|").split(" | ")]
     for line in PAGE.splitlines()
-    if line.startswith("| ") and not line.startswith("| what happens")
+    if line.startswith("| ") and not line.startswith(("| what happens |", "| what comes in |"))
 ]
 
 

@@ -181,17 +181,20 @@ def load_sidecar(path: Path) -> dict[str, Any]:
     ------
     UserError : missing or broken sidecar.
     """
-    missing = "missing; its stage has not finished"
-    sidecar = read_json(path, what="a sidecar", missing=missing)
-    model = _Evaluated if sidecar.get("stage") == "evaluate" else _Sidecar
+    if not path.exists():
+        raise UserError(f"{path}: missing; its stage has not finished")
+    model = _Sidecar
     try:
+        sidecar = read_json(path, what="a sidecar")
+        model = _Evaluated if sidecar.get("stage") == "evaluate" else _Sidecar
         model.model_validate(sidecar)
+    except UserError as error:
+        problems = error.problems
     except ValidationError as error:
-        raise UserError(
-            f"{path}: not a sidecar ({problem}); delete its folder to redo it"
-            for problem in explain(error, model)
-        ) from None
-    return sidecar
+        problems = [f"{path}: not a sidecar ({problem})" for problem in explain(error, model)]
+    else:
+        return sidecar
+    raise UserError(f"{problem}; delete its folder to redo it" for problem in problems)
 
 
 def verified(stage: Stage) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def against_n(plan: Plan) -> list[dict[str, Any]]:
 
     Runs of DreamBooth tasks have none: nothing is measured against held-out images.
     """
-    finished = (run for run in plan.runs if run.evaluate.sidecar.exists())
+    finished = (r for r in plan.runs if (r.evaluate.folder / "metrics.json").exists())
     return [
         {"run": run.name, **row} for run in finished for row in _metrics(run).get("against_n", [])
     ]
