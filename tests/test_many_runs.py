@@ -133,12 +133,10 @@ def test_a_table_hashes_every_file_once_and_reads_it_twice_at_most(plans, monkey
         hashed[str(path)] += 1
         return files.sha256(path)
 
-    text = Path.read_text
+    content = Path.read_bytes
     monkeypatch.setattr(provenance, "sha256", counting)
     monkeypatch.setattr(lineage, "sha256", counting)
-    monkeypatch.setattr(
-        Path, "read_text", lambda path, *a, **k: read.update([str(path)]) or text(path, *a, **k)
-    )
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.update([str(path)]) or content(path))
     for plan in plans():
         hashed.clear()
         read.clear()
