@@ -18,12 +18,13 @@ import torch
 import yaml
 from PIL import Image
 
-from fitspace import bases, data, hub, metrics
+from fitspace import bases, data, footprint, hub, metrics
 from fitspace.cli import main
 from fitspace.config import Study, Task
 from fitspace.counting import count
 from fitspace.design import build_plan
 from fitspace.errors import UserError
+from fitspace.footprint import Footprint
 from fitspace.imports import import_torchvision
 
 import_torchvision()
@@ -32,7 +33,7 @@ import diffusers  # noqa: E402
 from fitspace.metrics import clip  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
-JUDGE = ROOT / "models/emoji-clip"
+JUDGE, EMBEDDED = ROOT / "models/emoji-clip", ROOT / "models/emoji-unet"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -398,7 +399,8 @@ NAMED = ("base: 'CompVis/stable-diffusion-v1-4'", "judge: 'hf-hub:org/judge'", "
 
 
 @pytest.fixture
-def study(cache):
+def study(cache, monkeypatch):
+    monkeypatch.setattr(footprint, "measure", lambda *arguments: Footprint(1, 3, 0, 1, 1))
     path = Path("study.yaml")
     path.write_text(yaml.safe_dump(copy.deepcopy(EMOJI) | ELSEWHERE))
     return str(path)
@@ -450,9 +452,39 @@ def test_fetch_brings_everything_and_then_the_plan_has_keys(remote, study, dit, 
         "org/images": {f"cat/{i}.png": picture(i) for i in range(5)},
     }
     assert main(["fetch", study]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == "these lines hold it to just that:"
+    pinned = yaml.safe_load("\n".join(said[2:]))
+    plan = build_plan(Study.model_validate(content))
+    assert pinned == {
+        "base_sha256": bases.digest(bases.resolve("org/dit")),
+        "judge_sha256": plan.runs[0].reference.material["evaluator"]["judge"],
+        "dataset": f"org/images@{COMMIT}",
+    }
     assert main(["check", study]) == 0
     assert "not here" not in capsys.readouterr().err
     assert main(["plan", study, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["absent"] == [] and plan["to_run"]["prepare"] == 1
     assert all(run.count("~") == 3 for run in plan["runs"])
+    # Pinned, the study says so, has the same keys, and is held to it.
+    content["tasks"][0]["dataset"] = pinned.pop("dataset")
+    Path(study).write_text(yaml.safe_dump(content | pinned))
+    assert main(["fetch", study]) == 0
+    assert "and it is what the study is held to" in capsys.readouterr().out
+    assert main(["plan", study, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"] == plan["runs"]
+    Path(study).write_text(yaml.safe_dump(content | pinned | {"judge_sha256": "0" * 64}))
+    assert main(["fetch", study]) == 2
+    assert f"judge_sha256: {'0' * 64}; 'hf-hub:org/judge' here is" in capsys.readouterr().err
+
+
+def test_what_no_hub_has_is_named_after_fetching(remote, study, dit, capsys):
+    content = copy.deepcopy(EMOJI) | ELSEWHERE | {"base": str(EMBEDDED), "judge": str(JUDGE)}
+    content["inception"] = "inception.safetensors"
+    Path(study).write_text(yaml.safe_dump(content))
+    remote["org/images"] = {f"cat/{i}.png": picture(i) for i in range(5)}
+    assert main(["fetch", study]) == 0
+    said = capsys.readouterr()
+    assert "not here yet: inception: 'inception.safetensors'" in said.err
+    assert "base_sha256: " in said.out and "inception_sha256" not in said.out

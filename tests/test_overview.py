@@ -8,19 +8,26 @@ import pandas as pd
 import pytest
 import yaml
 
-from fitspace import bases, cost, counting, overview
+from fitspace import bases, cost, counting, footprint, overview
 from fitspace.cli import main
 from fitspace.config import Study, load_study
 from fitspace.design import build_plan, expand
 from fitspace.errors import UserError
+from fitspace.footprint import Footprint
 
 ROOT = Path(__file__).parents[1]
 GOOD = yaml.safe_load((ROOT / "params/emoji.yaml").read_text())
 
 
+TAKEN = Footprint(forward=10**9, step=3 * 10**9, activations=5000, frozen=900, trainable=100)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def counted_once():
-    """Counting builds a model each time; here every form of it is counted once."""
+    """Counting builds a model each time; here every form of it is counted once.
+
+    And no step is measured: test_footprint.py does that.
+    """
     counts, count = {}, counting.count
 
     def remembered(*arguments):
@@ -31,6 +38,7 @@ def counted_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counting, "count", remembered)
+        patch.setattr(footprint, "measure", lambda *arguments: TAKEN)
         yield
 
 
@@ -126,11 +134,20 @@ def test_bases_that_are_not_here(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "hub")
     size = {"trainable": 1000, "total": 10_000, "percent": 10.0}
     monkeypatch.setattr(counting, "count", lambda *arguments: size)
-    described = overview.describe(load_study("params/paper-adapters.yaml"))
+    described = overview.describe(load_study("params/sd15-dreambooth.yaml"))
     said = overview.render(described)
     assert "3 unconnected parts of 16, 3, 1 cells" in said
     assert "4 cell(s) outside the largest are left out" in said
-    assert "hours are not known: no recorded times; name a runs.csv with --pilot" in said
+    # By point, task and seed: 20 x 3000 and 800 steps of an image and a class image; 22 x 3 x 32
+    # images of 25 guided steps.
+    train, sample = (12 * n * 10**9 for n in (3 * 2 * 60_800, 22 * 3 * 32 * 50))
+    assert described["cost"]["total"]["flop"] == {"train": train, "sample": sample}
+    assert f"hours by {train / 1e15:,.0f} PFLOP of training and 1 of sampling, at 100" in said
+    assert f"{(train + sample) / 1e14 / 3600:.2f}" in said
+    assert {p["step_flop"] for p in described["points"]} == {6 * 10**9, None}
+    # bf16 base; trainables, gradients, two moments and a bf16 copy; the untouched base in fp32.
+    memory = {tuple(p["memory"].values()) for p in described["points"]}
+    assert memory == {(2 * 900 + 18 * 100 + 5000, 4 * 1000), (None, 4 * 1000)}
     assert "sigma, the residual standard deviation, is not known: name a pilot" in said
     found = described["cost"]
     assert found["to_run"] is None and found["total"]["bytes"]["samples"] is None
@@ -318,6 +335,12 @@ def pilot() -> pd.DataFrame:
     return pd.DataFrame(rows).astype(str)
 
 
+def described(study_, points, plan_, trainable):
+    times = cost.step_times(pilot())
+    taken = cost.footprints(study_, points, times)
+    return cost.describe(study_, points, plan_, trainable, times, taken)
+
+
 def test_hours_are_of_the_methods_median_step_times():
     study_ = Study.model_validate(GOOD)
     assert cost.step_times(pilot()) == {
@@ -326,19 +349,34 @@ def test_hours_are_of_the_methods_median_step_times():
     }
     points, _ = expand(study_)
     trainable = dict.fromkeys((p.name for p in points), 1000)
-    found = cost.describe(study_, points, None, trainable, pilot())["total"]
+    found = described(study_, points, None, trainable)["total"]
     # 70 steps and 80 images; the untouched base samples only, and its time is not recorded.
     assert found["seconds"] == {
         "train": pytest.approx(2 * 70 * (16 * 0.2 + 0.5)),
         "sample": pytest.approx(2 * 80 * 17 * 0.1),
         "unknown": ["none"],
     }
+    # Its 80 images of 10 guided steps, of two seeds, are counted instead; nothing else is.
+    assert found["flop"] == {"train": 0, "sample": 2 * 80 * 10 * 2 * 10**9}
+
+
+def test_memory_is_what_the_method_has_recorded_else_an_estimate(capsys, elsewhere):
+    table = pilot().assign(peak_memory_mb=["100", "300", "200", "9000", ""])
+    table.to_csv("pilot.csv", index=False)
+    path = study(lambda content: content.update(name="new"))
+    found = plan(capsys, path, "--pilot", "pilot.csv", "--sigma", 1)
+    memory = {p["arm"]: tuple(p["memory"].values()) for p in found["points"]}
+    assert memory == {"adapter": (200 * 2**20, None), "full": (None, None), "none": (None, 4000)}
+    assert {p["step_flop"] for p in found["points"]} == {None}
+    said = text(capsys, path, "--pilot", "pilot.csv", "--sigma", "1")
+    assert "hours and memory: each method's medians in pilot.csv," in said
+    assert "hours of none by 0 PFLOP" in said and "TFLOP a step" not in said
 
 
 def test_only_what_is_still_to_run_counts(capsys):
     p = build_plan(Study.model_validate(GOOD))
     trainable = {point.name: 1000 for point in p.points}
-    whole = cost.describe(p.study, p.points, p, trainable, pilot())
+    whole = described(p.study, p.points, p, trainable)
     assert whole["to_run"] == whole["total"]
     first = p.runs[0]
     for stage in (first.train, first.sample):
@@ -346,7 +384,7 @@ def test_only_what_is_still_to_run_counts(capsys):
         stage.sidecar.write_text("{}")
     p.runs[1].train.folder.mkdir(parents=True)
     p.runs[1].train.sidecar.write_text("{}")
-    rest = cost.describe(p.study, p.points, p, trainable, pilot())["to_run"]
+    rest = described(p.study, p.points, p, trainable)["to_run"]
     assert rest["runs"] == 35
     spared = whole["total"]["seconds"]["train"] - rest["seconds"]["train"]
     assert spared == pytest.approx(2 * 70 * 0.2)

@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy import stats as distributions
 
+from fitspace import counting, footprint
 from fitspace.cli import main
 from fitspace.config import load_study
+from fitspace.footprint import Footprint
 from fitspace.methods import adapter
 from fitspace.overview import describe
 from fitspace.stats import anova, anova_of_file, pairs
@@ -115,15 +118,22 @@ def test_difffit_is_best_but_not_separable_from_full_fine_tuning(fid):
 
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
+    """What is said of a shipped study, or of one with another content; no step is measured."""
     from huggingface_hub import constants
 
+    def planned(name, **changes):
+        content = yaml.safe_load((PARAMS / f"{name}.yaml").read_text()) | changes
+        Path("study.yaml").write_text(yaml.safe_dump(content))
+        return describe(load_study("study.yaml"))
+
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(footprint, "measure", lambda *arguments: Footprint(1, 3, 0, 1, 1))
     monkeypatch.chdir(tmp_path)
-    return lambda name: describe(load_study(PARAMS / f"{name}.yaml"))
+    return planned
 
 
 def test_the_adapter_papers_design(plan):
-    found = plan("paper-adapters")
+    found = plan("sd15-dreambooth")
     cells = {tuple(p["factors"].values()): p["trainable"] for p in found["points"] if p["factors"]}
     assert sorted(cells) == sorted(adapter.legal_cells())
     # The released widths: 60; 6, 7 and 9 at the ResNet positions.
@@ -143,7 +153,7 @@ def test_the_adapter_papers_design(plan):
 
 
 def test_difffits_design(plan):
-    found = plan("paper-difffit")
+    found = plan("dit-xl-difffit")
     # The paper's counts, for 101 classes and none; here the table has ImageNet's 1,000 and none.
     tables = 1152 * (1001 - 102)
     millions = {p["arm"]: (p["trainable"] - tables) / 1e6 for p in found["points"]}
@@ -163,5 +173,56 @@ def test_difffits_design(plan):
         # Prompts are not in the paper's 2.81 M: one in each block is 0.03 M.
         tolerance = {"full": 0.05, "vpt": 0.04}.get(arm, 0.005)
         assert millions[arm] == pytest.approx(printed[method], abs=tolerance), arm
-    assert len(found["runs"]) == 8 * 7 * 3 and len(found["absent"]) == 1 + 1 + 7
+    assert len(found["runs"]) == 8 * 7 * 3 and len(found["absent"]) == 3 + 7
     assert [len(part) for part in found["components"]] == [8]
+
+
+FINER = {
+    "twice the base's size": lambda tasks: {"tasks": [task | {"scale": 2} for task in tasks]},
+    "a base of 512 px": lambda tasks: {"base": "facebook/DiT-XL-2-512"},
+}
+
+
+@pytest.mark.parametrize("change", FINER.values(), ids=FINER)
+def test_difffits_design_at_512_px(plan, change):
+    tasks = yaml.safe_load((PARAMS / "dit-xl-difffit.yaml").read_text())["tasks"]
+    assert len(plan("dit-xl-difffit", **change(tasks))["runs"]) == 8 * 7 * 3
+
+
+@pytest.fixture
+def counted_by_width(monkeypatch):
+    """Each width counted at one cell only."""
+    counts, count = {}, counting.count
+
+    def counted(base, method, settings):
+        key = method, settings.get("width")
+        if key not in counts:
+            counts[key] = count(base, method, settings)
+        return counts[key]
+
+    monkeypatch.setattr(counting, "count", counted)
+
+
+def test_the_adapter_papers_factors(counted_by_width, plan):
+    _check_factors(plan("sd15-adapters"))
+
+
+@pytest.mark.slow
+def test_the_adapter_papers_factors_counted_at_every_point(plan):
+    _check_factors(plan("sd15-adapters"))
+
+
+def _check_factors(found):
+    cells = [p["factors"] for p in found["points"] if p["factors"]]
+    widths = {60: 1_511_040, 256: 6_406_336}
+    counts = {p["trainable"] for p in found["points"] if p["factors"]}
+    assert len(cells) == 48 and counts == set(widths.values())
+    for point in found["points"]:
+        assert point["trainable"] == widths.get(point["factors"].get("width"), point["trainable"])
+    pairs = {(cell["input"], cell["output"]) for cell in cells}
+    assert pairs <= set(adapter.legal_cells()) and [len(c) for c in found["components"]] == [48]
+    levels = [(e["effect"], e["df"]) for e in found["effects"] if ":" not in e["effect"]]
+    factors = [("input", 6), ("output", 3), ("activation", 3), ("scale", 2), ("width", 1)]
+    assert levels == factors
+    assert len(found["runs"]) == 50 * 2 and len(found["absent"]) == 4
+    assert found["subsets"][0]["legal"] == 16 * 4 * 3 * 2

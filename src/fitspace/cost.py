@@ -1,4 +1,8 @@
-"""What a study costs before it runs: hours from recorded step times, and bytes of results."""
+"""What a study costs before it runs: hours, memory and bytes of results.
+
+Hours and memory are those that runs of the same method have recorded, if any; else FLOPs are
+counted and bytes estimated, see :mod:`fitspace.footprint`.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fitspace import bases, hub
+from fitspace import bases, footprint, hub
 from fitspace.config import Study, Task
 from fitspace.design import Plan, Point
+from fitspace.footprint import Footprint
 
 if TYPE_CHECKING:
     import pandas as pd
 
 BYTES_PER_PARAMETER = 4  # adapters are stored in fp32
 KINDS_OF_SUBJECT = 3  # DreamBooth samples the subject, the subject elsewhere and its class
+FLOP_PER_SECOND = 1e14  # what one large GPU reaches in bf16, to tell hours by
+Times = dict[str, dict[str, float]]
+# By the point's name, and the task's scale and latents a step: tasks alike in them take the same.
+Taken = dict[tuple[str, int, int], Footprint]
 
 
 @dataclass(frozen=True)
@@ -49,10 +58,11 @@ def jobs(study: Study, points: Sequence[Point], plan: Plan | None) -> dict[str, 
     return {"total": every, "to_run": [job for job in missing if job.train or job.sample]}
 
 
-def step_times(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
+def step_times(runs: pd.DataFrame) -> Times:
     """Method -> median seconds per training ``step`` and per sampled ``image`` of a runs.csv.
 
-    A method has what its finished runs have recorded.
+    And ``memory``, the median of the largest memory [bytes]. A method has what its finished runs
+    have recorded.
     """
     import pandas as pd
 
@@ -64,6 +74,7 @@ def step_times(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
         {
             "step": number("train_seconds") / number("steps"),
             "image": number("sample_seconds") / number("n"),
+            "memory": number("peak_memory_mb") * 2**20,
         }
     )
     ok = runs["status"].eq("ok") if "status" in runs else slice(None)
@@ -71,7 +82,7 @@ def step_times(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
     return {method: row.dropna().to_dict() for method, row in medians.iterrows()}
 
 
-def seconds(todo: Sequence[Job], times: dict[str, dict[str, float]], prompts: int) -> dict:
+def seconds(todo: Sequence[Job], times: Times, prompts: int) -> dict:
     """Seconds of training and sampling, and the methods whose times are not recorded.
 
     What is not recorded is not in the sum.
@@ -90,6 +101,67 @@ def seconds(todo: Sequence[Job], times: dict[str, dict[str, float]], prompts: in
             else:
                 unknown.append(job.point.method)
     return found | {"unknown": list(dict.fromkeys(unknown))}
+
+
+def _recorded(point: Point, times: Times) -> bool:
+    """Whether the times of all that a point does are recorded."""
+    return {"image"} | ({"step"} if point.train else set()) <= times.get(point.method, {}).keys()
+
+
+def _kind(point: Point, task: Task) -> tuple[str, int, int]:
+    return point.name, task.scale, footprint.latents(point, task)
+
+
+def footprints(study: Study, points: Sequence[Point], times: Times) -> Taken:
+    """What the points without recorded times take, on each kind of task."""
+    from tqdm import tqdm
+
+    kinds = {
+        _kind(point, task): (point, task)
+        for point in points
+        if not _recorded(point, times)
+        for task in study.tasks
+    }
+    shown = tqdm(kinds.items(), desc="measuring a step of each point", delay=2, disable=None)
+    return {kind: footprint.of(study, *what) for kind, what in shown}
+
+
+def memory(study: Study, point: Point, times: Times, taken: Taken) -> dict[str, int | None]:
+    """Bytes that a point needs on a device: ``train`` a step, ``sample`` the weights.
+
+    Of the task that needs most. As recorded for its method (training alone), else estimated; None
+    where nothing is trained, or times are recorded and memory is not.
+    """
+    if _recorded(point, times):
+        found = times[point.method].get("memory")
+        return {"train": None if found is None else round(found), "sample": None}
+    every = [taken[_kind(point, task)] for task in study.tasks]
+    return {
+        "train": max(one.training(point.train) for one in every) if point.train else None,
+        "sample": max(one.sampling for one in every),
+    }
+
+
+def step_flop(study: Study, point: Point, times: Times, taken: Taken) -> int | None:
+    """FLOPs of a training step, on the task that needs most; None where times are recorded."""
+    if _recorded(point, times) or not point.train:
+        return None
+    kinds = [_kind(point, task) for task in study.tasks]
+    return max(taken[kind].step * kind[-1] for kind in kinds)
+
+
+def flop(study: Study, todo: Sequence[Job], times: Times, taken: Taken) -> dict[str, int]:
+    """FLOPs of the training and sampling whose times are not recorded; the decoder's are not in."""
+    found, settings = {"train": 0, "sample": 0}, study.sample
+    passes = settings.steps * (2 if settings.guidance > 1 else 1)
+    for job in todo:
+        of_method = times.get(job.point.method, {})
+        kind = _kind(job.point, job.task)
+        if job.train and "step" not in of_method:
+            found["train"] += taken[kind].step * kind[-1] * job.point.train["steps"]
+        if job.sample and "image" not in of_method:
+            found["sample"] += taken[kind].forward * passes * _images(study, job.task)
+    return found
 
 
 def storage(study: Study, todo: Sequence[Job], trainable: dict[str, int]) -> dict[str, int | None]:
@@ -117,15 +189,19 @@ def describe(
     points: Sequence[Point],
     plan: Plan | None,
     trainable: dict[str, int],
-    recorded: pd.DataFrame | None,
+    times: Times,
+    taken: Taken,
 ) -> dict[str, Any]:
-    """Runs, seconds and bytes by scope (``total``, ``to_run``), the last None without a plan."""
-    times = {} if recorded is None else step_times(recorded)
+    """Runs, seconds, FLOPs and bytes by scope: ``total``, and ``to_run``, None without a plan.
+
+    ``flop`` is of what has no recorded times, and so is not in ``seconds``.
+    """
     scopes: dict[str, Any] = {"total": None, "to_run": None}
     for scope, todo in jobs(study, points, plan).items():
         scopes[scope] = {
             "runs": len(todo),
-            "seconds": seconds(todo, times, study.sample.prompts) if times else None,
+            "seconds": seconds(todo, times, study.sample.prompts),
+            "flop": flop(study, todo, times, taken),
             "bytes": storage(study, todo, trainable),
         }
     return scopes

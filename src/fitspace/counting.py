@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fitspace import bases, methods
 from fitspace.files import digest, remember, remembered, sha256
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Counting imports torch and diffusers: seconds that a check or a plan need not take twice.
 CACHE = Path("results/.cache/counts.json")
@@ -27,7 +30,7 @@ def count(base: str, method: str, settings: dict[str, Any]) -> dict[str, Any]:
     """
     settings = methods.validated(method, settings)
     given = settings.model_dump(mode="json", exclude_unset=True)
-    key = digest([bases.architecture(base), method, given, _code()])
+    key = digest([bases.architecture(base), method, given, code()])
     known = remembered(CACHE)
     if key not in known:
         known[key] = _count(base, method, settings)
@@ -37,14 +40,22 @@ def count(base: str, method: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _count(base: str, method: str, settings: dict[str, Any]) -> list[int]:
-    model = bases.from_config(base)
+    model = _built(base, digest(bases.architecture(base)))
     total = sum(p.numel() for p in model.parameters())
     attachment = methods.attach(model, method, settings, seed=0)
-    return [sum(p.numel() for p in attachment.trainable.values()), total]
+    trainable = sum(p.numel() for p in attachment.trainable.values())
+    attachment.remove()
+    return [trainable, total]
+
+
+@lru_cache(maxsize=1)
+def _built(base: str, architecture: str) -> nn.Module:
+    """A base for all methods, one after another: to build it takes most of a count's time."""
+    return bases.from_config(base)
 
 
 @cache
-def _code() -> str:
+def code() -> str:
     """What decides counts besides their arguments: the methods and the libraries they use."""
     sources = sorted(Path(methods.__file__).parent.glob("*.py"))
     return digest([[version("diffusers"), version("peft")], [sha256(p) for p in sources]])

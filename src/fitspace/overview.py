@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from fitspace import bases, cost
 from fitspace.config import Study, absent
-from fitspace.design import Plan, Point, arm_problems, build_plan, expand, legal_cells
+from fitspace.design import (
+    Plan,
+    Point,
+    arm_problems,
+    build_plan,
+    digests,
+    expand,
+    legal_cells,
+)
 from fitspace.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +68,9 @@ def describe(
         why = f" ({spread['note']})" if spread["note"] else ""
         raise UserError(f"--delta: {delta}: sigma is not known{why}; give --sigma or --pilot")
     tables = _tables(design, factors)
-    counted = _points(study, points)
+    times = {} if recorded is None else cost.step_times(recorded)
+    taken = cost.footprints(study, points, times)
+    counted = _points(study, points, times, taken)
     trainable = {row["point"]: row["trainable"] for row in counted}
     return {
         "study": study.name,
@@ -75,9 +85,13 @@ def describe(
         "association": rows_for_json(tables["association"]),
         "power": _power(study, design, points, delta, spread),
         "notes": tables["notes"],
-        "cost": {"pilot": source, **cost.describe(study, points, plan, trainable, recorded)},
+        "cost": {
+            "pilot": source,
+            "flop_per_second": cost.FLOP_PER_SECOND,
+            **cost.describe(study, points, plan, trainable, times, taken),
+        },
         "absent": missing,
-        "digests": _digests(plan) if plan else None,
+        "digests": digests(study) if plan else None,
         "cached": _counts(plan, done=True) if plan else None,
         "to_run": _counts(plan, done=False) if plan else None,
     }
@@ -106,7 +120,9 @@ def with_subset(study: Study, n: int) -> Study:
 # --- points and runs --------------------------------------------------------------------
 
 
-def _points(study: Study, points: list[Point]) -> list[dict[str, Any]]:
+def _points(
+    study: Study, points: list[Point], times: cost.Times, taken: cost.Taken
+) -> list[dict[str, Any]]:
     from fitspace import counting
 
     counts: dict[str, dict[str, Any]] = {}
@@ -123,6 +139,8 @@ def _points(study: Study, points: list[Point]) -> list[dict[str, Any]]:
                 "factors": point.factors,
                 "trainable": counts[form]["trainable"],
                 "percent": counts[form]["percent"],
+                "memory": cost.memory(study, point, times, taken),
+                "step_flop": cost.step_flop(study, point, times, taken),
             }
         )
     return rows
@@ -135,12 +153,6 @@ def _unkeyed(study: Study, points: list[Point]) -> list[str]:
         for task in study.tasks
         for point in points
     ]
-
-
-def _digests(plan: Plan) -> dict[str, str]:
-    """What a study may hold its base and judge to."""
-    of_judge = plan.runs[0].reference.material["evaluator"]["judge"]
-    return {"base_sha256": plan.runs[0].prepare.material["base"], "judge_sha256": of_judge}
 
 
 def _counts(plan: Plan, done: bool) -> dict[str, int]:
@@ -348,20 +360,32 @@ def render(overview: dict[str, Any]) -> str:
         _render_cells(overview),
         _render_effects(overview),
         _render_power(overview["power"]),
-        _render_cost(overview["cost"]),
+        _render_cost(overview),
         _render_stages(overview),
     )
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
 def _render_points(overview: dict[str, Any]) -> list[str]:
-    rows = [[p["point"], f"{p['trainable']:,}", f"{p['percent']:.3f}"] for p in overview["points"]]
+    rows = [
+        [
+            p["point"],
+            f"{p['trainable']:,}",
+            f"{p['percent']:.3f}",
+            "-" if p["memory"]["train"] is None else _bytes(p["memory"]["train"]),
+            "-" if p["step_flop"] is None else f"{p['step_flop'] / 1e12:.3g}",
+        ]
+        for p in overview["points"]
+    ]
+    header = ["point", "trainable", "% of base", "memory", "TFLOP a step"]
+    if all(p["step_flop"] is None for p in overview["points"]):
+        header, rows = header[:-1], [row[:-1] for row in rows]
     return [
         f"study {overview['study']}: {len(overview['points'])} points × "
         f"{len(overview['tasks'])} tasks × {len(overview['seeds'])} seeds = "
         f"{len(overview['runs'])} runs",
         "",
-        *_aligned(["point", "trainable", "% of base"], rows),
+        *_aligned(header, rows),
     ]
 
 
@@ -477,38 +501,48 @@ def _render_at(power: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _render_cost(found: dict[str, Any]) -> list[str]:
+def _render_cost(overview: dict[str, Any]) -> list[str]:
+    found = overview["cost"]
     scopes = {name: found[key] for name, key in (("in all", "total"), ("to run", "to_run"))}
     scopes = {name: scope for name, scope in scopes.items() if scope is not None}
     rows = [
         [
             name,
             f"{scope['runs']:,}",
-            _hours(scope["seconds"]),
+            _hours(scope, found["flop_per_second"]),
             _bytes(scope["bytes"]["adapters"]),
             _bytes(scope["bytes"]["samples"]),
         ]
         for name, scope in scopes.items()
     ]
     lines = ["cost", *_aligned(["", "runs", "hours", "adapters", "samples"], rows)]
-    times = found["total"]["seconds"]
-    if times is None:
-        return [*lines, "hours are not known: no recorded times; name a runs.csv with --pilot"]
-    lines.append(
-        "hours of training and sampling, one job after another; evaluation is not in them: by each"
-    )
-    lines.append(
-        f"method's median times in {found['pilot']}, so on their hardware and with their batches"
-    )
-    if times["unknown"]:
-        lines.append(f"without recorded times, and not in the hours: {', '.join(times['unknown'])}")
+    lines.append("hours of training and sampling, one job after another; evaluation is not in them")
+    unknown = found["total"]["seconds"]["unknown"]
+    if found["pilot"] is not None:
+        lines += [
+            f"hours and memory: each method's medians in {found['pilot']},",
+            "so on their hardware and with their batches",
+        ]
+    if unknown:
+        work = found["total"]["flop"]
+        others = "" if found["pilot"] is None else f" of {', '.join(unknown)}"
+        lines += [
+            f"hours{others} by {work['train'] / 1e15:,.0f} PFLOP of training and "
+            f"{work['sample'] / 1e15:,.0f} of sampling, at {found['flop_per_second'] / 1e12:g} "
+            "TFLOP/s; a runs.csv",
+            "of finished runs, named by --pilot, tells the times of a machine",
+            f"memory{others} of a training step, estimated: weights, gradients, AdamW's moments, "
+            "what",
+            "backward needs; the weights that sampling needs are "
+            f"{_bytes(max(p['memory']['sample'] or 0 for p in overview['points']))}",
+        ]
     return lines
 
 
-def _hours(seconds: dict[str, Any] | None) -> str:
-    return (
-        "not known" if seconds is None else f"{(seconds['train'] + seconds['sample']) / 3600:.2f}"
-    )
+def _hours(scope: dict[str, Any], flop_per_second: float) -> str:
+    seconds, flop = scope["seconds"], scope["flop"]
+    counted = (flop["train"] + flop["sample"]) / flop_per_second
+    return f"{(seconds['train'] + seconds['sample'] + counted) / 3600:,.2f}"
 
 
 def _bytes(count: int | None) -> str:

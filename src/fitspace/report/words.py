@@ -22,6 +22,14 @@ class Metric:
 
 
 METRICS = {
+    "fid": Metric(
+        "FID",
+        True,
+        "Squared Fréchet distance between Gaussians fitted to Inception-v3 features (1706.08500, "
+        "torch-fidelity's weights) of the samples and of the held-out images. Biased upwards by "
+        "about c/n, so only values of the same number of images, against the same images, can be "
+        "compared: not with the literature's, which are of 10,000 and more.",
+    ),
     "fd_effnet": Metric(
         "Fréchet distance (EfficientNet-lite0)",
         True,

@@ -1,0 +1,52 @@
+"""Inception-v3 features for FID as the literature has it: torch-fidelity's network and weights.
+
+The features are those of 1706.08500, from a port of its TensorFlow graph: images of any size are
+resized to 299 x 299 as TensorFlow 1 did. torch-fidelity keeps its weights as a pickle; here they
+are read from a safetensors file with the same tensors, which ``params/README.md`` says how to make.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from fitspace.errors import UserError
+from fitspace.files import opened
+from fitspace.imports import import_torchvision
+
+import_torchvision()
+
+from torch_fidelity import feature_extractor_inceptionv3 as theirs  # noqa: E402
+
+LAYER = "2048"
+BATCH = 32
+
+
+def load_network(path: Path) -> torch.nn.Module:
+    """torch-fidelity's extractor with the weights of a safetensors file.
+
+    Raises UserError for a file that is not readable or holds other weights.
+    """
+    with opened(path) as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    # Its constructor would download a pickle and unpickle it: give it these in place of that.
+    with patch.object(theirs, "load_state_dict_from_url", lambda *_, **__: weights):
+        try:
+            return theirs.FeatureExtractorInceptionV3("fid", [LAYER])
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[1].strip()
+            raise UserError(
+                f"inception: {str(path)!r} holds other weights than torch-fidelity's "
+                f"Inception-v3: {reason}"
+            ) from None
+
+
+@torch.inference_mode()
+def features(images: Tensor, path: Path) -> Tensor:
+    """Features of uint8 images, shape (n, h, w, 3): float64, shape (n, 2048)."""
+    network = load_network(path)
+    batches = images.permute(0, 3, 1, 2).split(BATCH)
+    return torch.cat([network(batch)[0].double() for batch in batches])
