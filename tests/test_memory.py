@@ -86,7 +86,7 @@ def test_with_dropout_a_batch_is_never_halved_unseen(tmp_path):
 class Decoder:
     """An autoencoder of which only the shapes matter, on the same small device."""
 
-    config = SimpleNamespace(scaling_factor=0.5)
+    config = SimpleNamespace(scaling_factor=0.5, block_out_channels=(1, 1))
 
     def decode(self, latents):
         return SimpleNamespace(sample=torch.tanh(latents[:, :3].repeat(1, 1, 2, 2)))

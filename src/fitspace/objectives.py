@@ -33,7 +33,8 @@ def weights(scheduler, t: torch.Tensor, min_snr_gamma: float | None) -> torch.Te
     """
     if min_snr_gamma is None:
         return torch.ones(len(t))
-    alpha = scheduler.alphas_cumprod[t].double()
+    # get_velocity takes the schedule along to the device of what it is given.
+    alpha = scheduler.alphas_cumprod.to(t.device)[t].double()
     snr = alpha / (1 - alpha)
     clipped = snr.clamp(max=min_snr_gamma)
     velocity = scheduler.config.prediction_type == "v_prediction"

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fitspace import rng
+from fitspace import devices, rng
 from fitspace.errors import UserError
 from fitspace.memory import fewer_at_once
 
@@ -80,7 +80,10 @@ def generate(
                 predicted = denoise(x, t, condition)
             x = scheduler.step(predicted, t, x).prev_sample
             progress.update(len(x))
-        return vae.decode(x / vae.config.scaling_factor).sample
+        # Large images a few at a time: decoding takes more memory than denoising.
+        side = 2 ** (len(vae.config.block_out_channels) - 1) * noise.shape[-1]
+        parts = (x / vae.config.scaling_factor).split(devices.images_at_once(BATCH, side))
+        return torch.cat([vae.decode(part).sample for part in parts])
 
     device = next(model.parameters()).device
     images: list[torch.Tensor] = []
