@@ -256,7 +256,10 @@ def test_finished_work_is_not_done_again(stage, capsys):
     def make():
         done.append(1)
         write_text(stage.folder / "a.txt", "a")
-        write_sidecar(stage, inputs=[], outputs=[stage.folder / "a.txt"], started=now(), facts={})
+        facts = {"trainable": 1}
+        write_sidecar(
+            stage, inputs=[], outputs=[stage.folder / "a.txt"], started=now(), facts=facts
+        )
 
     running.once(stage, make)
     running.once(stage, make)

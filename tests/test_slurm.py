@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -222,9 +223,13 @@ def test_the_profile_is_the_default_one_and_more(options):
     found = options()
     usual = yaml.safe_load((ROOT / "profiles/default/profile.yaml").read_text())
     mine = yaml.safe_load((ROOT / PROFILE / "profile.yaml").read_text())
-    assert {k: mine.get(k) for k in usual if k != "cores"} == {
-        k: v for k, v in usual.items() if k != "cores"
+    apart = {"cores", "set-resources"}
+    assert {k: mine.get(k) for k in usual.keys() - apart} == {
+        k: v for k, v in usual.items() if k not in apart
     }
+    # Here a job does one run, unless the site says more; there, several in one process.
+    assert usual["set-resources"] == {stage: {"together": 8} for stage in slurm.GROUPED}
+    assert not any("together" in asked for asked in found.set_resources.values())
     assert found.executor == "slurm" and found.keep_going and found.retries == 2
     assert found.slurm_jobname_prefix == slurm.prefix(ROOT)
     assert found.slurm_status_command == "squeue" and found.slurm_requeue
@@ -243,6 +248,8 @@ def test_a_sites_keys_reach_snakemake(options):
     assert found.precommand == "module load x" and found.jobs == 7
     assert found.groups == dict.fromkeys(("train", "sample", "evaluate"), "runs")
     assert found.group_components == {"runs": 3}
+    together = {rule: asked.get("together") for rule, asked in _resources(found).items()}
+    assert {rule: n for rule, n in together.items() if n} == dict.fromkeys(slurm.GROUPED, [3] * 3)
 
 
 def test_a_bad_site_file_ends_snakemake_with_its_problems_alone(tmp_path):
@@ -417,7 +424,9 @@ def cut_off(on_slurm, origin, tmp_path_factory):
         (job,) = late.wait_for_jobs(1, "train", "RUNNING")
         process = late.at_work(job, "train")
         (checkpoint,) = wait_for(
-            lambda: list((late.project / "results/.resume").glob("*/*.safetensors")), 115, "state"
+            lambda: list((late.project / "results/.resume").glob("*/checkpoint.safetensors")),
+            115,
+            "state",
         )
         os.kill(process, signal.SIGSTOP)
         _raise_time(checkpoint)
@@ -575,7 +584,18 @@ def test_a_run_that_fails_is_named_and_the_rest_of_the_study_is_made(on_slurm, o
     content = bytearray(adapter.read_bytes())
     content[-1] ^= 1
     adapter.write_bytes(content)
-    code, said = here.end(here.driver())
+    driver = here.driver()
+    # The other run has to come after the failure, or it would finish without --keep-going too.
+    (other,) = (j for j in here.wait_for_jobs(2, "sample", "") if "FFN" not in j["Comment"])
+    try:
+        here.cluster.run("scontrol", "requeuehold", other["JobId"])
+    except subprocess.CalledProcessError:  # it has not begun
+        here.cluster.run("scontrol", "hold", other["JobId"])
+    here.wait_for_jobs(3, "sample", "FAILED")
+    time.sleep(8)  # until the driver has looked
+    here.cluster.run("scontrol", "release", other["JobId"])
+    here.cluster.run("scontrol", "update", f"JobId={other['JobId']}", "StartTime=now")
+    code, said = here.end(driver)
     assert code != 0 and f"{adapter.relative_to(here.project.folder)}: changed since" in said
     assert Counter(job["JobState"] for job in here.jobs("sample")) == {"FAILED": 3, "COMPLETED": 1}
     asked = [job["MinMemoryNode"] for job in here.jobs("sample", "FAILED")]

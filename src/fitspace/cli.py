@@ -100,7 +100,21 @@ def _parser() -> argparse.ArgumentParser:
     }.items():
         sub = command(_stage, stage, text)
         sub.add_argument("folder", help="the stage's result folder, by name, as the plan has it")
-        sub.set_defaults(stage=stage)
+        sub.set_defaults(stage=stage, together=1)
+        if stage in ("train", "sample", "evaluate"):
+            sub.add_argument(
+                "--together",
+                type=int,
+                default=1,
+                metavar="K",
+                help="then also other unfinished runs of the task, up to K in all",
+            )
+        if stage == "train":
+            for option, text in {
+                "gradient-checkpointing": "less memory, more time, the same gradients",
+                "compile": "compile the model and replay its kernels, on a GPU",
+            }.items():
+                sub.add_argument(f"--{option}", type=int, choices=(0, 1), default=0, help=text)
 
     anova = command(_anova, "anova", "Analysis of variance of any table.", False)
     anova.add_argument("table", type=Path, metavar="TABLE.csv")
@@ -171,10 +185,18 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
-    from fitspace.config import fetch
+    from fitspace.config import absent, fetch
+    from fitspace.design import pins
 
-    fetch(arguments.study)
+    study = fetch(arguments.study)
     print(f"{arguments.study}: all that it names by hub id is on this machine")
+    if missing := absent(study):  # what no hub has
+        for problem in missing:
+            print(f"fitspace: not here yet: {problem}", file=sys.stderr)
+        study = study.model_copy(update={"inception": None})
+    lines = pins(study)
+    said = "these lines hold it to just that:" if lines else "and it is what the study is held to"
+    print("\n".join([said, *lines]))
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -252,24 +274,31 @@ def _load(path: Path):
 
 def _stage(arguments: argparse.Namespace) -> None:
     _limit_threads()
+    stage, together = arguments.stage, arguments.together
+    if together < 1:
+        raise UserError(f"--together: {together}; allowed: a whole number from 1")
     from fitspace import provenance
 
     provenance.snapshot()
-    from fitspace.running import once
+    from fitspace import running, stages
 
     plan = _load(arguments.study)
-    run = plan.run_of(arguments.stage, arguments.folder)
+    run = plan.run_of(stage, arguments.folder)
+    options = {}
+    if stage == "train":
+        options["gradient_checkpointing"] = bool(arguments.gradient_checkpointing)
+        options["compiled"] = bool(arguments.compile)
 
-    def make() -> None:
+    def make(*runs) -> None:
         from fitspace.imports import import_only_models
-        from fitspace.stages import STAGES
 
-        if arguments.stage in ("train", "sample"):
+        if stage in ("train", "sample"):
             import_only_models()
         _set_up_torch()
-        STAGES[arguments.stage](plan.study, run)
+        stages.STAGES[stage](plan.study, *runs, **options)
 
-    once(getattr(run, arguments.stage), make)
+    folds = stages.folds if stage == "train" and not any(options.values()) else None
+    running.work(plan, stage, run, make, together, folds)
 
 
 def _limit_threads() -> None:
@@ -292,9 +321,11 @@ def _set_up_torch() -> None:
     """
     import torch
 
+    from fitspace import devices
+
     torch.set_flush_denormal(True)
     torch.set_num_threads(int(_threads()))
-    torch.use_deterministic_algorithms(True)
+    devices.set_up()
 
 
 def _anova(arguments: argparse.Namespace) -> None:

@@ -28,6 +28,11 @@ from fitspace.files import digest
 
 # Raise a stage's number when its results change: a golden test holds the numbers in place.
 VERSIONS = {"prior": 1, "prepare": 1, "reference": 1, "train": 1, "sample": 1, "evaluate": 2}
+# Stage -> the stages of the same run whose results it reads.
+UPSTREAM = {
+    "prior": (), "prepare": ("prior",), "reference": ("prepare",), "train": ("prepare",),
+    "sample": ("prepare", "train"), "evaluate": ("sample", "reference"),
+}  # fmt: skip
 PRIOR_STEPS = 20  # DPM-Solver++ steps of a class image
 KEY_LENGTH = 12
 RESULTS = Path("results")
@@ -102,6 +107,10 @@ class Run:
             self.evaluate,
         )
         return [stage for stage in every if stage is not None]
+
+    def upstream(self, stage: str) -> list[Stage]:
+        """The stages whose results one of this run's stages reads."""
+        return [s for name in UPSTREAM[stage] if (s := getattr(self, name)) is not None]
 
 
 @dataclass(frozen=True)
@@ -192,6 +201,8 @@ def task_problems(study: Study) -> list[str]:
         family = bases.family(study.base)
     for i, task in enumerate(study.tasks):
         of_task = metrics.OF_HELD_OUT if task.dreambooth is None else metrics.OF_SUBJECT
+        if task.dreambooth is None and study.inception is not None:
+            of_task = (metrics.FID, *of_task)
         problems += [
             f"analysis.responses: {name!r} is not measured on task {task.name!r}; allowed: "
             f"{', '.join(of_task)}"
@@ -423,22 +434,13 @@ def build_plan(study: Study) -> Plan:
 
     Raises
     ------
-    UserError : when the base, the judge or a task's images are not there, or the base or judge
-        is another one than the study names by its SHA-256.
+    UserError : when the base, the judge or a task's images are not there, or :func:`digests`.
     """
     if missing := absent(study):
         raise UserError(missing)
     points, dropped = expand(study)
-    base = bases.digest(bases.resolve(study.base))
-    judge = metrics.identity(study.judge)
-    pinned = {"base": (study.base_sha256, base), "judge": (study.judge_sha256, judge["judge"])}
-    if others := [
-        f"{key}_sha256: {wanted}; {getattr(study, key)!r} here is {found}; allowed: the {key} "
-        "that the study was made for, or its new SHA-256"
-        for key, (wanted, found) in pinned.items()
-        if wanted not in (None, found)
-    ]:
-        raise UserError(others)
+    base = digests(study)["base_sha256"]
+    judge = metrics.identity(study.judge, study.inception)
     by_class = bases.family(study.base) == "dit"
     shared = {t.name: _shared(study, t, base, judge, by_class) for t in study.tasks}
     # Seeds vary slowest: every point has its first run before any has its second.
@@ -449,6 +451,53 @@ def build_plan(study: Study) -> Plan:
         for point in points
     ]
     return Plan(study, points, runs, dropped)
+
+
+def digests(study: Study) -> dict[str, str]:
+    """What a study can hold its models to: the keys, such as ``base_sha256``, and their values.
+
+    Raises
+    ------
+    UserError : a model that is not here, or is another one than the study holds it to.
+    """
+    evaluator = metrics.identity(study.judge, study.inception)
+    found = {"base": bases.digest(bases.resolve(study.base)), "judge": evaluator["judge"]}
+    if study.inception is not None:
+        found["inception"] = evaluator["inception"]
+    if others := [
+        f"{key}_sha256: {wanted}; {getattr(study, key)!r} here is {value}; allowed: the {key} "
+        "that the study was made for, or its new SHA-256"
+        for key, value in found.items()
+        if (wanted := getattr(study, f"{key}_sha256")) not in (None, value)
+    ]:
+        raise UserError(others)
+    return {f"{key}_sha256": value for key, value in found.items()}
+
+
+def unchanged(study: Study, run: Run) -> bool:
+    """Whether base and judge are still those that a run's keys were made of."""
+    try:
+        base = bases.digest(bases.resolve(study.base))
+        judge = metrics.identity(study.judge, study.inception)
+    except UserError:
+        return False
+    same_judge = _reference(study, run.task, run.prepare, judge) == run.reference
+    return same_judge and base == run.sample.material["base"]
+
+
+def pins(study: Study) -> list[str]:
+    """Lines for a study's file that hold it to the models and data sets here; those it lacks.
+
+    Raises
+    ------
+    UserError : as :func:`digests`; a data set that is not here.
+    """
+    from fitspace import data
+
+    lines = [f"{k}: {v}" for k, v in digests(study).items() if getattr(study, k) is None]
+    loose = [t for t in study.tasks if t.source == "hub" and "@" not in t.dataset]
+    lines += [f"dataset: {task.dataset}@{data.identity(task)['commit']}" for task in loose]
+    return list(dict.fromkeys(lines))
 
 
 def _stage(name: str, slug: str, material: dict[str, Any]) -> Stage:
@@ -498,6 +547,7 @@ def _prepare(task: Task, base: str, by_class: bool, prior: Stage | None) -> Stag
 def _reference(study: Study, task: Task, prepare: Stage, judge: dict[str, Any]) -> Stage:
     material = {"task": prepare.key, "evaluator": judge}
     if task.dreambooth is not None:  # the base's own images of the class are among them
+        material["evaluator"] = {k: v for k, v in judge.items() if k != "inception"}
         material["sample"] = study.sample.model_dump()
     return _stage("reference", task.name, material)
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from fitspace.design import VERSIONS
 from fitspace.errors import UserError
 
 SITE = Path("profiles/slurm/site.yaml")
@@ -31,6 +32,7 @@ OVER = {
 SQUEUE_SECONDS = 60
 # One GPU each; the class images of prior are samples too. Other stages run on CPU nodes.
 GPU_STAGES = ("prior", "train", "sample", "evaluate")
+GROUPED = ("train", "sample", "evaluate")  # several runs as one job, where the site says so
 
 
 def _text(pattern: str, allowed: str) -> Any:
@@ -59,26 +61,15 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Time(_Strict):
-    """Minutes that a job of each stage may take at first."""
-
-    prior: Minutes = 60
-    prepare: Minutes = 30
-    reference: Minutes = 30
-    train: Minutes = 60
-    sample: Minutes = 60
-    evaluate: Minutes = 30
+def _of_stages(name: str, kind: Any, *first: int) -> type[_Strict]:
+    """A model with a number for each stage; ``first`` are their defaults."""
+    fields = {stage: (kind, value) for stage, value in zip(VERSIONS, first, strict=True)}
+    return create_model(name, __base__=_Strict, **fields)
 
 
-class MemoryMB(_Strict):
-    """Main memory [MB] that a job of each stage may use at first."""
-
-    prior: Memory = 4000
-    prepare: Memory = 4000
-    reference: Memory = 4000
-    train: Memory = 3000
-    sample: Memory = 3000
-    evaluate: Memory = 3000
+# What a job may take at first, stage by stage: prior, prepare, reference, train, sample, evaluate.
+Time = _of_stages("Time", Minutes, 60, 30, 30, 60, 60, 30)
+MemoryMB = _of_stages("MemoryMB", Memory, 4000, 4000, 4000, 3000, 3000, 3000)
 
 
 class Site(_Strict):

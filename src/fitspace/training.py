@@ -19,19 +19,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm, trange
 
-from fitspace import objectives, rng
+from fitspace import devices, objectives, rng
 from fitspace.data.prepare import PreparedTask
 from fitspace.errors import UserError
-from fitspace.files import canonical, replacing
+from fitspace.files import canonical, opened, parse_json, replacing
 from fitspace.memory import fewer_at_once
 
 BETAS = (0.9, 0.999)
 CHECKPOINT_SECONDS = 20.0
 TOGETHER = "dropout masks are drawn for all of a batch together"
+COMMON = ("steps", "batch_size", "precision")  # what runs of a fold have in common
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,11 @@ class Fit:
     ----------
     parameters : name -> tensor, the moving average where one was kept, else the last value.
     losses : one per step.
-    seconds : wall time of all steps, those before a resume included.
+    seconds : wall time of all steps, those before a resume included; in a fold, the run's share.
     diverged : why training stopped before its end, with the last parameters as they stood then;
         None where all went well.
     examples_at_once : how many examples of a batch the device computed at once.
+    folded : how many runs were trained in one batch with this one, itself included.
     """
 
     parameters: dict[str, torch.Tensor]
@@ -53,6 +54,7 @@ class Fit:
     seconds: float
     diverged: str | None = None
     examples_at_once: int = 0
+    folded: int = 1
 
 
 def learning_rate(settings: dict[str, Any], step: int) -> float:
@@ -127,6 +129,142 @@ def make_batch(
     )
 
 
+class Member:
+    """A run in training, all of its state: what a checkpoint holds, and its progress.
+
+    ``trainable`` are the model's own parameters, or in a fold its :func:`leaves`. ``on_loss`` is
+    called with each step, its loss and its learning rate.
+    """
+
+    def __init__(
+        self,
+        trainable: dict[str, torch.nn.Parameter],
+        settings: dict[str, Any],
+        seed: int,
+        checkpoint: Path,
+        on_loss: Callable[[int, float, float], None] | None = None,
+    ):
+        self.trainable, self.settings, self.seed = trainable, settings, seed
+        self.checkpoint, self.on_loss = checkpoint, on_loss
+        self.parameters = list(trainable.values())
+        self.optimizer = devices.adamw(
+            self.parameters, lr=settings["lr"], betas=BETAS, weight_decay=settings["weight_decay"]
+        )
+        self.decay = settings["ema"]
+        self.ema: dict[str, torch.Tensor] = {}
+        if self.decay is not None:
+            self.ema = {n: p.detach().clone() for n, p in trainable.items()}
+        self.losses: list[float] = []
+        self.seconds = 0.0
+        self.folded = 1
+        self.diverged: str | None = None
+        self.identity = canonical({"settings": settings, "seed": seed, "names": list(trainable)})
+
+    def update(self, step: int, loss: float) -> None:
+        """Take a step along the gradient, unless the loss is not finite: that ends the run."""
+        self.losses.append(loss)
+        if not math.isfinite(loss):
+            self.diverged = f"the loss is {loss} at step {step}"
+            return
+        lr = learning_rate(self.settings, step)
+        if self.on_loss is not None:
+            self.on_loss(step, loss, lr)
+        if self.settings["grad_clip"] is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.settings["grad_clip"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        for name, average in self.ema.items():
+            average.lerp_(self.trainable[name].detach(), 1 - self.decay)
+
+    def result(self, examples_at_once: int) -> Fit:
+        final = self.ema or {n: p.detach() for n, p in self.trainable.items()}
+        diverged = self.diverged
+        if diverged is None and not all(bool(v.isfinite().all()) for v in final.values()):
+            diverged = f"parameters are not finite after step {self.settings['steps'] - 1}"
+        return Fit(
+            {n: v.cpu().clone() for n, v in final.items()},
+            self.losses,
+            self.seconds,
+            diverged,
+            examples_at_once,
+            self.folded,
+        )
+
+    def save(self) -> None:
+        """Write the checkpoint; one that cannot be written costs a warning."""
+        tensors = {f"ema/{n}": v for n, v in self.ema.items()}
+        for name, parameter in self.trainable.items():
+            tensors[f"value/{name}"] = parameter.detach()
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer/{key}/{name}"] = value
+        tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+        said = {"identity": self.identity, "losses": self.losses, "seconds": self.seconds}
+        facts = canonical(said | ({"folded": self.folded} if self.folded > 1 else {}))
+        try:
+            with replacing(self.checkpoint) as temporary:
+                # Two keys of metadata, in an order that varies: a checkpoint's bytes are no result.
+                metadata = {"fitspace": facts, "sha256": _digest(facts, tensors)}
+                save_file(tensors, temporary, metadata=metadata)
+        except OSError as error:  # a disk may have room again before the end
+            said = f"{self.checkpoint}: not written ({error.strerror}); training goes on"
+            tqdm.write(f"fitspace: {said}", file=sys.stderr)
+
+    def resume(self) -> None:
+        """Put a checkpoint's state in place, where there is one.
+
+        A damaged one is left aside: training starts anew.
+
+        Raises
+        ------
+        UserError : a checkpoint of another run.
+        """
+        path = self.checkpoint
+        if not path.exists():
+            return
+        try:
+            with opened(path) as file:
+                text, expected = (file.metadata()[key] for key in ("fitspace", "sha256"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if _digest(text, tensors) != expected:
+                raise ValueError("its SHA-256 differs")
+            facts = parse_json(text, path)
+            ours = facts["identity"] == self.identity
+        except (UserError, ValueError, KeyError, TypeError) as error:
+            said = f"{path}: damaged ({error}); training starts anew"
+            print(f"fitspace: {said}", file=sys.stderr)
+            return
+        if not ours:
+            raise UserError(f"{path}: is the checkpoint of another run; delete it to start anew")
+        with torch.no_grad():
+            for name, parameter in self.trainable.items():
+                parameter.copy_(tensors[f"value/{name}"])
+                if name in self.ema:
+                    self.ema[name].copy_(tensors[f"ema/{name}"])
+                self.optimizer.state[parameter] = {
+                    # The steps are counted on the GPU too: its optimizer is a fused one.
+                    key: tensors[f"optimizer/{key}/{name}"].to(parameter.device)
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        self.losses, self.seconds = facts["losses"], facts["seconds"]
+        self.folded = facts.get("folded", 1)
+
+
+def leaves(trainable: dict[str, torch.Tensor], device: str | torch.device) -> dict[str, Any]:
+    """Copies of a run's initial parameters, to be trained beside those of others."""
+    own = {name: value.detach().to(device, copy=True) for name, value in trainable.items()}
+    return {name: torch.nn.Parameter(value) for name, value in own.items()}
+
+
+def steps_done(checkpoint: Path) -> int:
+    """How many steps a checkpoint says were done; 0 without a readable one."""
+    try:
+        with opened(checkpoint) as file:
+            return len(json.loads(file.metadata()["fitspace"])["losses"])
+    except (UserError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def fit(
     model: torch.nn.Module,
     trainable: dict[str, torch.nn.Parameter],
@@ -160,74 +298,100 @@ def fit(
     ------
     UserError : a checkpoint of another run, or the device's memory does not hold one example.
     """
-    parameters = list(trainable.values())
-    device = parameters[0].device
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings["lr"], betas=BETAS, weight_decay=settings["weight_decay"]
-    )
-    decay = settings["ema"]
-    ema = {n: p.detach().clone() for n, p in trainable.items()} if decay is not None else {}
-    identity = canonical({"settings": settings, "seed": seed, "names": list(trainable)})
-    start, losses, before = _resume(checkpoint, identity, trainable, optimizer, ema)
-    clock = saved = time.monotonic()
+    member = Member(trainable, settings, seed, checkpoint, on_loss)
+    (result,) = fit_members(
+        model, [member], task, scheduler, scaling, checkpoint_seconds, description, on_step,
+        dropouts,
+    )  # fmt: skip
+    return result
+
+
+def fit_members(
+    model: torch.nn.Module,
+    members: Sequence[Member],
+    task: PreparedTask,
+    scheduler,
+    scaling: float,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    description: str = "training",
+    on_step: Callable[[int], None] | None = None,
+    dropouts: Sequence[torch.nn.Module] = (),
+    folded: bool = False,
+) -> list[Fit]:
+    """Train one run, or the members of a fold in one batch; see :func:`fit`.
+
+    In a fold ``model`` is computed with each member's own leaves in place of its parameters, and
+    shares the rest. A member whose loss is not finite leaves it; the others go on.
+
+    Raises
+    ------
+    UserError : as :func:`fit`, or checkpoints that do not stand at one step.
+    """
+    for member in members:
+        member.resume()
+        member.folded = max(member.folded, len(members))
+    settings, start = members[0].settings, len(members[0].losses)
+    if any(len(member.losses) != start for member in members):
+        raise UserError(f"{members[0].checkpoint}: others of the fold are at another step")
+    device = members[0].parameters[0].device
     at_once = settings["batch_size"] * (2 if task.prior else 1)
-    diverged = None
+    runs_at_once, active = len(members), list(members)
+    last = saved = time.monotonic()
     for layer in dropouts:
         layer.train()
     progress = trange(start, settings["steps"], initial=start, total=settings["steps"],
                       desc=description, disable=None)  # fmt: skip
     for step in progress:
-        batch = make_batch(task, scheduler, scaling, settings, seed, step).to(device)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(settings, step)
+        batches = [
+            make_batch(task, scheduler, scaling, m.settings, m.seed, step).to(device)
+            for m in active
+        ]
         if dropouts:  # the only numbers that torch itself draws
+            seed = members[0].seed
             torch.manual_seed(int(rng.generator(seed, "dropout", step).integers(2**63)))
         half = settings["precision"] == "bf16"
-        while len(losses) == step:
-            optimizer.zero_grad()
+        losses: list[float] = []
+        while not losses:
+            for member in active:
+                member.optimizer.zero_grad()
             try:
-                losses.append(_backward(model, scheduler, batch, at_once, half))
+                if folded:
+                    losses = _backward_folded(
+                        model, scheduler, active, batches, runs_at_once, at_once, half
+                    )
+                else:
+                    losses = [_backward(model, scheduler, batches[0], at_once, half)]
                 continue
             except torch.OutOfMemoryError:
                 pass  # and out of the handler: a traceback keeps the step's tensors alive
-            at_once = fewer_at_once(at_once, "train: examples", TOGETHER if dropouts else None)
-        if not math.isfinite(losses[-1]):
-            diverged = f"the loss is {losses[-1]} at step {step}"
+            runs_at_once = min(runs_at_once, len(active))
+            if runs_at_once > 1:
+                runs_at_once = fewer_at_once(runs_at_once, "train: runs")
+            else:
+                never = TOGETHER if dropouts else None
+                at_once = fewer_at_once(at_once, "train: examples", never)
+        for member, loss in zip(active, losses, strict=True):
+            member.update(step, loss)
+        now = time.monotonic()
+        for member in active:
+            member.seconds += (now - last) / len(active)
+        last = now
+        active = [member for member in active if member.diverged is None]
+        if not active:
             break
-        if on_loss is not None:
-            on_loss(step, losses[-1], learning_rate(settings, step))
-        if settings["grad_clip"] is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, settings["grad_clip"])
-        optimizer.step()
-        for name, average in ema.items():
-            average.lerp_(trainable[name].detach(), 1 - decay)
-        progress.set_postfix(loss=f"{np.mean(losses[-50:]):.4f}", refresh=False)
-        if time.monotonic() - saved > checkpoint_seconds:
-            began = time.monotonic()
-            spent = before + began - clock
-            try:
-                _save(checkpoint, identity, trainable, optimizer, ema, losses, spent)
-            except OSError as error:  # a disk may have room again before the end
-                said = f"{checkpoint}: not written ({error.strerror}); training goes on"
-                tqdm.write(f"fitspace: {said}", file=sys.stderr)
+        progress.set_postfix(loss=f"{np.mean(active[0].losses[-50:]):.4f}", refresh=False)
+        if now - saved > checkpoint_seconds:
+            for member in active:
+                member.save()
             saved = time.monotonic()
             # Of a large model a checkpoint takes long: a tenth of the time at most.
-            checkpoint_seconds = max(checkpoint_seconds, 9 * (saved - began))
+            checkpoint_seconds = max(checkpoint_seconds, 9 * (saved - now))
         if on_step is not None:
             on_step(step)
     progress.close()
     for layer in dropouts:
         layer.eval()
-    final = ema or {n: p.detach() for n, p in trainable.items()}
-    if diverged is None and not all(bool(v.isfinite().all()) for v in final.values()):
-        diverged = f"parameters are not finite after step {settings['steps'] - 1}"
-    return Fit(
-        {n: v.cpu().clone() for n, v in final.items()},
-        losses,
-        before + time.monotonic() - clock,
-        diverged,
-        at_once,
-    )
+    return [member.result(at_once) for member in members]
 
 
 def _backward(model, scheduler, batch: Batch, at_once: int, half: bool) -> float:
@@ -237,34 +401,59 @@ def _backward(model, scheduler, batch: Batch, at_once: int, half: bool) -> float
         part = batch[first : first + at_once]
         with torch.autocast(part.t.device.type, dtype=torch.bfloat16, enabled=half):
             predicted = model(part.noisy, part.t, part.condition).sample
-        loss = objectives.loss(scheduler, predicted.float(), part)
-        # The mean over the whole batch, in its parts.
-        loss = loss.mean() if len(part) == len(batch) else loss.sum() / len(batch)
+        loss = _loss(scheduler, predicted, part, len(batch))
         total += loss.item()
         loss.backward()
     return total
 
 
-def _save(
-    path: Path,
-    identity: str,
-    trainable: dict[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    ema: dict[str, torch.Tensor],
-    losses: list[float],
-    seconds: float,
-) -> None:
-    tensors = {f"ema/{n}": v for n, v in ema.items()}
-    for name, parameter in trainable.items():
-        tensors[f"value/{name}"] = parameter.detach()
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer/{key}/{name}"] = value
-    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-    facts = canonical({"identity": identity, "losses": losses, "seconds": seconds})
-    with replacing(path) as temporary:
-        # Two keys of metadata, in an order that varies: a checkpoint's bytes are no result.
-        metadata = {"fitspace": facts, "sha256": _digest(facts, tensors)}
-        save_file(tensors, temporary, metadata=metadata)
+def _loss(scheduler, predicted: torch.Tensor, part: Batch, size: int) -> torch.Tensor:
+    """A part's share of the mean loss of a batch of ``size``."""
+    loss = objectives.loss(scheduler, predicted.float(), part)
+    return loss.mean() if len(part) == size else loss.sum() / size
+
+
+def _backward_folded(
+    model,
+    scheduler,
+    members: Sequence[Member],
+    batches: Sequence[Batch],
+    runs_at_once: int,
+    at_once: int,
+    half: bool,
+) -> list[float]:
+    """As :func:`_backward`, of every member's batch; so many runs are one batch of the device.
+
+    vmap makes (runs * examples) rows of what meets the shared weights alone, and batched
+    products and grouped convolutions of what meets the members' own.
+    """
+
+    def predict(own, noisy, t, condition) -> torch.Tensor:
+        return torch.func.functional_call(model, own, (noisy, t, condition)).sample
+
+    if len(members) > runs_at_once:
+        return [
+            loss
+            for first in range(0, len(members), runs_at_once)
+            for loss in _backward_folded(
+                model, scheduler, members[first : first + runs_at_once],
+                batches[first : first + runs_at_once], runs_at_once, at_once, half,
+            )
+        ]  # fmt: skip
+    totals = [0.0] * len(members)
+    for first in range(0, len(batches[0]), at_once):
+        parts = [batch[first : first + at_once] for batch in batches]
+        stacked = {n: torch.stack([m.trainable[n] for m in members]) for n in members[0].trainable}
+        inputs = [torch.stack([getattr(p, n) for p in parts]) for n in ("noisy", "t", "condition")]
+        with torch.autocast(inputs[0].device.type, dtype=torch.bfloat16, enabled=half):
+            predicted = torch.vmap(predict)(stacked, *inputs)
+        losses = [
+            _loss(scheduler, own, part, len(batch))
+            for own, part, batch in zip(predicted, parts, batches, strict=True)
+        ]
+        torch.stack(losses).sum().backward()
+        totals = [total + loss.item() for total, loss in zip(totals, losses, strict=True)]
+    return totals
 
 
 def _digest(facts: str, tensors: dict[str, torch.Tensor]) -> str:
@@ -274,43 +463,3 @@ def _digest(facts: str, tensors: dict[str, torch.Tensor]) -> str:
         found.update(name.encode())
         found.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
-
-
-def _resume(
-    path: Path,
-    identity: str,
-    trainable: dict[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    ema: dict[str, torch.Tensor],
-) -> tuple[int, list[float], float]:
-    """Put a checkpoint's state in place; returns steps done, their losses, their seconds.
-
-    A damaged one is left aside: training starts anew.
-    """
-    if not path.exists():
-        return 0, [], 0.0
-    try:
-        with safe_open(path, "pt") as file:
-            text, expected = (file.metadata()[key] for key in ("fitspace", "sha256"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if _digest(text, tensors) != expected:
-            raise ValueError("its SHA-256 differs")
-        facts = json.loads(text)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        said = f"{path}: damaged ({error}); training starts anew"
-        print(f"fitspace: {said}", file=sys.stderr)
-        return 0, [], 0.0
-    if facts["identity"] != identity:
-        raise UserError(f"{path}: is the checkpoint of another run; delete it to start anew")
-    with torch.no_grad():
-        for name, parameter in trainable.items():
-            parameter.copy_(tensors[f"value/{name}"])
-            if name in ema:
-                ema[name].copy_(tensors[f"ema/{name}"])
-            optimizer.state[parameter] = {
-                key: tensors[f"optimizer/{key}/{name}"].to(
-                    parameter.device if key != "step" else "cpu"
-                )
-                for key in ("step", "exp_avg", "exp_avg_sq")
-            }
-    return len(facts["losses"]), facts["losses"], facts["seconds"]

@@ -37,8 +37,8 @@ _CHATTER = (
 )  # fmt: skip
 
 # Results are flagged update(), so that Snakemake deletes none; that it could put no older one back
-# where a job failed is no news.
-_MEANS_NOTHING = "Cannot restore "
+# where a job failed is no news. Nor that another run's process has done a job's work before it.
+_MEANS_NOTHING = ("Cannot restore ", "Warning: the following output files of rule ")
 
 
 class LogHandler(LogHandlerBase):

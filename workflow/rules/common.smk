@@ -60,7 +60,7 @@ def tracked(wildcards):
     return [] if finished else [f"results/.cache/tracked/{plan().study.name}"]
 
 
-def needs(stage, *upstream):
+def needs(stage):
     """Input function: the sidecars that a stage's run needs from upstream stages.
 
     Always wrapped in ancient(): a file that exists is right, because its name says what made
@@ -72,8 +72,7 @@ def needs(stage, *upstream):
             run = plan().run_of(stage, wildcards.folder)
         except UserError as error:
             raise WorkflowError(*error.problems)
-        found = (getattr(run, name) for name in upstream)
-        return [s.sidecar.as_posix() for s in found if s is not None]
+        return [s.sidecar.as_posix() for s in run.upstream(stage)]
 
     return files
 

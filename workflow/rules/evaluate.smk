@@ -1,6 +1,6 @@
 rule evaluate:
     input:
-        ancient(needs("evaluate", "sample", "reference")),
+        ancient(needs("evaluate")),
     output:
         update("results/evaluate/{folder}/metrics.json"),
         update("results/evaluate/{folder}/evaluate.json"),
@@ -14,7 +14,9 @@ rule evaluate:
     resources:
         mem_mb=3000,
         runtime=30,
+        together=1,
     params:
         study=STUDY,
     shell:
-        "fitspace evaluate {params.study:q} {wildcards.folder:q} > {log:q} 2>&1"
+        "fitspace evaluate --together {resources.together} {params.study:q} {wildcards.folder:q}"
+        " > {log:q} 2>&1"

@@ -1,6 +1,6 @@
 rule prepare:
     input:
-        ancient(needs("prepare", "prior")),
+        ancient(needs("prepare")),
     output:
         update("results/tasks/{folder}/latents.safetensors"),
         update("results/tasks/{folder}/text.safetensors"),
@@ -25,7 +25,7 @@ rule prepare:
 
 rule reference:
     input:
-        ancient(needs("reference", "prepare")),
+        ancient(needs("reference")),
     output:
         update("results/reference/{folder}/features.safetensors"),
         update("results/reference/{folder}/reference.json"),

@@ -1,6 +1,6 @@
 rule sample:
     input:
-        ancient(needs("sample", "prepare", "train")),
+        ancient(needs("sample")),
     output:
         update("results/sample/{folder}/samples.safetensors"),
         update("results/sample/{folder}/sheet.png"),
@@ -15,7 +15,9 @@ rule sample:
     resources:
         mem_mb=3000,
         runtime=60,
+        together=1,
     params:
         study=STUDY,
     shell:
-        "fitspace sample {params.study:q} {wildcards.folder:q} > {log:q} 2>&1"
+        "fitspace sample --together {resources.together} {params.study:q} {wildcards.folder:q}"
+        " > {log:q} 2>&1"

@@ -1,6 +1,6 @@
 rule train:
     input:
-        ancient(needs("train", "prepare")),
+        ancient(needs("train")),
     output:
         update("results/train/{folder}/adapter.safetensors"),
         update("results/train/{folder}/history.csv"),
@@ -15,7 +15,14 @@ rule train:
     resources:
         mem_mb=3000,
         runtime=60,
+        together=1,
+        gradient_checkpointing=0,
+        compile=0,
     params:
         study=STUDY,
     shell:
-        "fitspace train {params.study:q} {wildcards.folder:q} > {log:q} 2>&1"
+        "fitspace train --together {resources.together}"
+        " --gradient-checkpointing {resources.gradient_checkpointing}"
+        " --compile {resources.compile}"
+        " {params.study:q} {wildcards.folder:q}"
+        " > {log:q} 2>&1"

@@ -9,7 +9,9 @@ A method is a module of this package with
 - ``attach(model, settings, seed)``: change a model in place, see
   :class:`~fitspace.methods.attachment.Attachment`;
 - ``budget``, where it has a width: the setting in which the count of trainable parameters is
-  affine, see :mod:`fitspace.budget`.
+  affine, see :mod:`fitspace.budget`;
+- ``folds``, where several of it may be one batch on a GPU: hooks use the parameters of the module
+  that they are given, and nothing is changed in place (``torch.vmap``).
 
 A module put into this package is a method; CONTRIBUTING.md shows one.
 Everything but ``attach`` works without torch, so that checking a study is cheap.
@@ -163,19 +165,15 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     UserError : no such file, one not written by :func:`save`, or what is left of a run that
         diverged.
     """
+    from fitspace.config import checked
+
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; expected an adapter (safetensors)")
     with opened(path) as file:
         said = (file.metadata() or {}).get(_METADATA, "null")
         facts = parse_json(said, path, what=_WHAT)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    try:
-        _Facts.model_validate(facts)
-    except ValidationError as error:
-        from fitspace.config import explain
-
-        problems = explain(error, _Facts)
-        raise UserError(f"{path}: not {_WHAT} ({problem})" for problem in problems) from None
+    checked(facts, _Facts, path, _WHAT)
     _check_sizes(path, facts, tensors)
     if "diverged" in facts["metadata"]:
         raise UserError(f"{path}: is of a run that diverged: {facts['metadata']['diverged']}")

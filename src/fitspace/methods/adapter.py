@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 trains = True
+folds = True
 budget = "width"
 
 Input = Literal[

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 trains = True
+folds = True
 
 
 class Settings(PartialSettings):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 trains = True
+folds = True
 
 
 class Settings(PartialSettings):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 trains = True
+folds = True
 FEED_FORWARD = "net.2"
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 trains = True
+folds = True
 budget = "rank"
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 trains = True
+folds = True
 budget = "prompts"
 
 
@@ -66,7 +67,7 @@ def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
         block.prompts = torch.nn.Parameter(torch.empty(settings.prompts, dim, device=device))
         if device.type != "meta":
             _draw(block.prompts, bound, seed, name)
-        handles += _prompt(block, block.prompts)
+        handles += _prompt(block)
         trainable[name] = block.prompts
     final = _final_layer(model) if settings.final_layer else {}
     restore = restoring(final)
@@ -91,17 +92,17 @@ def _draw(prompts: nn.Parameter, bound: float, seed: int, name: str) -> None:
         prompts.copy_(torch.from_numpy(uniform * bound))
 
 
-def _prompt(block: BasicTransformerBlock, prompts: nn.Parameter) -> list[RemovableHandle]:
-    """Prepend the prompts to the block's tokens, (b, n, D) -> (b, prompts + n, D); cut them off."""
+def _prompt(block: BasicTransformerBlock) -> list[RemovableHandle]:
+    """Prepend its prompts to the block's tokens, (b, n, D) -> (b, prompts + n, D); cut them off."""
     import torch
 
-    def prepend(_, args: tuple) -> tuple:
+    def prepend(block: BasicTransformerBlock, args: tuple) -> tuple:
         tokens, *others = args
-        fresh = prompts.to(tokens.dtype).expand(len(tokens), -1, -1)
+        fresh = block.prompts.to(tokens.dtype).expand(len(tokens), -1, -1)
         return torch.cat([fresh, tokens], dim=1), *others
 
-    def cut(_, args: tuple, output: torch.Tensor) -> torch.Tensor:
-        return output[:, len(prompts) :]
+    def cut(block: BasicTransformerBlock, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        return output[:, len(block.prompts) :]
 
     return [block.register_forward_pre_hook(prepend), block.register_forward_hook(cut)]
 
