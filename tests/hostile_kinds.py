@@ -17,6 +17,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest import mock
 from xml.etree import ElementTree
 
 import hostile
@@ -610,7 +611,8 @@ def resealed(path: Path) -> None:
     """Write a changed file's SHA-256 and size into the sidecar beside it, as a forger would."""
     from fitspace.files import sha256
 
-    (sidecar,) = (p for p in path.parent.glob("*.json") if '"outputs"' in p.read_text())
+    others = (p for p in path.parent.glob("*.json") if p != path)
+    (sidecar,) = (p for p in others if '"outputs"' in p.read_text())
     content = json.loads(sidecar.read_text())
     for item in content["outputs"]:
         if Path(item["path"]).name == path.name:
@@ -619,7 +621,7 @@ def resealed(path: Path) -> None:
 
 
 def _damage(r: Random, path: Path) -> None:
-    """Damage a file by its kind; a manifest's sidecar may vouch for it all the same."""
+    """Damage a file by its kind; the sidecar of a result may vouch for it all the same."""
     content = path.read_bytes()
     if path.suffix == ".json":
         content = hostile.json_bytes(r, json.loads(content))
@@ -628,7 +630,7 @@ def _damage(r: Random, path: Path) -> None:
     else:
         content = hostile.damaged(r, content)
     path.write_bytes(content)
-    if path.name == "manifest.json" and r.random() < 0.7:
+    if path.name in ("manifest.json", "metrics.json") and r.random() < 0.7:
         resealed(path)
 
 
@@ -651,7 +653,7 @@ def records(finished: Path, folder: Path) -> Kind:
     reports = ("provenance.json", "gallery.json", "design.json", "origins.json", "runs.csv")
     paths = [stage.sidecar for stage in stages]
     paths += [stage.folder / "manifest.json" for stage in stages if stage.name == "prepare"] * 4
-    paths += [stage.folder / "metrics.json" for stage in stages if stage.name == "evaluate"]
+    paths += [stage.folder / "metrics.json" for stage in stages if stage.name == "evaluate"] * 2
     paths += [Path("reports/two") / name for name in reports] * 2
     paths += [Path("reports/two/provenance.json")] * 8
     paths += [Path("dvc.lock"), Path("results/.cache/digests.json")] * 3
@@ -693,6 +695,7 @@ def records(finished: Path, folder: Path) -> Kind:
     }
     often = {
         "manifest.json": ["task", "audit", "collect into"],
+        "metrics.json": ["collect", "collect into", "track", "audit"],
         "digests.json": ["again", "gc"],
         "dvc.lock": ["audit"],
         "origins.json": ["audit one"],
@@ -721,23 +724,54 @@ def records(finished: Path, folder: Path) -> Kind:
 
 def tensors(finished: Path, folder: Path) -> Kind:
     """A stage's safetensors, forged together with its sidecar, and read by the stages after it."""
+    from fitspace import bases, metrics, stages
     from fitspace.data import prepare
     from fitspace.design import build_plan
 
     copied(finished, folder)
     with inside(folder):
-        plan = build_plan(load_study(project.STUDY))
-    run = plan.runs[0]
-    names = ("latents", "text", "images")
-    paths = [run.prepare.folder / f"{name}.safetensors" for name in names]
+        study = load_study(project.STUDY)
+        run = build_plan(study).runs[0]
+        manifest = prepare.read_manifest(run.prepare)
+        samples = stages.drawn(study, run)
+        features = run.reference.folder / "features.safetensors"
+        found = metrics.read_features(features, of_subject=False)
+
+    def task() -> None:
+        prepare.load(run.prepare, bases.resolve(study.base))
+
+    def judged() -> None:
+        """The features of the samples are given: to compute them takes seconds."""
+        reference = metrics.read_features(features, of_subject=False)
+        with (
+            mock.patch.multiple(
+                "fitspace.metrics.clip", load=mock.DEFAULT, image_embeddings=lambda *_: embedded
+            ),
+            mock.patch("fitspace.metrics.extractors.features", lambda *_: effnet),
+        ):
+            measured = metrics.evaluate(samples, reference, study.judge)
+        json.dumps(measured, allow_nan=False)
+
+    embedded, effnet = found["judge_images"], found["effnet"].double()
+    uses = {
+        run.prepare.folder / "latents.safetensors": task,
+        run.prepare.folder / "text.safetensors": task,
+        run.prepare.folder / "images.safetensors": lambda: prepare.read_images(
+            run.prepare, manifest
+        ),
+        run.sample.folder / "samples.safetensors": lambda: stages.drawn(study, run),
+        features: judged,
+    }
+    with inside(folder):
+        judged()  # its libraries make folders of their own when they are imported
 
     def attempt(r: Random) -> bool:
-        path = r.choice(paths)
+        path = r.choice(list(uses))
         kept = {p: p.read_bytes() for p in path.parent.iterdir()}
         try:
             path.write_bytes(hostile.safetensors_bytes(r, path.read_bytes()))
             resealed(path)
-            return refused(lambda: prepare.load(run.prepare))
+            return refused(uses[path])
         finally:
             for p, content in kept.items():
                 p.write_bytes(content)

@@ -99,8 +99,16 @@ CASES = {
         ["arms[0].factors.train.lr[1]: -1.0"],
     ),
     "unknown metric": (
+        _set(["analysis"], {"factors": ["input"], "responses": ["fad"]}),
+        ["analysis.responses: 'fad' is no metric", "fd_effnet"],
+    ),
+    "FID without its weights": (
         _set(["analysis"], {"factors": ["input"], "responses": ["fid"]}),
-        ["analysis.responses: 'fid' is no metric", "fd_effnet"],
+        ["analysis.responses: 'fid': needs the key 'inception'"],
+    ),
+    "pickled weights of Inception-v3": (
+        _set(["inception"], "weights-inception-2015-12-05-6726825d.pth"),
+        ["inception: 'weights-", "allowed: a .safetensors file"],
     ),
     "unknown factor": (
         _set(["analysis", "factors"], ["inptu"]),

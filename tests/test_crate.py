@@ -278,9 +278,32 @@ REFUSED = {
     "a broken gallery": (
         lambda project: (project / "reports/two/gallery.json").write_text("["),
         "crate",
-        ["reports/two/gallery.json: cannot be read"],
+        ["reports/two/gallery.json: not what a report is made of"],
+    ),
+    "images without a licence": (
+        lambda project: _rewrite(project / "reports/two/gallery.json", _no_attribution),
+        "crate",
+        ["reports/two/gallery.json: not what a report is made of ([0].attribution: None"],
+    ),
+    "a gallery of words": (
+        lambda project: _rewrite(project / "reports/two/gallery.json", lambda _: ["a strip"]),
+        "crate",
+        ["reports/two/gallery.json: not what a report is made of ([0]: 'a strip'"],
+    ),
+    "a design that is no study": (
+        lambda project: _rewrite(project / "reports/two/design.json", lambda _: {"study": "two"}),
+        "crate",
+        ["reports/two/design.json: not what a report is made of (study: 'two'"],
     ),
 }
+
+
+def _rewrite(path: Path, change) -> None:
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def _no_attribution(strips: list) -> list:
+    return [strips[0] | {"attribution": None}, *strips[1:]]
 
 
 @pytest.mark.parametrize("case", REFUSED)

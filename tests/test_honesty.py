@@ -193,18 +193,25 @@ def test_the_fewest_samples_have_an_interval_too(n):
     assert np.isfinite([*found.values(), *values]).all()
 
 
-def finished_run(folder, name, measured):
+def finished_run(folder, name, metric_names, dreambooth=None, **measured):
     folder.mkdir(parents=True)
+    measured |= dict.fromkeys(metric_names, 0.1) | {"n": 40, "m": 3}
     (folder / "metrics.json").write_text(json.dumps(measured))
-    return SimpleNamespace(name=name, evaluate=SimpleNamespace(folder=folder))
+    return SimpleNamespace(
+        name=name,
+        task=SimpleNamespace(dreambooth=dreambooth),
+        reference=SimpleNamespace(material={"evaluator": {}}),
+        evaluate=SimpleNamespace(folder=folder),
+    )
 
 
 def test_the_curve_comes_through_its_table_unchanged(tmp_path):
     study = made_up.study({"width": [4, 8]})
     rows = made_up.rows(study)
     thirds = [{"n": n, "fd_effnet": 100 / 3 / n, "kid_effnet": -1e-17 / n} for n in (5, 40)]
-    runs = [finished_run(tmp_path / "a", rows[0]["run"], {"clip_t": 0.1, "against_n": thirds})]
-    runs += [finished_run(tmp_path / "b", rows[1]["run"], {"clip_i": 0.5, "n": 4, "m": 3})]
+    names = [*metrics.OF_HELD_OUT, *metrics.INTERVAL]
+    runs = [finished_run(tmp_path / "a", rows[0]["run"], names, against_n=thirds)]
+    runs += [finished_run(tmp_path / "b", rows[1]["run"], metrics.OF_SUBJECT, dreambooth="dog")]
     made_up.write(tmp_path, rows)
     table.write_table(table.against_n(SimpleNamespace(runs=runs)), tmp_path / "against_n.csv")
     text = (tmp_path / "against_n.csv").read_text()

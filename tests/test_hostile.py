@@ -14,6 +14,7 @@ from random import Random
 
 import hostile
 import hostile_kinds as kinds
+import numpy as np
 import project
 import pytest
 import report_study as made_up
@@ -34,7 +35,7 @@ EXAMPLES = {
     "tables": 300,
     "adapters": 200,
     "records": 80,
-    "tensors": 50,
+    "tensors": 80,
 }
 
 
@@ -271,6 +272,27 @@ def test_records_that_lead_elsewhere_are_refused(damaged, folder):
         lineage.read(PROVENANCE.parent)
 
 
+MATERIAL = {
+    "no evaluator": ("reference", lambda m: m.pop("evaluator"), "material.evaluator: missing"),
+    "an evaluator without a judge": (
+        "reference", lambda m: m["evaluator"].pop("judge"), "material.evaluator.judge: missing"
+    ),
+    "a source that is text": (
+        "prepare", lambda m: m.update(source="x"), "material.source: 'x': input should be"
+    ),
+    "a key that is none": ("sample", lambda m: m.update(task=[1]), "material.task: .1.: input"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage, change, said", MATERIAL.values(), ids=MATERIAL)
+def test_records_whose_material_nobody_could_follow_are_refused(damaged, stage, change, said):
+    content = json.loads(PROVENANCE.read_text())
+    change(next(s for s in content["stages"] if s["stage"] == stage)["material"])
+    damaged(PROVENANCE, json.dumps(content).encode())
+    with pytest.raises(UserError, match=said):
+        lineage.read(PROVENANCE.parent)
+
+
 def _forget_a_record(content: dict) -> None:
     content["stages"][0]["key"] = "0" * 12
 
@@ -304,44 +326,239 @@ def test_a_damaged_cache_of_digests_is_forgotten(damaged):
     assert not garbage.find()
 
 
-def _another_caption(content: dict) -> None:
+def _put(name: str, value):
+    return lambda content: content | {name: value}
+
+
+def _without(name: str):
+    return lambda content: {key: value for key, value in content.items() if key != name}
+
+
+def _another_caption(content: dict) -> dict:
     content["examples"][0]["caption"] = 10**6
+    return content
 
 
-def _no_captions(content: dict) -> None:
-    content["captions"] = 7
+def _more_examples(content: dict) -> dict:
+    return content | {"examples": content["examples"] * 2}
 
 
-def _more_examples(content: dict) -> None:
-    content["examples"] = content["examples"] * 2
+def _each(change):
+    return lambda content: {name: change(tensor) for name, tensor in content.items()}
 
 
+def _not_finite(content: dict) -> dict:
+    content["effnet"][1, 2] = np.nan
+    return content
+
+
+MANIFEST, METRICS = ("prepare", "manifest.json"), ("evaluate", "metrics.json")
+LATENTS, TEXT = ("prepare", "latents.safetensors"), ("prepare", "text.safetensors")
+IMAGES, SAMPLES = ("prepare", "images.safetensors"), ("sample", "samples.safetensors")
+FEATURES = ("reference", "features.safetensors")
 FORGED = {
-    "a row that is not there": (_another_caption, "caption 1000000 is named"),
-    "no list": (_no_captions, "manifest.json: not a prepared task's manifest .captions"),
-    "more examples than latents": (_more_examples, "latents.safetensors.*needed"),
-}
+    "a caption that is not there": (MANIFEST, _another_caption, "caption 1000000 is named"),
+    "no list of captions": (MANIFEST, _put("captions", 7), "prepared task's manifest .captions"),
+    "other prompts": (MANIFEST, _put("prompts", [1] * 6), "prompts are not the captions"),
+    "prompts without their images": (MANIFEST, _put("prompt_images", [0]), "are not the captions"),
+    "roles of a subject": (MANIFEST, _put("roles", {"subject": [1]}), "manifest .roles"),
+    "a million classes": (MANIFEST, _put("own_classes", 10**6), "own_classes: 1000000"),
+    "more examples than latents": (MANIFEST, _more_examples, "latents.safetensors.*needed"),
+    "fewer latents": (LATENTS, _each(lambda x: x[:-1]), "needed: mean .F16 [0-9]+ 8 8 8"),
+    "latents of another base": (
+        LATENTS, _each(lambda x: x[:, :4]), "F16 [0-9]+ 4 .*needed: mean .F16 [0-9]+ 8 "
+    ),
+    "latents of whole numbers": (LATENTS, _each(lambda x: x.astype("i8")), "mean .I64"),
+    "fewer captions": (TEXT, _each(lambda x: x[:-1]), "text.safetensors: holds embeddings"),
+    "text of another encoder": (
+        TEXT, _each(lambda x: x[..., :8]), "F16 .* 8.; needed: embeddings .*tokens 384"
+    ),
+    "classes for a base of words": (
+        TEXT, lambda _: {"labels": np.zeros(19, "i8")}, "holds labels.*needed: embeddings"
+    ),
+    "fewer held-out images": (IMAGES, _each(lambda x: x[:-1]), "needed: images .U8 6 h h 3"),
+    "no square": (IMAGES, _each(lambda x: x[:, :-1]), "images.safetensors: holds images"),
+    "fewer samples": (SAMPLES, _each(lambda x: x[:4]), "U8 4 32 32 3.*needed: images .U8 6"),
+    "samples of no pixels": (SAMPLES, _each(lambda x: x[:, :0, :0]), "holds images .U8 6 0 0 3"),
+    "samples without colours": (SAMPLES, _each(lambda x: x[..., :1]), "samples.safetensors: holds"),
+    "samples that are no pixels": (SAMPLES, _each(lambda x: x.astype("f4")), "holds images .F32"),
+    "samples of another name": (SAMPLES, lambda c: {"image": c["images"]}, "holds image .U8"),
+    "features of another name": (FEATURES, _without("effnet"), "features.safetensors: holds"),
+    "unequal features": (FEATURES, lambda c: c | {"judge_texts": c["judge_texts"][:, :9]}, "holds"),
+    "features of two images": (FEATURES, _each(lambda x: x[:2]), "of 2 images; needed: at least 4"),
+    "features that are not finite": (FEATURES, _not_finite, "1 of 6 rows of 'effnet' are not"),
+    "a metric that is text": (METRICS, _put("clip_t", "0.3"), "a run's metrics .clip_t: '0.3'"),
+    "a metric that is nothing": (METRICS, _put("clip_t", None), "a run's metrics .clip_t: None"),
+    "a metric that is missing": (METRICS, _without("fd_effnet"), "fd_effnet: missing"),
+    "another column of the table": (METRICS, _put("status", "ok"), "status: unknown key"),
+    "rows that are none": (METRICS, _put("against_n", [{"n": 6}]), "against_n.0..fd_effnet: miss"),
+    "diverged, and yet measured": (METRICS, _put("diverged", "so"), "clip_t: unknown key"),
+    "diverged without a word": (METRICS, lambda _: {"diverged": 1}, "diverged: 1: input should be"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("change, said", FORGED.values(), ids=FORGED)
-def test_a_manifest_forged_with_its_sidecar_is_refused(finished, monkeypatch, change, said):
-    from fitspace.data import prepare
+@pytest.fixture
+def forged(finished, monkeypatch):
+    """Change a file of the first run, and its sidecar with it; all is put back."""
+    from safetensors.numpy import load_file, save_file
+
     from fitspace.design import build_plan
 
     monkeypatch.chdir(finished)
-    stage = build_plan(load_study(project.STUDY)).runs[0].prepare
-    path = stage.folder / "manifest.json"
-    kept = {p: p.read_bytes() for p in (path, stage.sidecar)}
-    content = json.loads(kept[path])
-    change(content)
-    try:
-        path.write_text(json.dumps(content))
+    plan = build_plan(load_study(project.STUDY))
+    kept: dict[Path, bytes] = {}
+
+    def forge(stage: str, name: str, change) -> Path:
+        path = getattr(plan.runs[0], stage).folder / name
+        kept.update({p: p.read_bytes() for p in path.parent.iterdir()})
+        if path.suffix == ".json":
+            path.write_text(json.dumps(change(json.loads(kept[path]))))
+        else:
+            changed = change(load_file(path))
+            save_file({name: np.ascontiguousarray(x) for name, x in changed.items()}, path)
         kinds.resealed(path)
-        with pytest.raises(UserError, match=said):
-            prepare.load(stage)
-    finally:
-        for changed, before in kept.items():
-            changed.write_bytes(before)
+        return path
+
+    forge.plan = plan
+    yield forge
+    for path, content in kept.items():
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("which, change, said", FORGED.values(), ids=FORGED)
+def test_a_file_forged_with_its_sidecar_is_refused(forged, which, change, said):
+    """By what reads it: the hashes agree, so only what the file holds can tell."""
+    from fitspace import bases, metrics, stages, table
+    from fitspace.data import prepare
+    from fitspace.provenance import verified
+
+    plan, (run, *_) = forged.plan, forged.plan.runs
+    reads = {
+        METRICS: lambda: table.collect(plan),
+        SAMPLES: lambda: stages.measure(plan.study, run, {}),
+        FEATURES: lambda: metrics.read_features(run.reference.folder / which[1], False),
+        IMAGES: lambda: stages.reference_features(plan.study, run),
+    }
+    path = forged(*which, change)
+    verified(getattr(run, which[0]))
+    with pytest.raises(UserError, match=said) as caught:
+        reads.get(which, lambda: prepare.load(run.prepare, bases.resolve(plan.study.base)))()
+    assert all(p.startswith(str(path.parent)) for p in caught.value.problems)
+
+
+FORGED_FACTS = {
+    "why it diverged is no text": ("sample", {"diverged": 7}, "facts.diverged: 7"),
+    "no cost of training": ("sample", {"train": {}}, "facts.train.trainable: missing"),
+    "a loss that is text": ("train", {"final_loss": "x"}, "facts.final_loss: 'x'"),
+    "a number of parameters that is none": ("evaluate", {"sample": 1}, "facts.sample: 1"),
+}
+
+
+@pytest.mark.parametrize("stage, facts, said", FORGED_FACTS.values(), ids=FORGED_FACTS)
+def test_forged_facts_of_a_sidecar_are_refused(forged, damaged, stage, facts, said):
+    """Facts go on from stage to stage, and end as cells of the table."""
+    from fitspace.provenance import verified
+
+    (made,) = (s for s in forged.plan.runs[0].stages if s.name == stage)
+    content = json.loads(made.sidecar.read_text())
+    content["facts"] |= facts
+    damaged(made.sidecar, json.dumps(content).encode())
+    with pytest.raises(UserError, match=f"{stage}.json: not a sidecar .{said}"):
+        verified(made)
+
+
+def test_forged_metrics_are_one_message_of_the_command(forged, capsys):
+    path = forged(*METRICS, _put("clip_t", [1]))
+    before = {p: p.read_bytes() for p in Path("reports/two").glob("*.*")}
+    assert main(["report", "--cached", project.STUDY]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"fitspace: {path}: not a run's metrics (clip_t: [1]: ")
+    assert said.count("\n") == 1 and "Traceback" not in said
+    assert {p: p.read_bytes() for p in Path("reports/two").glob("*.*")} == before
+
+
+def test_features_of_another_judge_or_extractor_are_refused(forged, monkeypatch):
+    """Their file is sound, but nothing can be held against it."""
+    import torch
+
+    from fitspace import metrics, stages
+    from fitspace.metrics import clip, extractors
+
+    study, (run, *_) = forged.plan.study, forged.plan.runs
+    monkeypatch.setattr(clip, "load", lambda judge: None)
+    monkeypatch.setattr(clip, "image_embeddings", lambda judge, images: torch.ones(6, 7))
+    monkeypatch.setattr(extractors, "features", lambda images: torch.ones(6, 9).double())
+    features = metrics.read_features(run.reference.folder / FEATURES[1], of_subject=False)
+    with pytest.raises(UserError) as caught:
+        stages.measure(study, run, features)
+    named = [problem.split("'")[1] for problem in caught.value.problems]
+    assert named == ["judge_images", "effnet"]
+
+
+SUBJECT = {"subject": [1], "elsewhere": [1], "class": [2]}
+PREPARED = {
+    "labels": ({}, [0, 5, 6], "needed: from 0 to 5"),
+    "labels below": ({}, [-1, 0, 1], "needed: from 0 to 5"),
+    "labels of its own": ({"own_classes": 2}, [0, 1, 3], "needed: from 0 to 2"),
+    "no roles": ({"roles": None}, None, "roles: None"),
+    "a role that is missing": ({"roles": {"subject": [1], "elsewhere": [1]}}, None, "roles.class"),
+    "a role without prompts": ({"roles": SUBJECT | {"class": []}}, None, "roles.class: "),
+    "roles without captions": ({"roles": SUBJECT | {"class": [9]}}, None, "caption 9 is named"),
+    "classes for a subject": ({"own_classes": 2}, None, "own_classes: 2"),
+}
+
+
+@pytest.mark.parametrize("change, labels, said", PREPARED.values(), ids=PREPARED)
+def test_prepared_tasks_of_other_kinds_are_checked_too(tmp_path, change, labels, said):
+    """Of a base with five classes, and, without labels, of one subject."""
+    import torch
+
+    from fitspace.data import prepare
+    from fitspace.design import Stage
+
+    of_subject, base = labels is None, tmp_path / "base"
+    kind = "unet" if of_subject else "transformer"
+    config = {"in_channels": 4, "sample_size": 2, "cross_attention_dim": 3}
+    config |= {} if of_subject else {"num_embeds_ada_norm": 5}
+    files.write_json(base / "model_index.json", {kind: ["diffusers", kind]})
+    files.write_json(base / kind / "config.json", config)
+    example = {"caption": 1, "group": "a", "split": "train"}
+    manifest = {"attribution": "", "captions": ["", "a", "b"], "examples": [example], "prompts": []}
+    manifest |= {"roles": SUBJECT, "prior_weight": 1} if of_subject else {"prompt_images": []}
+    text = {"embeddings": torch.zeros(3, 7, 3).half()}
+    tensors = {
+        "latents": {name: torch.zeros(1, 4, 2, 2).half() for name in ("mean", "std")},
+        "text": text if of_subject else {"labels": torch.tensor([0, 1, 2])},
+    }
+    stage = Stage("prepare", tmp_path / "made", "0", {"dreambooth": {}} if of_subject else {})
+    own = {"inputs": [], "started": "", "facts": {}}
+    prepare.write(stage, tensors, dict(manifest), **own)
+    assert len(prepare.load(stage, base).conditions) == 3
+    if not of_subject:
+        tensors["text"] = {"labels": torch.tensor(labels)}
+    prepare.write(stage, tensors, manifest | change, **own)
+    with pytest.raises(UserError, match=said):
+        prepare.load(stage, base)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (3, 5, 5, 3), (3, 4, 5, 3), (3, 4, 4, 1)])
+def test_class_images_that_are_not_as_drawn_are_refused(tmp_path, shape):
+    import torch
+    from safetensors.torch import save_file
+
+    from fitspace.data import dreambooth
+    from fitspace.design import Stage
+    from fitspace.provenance import write_sidecar
+
+    stage = Stage("prior", tmp_path, "0", {"images": 3})
+    path = tmp_path / "images.safetensors"
+    for each, sound in (((3, 4, 4, 3), True), (shape, False)):
+        save_file({"images": torch.zeros(each, dtype=torch.uint8)}, path)
+        write_sidecar(stage, inputs=[], outputs=[path], started="", facts={})
+        if sound:
+            assert len(dreambooth._class_examples(stage, "a dog", 4)) == 3
+    with pytest.raises(UserError, match="needed: images .U8 3 4 4 3"):
+        dreambooth._class_examples(stage, "a dog", 4)
 
 
 def test_an_image_that_is_a_pipe_is_not_waited_for(tmp_path):

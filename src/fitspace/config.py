@@ -13,7 +13,7 @@ import reprlib
 from collections import Counter
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -29,6 +29,7 @@ from pydantic import (
 from fitspace import hub
 from fitspace.errors import UserError
 
+Model = TypeVar("Model", bound=BaseModel)
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
 
 
@@ -293,11 +294,17 @@ class Study(_Strict):
     question: str = Field("", max_length=2000, description="What the study asks, in a sentence.")
     base: PathText = Field(description="Diffusers pipeline: a folder, or a hub id.")
     judge: PathText = Field(description="open_clip model: a folder.")
+    inception: PathText | None = Field(
+        None, description="Inception-v3's weights, a safetensors file, for `fid`; null: no FID."
+    )
     base_sha256: Sha256 | None = Field(
         None, description="The digest that the base must have, as `fitspace plan` says it."
     )
     judge_sha256: Sha256 | None = Field(
         None, description="The digest that the judge must have, as `fitspace plan` says it."
+    )
+    inception_sha256: Sha256 | None = Field(
+        None, description="SHA-256 that the file of `inception` must have."
     )
     tasks: list[Task] = Field(min_length=1, max_length=1000)
     arms: list[Arm] = Field(min_length=1, max_length=1000)
@@ -338,6 +345,15 @@ class Study(_Strict):
                 "analysis.margins: hold the points against one arm of method full without "
                 f"factors; the study has {found}"
             )
+        needing = {
+            "analysis.responses: 'fid'": "fid" in self.analysis.responses,
+            "inception_sha256": self.inception_sha256 is not None,
+        }
+        wrong += [
+            f"{what}: needs the key 'inception', the path of Inception-v3's weights"
+            for what, given in needing.items()
+            if given and self.inception is None
+        ]
         if self.train.warmup_steps > self.train.steps:
             wrong.append(
                 f"train.warmup_steps: {self.train.warmup_steps}; allowed: at most train.steps"
@@ -423,12 +439,16 @@ def _missing_files(study: Study) -> list[str]:
     from fitspace import data, metrics
 
     problems = []
-    try:
-        metrics.judge_files(study.judge)
-    except hub.NotHere:
-        pass
-    except UserError as error:
-        problems += error.problems
+    for look in (
+        lambda: metrics.judge_files(study.judge),
+        lambda: metrics.inception_file(study.inception) if study.inception else None,
+    ):
+        try:
+            look()
+        except hub.NotHere:
+            continue
+        except UserError as error:
+            problems += error.problems
     for i, task in enumerate(study.tasks):
         try:
             data.identity(task)
@@ -440,9 +460,9 @@ def _missing_files(study: Study) -> list[str]:
 
 
 def absent(study: Study) -> list[str]:
-    """What a study names by hub id and is not on this machine, each with its cure.
+    """What a study names by hub id, or to be made, and is not on this machine; with its cure.
 
-    Such a study is valid and can be planned; it runs once ``fitspace fetch`` brought the rest.
+    Such a study is valid and can be planned; it runs once all is here.
     """
     from fitspace import bases, data, metrics
 
@@ -451,6 +471,7 @@ def absent(study: Study) -> list[str]:
     for look in (
         lambda: bases.resolve(study.base),
         lambda: metrics.judge_files(study.judge),
+        lambda: metrics.inception_file(study.inception) if study.inception else None,
         *(partial(data.identity, task) for task in hub_tasks),
     ):
         try:
@@ -460,10 +481,11 @@ def absent(study: Study) -> list[str]:
     return found
 
 
-def fetch(path: str | Path) -> None:
+def fetch(path: str | Path) -> Study:
     """Download what a study file names by hub id and is not on this machine.
 
-    Only the file's form has to be right: an architecture may be known only once it is here.
+    Returns the study. Only the file's form has to be right: an architecture may be known only once
+    it is here.
 
     Raises
     ------
@@ -487,6 +509,7 @@ def fetch(path: str | Path) -> None:
             problems += error.problems
     if problems:
         raise UserError(problems)
+    return study
 
 
 def _sound_arms(content: dict[str, Any]) -> list[tuple[int, Arm]]:
@@ -521,6 +544,18 @@ def read_yaml(path: Path, what: str = "a study file") -> dict[str, Any]:
         kind = "nothing" if content is None else f"a {type(content).__name__}"
         raise UserError(f"{path}: holds {kind}; expected {what}, a mapping")
     return content
+
+
+def checked(content: Any, model: type[Model], where: Any, what: str) -> Model:
+    """Content that somebody may have changed, as its model reads it.
+
+    Raises UserError: all that makes what stands at ``where`` not ``what``.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        problems = explain(error, model)
+        raise UserError(f"{where}: not {what} ({problem})" for problem in problems) from None
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:

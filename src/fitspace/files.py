@@ -9,13 +9,14 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fitspace.errors import UserError
 
 Pathish = str | os.PathLike
+IMAGES = {"images": "U8 n h h 3"}  # what `read_tensors` is to find where a stage wrote images
 DEPTH = 40  # what fitspace writes is nested less than ten deep
 
 
@@ -174,6 +175,48 @@ def opened(path: Pathish, framework: str = "pt") -> Iterator[Any]:
             yield file
     except (SafetensorError, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as safetensors ({error})") from None
+
+
+def read_tensors(
+    path: Pathish, wanted: Mapping[str, str], framework: str = "pt", **sizes: int
+) -> dict[str, Any]:
+    """The tensors of a safetensors file, which are ``wanted``: name -> "dtype size size ...".
+
+    A size is a number or a name, and a name is the same number wherever it stands: "U8 n h h 3"
+    are square images; ``sizes`` are names that are known. No size is 0. Nothing is read before
+    the header was found to be so.
+
+    Raises
+    ------
+    UserError : as `opened`, or tensors with other names, of another dtype or of other sizes.
+    """
+    with opened(path, framework) as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        found = {name: [part.get_dtype(), *part.get_shape()] for name, part in parts.items()}
+        needed = {n: [sizes.get(word, word) for word in f.split()] for n, f in wanted.items()}
+        if not _fits(found, needed):
+            raise UserError(f"{path}: holds {_listed(found)}; needed: {_listed(needed)}")
+        return {name: file.get_tensor(name) for name in wanted}
+
+
+def _fits(found: dict[str, list], needed: dict[str, list]) -> bool:
+    """Whether tensors have the dtypes and sizes needed; a size that is a name is any but 0."""
+    named: dict[str, int] = {}
+    if found.keys() != needed.keys():
+        return False
+    for name, (dtype, *shape) in needed.items():
+        if found[name][0] != dtype or len(found[name]) != len(shape) + 1:
+            return False
+        for size, word in zip(found[name][1:], shape, strict=True):
+            expected = int(word) if str(word).isdecimal() else named.setdefault(word, size)
+            if size == 0 or size != expected:
+                return False
+    return True
+
+
+def _listed(forms: dict[str, list]) -> str:
+    said = [f"{name[:80]} ({' '.join(map(str, form[:9]))})" for name, form in forms.items()]
+    return ", ".join([*said[:10], *["..."] * (len(said) > 10)]) or "nothing"
 
 
 def remember(path: Pathish, facts: dict[str, Any]) -> None:

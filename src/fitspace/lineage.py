@@ -15,10 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from fitspace import bases, metrics
-from fitspace.config import Sha256, explain
+from fitspace.config import Sha256, checked
 from fitspace.design import KEY_LENGTH, Plan, Stage
 from fitspace.errors import UserError
 from fitspace.files import canonical, digest, read_json, sha256, write_text
@@ -263,12 +263,9 @@ def read(folder: Path) -> Lineage:
     missing = "missing; `fitspace report --cached` writes it where the results are"
     content = read_json(path, what="a study's provenance", missing=missing)
     try:
-        _Lineage.model_validate(content)
-    except ValidationError as error:
-        raise UserError(
-            f"{path}: not a study's provenance ({problem}); deleted, it is collected anew"
-            for problem in explain(error, _Lineage)
-        ) from None
+        checked(content, _Lineage, path, "a study's provenance")
+    except UserError as error:
+        raise UserError(f"{p}; deleted, it is collected anew" for p in error.problems) from None
     rows = [Record(**row) for row in content["stages"]]
     return Lineage(
         study=content["study"],
@@ -293,26 +290,37 @@ def _time(text: str) -> str:
     return text
 
 
-def _material(material: dict[str, Any]) -> dict[str, Any]:
-    links = {entry for entries in UPSTREAM.values() for entry in entries}
-    for entry in links & material.keys():
-        if not isinstance(material[entry], str | None):
-            raise ValueError(f"{entry}: {material[entry]!r} is no key")
-    return material
-
-
 _FileName = Annotated[str, Field(pattern=r"^[^/\x00]{1,255}$"), AfterValidator(names_a_file)]
 _Time = Annotated[str, AfterValidator(_time)] | None
 
 
+class _Evaluator(Recorded):
+    judge: str
+    extractor: str
+    extractor_sha256: str
+    inception: str = ""
+
+
+class _Material(Recorded):
+    """What is read of it again: the keys of what is upstream, and where the numbers come from."""
+
+    prior: str | None = None
+    task: str | None = None
+    adapter: str | None = None
+    samples: str | None = None
+    reference: str | None = None
+    source: dict[str, Any] = {}
+    evaluator: _Evaluator = Field(None)
+
+
 class _Record(Recorded):
-    stage: Literal["prior", "prepare", "reference", "train", "sample", "evaluate"]
+    stage: Literal[tuple(UPSTREAM)]
     # A file to look at stands in there: never one elsewhere.
     folder: Annotated[
         str, Field(pattern=r"^results/[a-z]+/[^/\x00]+$"), AfterValidator(names_a_file)
     ]
     key: str
-    material: Annotated[dict[str, Any], AfterValidator(_material)]
+    material: _Material
     sidecar: Sha256
     outputs: dict[_FileName, Sha256]
     environment: str | None
@@ -320,6 +328,12 @@ class _Record(Recorded):
     finished: _Time
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="after")
+    def _references_have_an_evaluator(self) -> _Record:
+        if self.stage == "reference" and self.material.evaluator is None:
+            raise ValueError("material.evaluator: missing; a reference is made by one")
+        return self
 
 
 class _Model(Recorded):

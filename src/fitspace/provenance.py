@@ -17,10 +17,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 from fitspace import __version__
-from fitspace.config import Sha256, explain
+from fitspace.config import Sha256, checked
 from fitspace.design import Stage
 from fitspace.errors import UserError
 from fitspace.files import digest, read_json, sha256, write_json
@@ -73,18 +73,20 @@ class Environment(Recorded):
 
 
 class _Cost(Recorded):
-    """Of training. A run that diverged has no final loss."""
+    """Of training. A run that diverged says why and has no final loss."""
 
     trainable: int
     total: int | None = None
     final_loss: float | None = None
     train_seconds: float | None = None
     peak_memory_mb: float | None = None
+    diverged: str = ""
 
 
-class _Sampled(Recorded):
+class _Drawn(Recorded):
     sample_seconds: float | None = None
     train: _Cost | None
+    diverged: str = ""
 
 
 class _Sidecar(Recorded):
@@ -100,13 +102,19 @@ class _Sidecar(Recorded):
 
 
 class _Measured(Recorded):
-    sample: _Sampled
+    sample: _Drawn
 
 
-class _Evaluated(_Sidecar):
-    """Its facts become cells of a table."""
+def _with_facts(facts: type[Recorded]) -> type[_Sidecar]:
+    """Of a stage whose facts are read again: in the end they are cells of a table."""
+    return create_model("Sidecar", __base__=_Sidecar, facts=(facts, ...))
 
-    facts: _Measured
+
+_SIDECARS = {
+    "train": _with_facts(_Cost),
+    "sample": _with_facts(_Drawn),
+    "evaluate": _with_facts(_Measured),
+}
 
 
 def now() -> str:
@@ -183,18 +191,13 @@ def load_sidecar(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise UserError(f"{path}: missing; its stage has not finished")
-    model = _Sidecar
     try:
         sidecar = read_json(path, what="a sidecar")
-        model = _Evaluated if sidecar.get("stage") == "evaluate" else _Sidecar
-        model.model_validate(sidecar)
+        checked(sidecar, _SIDECARS.get(path.stem, _Sidecar), path, "a sidecar")
     except UserError as error:
-        problems = error.problems
-    except ValidationError as error:
-        problems = [f"{path}: not a sidecar ({problem})" for problem in explain(error, model)]
-    else:
-        return sidecar
-    raise UserError(f"{problem}; delete its folder to redo it" for problem in problems)
+        cure = "delete its folder to redo it"
+        raise UserError(f"{problem}; {cure}" for problem in error.problems) from None
+    return sidecar
 
 
 def verified(stage: Stage) -> dict[str, Any]:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from fitspace import bases, methods
+from fitspace import bases, devices, methods
 from fitspace.config import Study
 from fitspace.design import RESULTS, Run, Stage
+from fitspace.devices import device
 from fitspace.errors import UserError
-from fitspace.files import canonical, replacing, write_json, write_text
+from fitspace.files import IMAGES, canonical, read_tensors, replacing, write_json, write_text
 from fitspace.provenance import load_sidecar, now, verified, write_sidecar
 
 SD_SCALING_FACTOR = 0.18215  # diffusers' default, for configurations older than the key
@@ -79,37 +81,40 @@ def reference_features(study: Study, run: Run) -> dict[str, Any]:
 
 
 def _held_out_features(study: Study, run: Run) -> dict[str, Any]:
-    from safetensors.numpy import load_file
-
     from fitspace import metrics
-    from fitspace.data.prepare import read_manifest
+    from fitspace.data.prepare import read_images, read_manifest
 
     manifest = read_manifest(run.prepare)
-    images = load_file(run.prepare.folder / "images.safetensors")["images"]
+    images = read_images(run.prepare, manifest)
     captions = [manifest["captions"][row] for row in manifest["prompts"]]
     shown = images[manifest["prompt_images"]]
-    return metrics.reference_features(shown, captions, captions, study.judge)
+    return metrics.reference_features(shown, captions, captions, study.judge, study.inception)
 
 
 def _subject_features(study: Study, run: Run) -> dict[str, Any]:
     """Of the subject's images, and of what the untouched base draws where runs draw its class."""
-    from safetensors.numpy import load_file
-
     from fitspace import metrics
     from fitspace.data import dreambooth
-    from fitspace.data.prepare import load
+    from fitspace.data.prepare import load, read_images, read_manifest
 
-    task, count = load(run.prepare), study.sample.prompts
-    subject = load_file(run.prepare.folder / "images.safetensors")["images"]
+    base, count = bases.resolve(study.base), study.sample.prompts
+    task = load(run.prepare, base)
+    subject = read_images(run.prepare, read_manifest(run.prepare))
     texts = dreambooth.repeated(run.task.dreambooth.elsewhere_by_noun, count)
-    model = bases.load_denoiser(bases.resolve(study.base)).to(device())
+    model = bases.load_denoiser(base).to(device())
     rows, noise = dreambooth.requests(task, 0, count)["class"]
     of_class = _generate(study, model, task, rows, noise, f"reference {run.task.name}")
     return metrics.subject_features(subject, texts, of_class, study.judge)
 
 
-def train(study: Study, run: Run) -> None:
-    """Fit one run's trainables; resumes where an earlier attempt was killed.
+def train(
+    study: Study, *runs: Run, gradient_checkpointing: bool = False, compiled: bool = False
+) -> None:
+    """Fit a run's trainables; resumes where an earlier attempt was killed.
+
+    Several runs are fitted in one folded batch: see :func:`folds`. What each of them writes is its
+    own. ``gradient_checkpointing`` and ``compiled``, for one run alone, are no part of a key: see
+    :func:`fitspace.devices.prepare`.
 
     That a run diverges is an outcome like another: it is written with its losses and its last
     parameters, its sidecar says why, and no samples are drawn from it.
@@ -118,37 +123,94 @@ def train(study: Study, run: Run) -> None:
     ------
     UserError : changed or missing inputs.
     """
-    import torch
-
     from fitspace import tracking, training
     from fitspace.data.prepare import load
 
-    started = now()
-    stage, point = run.train, run.point
-    if stage is None:
-        raise UserError(f"train: {run.name!r} is of method {point.method!r}: nothing to train")
+    started, run = now(), runs[0]
+    if len(runs) > 1 and (gradient_checkpointing or compiled):
+        # A block computed again in the backward pass would see the first run's parameters.
+        raise ValueError("gradient_checkpointing and compiled are for one run alone")
+    for each in runs:
+        if each.train is None:
+            method = each.point.method
+            raise UserError(f"train: {each.name!r} is of method {method!r}: nothing to train")
+    _forget_peak()
     inputs, _ = _verified(run.prepare)
     base = bases.resolve(study.base)
+    task = load(run.prepare, base, run.task.scale)
     model = bases.load_denoiser(base).to(device())
     total = _count(model.parameters())
-    task = load(run.prepare)
-    _fit_task(model, run, task)
-    attachment = methods.attach(model, point.method, point.settings, run.seed)
-    checkpoint = RESULTS / ".resume" / stage.folder.name / "checkpoint.safetensors"
-    with tracking.live(study, run) as on_loss:
-        result = training.fit(
+    attachment = _attached(model, run, task)
+    precision = run.point.train["precision"]
+    prepared = devices.prepare(model, precision, gradient_checkpointing, compiled)
+
+    def member(each: Run) -> training.Member:
+        own = attachment.trainable
+        if len(runs) > 1:  # all of the model is shared, but what is trained
+            mine = attachment if each is run else _attached(bases.load_denoiser(base), each, task)
+            own = training.leaves(mine.trainable, device())
+        on_loss = live.enter_context(tracking.live(study, each))
+        return training.Member(own, each.point.train, each.seed, _checkpoint(each), on_loss)
+
+    with ExitStack() as live:
+        results = training.fit_members(
             model,
-            attachment.trainable,
+            [member(each) for each in runs],
             task,
             bases.load_scheduler(base),
             bases.config(base, "vae").get("scaling_factor", SD_SCALING_FACTOR),
-            point.train,
-            run.seed,
-            checkpoint,
-            description=f"train {stage.folder.name}",
-            on_loss=on_loss,
+            description=f"train {run.train.folder.name}",
             dropouts=attachment.dropouts,
+            folded=len(runs) > 1,
         )
+    facts = {
+        "trainable": _count(attachment.trainable.values()),
+        "total": total,
+        "trainables": {n: list(p.shape) for n, p in attachment.trainable.items()},
+        **({"prepared": prepared} if prepared else {}),
+    }
+    memory = peak_memory_mb()
+    for each, result in zip(runs, results, strict=True):
+        _write_trained(each, attachment, result, inputs, started, facts, memory)
+
+
+def folds(run: Run, other: Run) -> bool:
+    """Whether two runs of a task are trained in one folded batch here.
+
+    On a GPU, where a small batch leaves most of it idle; on a CPU each run's bits are those that
+    it has alone. They need the same structure, the same number of steps and examples, and
+    checkpoints at the same step. Dropout draws its masks for a batch, so none of that.
+    """
+    from fitspace import training
+
+    a, b = run.point, other.point
+    return (
+        device() == "cuda"
+        and getattr(methods.get(a.method), "folds", False)
+        and (a.method, a.settings) == (b.method, b.settings)
+        and not a.settings.get("dropout")
+        and all(a.train[key] == b.train[key] for key in training.COMMON)
+        and training.steps_done(_checkpoint(run)) == training.steps_done(_checkpoint(other))
+    )
+
+
+def _attached(model, run: Run, task) -> methods.Attachment:
+    """A run's method on a fresh base, brought to its task."""
+    _fit_task(model, run, task)
+    return methods.attach(model, run.point.method, run.point.settings, run.seed)
+
+
+def _checkpoint(run: Run) -> Path:
+    return RESULTS / ".resume" / run.train.folder.name / "checkpoint.safetensors"
+
+
+def _write_trained(run: Run, attachment, result, inputs, started, facts, memory: float) -> None:
+    """One run's adapter, history and sidecar; its checkpoint is needed no more."""
+    import torch
+
+    from fitspace import training
+
+    stage = run.train
     with torch.no_grad():
         for name, value in result.parameters.items():
             attachment.trainable[name].copy_(value)
@@ -160,9 +222,11 @@ def train(study: Study, run: Run) -> None:
         outcome = {"diverged": result.diverged}
         said |= outcome
         _say_diverged(run, result.diverged)
+    if result.folded > 1:
+        outcome["folded"] = result.folded
     methods.save(attachment, adapter, said)
     rows = (
-        f"{step},{loss!r},{training.learning_rate(point.train, step)!r}"
+        f"{step},{loss!r},{training.learning_rate(run.point.train, step)!r}"
         for step, loss in enumerate(result.losses)
     )
     write_text(history, "\n".join(["step,loss,lr", *rows]) + "\n")
@@ -172,16 +236,14 @@ def train(study: Study, run: Run) -> None:
         outputs=[adapter, history],
         started=started,
         facts={
-            "trainable": _count(attachment.trainable.values()),
-            "total": total,
-            "trainables": {n: list(p.shape) for n, p in attachment.trainable.items()},
+            **facts,
             **outcome,
             "examples_at_once": result.examples_at_once,
             "train_seconds": round(result.seconds, 3),
-            "peak_memory_mb": peak_memory_mb(),
+            "peak_memory_mb": memory,
         },
     )
-    shutil.rmtree(checkpoint.parent, ignore_errors=True)
+    shutil.rmtree(_checkpoint(run).parent, ignore_errors=True)
 
 
 def sample(study: Study, run: Run) -> None:
@@ -206,9 +268,9 @@ def sample(study: Study, run: Run) -> None:
     if run.train is not None:
         files, cost = _verified(run.train)
         inputs += files
-        del cost["trainables"]
+        cost.pop("trainables", None)  # a long list, which nobody reads further on
         diverged = cost.get("diverged")
-    task = load(run.prepare)
+    task = load(run.prepare, base, run.task.scale)
     if not task.roles:
         _check_prompts(study, run, task.prompts)
     clock = time.monotonic()
@@ -263,12 +325,15 @@ def _draw(study: Study, run: Run, model, task) -> Any:
 
 def evaluate(study: Study, run: Run) -> None:
     """All metrics of one run's samples against the task's reference features."""
-    from safetensors.torch import load_file
+    from fitspace import metrics
 
     started, clock = now(), time.monotonic()
     inputs, cost = _verified(run.sample)
     inputs += _verified(run.reference)[0]
-    values = measure(study, run, load_file(run.reference.folder / "features.safetensors"))
+    of_subject = run.task.dreambooth is not None
+    path = run.reference.folder / "features.safetensors"
+    features = metrics.read_features(path, of_subject, study.inception is not None)
+    values = measure(study, run, features)
     path = run.evaluate.folder / "metrics.json"
     write_json(path, values)
     # What the run cost travels with its metrics: a table needs no upstream file.
@@ -286,45 +351,53 @@ def measure(study: Study, run: Run, features: dict[str, Any]) -> dict[str, Any]:
 
     Of a run that diverged there are none, only why: ``{"diverged": ...}``.
     """
-    from safetensors.numpy import load_file
-
     from fitspace import metrics
 
     facts = load_sidecar(run.sample.sidecar)["facts"]
     if "diverged" in facts:
         return {"diverged": facts["diverged"]}
-    images = load_file(run.sample.folder / "samples.safetensors")["images"]
-    of_subject = run.task.dreambooth is not None
-    metric = metrics.evaluate_subject if of_subject else metrics.evaluate
-    return metric(images, features, study.judge)
+    if run.task.dreambooth is not None:
+        return metrics.evaluate_subject(drawn(study, run), features, study.judge)
+    return metrics.evaluate(drawn(study, run), features, study.judge, study.inception)
+
+
+def drawn(study: Study, run: Run) -> Any:
+    """The images of a finished sample stage, uint8 (n, h, h, 3); of a DreamBooth task, role by
+    role. Raises UserError for a file that has not as many."""
+    count = study.sample.prompts * (1 if run.task.dreambooth is None else 3)
+    path = run.sample.folder / "samples.safetensors"
+    return read_tensors(path, IMAGES, "np", n=count)["images"]
 
 
 STAGES = {f.__name__: f for f in (prior, prepare, reference, train, sample, evaluate)}
 
 
-def device() -> str:
-    """Where models run: the one visible GPU, else the CPU.
-
-    Raises UserError when several GPUs are visible: a run is one process on one device, and
-    a launcher that starts it once per GPU would do the work twice.
-    """
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count > 1:
-        raise UserError(f"CUDA_VISIBLE_DEVICES: {count} GPUs are visible; allowed: 1 for each job")
-    return "cuda" if count else "cpu"
-
-
 def peak_memory_mb() -> float:
-    """Largest memory of this process [MiB]: the GPU's where there is one."""
+    """Largest memory of this process [MiB] since the run began: the GPU's where there is one."""
     import resource
 
     import torch
 
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next((int(s.split()[1]) for s in lines if s.startswith("VmHWM:")), peak)
+    return round(peak / 1024, 1)
+
+
+def _forget_peak() -> None:
+    """Let the peak begin anew: what an earlier run of this process took is not this one's."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # on Linux (proc_pid_clear_refs(5)); elsewhere the process's own
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _generate(study: Study, model, task, rows: list[int], noise, description: str):

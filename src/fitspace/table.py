@@ -15,6 +15,7 @@ from fitspace import lineage
 from fitspace.design import Plan, Run
 from fitspace.errors import UserError
 from fitspace.files import read_json, write_json, write_text
+from fitspace.metrics import read_metrics
 from fitspace.provenance import verified
 
 REPORTS = Path("reports")
@@ -66,9 +67,9 @@ def row(plan: Plan, run: Run) -> dict[str, Any]:
     Raises UserError when its metrics are missing or changed.
     """
     facts = verified(run.evaluate)["facts"]
-    metrics = _metrics(run)
-    metrics.pop("against_n", None)  # no cell of a table: see against_n
-    status = "failed" if "diverged" in metrics else "ok"
+    measured = read_metrics(run)
+    measured.pop("against_n", None)  # no cell of a table: see against_n
+    status = "failed" if "diverged" in measured else "ok"
     # The evaluate sidecar carries the cost of what came before it: metrics pulled alone do.
     upstream = facts["sample"] | (facts["sample"]["train"] or {"trainable": 0})
     cost = {name: upstream[name] for name in _COST if name in upstream}
@@ -78,7 +79,7 @@ def row(plan: Plan, run: Run) -> dict[str, Any]:
         **identity(plan, run, status),
         "steps": (run.point.train or {}).get("steps"),
         **cost,
-        **metrics,
+        **measured,
         **_keys(run),
     }
 
@@ -98,12 +99,10 @@ def against_n(plan: Plan) -> list[dict[str, Any]]:
     """
     finished = (r for r in plan.runs if (r.evaluate.folder / "metrics.json").exists())
     return [
-        {"run": run.name, **row} for run in finished for row in _metrics(run).get("against_n", [])
+        {"run": run.name, **row}
+        for run in finished
+        for row in read_metrics(run).get("against_n", [])
     ]
-
-
-def _metrics(run: Run) -> dict[str, Any]:
-    return read_json(run.evaluate.folder / "metrics.json", what="a run's metrics")
 
 
 def write_table(rows: list[dict[str, Any]], path: Path) -> None:
@@ -170,16 +169,15 @@ def _shown_already(folder: Path, names: set[str]) -> bool:
 
 
 def _task_gallery(plan: Plan, task: str, runs: dict[str, Run], folder: Path) -> list[dict]:
-    from safetensors.numpy import load_file
-
     from fitspace.data.dreambooth import gallery
-    from fitspace.data.prepare import read_manifest
+    from fitspace.data.prepare import read_images, read_manifest
+    from fitspace.stages import drawn
 
     prepared = next(iter(runs.values())).prepare
     manifest = read_manifest(prepared)
-    targets = load_file(prepared.folder / "images.safetensors")["images"]
+    targets = read_images(prepared, manifest)
     samples = plan.study.sample.prompts
-    if "roles" in manifest:
+    if manifest.get("roles"):
         numbers, captions, target = gallery(manifest, targets, samples, GALLERY_IMAGES)
     else:
         numbers = list(range(min(GALLERY_IMAGES, samples)))
@@ -187,7 +185,7 @@ def _task_gallery(plan: Plan, task: str, runs: dict[str, Run], folder: Path) -> 
         target = targets[[manifest["prompt_images"][i] for i in numbers]]
     strips = {"target": target}
     for role, run in runs.items():
-        strips[role] = load_file(run.sample.folder / "samples.safetensors")["images"][numbers]
+        strips[role] = drawn(plan.study, run)[numbers]
     entries = []
     for role, images in strips.items():
         file = f"gallery/{task}/{role}.png"

@@ -6,7 +6,6 @@ Nothing here writes into ``results`` or ``reports``.
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 import signal
@@ -27,7 +26,9 @@ from fitspace.design import Plan, Run, Stage
 from fitspace.errors import UserError
 from fitspace.files import digest, write_text
 from fitspace.lineage import Lineage
-from fitspace.provenance import environment, verified
+from fitspace.metrics import read_metrics
+from fitspace.provenance import environment, load_sidecar, verified
+from fitspace.slurm import GROUPED
 from fitspace.table import REPORTS
 
 # Of a recorded environment: what decides whether equal inputs give equal bits.
@@ -90,16 +91,14 @@ def reevaluate(plan: Plan, runs: Sequence[str]) -> list[Finding]:
 
 def _measured_again(plan: Plan, run: Run, features: dict[str, dict]) -> list[Finding]:
     """``features`` by reference key: of the tasks that were met before."""
-    from safetensors import SafetensorError
-
     from fitspace.stages import measure, reference_features
 
     try:
-        recorded = numbers(_json(run.evaluate.folder / "metrics.json"))
+        recorded = numbers(read_metrics(run))
         if run.reference.key not in features:
             features[run.reference.key] = reference_features(plan.study, run)
         computed = measure(plan.study, run, features[run.reference.key])
-    except (UserError, SafetensorError, ValueError, KeyError, AttributeError) as error:
+    except UserError as error:
         message = f"cannot be measured again from {run.sample.folder}: {error}"
         return [Finding("changed", run.name, message)]
     limits = dict.fromkeys(numbers(computed), 0.0)
@@ -111,8 +110,8 @@ def _measured_again(plan: Plan, run: Run, features: dict[str, dict]) -> list[Fin
 def _measured_here(run: Run) -> bool:
     """Whether a run's features and metrics were made on this kind of machine."""
     try:
-        made_on = [_json(s.sidecar)["environment"] for s in (run.reference, run.evaluate)]
-    except (OSError, ValueError, KeyError):
+        made_on = [load_sidecar(s.sidecar)["environment"] for s in (run.reference, run.evaluate)]
+    except UserError:
         return False  # The reference is not here: nobody can say.
     return all(same_kind(machine, environment()) for machine in made_on)
 
@@ -211,7 +210,10 @@ def compare(
     """
     identical = True
     for stage in run.stages:
-        record, again = known.records.get((stage.name, stage.key)), _json(folder / stage.sidecar)
+        record, again = (
+            known.records.get((stage.name, stage.key)),
+            load_sidecar(folder / stage.sidecar),
+        )
         if record is None:
             continue
         outputs = {Path(o["path"]).name: o["sha256"] for o in again["outputs"]}
@@ -223,8 +225,8 @@ def compare(
             return [Finding("changed", run.name, _other_files(stage, record, outputs, other))]
         identical = False
         break
-    metrics = _json(folder / run.evaluate.folder / "metrics.json")
-    computed = {name: value for name, value in metrics.items() if _number(value)}
+    measured = read_metrics(run, folder)
+    computed = {name: value for name, value in measured.items() if _number(value)}
     recorded = {name: _cell(rows[run.name].get(name)) for name in computed}
     limits, how = {}, ""
     if not identical:
@@ -289,7 +291,8 @@ def _elsewhere(study: Path) -> str:
     import yaml
 
     content = read_yaml(study)
-    named = [(content, "base"), (content, "judge"), *((task, "path") for task in content["tasks"])]
+    models = [(content, key) for key in ("base", "judge", "inception")]
+    named = [*models, *((task, "path") for task in content["tasks"])]
     for part, key in named:
         if part.get(key) and Path(part[key]).exists():
             part[key] = os.path.abspath(part[key])
@@ -305,6 +308,8 @@ def _make(folder: Path, study: Path, targets: Sequence[Path]) -> None:
     file = folder / "results/study.yaml"
     write_text(file, _elsewhere(study))
     options = ["--cores", "all", "--config", f"study={file.relative_to(folder)}"]
+    # No process goes on to runs that nobody asked for.
+    options += ["--set-resources", *(f"{stage}:together=1" for stage in GROUPED)]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     own = {"PATH": path, "FITSPACE_LIVE_TRACKING": "0"}  # no new run for those who watch
     process = subprocess.Popen(
@@ -362,10 +367,6 @@ def _unusable(stage: Stage) -> list[Finding]:
             for path, problem in zip(paths, error.problems, strict=True)
         ]
     return []
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _table(path: Path) -> dict[str, dict[str, str]]:

@@ -8,7 +8,6 @@ named by ``#`` and its path, with its SHA-256.
 from __future__ import annotations
 
 import io
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,12 +17,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from pydantic import BaseModel, RootModel
+
 from fitspace import __version__
 from fitspace.audit.chain import ROLES
 from fitspace.audit.prov import flat, reads, settings
+from fitspace.config import checked
 from fitspace.errors import UserError
-from fitspace.files import canonical, digest, sha256
+from fitspace.files import canonical, digest, read_json, sha256
 from fitspace.lineage import NAME, UPSTREAM, Lineage, Record
+from fitspace.provenance import Recorded
 
 WORKFLOW = "workflow/Snakefile"
 # Copied as far as they are there; of folders everything that is not hidden.
@@ -111,12 +114,12 @@ class _Given:
 
     @cached_property
     def design(self) -> dict[str, Any]:
-        return _read(self.report_folder / "design.json")["study"]
+        return _read(self.report_folder / "design.json", _Design, dict)["study"]
 
     @cached_property
     def attributions(self) -> dict[str, str]:
         """Path in the crate of each strip of images -> the attribution that they ask for."""
-        strips = _read(self.report_folder / "gallery.json")
+        strips = _read(self.report_folder / "gallery.json", _Gallery, list)
         return {f"{self.report}/{strip['file']}": strip["attribution"] for strip in strips}
 
     @property
@@ -153,13 +156,33 @@ def _walk(part: Path, name: str) -> Iterator[tuple[str, Path]]:
             yield f"{name}/{inner.as_posix()}", path
 
 
-def _read(path: Path) -> Any:
+class _Words(Recorded):
+    title: str
+    question: str
+
+
+class _Design(Recorded):
+    study: _Words
+
+
+class _Strip(Recorded):
+    file: str
+    attribution: str
+
+
+class _Gallery(RootModel[list[_Strip]]):
+    pass
+
+
+def _read(path: Path, model: type[BaseModel], kind: type) -> Any:
+    what = "what a report is made of"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); `fitspace report --cached` writes it"
-        ) from None
+        content = read_json(path, kind, what=what)
+        checked(content, model, path, what)
+    except UserError as error:
+        cure = "`fitspace report --cached` writes it"
+        raise UserError(f"{problem}; {cure}" for problem in error.problems) from None
+    return content
 
 
 Reference = dict[str, str]

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from fitspace.audit.findings import Finding
-from fitspace.config import explain, read_yaml
+from fitspace.config import checked, read_yaml
 from fitspace.errors import UserError
 from fitspace.files import parse_json
 
@@ -42,11 +42,7 @@ class Lock:
         self.outs: dict[str, str] = {}
         if not path.exists():
             return
-        try:
-            content = _Content.model_validate(read_yaml(path, "a dvc.lock"))
-        except ValidationError as error:
-            problems = explain(error, _Content)
-            raise UserError(f"{path}: not a dvc.lock ({problem})" for problem in problems) from None
+        content = checked(read_yaml(path, "a dvc.lock"), _Content, path, "a dvc.lock")
         for stage in content.stages.values():
             self.outs |= {out.path: out.md5 for out in stage.outs}
 

@@ -106,7 +106,7 @@ def _stage(made: ProvDocument, lineage: Lineage, record: Record) -> None:
 
 
 def _elsewhere(made: ProvDocument, record: Record, upstream: list[Record]) -> Iterable[str]:
-    """A task's images, and the weights of the feature extractor, which come with a package."""
+    """A task's images, and the weights of the feature extractors."""
     source = record.material.get("source")
     if source is not None:
         name = _name(f"source/{digest(source)[:_SHORT]}")
@@ -114,8 +114,11 @@ def _elsewhere(made: ProvDocument, record: Record, upstream: list[Record]) -> It
     for reference in (record, *upstream):
         if reference.stage == "reference":
             evaluator = reference.material["evaluator"]
-            name = _name(f"extractor/{evaluator['extractor']}")
-            yield _once(made, name, {"fitspace:sha256": evaluator["extractor_sha256"]})
+            weights = {evaluator["extractor"]: evaluator["extractor_sha256"]}
+            if "inception" in evaluator:
+                weights["inception-v3"] = evaluator["inception"]
+            for extractor, value in weights.items():
+                yield _once(made, _name(f"extractor/{extractor}"), {"fitspace:sha256": value})
 
 
 def _model(made: ProvDocument, model: Mapping[str, Any]) -> str:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from fitspace.config import Study, explain, load_study, read_yaml
+from fitspace.config import Study, checked, load_study, read_yaml
 from fitspace.errors import UserError
 from fitspace.files import read_json
 
@@ -117,13 +117,10 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def _origins(folder: Path, table: str) -> list[list[str]]:
     """The keys of the runs behind each row of a table."""
     path = folder / "origins.json"
+    content = checked(read_json(path), _Origins, path, "a report's origins")
     try:
-        content = _Origins.model_validate(read_json(path))
         rows = content.rows[table]
         return [content.sets[name] for name in rows]
-    except ValidationError as error:
-        problems = explain(error, _Origins)
-        raise UserError(f"{path}: not a report's origins ({p})" for p in problems) from None
     except KeyError as error:
         if table in content.rows:
             raise UserError(f"{path}: not a report's origins (no set {error})") from None

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
 from fitspace import bases, metrics, rng, sampling
 from fitspace.bases import embedded
@@ -35,7 +34,7 @@ def write_card(out: Path, work: Path = embedded.WORK) -> None:
     manifest = prepare.read_manifest(stage)
     rows = _shown(bases.family(out), manifest) | {"held-out": data.prompts}
     images = {name: _sample(out, data, chosen) for name, chosen in rows.items()}
-    held_out = load_file(stage.folder / "images.safetensors")["images"].numpy()
+    held_out = prepare.read_images(stage, manifest)
     captions = [manifest["captions"][row] for row in data.prompts]
     real = held_out[manifest["prompt_images"]]
     features = metrics.reference_features(real, captions, captions, JUDGE)

@@ -18,7 +18,7 @@ from fitspace.data.examples import Example
 from fitspace.data.prepare import PreparedTask, encode_captions, encode_images, listed, write
 from fitspace.design import Stage
 from fitspace.errors import UserError
-from fitspace.files import opened
+from fitspace.files import IMAGES, read_tensors
 from fitspace.provenance import now, verified
 from fitspace.sampling import generate, initial_noise
 
@@ -66,7 +66,7 @@ def prepare(task: Task, base: str, stage: Stage, prior: Stage | None) -> None:
     subject = [
         replace(e, caption=asked["subject"][0], group=e.name, split="train") for e in subject
     ]
-    found = [*subject, *_class_examples(prior, asked["class"][0])]
+    found = [*subject, *_class_examples(prior, asked["class"][0], size)]
     captions = ["", *dict.fromkeys(prompt for role in ROLES for prompt in asked[role])]
     rows = {caption: i for i, caption in enumerate(captions)}
     mean, std = encode_images(source, np.stack([e.image for e in found]))
@@ -98,12 +98,12 @@ def prepare(task: Task, base: str, stage: Stage, prior: Stage | None) -> None:
     write(stage, files, manifest, inputs=inputs, started=started, facts=facts)
 
 
-def _class_examples(prior: Stage | None, caption: str) -> list[Example]:
+def _class_examples(prior: Stage | None, caption: str, size: int) -> list[Example]:
     if prior is None:
         return []
     verified(prior)
-    with opened(prior.folder / "images.safetensors", "np") as file:
-        images = file.get_tensor("images")
+    path = prior.folder / "images.safetensors"
+    images = read_tensors(path, IMAGES, "np", n=prior.material["images"], h=size)["images"]
     return [Example(f"class {i}", caption, "class", "class", x) for i, x in enumerate(images)]
 
 

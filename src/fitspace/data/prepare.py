@@ -14,17 +14,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from fitspace import bases, rng
-from fitspace.config import Task, explain
+from fitspace import bases, devices, rng
+from fitspace.config import Task, checked
 from fitspace.data import identity, load_examples
 from fitspace.data.examples import Example
 from fitspace.design import Stage
 from fitspace.errors import UserError
-from fitspace.files import digest, opened, read_json, replacing, write_json
+from fitspace.files import IMAGES, digest, opened, read_json, read_tensors, replacing, write_json
 from fitspace.provenance import Recorded, now, verified, write_sidecar
 
 BATCH = 64
@@ -162,12 +162,15 @@ def _prompt_images(held_out: Sequence[Example]) -> list[int]:
 @torch.no_grad()
 def encode_images(base: Path, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of the latents of uint8 images (n, h, w, 3)."""
-    vae = bases.load_vae(base)
+    device = devices.device()
+    vae = bases.load_vae(base).to(device)
     means, stds = [], []
-    for start in tqdm(range(0, len(images), BATCH), desc="encoding images", disable=None):
-        posterior = vae.encode(bases.to_model(images[start : start + BATCH])).latent_dist
-        means.append(posterior.mean)
-        stds.append(posterior.std)
+    batch = devices.images_at_once(BATCH, images.shape[1])
+    for start in tqdm(range(0, len(images), batch), desc="encoding images", disable=None):
+        pixels = bases.to_model(images[start : start + batch]).to(device)
+        posterior = vae.encode(pixels).latent_dist
+        means.append(posterior.mean.cpu())
+        stds.append(posterior.std.cpu())
     return torch.cat(means), torch.cat(stds)
 
 
@@ -175,9 +178,10 @@ def encode_images(base: Path, images: np.ndarray) -> tuple[torch.Tensor, torch.T
 def encode_captions(base: Path, captions: Sequence[str]) -> torch.Tensor:
     """What the pipeline's own text encoder makes of the captions, (m, tokens, dim)."""
     tokenizer, encoder = bases.load_text(base)
+    encoder.to(devices.device())
     return torch.cat(
         [
-            bases.encode_captions(tokenizer, encoder, captions[start : start + BATCH])
+            bases.encode_captions(tokenizer, encoder, captions[start : start + BATCH]).cpu()
             for start in tqdm(range(0, len(captions), BATCH), desc="encoding text", disable=None)
         ]
     )
@@ -211,37 +215,81 @@ class _Manifest(Recorded):
     captions: list[str]
     examples: list[_Example]
     prompts: list[int]
-    prompt_images: list[int] = []
-    own_classes: int = Field(1, ge=1)
-    prior_weight: float = Field(0.0, ge=0)
-    roles: dict[str, list[int]] = {}
+
+    @property
+    def rows(self) -> list[int]:
+        """Of the captions."""
+        return [*self.prompts, *(e.caption for e in self.examples)]
 
     @model_validator(mode="after")
     def _rows_are_there(self) -> _Manifest:
-        rows = [*self.prompts, *(e.caption for e in self.examples), *sum(self.roles.values(), [])]
-        held_out = sum(e.split == "test" for e in self.examples)
-        for what, found, most in (
-            ("caption", rows, len(self.captions)),
-            ("held-out image", self.prompt_images, held_out),
-        ):
-            if wrong := [row for row in found if not 0 <= row < most]:
-                raise ValueError(f"{what} {wrong[0]} is named, of {most}")
+        _all_there("caption", self.rows, len(self.captions))
         return self
+
+
+class _OfHeldOut(_Manifest):
+    prompt_images: list[int]
+    own_classes: int = Field(1, ge=1)
+    roles: None = None
+
+    @model_validator(mode="after")
+    def _images_are_there(self) -> _OfHeldOut:
+        if self.own_classes > len(self.captions):
+            raise ValueError(f"own_classes: {self.own_classes}, of {len(self.captions)} captions")
+        held_out = [e.caption for e in self.examples if e.split == "test"]
+        _all_there("held-out image", self.prompt_images, len(held_out))
+        if [held_out[i] for i in self.prompt_images] != self.prompts:
+            raise ValueError("prompts are not the captions of prompt_images")
+        return self
+
+
+class _Roles(Recorded):
+    subject: list[int] = Field(min_length=1)
+    elsewhere: list[int] = Field(min_length=1)
+    class_: list[int] = Field(min_length=1, alias="class")
+
+
+class _OfSubject(_Manifest):
+    prior_weight: float = Field(ge=0)
+    own_classes: None = None
+    roles: _Roles
+
+    @property
+    def rows(self) -> list[int]:
+        roles = self.roles
+        return [*super().rows, *roles.subject, *roles.elsewhere, *roles.class_]
+
+
+def _all_there(what: str, rows: list[int], count: int) -> None:
+    if wrong := [row for row in rows if not 0 <= row < count]:
+        raise ValueError(f"{what} {wrong[0]} is named, of {count}")
 
 
 def read_manifest(stage: Stage) -> dict:
     """The manifest of a prepared task. Raises UserError for what is none."""
     path, what = stage.folder / "manifest.json", "a prepared task's manifest"
     manifest = read_json(path, what=what)
-    try:
-        _Manifest.model_validate(manifest)
-    except ValidationError as error:
-        raise UserError(f"{path}: not {what} ({p})" for p in explain(error, _Manifest)) from None
+    checked(manifest, _OfSubject if "dreambooth" in stage.material else _OfHeldOut, path, what)
     return manifest
 
 
-def load(stage: Stage) -> PreparedTask:
-    """Read a prepared task after verifying its files against its sidecar."""
+def read_images(stage: Stage, manifest: dict[str, Any]) -> np.ndarray:
+    """The images that a prepared task is judged by, uint8 (n, h, h, 3): those held out, or the
+    subject's. Raises UserError for a file that is not of as many as the manifest says."""
+    split = "train" if manifest.get("roles") else "test"
+    count = sum(example["split"] == split for example in manifest["examples"])
+    path = stage.folder / "images.safetensors"
+    return read_tensors(path, IMAGES, "np", n=count)["images"]
+
+
+def load(stage: Stage, base: Path | None = None, scale: int = 1) -> PreparedTask:
+    """Read a prepared task after verifying its files against its sidecar.
+
+    Raises
+    ------
+    UserError : changed files; what is no prepared task, or with ``base``, a resolved pipeline,
+        none that it takes at that ``scale``.
+    """
     verified(stage)
     manifest = read_manifest(stage)
     # Class images, which the base drew, stand behind the examples in groups.
@@ -250,23 +298,22 @@ def load(stage: Stage) -> PreparedTask:
     for i, example in enumerate(training):
         if example["split"] == "train":
             groups.setdefault(example["group"], []).append(i)
+    sizes = {} if base is None else _sizes(base, scale)
+    of_dit = base is not None and bases.denoiser(base) == "transformer"
     path = stage.folder / "latents.safetensors"
-    with opened(path) as file:
-        mean = file.get_slice("mean")[: len(training)].float()
-        std = file.get_slice("std")[: len(training)].float()
-    if mean.shape != std.shape or mean.ndim != 4 or len(mean) != len(training):
-        shapes = f"{tuple(mean.shape)} and {tuple(std.shape)}"
-        raise UserError(f"{path}: {shapes}; needed: two of ({len(training)}, c, h, w)")
+    wanted = dict.fromkeys(("mean", "std"), "F16 n c h h")
+    latents = read_tensors(path, wanted, n=len(manifest["examples"]), **sizes)
     path = stage.folder / "text.safetensors"
     with opened(path) as file:
-        (name,) = file.keys()
-        conditions = file.get_tensor(name)
-    if conditions.ndim not in (1, 3) or len(conditions) != len(manifest["captions"]):
-        shape, count = tuple(conditions.shape), len(manifest["captions"])
-        raise UserError(f"{path}: {shape}; needed: ({count},) or ({count}, tokens, dim)")
+        by_class = of_dit if base is not None else "labels" in file.keys()  # noqa: SIM118
+    wanted = {"labels": "I64 n"} if by_class else {"embeddings": "F16 n tokens dim"}
+    (conditions,) = read_tensors(path, wanted, n=len(manifest["captions"]), **sizes).values()
+    classes = manifest.get("own_classes", sizes.get("classes"))
+    if by_class and classes and not 0 <= conditions.min() <= conditions.max() <= classes:
+        raise UserError(f"{path}: labels: needed: from 0 to {classes}")
     return PreparedTask(
-        mean=mean,
-        std=std,
+        mean=latents["mean"][: len(training)].float(),
+        std=latents["std"][: len(training)].float(),
         captions=torch.tensor([e["caption"] for e in training]),
         groups=list(groups.values()),
         conditions=conditions.float() if conditions.is_floating_point() else conditions,
@@ -274,5 +321,17 @@ def load(stage: Stage) -> PreparedTask:
         own_classes=manifest.get("own_classes"),
         prior=[i for i, e in enumerate(training) if e["split"] == "class"],
         prior_weight=manifest.get("prior_weight", 0.0),
-        roles=manifest.get("roles", {}),
+        roles=manifest.get("roles") or {},
     )
+
+
+def _sizes(base: Path, scale: int) -> dict[str, int]:
+    """Of what a base takes: latents (c, h, h), embeddings of ``dim``, labels up to ``classes``."""
+    config = bases.config(base, bases.denoiser(base))
+    found = {
+        "c": config.get("in_channels"),
+        "h": config["sample_size"] * scale,
+        "dim": config.get("cross_attention_dim"),
+        "classes": config.get("num_embeds_ada_norm"),
+    }
+    return {name: size for name, size in found.items() if isinstance(size, int)}

@@ -1,20 +1,28 @@
 """What is measured on a run's samples, and against what.
 
 CLIP-T, CLIP-I and diversity by a judge (any open_clip model); Fréchet distance, KID,
-precision and recall on EfficientNet-lite0 features. Importing this imports no torch.
+precision and recall on EfficientNet-lite0 features; FID where the weights of Inception-v3 are.
+Importing this imports no torch.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
 from fitspace import bases, files, hub
+from fitspace.config import checked
 from fitspace.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from fitspace.design import Run
 
 VERSION = 1
 # By what a task is judged: held-out images and captions, or, with dreambooth, its subject.
@@ -29,12 +37,22 @@ OF_HELD_OUT = (
     "diversity",
 )
 OF_SUBJECT = ("clip_i", "clip_i_elsewhere", "clip_t", "diversity", "prior_drift")
-NAMES = tuple(dict.fromkeys([*OF_HELD_OUT, *OF_SUBJECT]))
-LOWER_IS_BETTER = ("fd_effnet", "kid_effnet", "prior_drift")
+FID = "fid"  # of held-out images too, where the study names Inception-v3's weights
+NAMES = tuple(dict.fromkeys([*OF_HELD_OUT, *OF_SUBJECT, FID]))
+LOWER_IS_BETTER = ("fd_effnet", "kid_effnet", "prior_drift", FID)
 # The Fréchet distance corrected for its bias in n, and the limits of its 95% interval.
 INTERVAL = ("fd_effnet_jackknife", "fd_effnet_low", "fd_effnet_high")
+# What the features of either kind of task are: dtype, rows and numbers a row.
+FEATURES = {
+    "judge_images": "F32 m e",
+    "judge_texts": "F32 p e",
+    "judge_paired": "F32 p e",
+    "effnet": "F32 m d",
+}
+INCEPTION_FEATURES = {"inception": "F32 m 2048"}  # beside FEATURES, for FID
+SUBJECT_FEATURES = {"judge_images": "F32 m e", "judge_texts": "F32 n e", "judge_class": "F32 n e"}
 # Their expected value depends on the number of samples; that of the others does not.
-DEPENDS_ON_N = ("fd_effnet", "precision", "recall")
+DEPENDS_ON_N = ("fd_effnet", "precision", "recall", FID)
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the samples, in the curve against their number
 EXTRACTOR = "effnet-lite0-v1"
 EXTRACTOR_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -104,21 +122,46 @@ def _judge_files(folder: Path) -> list[Path]:
     return sorted([*folder.glob("*.json"), *weights]) if whole else []
 
 
-def identity(judge: str | Path) -> dict:
-    """What decides the metrics besides the images: versions, pins and the judge's digest."""
+def inception_file(path: str | Path) -> Path:
+    """The file with Inception-v3's weights.
+
+    Raises UserError for a file that is no safetensors; :class:`fitspace.hub.NotHere` for none.
+    """
+    file = Path(path)
+    if file.suffix != ".safetensors":
+        raise UserError(f"inception: {str(path)!r}; allowed: a .safetensors file")
+    if not os.path.isfile(file):  # Path's own raises for a name longer than file systems allow
+        raise hub.NotHere(
+            f"inception: {str(path)!r} is not on this machine; params/README.md says how to make it"
+        )
+    return file
+
+
+def identity(judge: str | Path, inception: str | Path | None = None) -> dict:
+    """What decides the metrics besides the images: versions, pins and the judge's digest.
+
+    And, where they are named, the SHA-256 of Inception-v3's weights.
+    """
     found = bases.hashes(judge_files(judge))
     contents = {path.name: value for path, value in found.items()}
     name = str(judge).partition("@")[0] if judge_folder(judge) is None else ""
-    return {
+    evaluator = {
         "metrics": VERSION,
         "extractor": EXTRACTOR,
         "extractor_sha256": EXTRACTOR_SHA256,
         "judge": files.digest({"name": name, "files": contents}),
     }
+    if inception is not None:
+        (evaluator["inception"],) = bases.hashes([inception_file(inception)]).values()
+    return evaluator
 
 
 def reference_features(
-    images, captions: list[str], prompts: list[str], judge: str | Path
+    images,
+    captions: list[str],
+    prompts: list[str],
+    judge: str | Path,
+    inception: str | Path | None = None,
 ) -> dict[str, Tensor]:
     """What every evaluation of a task needs of its held-out images, computed once.
 
@@ -128,12 +171,13 @@ def reference_features(
     captions : the caption of each image.
     prompts : the caption each sample is generated from; every one has a held-out image.
     judge : an open_clip folder, ``hf-hub:org/name``, or ``NAME@WEIGHTS``.
+    inception : safetensors file with Inception-v3's weights; None: no FID.
 
     Returns
     -------
     float32 tensors: ``judge_images`` (m, e), ``judge_texts`` (p, e) of the prompts,
     ``judge_paired`` (p, e), the mean embedding of the images that have the prompt as their
-    caption, and ``effnet`` (m, 1280).
+    caption, ``effnet`` (m, 1280), and ``inception`` (m, 2048) where its weights are given.
 
     Raises UserError if images and captions do not match, a prompt has no image, or a feature
     is not finite.
@@ -153,33 +197,47 @@ def reference_features(
         raise UserError(problems)
     loaded = clip.load(judge)
     embedded = clip.image_embeddings(loaded, images)
-    return _finite(
-        "reference",
-        {
-            "judge_images": embedded,
-            "judge_texts": clip.text_embeddings(loaded, prompts),
-            "judge_paired": torch.stack([embedded[where[p]].mean(0) for p in prompts]),
-            "effnet": extractors.features(images).float(),
-        },
-    )
+    found = {
+        "judge_images": embedded,
+        "judge_texts": clip.text_embeddings(loaded, prompts),
+        "judge_paired": torch.stack([embedded[where[p]].mean(0) for p in prompts]),
+        "effnet": extractors.features(images).float(),
+    }
+    return _finite("reference", found | _of_inception(images, inception))
 
 
-def evaluate(samples, reference: dict[str, Tensor], judge: str | Path) -> dict[str, Any]:
+def _of_inception(images: Tensor, weights: str | Path | None) -> dict[str, Tensor]:
+    if weights is None:
+        return {}
+    from fitspace.metrics import inception
+
+    return {"inception": inception.features(images, inception_file(weights)).float()}
+
+
+def evaluate(
+    samples,
+    reference: dict[str, Tensor],
+    judge: str | Path,
+    inception: str | Path | None = None,
+) -> dict[str, Any]:
     """Every metric of one run.
 
     Parameters
     ----------
     samples : uint8 array or tensor, shape (n, h, w, 3); sample i was generated from prompt i,
         n of them at most as many as the reference has prompts.
-    reference : what ``reference_features`` returned for the task, with the same judge.
+    reference : what ``reference_features`` returned for the task, with the same judge and the
+        same ``inception``.
     judge : an open_clip folder, ``hf-hub:org/name``, or ``NAME@WEIGHTS``.
+    inception : safetensors file with Inception-v3's weights; None: no FID.
 
     Returns
     -------
-    ``clip_t``, ``clip_i``, ``clip_i_paired`` and ``diversity`` (see ``metrics.clip``);
-    ``fd_effnet``; ``kid_effnet`` (mean over 100 subsets, 1801.01401); ``precision`` and
-    ``recall`` (1904.06991); ``fd_effnet_jackknife``, the distance corrected for its bias in n,
-    and the limits of its 95% interval, ``fd_effnet_low`` and ``fd_effnet_high`` (see
+    ``clip_t``, ``clip_i``, ``clip_i_paired`` and ``diversity`` (see ``metrics.clip``); ``fid``
+    (1706.08500, on Inception-v3 features) where its weights are given; ``fd_effnet``;
+    ``kid_effnet`` (mean over 100 subsets, 1801.01401); ``precision`` and ``recall``
+    (1904.06991); ``fd_effnet_jackknife``, the distance corrected for its bias in n, and the
+    limits of its 95% interval, ``fd_effnet_low`` and ``fd_effnet_high`` (see
     ``metrics.frechet.jackknife``); ``n`` and ``m``, the numbers of samples and of held-out
     images; ``against_n``, rows of ``n``, ``fd_effnet`` and ``kid_effnet`` for an eighth, a
     quarter, a half, three quarters and all of the samples.
@@ -187,6 +245,7 @@ def evaluate(samples, reference: dict[str, Tensor], judge: str | Path) -> dict[s
     Raises UserError if the samples do not match the prompts or a feature is not finite.
     """
     from fitspace.metrics import clip, extractors
+    from fitspace.metrics.frechet import frechet_distance
 
     samples = _images("samples", samples)
     n, prompts = len(samples), len(reference["judge_texts"])
@@ -195,9 +254,14 @@ def evaluate(samples, reference: dict[str, Tensor], judge: str | Path) -> dict[s
     computed = {
         "judge_images": clip.image_embeddings(clip.load(judge), samples),
         "effnet": extractors.features(samples),
+        **_of_inception(samples, inception),
     }
-    embedded, effnet = _finite("samples", computed).values()
-    return {
+    embedded, effnet, *_ = _finite("samples", computed).values()
+    _same_widths(reference, computed)
+    fid = {}
+    if inception is not None:
+        fid[FID] = frechet_distance(computed["inception"], reference["inception"])
+    return fid | {
         "clip_t": clip.clip_t(embedded, reference["judge_texts"][:n]),
         "clip_i": clip.clip_i(embedded, reference["judge_images"]),
         "clip_i_paired": clip.clip_i_paired(embedded, reference["judge_paired"][:n]),
@@ -268,6 +332,7 @@ def evaluate_subject(samples, reference: dict[str, Tensor], judge: str | Path) -
     subject, elsewhere, of_class = _finite(
         "samples", dict(zip(("subject", "elsewhere", "class"), embedded, strict=True))
     ).values()
+    _same_widths(reference, {"judge_images": subject})
     return {
         "clip_i": clip.clip_i(subject, reference["judge_images"]),
         "clip_i_elsewhere": clip.clip_i(elsewhere, reference["judge_images"]),
@@ -277,6 +342,56 @@ def evaluate_subject(samples, reference: dict[str, Tensor], judge: str | Path) -
         "n": n,
         "m": len(reference["judge_images"]),
     }
+
+
+def read_features(path: Path, of_subject: bool, of_inception: bool = False) -> dict[str, Tensor]:
+    """What `reference_features`, or `subject_features`, returned, from a file.
+
+    Raises UserError for a file that holds anything else.
+    """
+    held_out = FEATURES | (INCEPTION_FEATURES if of_inception else {})
+    features = files.read_tensors(path, SUBJECT_FEATURES if of_subject else held_out)
+    count, fewest = len(features["judge_images"]), 1 if of_subject else NEIGHBOURHOOD + 1
+    if count < fewest:
+        raise UserError(f"{path}: of {count} images; needed: at least {fewest}")
+    return _finite(str(path), features)
+
+
+class _Measured(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _Diverged(_Measured):
+    diverged: str
+
+
+class _Row(_Measured):
+    n: int = Field(ge=1)
+    fd_effnet: float
+    kid_effnet: float
+
+
+def _numbers(names: Sequence[str], **others: Any) -> type[_Measured]:
+    counts = dict.fromkeys(("n", "m"), (int, Field(ge=1)))
+    fields = dict.fromkeys(names, (float, ...)) | counts | others
+    return create_model("Metrics", __base__=_Measured, **fields)
+
+
+_HELD_OUT = _numbers([*OF_HELD_OUT, *INTERVAL], against_n=(list[_Row], ...))
+_WITH_FID = _numbers([*OF_HELD_OUT, *INTERVAL, FID], against_n=(list[_Row], ...))
+_SUBJECT = _numbers(OF_SUBJECT)
+
+
+def read_metrics(run: Run, project: Path = Path()) -> dict[str, Any]:
+    """A run's metrics.json: what `evaluate`, or `evaluate_subject`, returned, or of a run that
+    diverged ``{"diverged": why}``. Raises UserError for a file that holds anything else."""
+    path, what = project / run.evaluate.folder / "metrics.json", "a run's metrics"
+    found = files.read_json(path, what=what)
+    model = _WITH_FID if "inception" in run.reference.material["evaluator"] else _HELD_OUT
+    if run.task.dreambooth is not None:
+        model = _SUBJECT
+    checked(found, _Diverged if "diverged" in found else model, path, what)
+    return found
 
 
 def _distances(samples: Tensor, reference: Tensor) -> dict[str, Any]:
@@ -317,6 +432,17 @@ def _images(name: str, images, fewest: int = NEIGHBOURHOOD + 1) -> Tensor:
     if len(images) < fewest:
         raise UserError(f"{name}: {len(images)}, fewer than the {fewest} that recall needs")
     return images
+
+
+def _same_widths(reference: dict[str, Tensor], computed: dict[str, Tensor]) -> None:
+    widths = {name: (reference[name].shape[1], c.shape[1]) for name, c in computed.items()}
+    problems = [
+        f"reference: {name!r} has {found} numbers a row; needed: {wanted}, as of the samples"
+        for name, (found, wanted) in widths.items()
+        if found != wanted
+    ]
+    if problems:
+        raise UserError(problems)
 
 
 def _finite(owner: str, features: dict[str, Tensor]) -> dict[str, Tensor]:

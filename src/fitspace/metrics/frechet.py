@@ -41,13 +41,18 @@ def between(a: Gaussian, b: Gaussian) -> float:
     """Squared Fréchet distance between two Gaussians.
 
     |mean_a - mean_b|^2 + tr(S_a) + tr(S_b) - 2 tr (S_a S_b)^(1/2) (1706.08500, section 2).
-    The last trace is the nuclear norm of A B^T for any A, B with A^T A = S_a and B^T B = S_b:
-    exact for any n, and fast because no d x d matrix is formed when there are fewer samples
+    """
+    means = (a.mean - b.mean).square().sum()
+    return (means + a.root.square().sum() + b.root.square().sum() - 2 * trace(a, b)).item()
+
+
+def trace(a: Gaussian, b: Gaussian) -> Tensor:
+    """tr (S_a S_b)^(1/2): the nuclear norm of A B^T for any A, B with A^T A = S_a, B^T B = S_b.
+
+    Exact for any n, and fast because no d x d matrix is formed when there are fewer samples
     than features.
     """
-    trace = torch.linalg.matrix_norm(a.root @ b.root.T, "nuc")
-    means = (a.mean - b.mean).square().sum()
-    return (means + a.root.square().sum() + b.root.square().sum() - 2 * trace).item()
+    return torch.linalg.matrix_norm(a.root @ b.root.T, "nuc")
 
 
 def jackknife(
