@@ -30,8 +30,10 @@ lint: .venv/ready-test
 report: .venv/ready
 	@fitspace report params/emoji.yaml
 
+# Half an hour on two quiet cores; benchmarks/gpu.py needs a GPU and is not among them.
 bench: .venv/ready
-	@python benchmarks/startup.py
+	@for part in startup step frechet sampling study; do \
+	  printf '\n## %s\n\n' $$part; python benchmarks/$$part.py || exit 1; done
 
 # Torch comes first, at its pin: pip takes a CPU build where one is at hand (--find-links, an
 # index of the machine), else the ordinary build, which brings CUDA packages of several GB.

@@ -348,6 +348,8 @@ def main() -> None:
         return fill(given.fill)
     sizes = {}
     for runs in given.runs:
+        if given.keep:
+            given.keep.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=given.keep, prefix=f"scale-{runs}-"))
         print(f"{runs:,} runs in {folder}", file=sys.stderr, flush=True)
         try:

@@ -1,0 +1,80 @@
+"""Sampling against calling the pipeline: the same images from the same noise, and the times.
+
+    python benchmarks/sampling.py
+
+Against one prompt a call, as scripts do, and against all prompts in one call.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from timing import pairs
+
+PROMPTS = 16
+
+
+def main() -> None:
+    from fitspace.imports import import_torchvision
+
+    import_torchvision()
+    import diffusers
+    import numpy as np
+    import torch
+
+    from fitspace import bases, sampling
+    from fitspace.config import load_study
+    from fitspace.data import load_examples
+    from fitspace.data.prepare import encode_captions
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    study = load_study(Path("params/emoji.yaml"))
+    base = bases.resolve(study.base)
+    found, *_ = load_examples(study.tasks[0], bases.image_size(base))
+    prompts = [e.caption for e in found if e.split == "test"][:PROMPTS]
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+        base, local_files_only=True, use_safetensors=True
+    )
+    pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
+        pipeline.scheduler.config
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    model, vae = bases.load_denoiser(base), bases.load_vae(base)
+    conditions = encode_captions(base, ["", *prompts])
+    shape = (model.config.in_channels, model.config.sample_size, model.config.sample_size)
+    noise = sampling.initial_noise(0, len(prompts), shape)
+    steps, guidance = study.sample.steps, study.sample.guidance
+
+    def ours() -> np.ndarray:
+        return sampling.generate(
+            model, vae, bases.config(base, "scheduler"), conditions[1:], conditions[:1], noise,
+            steps, guidance,
+        )  # fmt: skip
+
+    def called(rows: slice) -> np.ndarray:
+        drawn = pipeline(
+            prompts[rows],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            latents=noise[rows].clone(),
+            output_type="np",
+        ).images
+        return (drawn * 255).round().astype(np.uint8)
+
+    def one_by_one() -> np.ndarray:
+        return np.concatenate([called(slice(i, i + 1)) for i in range(len(prompts))])
+
+    def together() -> np.ndarray:
+        return called(slice(None))
+
+    mine = ours().astype(int)
+    print("| against | pipeline | fitspace | ratio | largest difference in grey levels |")
+    print("|---|---|---|---|---|")
+    for name, theirs, count in (("one prompt a call", one_by_one, 3), ("one call", together, 3)):
+        apart = int(np.abs(theirs().astype(int) - mine).max())
+        print(f"| {name} | {pairs(theirs, ours, count)} | {apart} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""A training step against its floor: forward, loss and the backward that is needed.
+
+    python benchmarks/step.py
+
+`training.fit` runs for real; after each of its steps the floor's is done on a batch made
+beforehand, so that both are measured in the same minute. What is over the floor is making
+the batch, AdamW, the moving average and bookkeeping.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from timing import Pairs
+
+STEPS = 25
+METHODS = {
+    "adapter CA_out-FFN_in": ("adapter", {"input": "CA_out", "output": "FFN_in", "width": 8}),
+    "lora": ("lora", {}),
+    "difffit": ("difffit", {}),
+    "bitfit": ("bitfit", {}),
+    "full": ("full", {}),
+}
+
+
+def main() -> None:
+    from fitspace.imports import import_torchvision
+
+    import_torchvision()
+    import torch
+
+    from fitspace import bases, methods, objectives, training
+    from fitspace.config import load_study
+    from fitspace.data import load_examples
+    from fitspace.data.prepare import PreparedTask, encode_captions, encode_images
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    study = load_study(Path("params/emoji.yaml"))
+    base = bases.resolve(study.base)
+    found, *_ = load_examples(study.tasks[0], bases.image_size(base))
+    found = [e for e in found if e.split == "train"][:128]
+    captions = ["", *dict.fromkeys(e.caption for e in found)]
+    import numpy as np
+
+    mean, std = encode_images(base, np.stack([e.image for e in found]))
+    task = PreparedTask(
+        mean=mean,
+        std=std,
+        captions=torch.tensor([captions.index(e.caption) for e in found]),
+        groups=[[i] for i in range(len(found))],
+        conditions=encode_captions(base, captions),
+        prompts=[1],
+    )
+    scheduler = bases.load_scheduler(base)
+    scaling = bases.config(base, "vae")["scaling_factor"]
+    settings = study.train.model_dump() | {"steps": STEPS}
+    print("| method | step | floor | ratio |")
+    print("|---|---|---|---|")
+    for name, (method, chosen) in METHODS.items():
+        model = bases.load_denoiser(base)
+        attachment = methods.attach(model, method, chosen, 0)
+        batch = training.make_batch(task, scheduler, scaling, settings, 0, 0)
+        parameters = list(attachment.trainable.values())
+        ours, floor = [], []
+        since = 0.0
+
+        def between(
+            step: int,
+            model=model,
+            batch=batch,
+            parameters=parameters,
+            ours=ours,
+            floor=floor,
+        ) -> None:
+            nonlocal since
+            ours.append(time.perf_counter() - since)
+            start = time.perf_counter()
+            predicted = model(batch.noisy, batch.t, batch.condition).sample
+            loss = objectives.loss(scheduler, predicted, batch).mean()
+            torch.autograd.grad(loss, parameters)
+            floor.append(time.perf_counter() - start)
+            since = time.perf_counter()
+
+        with tempfile.TemporaryDirectory() as folder:
+            since = time.perf_counter()
+            training.fit(
+                model,
+                attachment.trainable,
+                task,
+                scheduler,
+                scaling,
+                settings,
+                0,
+                Path(folder) / "checkpoint.safetensors",
+                on_step=between,
+            )
+        # The first steps warm caches up.
+        print(f"| {name} | {Pairs(ours[5:], floor[5:])} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
