@@ -7,31 +7,20 @@ Against one prompt a call, as scripts do, and against all prompts in one call.
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from embedded import embedded
 from timing import pairs
 
 PROMPTS = 16
 
 
 def main() -> None:
-    from fitspace.imports import import_torchvision
-
-    import_torchvision()
+    study, base, found = embedded()
     import diffusers
     import numpy as np
-    import torch
 
     from fitspace import bases, sampling
-    from fitspace.config import load_study
-    from fitspace.data import load_examples
     from fitspace.data.prepare import encode_captions
 
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    study = load_study(Path("params/emoji.yaml"))
-    base = bases.resolve(study.base)
-    found, *_ = load_examples(study.tasks[0], bases.image_size(base))
     prompts = [e.caption for e in found if e.split == "test"][:PROMPTS]
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
         base, local_files_only=True, use_safetensors=True

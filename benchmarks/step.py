@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from embedded import embedded
 from timing import Pairs
 
 STEPS = 25
@@ -26,25 +27,15 @@ METHODS = {
 
 
 def main() -> None:
-    from fitspace.imports import import_torchvision
-
-    import_torchvision()
+    study, base, found = embedded()
+    import numpy as np
     import torch
 
     from fitspace import bases, methods, objectives, training
-    from fitspace.config import load_study
-    from fitspace.data import load_examples
     from fitspace.data.prepare import PreparedTask, encode_captions, encode_images
 
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    study = load_study(Path("params/emoji.yaml"))
-    base = bases.resolve(study.base)
-    found, *_ = load_examples(study.tasks[0], bases.image_size(base))
     found = [e for e in found if e.split == "train"][:128]
     captions = ["", *dict.fromkeys(e.caption for e in found)]
-    import numpy as np
-
     mean, std = encode_images(base, np.stack([e.image for e in found]))
     task = PreparedTask(
         mean=mean,
