@@ -1,5 +1,6 @@
 """Training: exact resume, common random numbers, divergence, learning rates."""
 
+import json
 import os
 import random
 import signal
@@ -157,7 +158,21 @@ def test_parameters_that_are_not_finite_after_the_last_step_are_a_divergence_too
 
 # --- damaged checkpoints ----------------------------------------------------------------
 
+
+def forged(content: bytes) -> bytes:
+    """Another shape, and the SHA-256 made to fit."""
+    from safetensors.torch import load, save
+
+    size = int.from_bytes(content[:8], "little")
+    said, tensors = json.loads(content[8 : 8 + size])["__metadata__"], load(content)
+    name = next(name for name in tensors if name.startswith("value/"))
+    tensors[name] = tensors[name][..., None]
+    said["sha256"] = training._digest(said["fitspace"], tensors)
+    return save(tensors, said)
+
+
 DAMAGES = {
+    "forged": forged,
     "truncated": lambda b: b[: len(b) // 2],
     "empty": lambda b: b"",
     "a bit of the last tensor": lambda b: b[:-1] + bytes([b[-1] ^ 1]),

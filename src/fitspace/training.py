@@ -29,6 +29,7 @@ from fitspace.files import canonical, opened, parse_json, replacing
 from fitspace.memory import fewer_at_once
 
 BETAS = (0.9, 0.999)
+MOMENTS = ("exp_avg", "exp_avg_sq")  # as AdamW names them
 CHECKPOINT_SECONDS = 20.0
 TOGETHER = "dropout masks are drawn for all of a batch together"
 COMMON = ("steps", "batch_size", "precision")  # what runs of a fold have in common
@@ -230,6 +231,10 @@ class Member:
                 raise ValueError("its SHA-256 differs")
             facts = parse_json(text, path)
             ours = facts["identity"] == self.identity
+            if ours and {n: tuple(t.shape) for n, t in tensors.items()} != self._shapes():
+                raise ValueError("its tensors are others")
+            losses, seconds = [float(x) for x in facts["losses"]], float(facts["seconds"])
+            folded = int(facts.get("folded", 1))
         except (UserError, ValueError, KeyError, TypeError) as error:
             said = f"{path}: damaged ({error}); training starts anew"
             print(f"fitspace: {said}", file=sys.stderr)
@@ -244,10 +249,15 @@ class Member:
                 self.optimizer.state[parameter] = {
                     # The steps are counted on the GPU too: its optimizer is a fused one.
                     key: tensors[f"optimizer/{key}/{name}"].to(parameter.device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    for key in ("step", *MOMENTS)
                 }
-        self.losses, self.seconds = facts["losses"], facts["seconds"]
-        self.folded = facts.get("folded", 1)
+        self.losses, self.seconds, self.folded = losses, seconds, folded
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of a checkpoint's tensors."""
+        kinds = ["value", *(["ema"] if self.ema else []), *map("optimizer/{}".format, MOMENTS)]
+        own = {f"{kind}/{n}": tuple(p.shape) for kind in kinds for n, p in self.trainable.items()}
+        return own | {f"optimizer/step/{name}": () for name in self.trainable}
 
 
 def leaves(trainable: dict[str, torch.Tensor], device: str | torch.device) -> dict[str, Any]:
