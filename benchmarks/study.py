@@ -36,16 +36,17 @@ def exported(study, folder: Path) -> tuple[Path, Path, list[str]]:
     base = bases.resolve(study.base)
     found, *_ = load_examples(study.tasks[0], bases.image_size(base))
     found.sort(key=lambda e: (e.split != "train", e.name))
-    for split in ("train", "test"):
+    held_out = [e for e in found if e.split == "test"]
+    shown = [held_out[i] for i in _prompt_images(held_out)]  # what is asked for, and compared with
+    splits = {"train": [e for e in found if e.split == "train"], "test": shown}
+    for split, examples in splits.items():
         (folder / split).mkdir(parents=True)
-        chosen = [e for e in found if e.split == split]
         lines = []
-        for i, example in enumerate(chosen):
+        for i, example in enumerate(examples):
             Image.fromarray(example.image).save(folder / split / f"{i:05}.png")
             lines.append(json.dumps({"file_name": f"{i:05}.png", "text": example.caption}))
         (folder / split / "metadata.jsonl").write_text("\n".join(lines) + "\n")
-    held_out = [e for e in found if e.split == "test"]
-    prompts = [held_out[i].caption for i in _prompt_images(held_out)][: study.sample.prompts]
+    prompts = [example.caption for example in shown][: study.sample.prompts]
     return folder / "train", folder / "test", prompts
 
 
@@ -104,7 +105,6 @@ def ours(study_file: str, cores: int, folder: Path) -> tuple[float, dict[str, di
             f"study={study_file}",
         ],
         "a training that is finished": ["fitspace", "train", study_file, "FOLDER"],
-        "fitspace audit --tier hash": ["fitspace", "audit", "--tier", "hash", study_file],
         "fitspace report --cached": ["fitspace", "report", "--cached", study_file],
         "fitspace track, nothing new": ["fitspace", "track", study_file],
     }

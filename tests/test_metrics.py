@@ -325,3 +325,31 @@ def test_identity_imports_no_torch(judge):
         "assert not {'torch', 'numpy', 'open_clip'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(judge)], check=True, capture_output=True)
+
+
+SPECTRA = {
+    "full rank": (900, 600, 1.0, True),
+    "falls off": (900, 600, 0.01, True),
+    "fewer samples than features: singular": (550, 600, 1.0, True),
+    "features that are all but constant": (900, 600, 1e-9, False),
+    "small": (300, 100, 1.0, False),
+}
+
+
+@pytest.mark.parametrize("n, d, least, fast", SPECTRA.values(), ids=SPECTRA)
+def test_the_trace_is_the_nuclear_norm_also_by_eigenvalues(monkeypatch, n, d, least, fast):
+    """By eigenvalues only where their rounding cannot be seen."""
+    from fitspace.metrics import frechet
+
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.logspace(0, float(np.log10(least)), d, dtype=torch.float64)
+    a, b = (
+        frechet.fit(torch.randn(n, d, generator=generator, dtype=torch.float64) * scale)
+        for _ in range(2)
+    )
+    expected = torch.linalg.svdvals(a.root @ b.root.T).sum()
+    used = []
+    norm = torch.linalg.matrix_norm
+    monkeypatch.setattr(torch.linalg, "matrix_norm", lambda *x: used.append(x) or norm(*x))
+    assert frechet.trace(a, b).item() == pytest.approx(expected.item(), rel=1e-9)
+    assert fast == (used == [])
