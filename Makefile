@@ -30,7 +30,7 @@ lint: .venv/ready-test
 report: .venv/ready
 	@fitspace report params/emoji.yaml
 
-# Half an hour on two quiet cores; benchmarks/gpu.py needs a GPU and is not among them.
+# Half an hour on two cores; benchmarks/gpu.py needs a GPU and is not among them.
 bench: .venv/ready
 	@for part in startup step frechet sampling study; do \
 	  printf '\n## %s\n\n' $$part; python benchmarks/$$part.py || exit 1; done
