@@ -50,7 +50,8 @@ def train(pipeline, folder: Path, method: str, settings: dict, train: dict, seed
     optimizer = torch.optim.AdamW(
         parameters, lr=train["lr"], weight_decay=train["weight_decay"], betas=(0.9, 0.999)
     )
-    ema = [p.detach().clone() for p in parameters]
+    decay = train["ema"]
+    ema = [] if decay is None else [p.detach().clone() for p in parameters]
     noising = DDPMScheduler.from_config(pipeline.scheduler.config)
     loader = torch.utils.data.DataLoader(
         Images(), batch_size=train["batch_size"], shuffle=True, drop_last=True
@@ -79,13 +80,13 @@ def train(pipeline, folder: Path, method: str, settings: dict, train: dict, seed
             if train["grad_clip"] is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, train["grad_clip"])
             optimizer.step()
-            for average, parameter in zip(ema, parameters, strict=True):
-                average.lerp_(parameter.detach(), 1 - train["ema"])
+            for average, parameter in zip(ema, parameters, strict=False):  # none without
+                average.lerp_(parameter.detach(), 1 - decay)
             step += 1
             if step == train["steps"]:
                 break
     with torch.no_grad():
-        for average, parameter in zip(ema, parameters, strict=True):
+        for average, parameter in zip(ema, parameters, strict=False):
             parameter.copy_(average)
 
 
