@@ -439,8 +439,8 @@ def build_plan(study: Study) -> Plan:
     if missing := absent(study):
         raise UserError(missing)
     points, dropped = expand(study)
-    base = digests(study)["base_sha256"]
-    judge = metrics.identity(study.judge, study.inception)
+    base, judge = _models(study)
+    _hold(study, base, judge)
     by_class = bases.family(study.base) == "dit"
     shared = {t.name: _shared(study, t, base, judge, by_class) for t in study.tasks}
     # Seeds vary slowest: every point has its first run before any has its second.
@@ -460,8 +460,17 @@ def digests(study: Study) -> dict[str, str]:
     ------
     UserError : a model that is not here, or is another one than the study holds it to.
     """
-    evaluator = metrics.identity(study.judge, study.inception)
-    found = {"base": bases.digest(bases.resolve(study.base)), "judge": evaluator["judge"]}
+    return _hold(study, *_models(study))
+
+
+def _models(study: Study) -> tuple[str, dict]:
+    """The base's digest, and what decides the metrics."""
+    return bases.digest(bases.resolve(study.base)), metrics.identity(study.judge, study.inception)
+
+
+def _hold(study: Study, base: str, evaluator: dict) -> dict[str, str]:
+    """As :func:`digests`, of models that were looked at."""
+    found = {"base": base, "judge": evaluator["judge"]}
     if study.inception is not None:
         found["inception"] = evaluator["inception"]
     if others := [
@@ -477,8 +486,7 @@ def digests(study: Study) -> dict[str, str]:
 def unchanged(study: Study, run: Run) -> bool:
     """Whether base and judge are still those that a run's keys were made of."""
     try:
-        base = bases.digest(bases.resolve(study.base))
-        judge = metrics.identity(study.judge, study.inception)
+        base, judge = _models(study)
     except UserError:
         return False
     same_judge = _reference(study, run.task, run.prepare, judge) == run.reference

@@ -118,11 +118,10 @@ def work(
             stage = getattr(mate, name)
             try:
                 once(stage, lambda mate=mate: one(mate), wait=False)
-            except UserError as error:
+            except Exception as error:
                 _say(stage, "left to its own job", error)
-            except Exception as error:  # in what state it leaves this process nobody knows
-                _say(stage, "left to its own job", error)
-                break
+                if not isinstance(error, UserError):
+                    break  # in what state it leaves this process nobody knows
     if found == "taken":
         once(own, lambda: one(run))
 
