@@ -22,6 +22,7 @@ from fitspace.design import (
     legal_cells,
 )
 from fitspace.errors import UserError
+from fitspace.stats.digits import plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +73,7 @@ def describe(
     taken = cost.footprints(study, points, times)
     counted = _points(study, points, times, taken)
     trainable = {row["point"]: row["trainable"] for row in counted}
-    return {
+    found = {
         "study": study.name,
         "tasks": [t.name for t in study.tasks],
         "seeds": study.seeds,
@@ -95,6 +96,7 @@ def describe(
         "cached": _counts(plan, done=True) if plan else None,
         "to_run": _counts(plan, done=False) if plan else None,
     }
+    return plain(found)
 
 
 def with_subset(study: Study, n: int) -> Study:
