@@ -30,6 +30,7 @@ def look(folder: Path, known: Lineage, records: Iterable[Record], lock: Lock) ->
     """What of a study was made anew: its results, against the report's own record ``known``, and
     that record against dvc.lock's."""
     records, found = list(records), Anew()
+    found.rooms = {Path(record.folder).parent.as_posix() for record in records}
     try:
         rows = read_rows(folder / RUNS)
     except UserError:
@@ -38,11 +39,9 @@ def look(folder: Path, known: Lineage, records: Iterable[Record], lock: Lock) ->
     earlier, table = _recorded_by_dvc(folder, lock) or (known, rows)
     if _explained(earlier, known):
         found.recorded = _hold(found, earlier, known, table, lambda r: rows.get(_run(r), {}))
-    rooms: dict[str, list[bool]] = {}
-    for record in records:
-        new = (record.stage, record.key) in found.here | found.recorded
-        rooms.setdefault(Path(record.folder).parent.as_posix(), []).append(new)
-    found.rooms = {room for room, new in rooms.items() if all(new)}
+    new = found.here | found.recorded
+    recorded = (record for record in records if (record.stage, record.key) not in new)
+    found.rooms = {Path(record.folder).parent.as_posix() for record in recorded}
     return found
 
 

@@ -46,8 +46,8 @@ class Anew:
     """The stages of a study that were made anew, by stage and key.
 
     ``here`` stand under results and are another making than the report's own record, ``recorded``
-    are of that record, and another making than dvc.lock's; ``rooms`` are the folders all of whose
-    results are. ``findings`` name the stages, and every number that another making does not
+    are of that record, and another making than dvc.lock's; ``rooms`` are the folders that hold any
+    other result. ``findings`` name the stages, and every number that another making does not
     explain.
     """
 

@@ -58,8 +58,8 @@ class Lock:
     def report(self, folder: Path, anew: Anew) -> list[Finding]:
         """A report's files that are not as recorded; results that cannot be held against it.
 
-        The latter have their listing neither in the cache nor here; where all of a room's results
-        were made anew there is nothing to hold.
+        The latter have their listing neither in the cache nor here; where all of a folder's
+        results were made anew there is nothing to hold.
         """
         findings = []
         kind, recorded_what = ("anew", " of another making") if anew.recorded else ("changed", "")
@@ -71,7 +71,7 @@ class Lock:
         return findings + [
             Finding("absent", out, f"its listing {md5} of dvc.lock is not in DVC's cache")
             for out, md5 in self.outs.items()
-            if md5.endswith(".dir") and Path(out).is_dir() and out not in anew.rooms
+            if md5.endswith(".dir") and Path(out).is_dir() and out in anew.rooms
             if self._listing(out) is None
         ]
 
