@@ -1,0 +1,62 @@
+"""The keys of all study files, held in place: a change of the code moves no result.
+
+A model or a data set that is not on this machine stands in by its name: the rest of what its
+keys are made of is held all the same. ``python tests/test_keys.py`` records the keys anew.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fitspace import data, design, metrics
+from fitspace.config import load_study
+from fitspace.files import digest
+
+ROOT = Path(__file__).parents[1]
+KEYS = Path(__file__).parent / "data" / "keys.json"
+STUDIES = sorted(path.name for path in (ROOT / "params").glob("*.yaml"))
+
+
+def stages(study: str, patch: pytest.MonkeyPatch) -> dict[str, dict]:
+    """Stage -> its keys in the plan's order, and the digest of its folders' names."""
+    patch.chdir(ROOT)
+    loaded = load_study(f"params/{study}")
+    if design.absent(loaded):
+        identity = data.identity
+        named = {"metrics": metrics.VERSION, "extractor": metrics.EXTRACTOR, "judge": "judge"}
+        if loaded.inception is not None:
+            named["inception"] = "inception"
+        patch.setattr(design, "absent", lambda study: [])
+        patch.setattr(design, "_models", lambda study: ("base", named))
+        patch.setattr(
+            data,
+            "identity",
+            lambda task, *by_class: (
+                {"hub": task.dataset, "folder": task.folder}
+                if task.source == "hub"
+                else identity(task, *by_class)
+            ),
+        )
+    found: dict[str, list] = {}
+    for stage in design.build_plan(loaded).stages.values():
+        found.setdefault(stage.name, []).append(stage)
+    return {
+        name: {"keys": [s.key for s in own], "folders": digest([s.folder.as_posix() for s in own])}
+        for name, own in found.items()
+    }
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_no_key_moves(study, monkeypatch):
+    assert stages(study, monkeypatch) == json.loads(KEYS.read_text())[study]
+
+
+if __name__ == "__main__":
+    found = {}
+    for name in STUDIES:
+        with pytest.MonkeyPatch.context() as patch:
+            found[name] = stages(name, patch)
+    KEYS.write_text(json.dumps(found, separators=(",", ":")).replace('"keys"', '\n"keys"') + "\n")
