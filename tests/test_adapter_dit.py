@@ -11,7 +11,7 @@ from dit_block import rewritten
 from tiny import tiny_dit
 
 from fitspace import methods
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.methods import adapter
 
 # The order of positions in a block decides: an output does not precede its input.

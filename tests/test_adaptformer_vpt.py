@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from dit_block import rewritten
 
 from fitspace import methods
-from fitspace.errors import UserError
-from fitspace.imports import import_torchvision
+from fitspace.core.errors import UserError
+from fitspace.core.imports import import_torchvision
 from fitspace.methods import vpt
 
 import_torchvision()

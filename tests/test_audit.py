@@ -10,14 +10,13 @@ import pytest
 import recorded
 from project import STUDY
 
-from fitspace import lineage
 from fitspace.audit import EXIT, audit
 from fitspace.audit.show import text
 from fitspace.cli import main
-from fitspace.config import load_study
-from fitspace.design import build_plan
-from fitspace.errors import UserError
-from fitspace.files import sha256
+from fitspace.core.errors import UserError
+from fitspace.core.files import sha256
+from fitspace.plan import build_plan, load_study
+from fitspace.results import lineage
 
 REPORT = Path("reports/two")
 WATCHED = ("results", "reports", "params", "models/emoji-unet/unet", "models/emoji-clip")

@@ -12,12 +12,12 @@ import numpy as np
 import project
 import pytest
 
-from fitspace import lineage, provenance
 from fitspace.audit import again
-from fitspace.config import load_study
-from fitspace.design import build_plan
-from fitspace.errors import UserError
-from fitspace.files import sha256, write_json
+from fitspace.core.errors import UserError
+from fitspace.core.files import sha256, write_json
+from fitspace.plan import build_plan, load_study
+from fitspace.results import lineage
+from fitspace.stages import sidecars
 
 STUDY = Path(project.STUDY)
 ELSEWHERE = {"cpu": {"model name": "another"}}
@@ -34,12 +34,12 @@ def _as_in_a_job():
         patch.delenv("FITSPACE_THREADS", raising=False)
         threads = torch.get_num_threads()
         cli._set_up_torch()
-        provenance.environment.cache_clear()
+        sidecars.environment.cache_clear()
         yield
         torch.use_deterministic_algorithms(False)
         torch.set_flush_denormal(False)
         torch.set_num_threads(threads)
-        provenance.environment.cache_clear()
+        sidecars.environment.cache_clear()
 
 
 def _copy(origin, to: Path) -> Path:
@@ -248,7 +248,7 @@ KINDS = {
 
 @pytest.mark.parametrize("change, same", KINDS.values(), ids=KINDS)
 def test_the_kind_of_a_machine_is_what_decides_the_bits(change, same):
-    here = provenance.environment()
+    here = sidecars.environment()
     assert again.same_kind(here, here | change) is same
 
 
@@ -434,7 +434,7 @@ def test_a_run_trained_again_from_git_alone_has_the_same_bits(origin, tmp_path, 
     run = plan.runs[0]
     known = lineage.read(Path("reports/two"))
     environment = known.environments[known.records["train", run.train.key].environment]
-    assert again.same_kind(environment, provenance.environment())
+    assert again.same_kind(environment, sidecars.environment())
     assert again.retrain(STUDY.absolute(), plan, [run.name]) == []
     assert clone.git("status", "--porcelain") == ""
     assert not (clone / "results/train").exists()

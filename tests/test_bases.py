@@ -7,15 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from fitspace import bases
-from fitspace.errors import UserError
-from fitspace.files import sha256
-from fitspace.imports import import_torchvision
+from fitspace.core import hashes
+from fitspace.core.errors import UserError
+from fitspace.core.files import sha256
+from fitspace.core.imports import import_torchvision
 
 import_torchvision()
 import diffusers  # noqa: E402
@@ -124,7 +126,7 @@ def dit(tmp_path):
 
 
 def test_resolve_takes_a_folder_relative_to_the_working_directory(base):
-    assert bases.resolve("base") == bases.Path("base")
+    assert bases.resolve("base") == Path("base")
     assert bases.family(base) == "unet"
     assert bases.image_size(base) == 16
 
@@ -304,7 +306,7 @@ def _age(folder, seconds=60):
 
 def test_digest_is_that_of_the_content(base, pristine, tmp_path):
     expected = bases.digest(base)
-    assert expected == bases.digest(pristine) == bases.digest(bases.Path("base"))
+    assert expected == bases.digest(pristine) == bases.digest(Path("base"))
     (base / "README.md").write_text("words")
     (base / "unet" / "training.json").write_text("{}")
     (base / "text_encoder" / "package.json").write_text("{}")
@@ -337,7 +339,7 @@ def test_digest_sees_one_changed_byte(base, name):
 def test_second_digest_reads_no_file(base, monkeypatch):
     _age(base)
     first = bases.digest(base)
-    monkeypatch.setattr(bases, "sha256", None)  # calling it would fail
+    monkeypatch.setattr(hashes, "sha256", None)  # calling it would fail
     assert bases.digest(base) == first
 
 
@@ -358,16 +360,16 @@ def test_just_written_files_are_hashed_again(base, monkeypatch):
 def test_a_broken_digest_cache_is_replaced(base, content):
     _age(base)
     expected = bases.digest(base)
-    known = json.loads(bases.DIGESTS.read_text())
+    known = json.loads(hashes.DIGESTS.read_text())
     assert len(known) >= 9
-    bases.DIGESTS.write_text(json.dumps(dict.fromkeys(known, [1])) if "x" in content else content)
+    hashes.DIGESTS.write_text(json.dumps(dict.fromkeys(known, [1])) if "x" in content else content)
     assert bases.digest(base) == expected
-    assert json.loads(bases.DIGESTS.read_text()) == known
+    assert json.loads(hashes.DIGESTS.read_text()) == known
 
 
 def test_a_digest_cache_that_cannot_be_written_is_no_error(base):
     _age(base)
-    bases.Path("results").write_text("a file where the folder should be")
+    Path("results").write_text("a file where the folder should be")
     assert bases.digest(base) == bases.digest(base)
 
 

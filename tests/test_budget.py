@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fitspace import budget, methods
-from fitspace.config import Study
-from fitspace.counting import count
-from fitspace.design import build_plan, expand
-from fitspace.errors import UserError
+from fitspace import methods
+from fitspace.core.errors import UserError
 from fitspace.methods import adapter
+from fitspace.plan import budget, build_plan, expand
+from fitspace.plan.counting import count
+from fitspace.study import Study
 
 ROOT = Path(__file__).parents[1]
 EMOJI = yaml.safe_load((ROOT / "params/emoji.yaml").read_text())
@@ -97,11 +97,11 @@ def test_a_count_that_is_not_affine_is_noticed():
         budget._around(lambda w: w * w, 1, 50, 31)
 
 
-WIDE = [name for name in methods.METHODS if budget.knob(name)]
+WIDE = [name for name in methods.METHODS if methods.knob(name)]
 
 
 def test_methods_with_a_width():
-    assert {name: budget.knob(name) for name in WIDE} == {
+    assert {name: methods.knob(name) for name in WIDE} == {
         "adapter": "width",
         "adaptformer": "width",
         "loha": "rank",
@@ -114,7 +114,7 @@ def test_methods_with_a_width():
 def test_every_declared_width_is_affine_and_found_again(name):
     own = {"input": "FFN_in", "output": "FFN_in"} if name == "adapter" else {}
     base = "emoji-dit"
-    target = count(base, name, own | {budget.knob(name): 7})["trainable"]
+    target = count(base, name, own | {methods.knob(name): 7})["trainable"]
     assert budget.width(base, name, own, target) == 7
 
 
@@ -156,7 +156,8 @@ def test_keys_do_not_tell_a_matched_width_from_a_given_one():
 def test_a_second_look_counts_nothing(tmp_path):
     """Checks, plans and each job look again: seconds of imports that only the first pays."""
     code = (
-        "import sys; from fitspace import budget; cell = {'input': 'SA_in', 'output': 'SA_in'};"
+        "import sys; from fitspace.plan import budget;"
+        " cell = {'input': 'SA_in', 'output': 'SA_in'};"
         "print(budget.width('sd15', 'adapter', cell, 1_511_040), 'torch' in sys.modules)"
     )
     said = [

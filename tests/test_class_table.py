@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fitspace import bases, methods
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 
 TABLE = "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"
 CLASSES, OWN = 3, 5  # the base's, and a task's own

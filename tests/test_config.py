@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fitspace.cli import main
-from fitspace.config import load_study, schema
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
+from fitspace.plan import load_study
+from fitspace.study.schema import schema
 
 ROOT = Path(__file__).parents[1]
 GOOD = yaml.safe_load((ROOT / "params/emoji.yaml").read_text())
@@ -269,7 +270,7 @@ def test_check_accepts_every_shipped_study(monkeypatch, capsys):
 
 def test_schema_is_the_generated_one():
     committed = json.loads((ROOT / "workflow/schemas/study.schema.json").read_text())
-    assert committed == schema(), "run: python -m fitspace.config > workflow/schemas/..."
+    assert committed == schema(), "run: python -m fitspace.study.schema > workflow/schemas/..."
 
 
 def test_schema_accepts_and_refuses_what_the_models_do():

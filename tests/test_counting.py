@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from fitspace import bases
-from fitspace.counting import count
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.methods import adapter
+from fitspace.plan.counting import count
 
 SD15 = 859_520_964
 TRANSFORMER = [c for c in adapter.legal_cells() if c[0] != "CA_c" and not c[0].startswith("Res")]
@@ -263,6 +263,6 @@ def test_errors(given, problem):
 
 
 def test_module_imports_no_torch():
-    code = "import sys, fitspace.counting; print('torch' in sys.modules)"
+    code = "import sys, fitspace.plan.counting; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

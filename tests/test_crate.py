@@ -9,10 +9,10 @@ import pytest
 import requests
 from rocrate.rocrate import ROCrate
 
-from fitspace import lineage as lineages
 from fitspace.audit import crate
-from fitspace.errors import UserError
-from fitspace.files import sha256
+from fitspace.core.errors import UserError
+from fitspace.core.files import sha256
+from fitspace.results import lineage as lineages
 
 # The terms that a crate uses, of https://w3id.org/ro/crate/1.1/context (CC0).
 CONTEXT = Path(__file__).parent / "data/ro-crate-1.1-context.json"

@@ -8,9 +8,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fitspace.config import Study
-from fitspace.design import build_plan
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
+from fitspace.plan import build_plan
+from fitspace.study import Study
 
 ROOT = Path(__file__).parents[1]
 GOOD = yaml.safe_load((ROOT / "params/emoji.yaml").read_text())

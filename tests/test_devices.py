@@ -10,8 +10,9 @@ import tiny
 import torch
 from torch import nn
 
-from fitspace import devices, methods, training
-from fitspace.errors import UserError
+from fitspace import methods, training
+from fitspace.core import devices, rng
+from fitspace.core.errors import UserError
 
 # Hooks of every kind, peft's layers, and base parameters that are trained themselves.
 ON_UNET = {
@@ -198,13 +199,14 @@ def test_large_images_go_through_the_autoencoder_a_few_at_a_time(most, side, exp
 def test_images_encoded_and_decoded_in_parts_are_the_same_up_to_rounding(monkeypatch):
     from pathlib import Path
 
-    from fitspace import bases, sampling
-    from fitspace.data.prepare import encode_images
+    from fitspace import bases
+    from fitspace.data.encoding import encode_images
+    from fitspace.training import sampling
 
     base = Path(__file__).parents[1] / "models/emoji-unet"
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     vae, model = bases.load_vae(base), bases.load_denoiser(base)
-    text, noise = torch.zeros(5, 16, 384), sampling.initial_noise(0, 5, (8, 8, 8))
+    text, noise = torch.zeros(5, 16, 384), rng.initial_noise(0, 5, (8, 8, 8))
     given = (bases.config(base, "scheduler"), text, text[:1], noise)
 
     def both() -> tuple:

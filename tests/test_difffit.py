@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from fitspace import bases, methods
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.methods import difffit
 
 

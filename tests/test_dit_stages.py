@@ -17,12 +17,14 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import fitspace
-from fitspace import bases, methods, metrics, sampling, stages
-from fitspace.config import Study
-from fitspace.data import prepare
-from fitspace.design import Run, build_plan
-from fitspace.errors import UserError
-from fitspace.files import write_json
+from fitspace import bases, methods, metrics, stages
+from fitspace.core import rng
+from fitspace.core.errors import UserError
+from fitspace.core.files import write_json
+from fitspace.data import prepared
+from fitspace.plan import Run, build_plan
+from fitspace.study import Study
+from fitspace.training import sampling
 
 ROOT = Path(__file__).parents[1]
 JUDGE = str(ROOT / "models/emoji-clip")
@@ -94,7 +96,7 @@ BITFIT = {"method": "bitfit"}
 
 def run_through(chosen: Study, run: Run, *names: str) -> None:
     for name in names:
-        stages.STAGES[name](chosen, run)
+        stages.function(name)(chosen, run)
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +139,11 @@ def samples(run: Run) -> np.ndarray:
     ],
 )
 def test_labels_are_the_bases_or_new_ones(runs, task, captions, labels, own):
-    prepared, manifest = prepare.load(runs[task].prepare), prepare.read_manifest(runs[task].prepare)
+    found = prepared.load(runs[task].prepare)
+    manifest = prepared.read_manifest(runs[task].prepare)
     assert manifest["captions"] == captions
-    assert prepared.conditions.tolist() == labels and prepared.conditions.dtype == torch.int64
-    assert prepared.own_classes == own
+    assert found.conditions.tolist() == labels and found.conditions.dtype == torch.int64
+    assert found.own_classes == own
     expected = [LABELS[task][int(e["name"].removesuffix(".png")) // 2 % 2]
                 for e in manifest["examples"]]  # fmt: skip
     assert [captions[e["caption"]] for e in manifest["examples"]] == expected
@@ -151,7 +154,7 @@ def test_images_latents_and_samples_have_the_tasks_size(runs, task, side):
     run = runs[task]
     images = load_file(run.prepare.folder / "images.safetensors")["images"]
     assert images.shape == (4, side, side, 3)
-    assert prepare.load(run.prepare).mean.shape == (8, 4, side // 2, side // 2)
+    assert prepared.load(run.prepare).mean.shape == (8, 4, side // 2, side // 2)
     assert samples(run).shape == (PROMPTS, side, side, 3)
 
 
@@ -225,7 +228,7 @@ def test_samples_differ_by_class_and_not_only_by_noise(runs):
     """Two prompts of one class: the same noise gives the same image, another class does not."""
     run, model = runs["known"], bases.load_denoiser(Path("base"))
     methods.load(model, run.train.folder / "adapter.safetensors")
-    noise = sampling.initial_noise(0, 1, (4, 8, 8)).expand(3, -1, -1, -1)
+    noise = rng.initial_noise(0, 1, (4, 8, 8)).expand(3, -1, -1, -1)
     conditions = torch.tensor([1, 1, 0])
     images = sampling.generate(
         model, bases.load_vae(Path("base")), bases.config(Path("base"), "scheduler"),
@@ -240,14 +243,14 @@ def test_a_plain_pipeline_with_the_adapter_draws_the_same(runs, task, monkeypatc
     pipeline = diffusers.DiTPipeline.from_pretrained("base")
     pipeline.set_progress_bar_config(disable=True)
     attachment = fitspace.load_adapter(pipeline, run.train.folder / "adapter.safetensors")
-    prepared = prepare.load(run.prepare)
+    found = prepared.load(run.prepare)
 
     def noise(shape, **_):
-        assert shape == (PROMPTS, *prepared.mean.shape[1:])
-        return sampling.initial_noise(3, PROMPTS, shape[1:])
+        assert shape == (PROMPTS, *found.mean.shape[1:])
+        return rng.initial_noise(3, PROMPTS, shape[1:])
 
     monkeypatch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", noise)
-    labels = prepared.conditions[prepared.prompts[:PROMPTS]].tolist()
+    labels = found.conditions[found.prompts[:PROMPTS]].tolist()
     drawn = pipeline(labels, guidance_scale=1.0, num_inference_steps=STEPS, output_type="np").images
     apart = np.abs(samples(run) - 255 * drawn.astype(float))
     assert apart.max() <= 1
@@ -268,7 +271,7 @@ def test_every_metric_is_measured(runs, task):
 
 def test_prompts_repeat_and_are_compared_with_all_images_of_their_class(runs):
     run = runs["known"]
-    manifest = prepare.read_manifest(run.prepare)
+    manifest = prepared.read_manifest(run.prepare)
     classes = np.array([manifest["captions"][row] for row in manifest["prompts"]])
     assert sorted(classes) == ["dog", "dog", "kitty", "kitty"]
     reference = load_file(run.reference.folder / "features.safetensors")

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from project import STUDY, Project
 
-from fitspace import running
-from fitspace.design import Stage
+from fitspace.plan import Stage
+from fitspace.stages import running
 
 TRAIN = {"steps": 120, "batch_size": 4, "lr": 1.0e-3}
 
@@ -248,8 +248,8 @@ def test_a_file_system_without_locks_costs_a_warning(stage, monkeypatch, capsys)
 
 
 def test_finished_work_is_not_done_again(stage, capsys):
-    from fitspace.files import write_text
-    from fitspace.provenance import now, write_sidecar
+    from fitspace.core.files import write_text
+    from fitspace.stages.sidecars import now, write_sidecar
 
     done = []
 

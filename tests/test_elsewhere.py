@@ -14,10 +14,12 @@ import tiny
 import torch
 
 import fitspace
-from fitspace import bases, cli, methods, sampling
-from fitspace.errors import UserError
-from fitspace.export import export
-from fitspace.imports import import_peft
+from fitspace import bases, cli, methods
+from fitspace.core import rng
+from fitspace.core.errors import UserError
+from fitspace.core.imports import import_peft
+from fitspace.methods.export import export
+from fitspace.training import sampling
 
 peft = import_peft()
 import diffusers  # noqa: E402
@@ -56,7 +58,7 @@ def stable_diffusion(emoji):
 
 
 def noise():
-    return sampling.initial_noise(0, len(CAPTIONS), (8, 8, 8))
+    return rng.initial_noise(0, len(CAPTIONS), (8, 8, 8))
 
 
 def drawn_by(pipeline):

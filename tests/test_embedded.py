@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from fitspace import bases, sampling
-from fitspace.data.prepare import encode_captions
+from fitspace import bases
+from fitspace.core import rng
+from fitspace.data.encoding import encode_captions
+from fitspace.training import sampling
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "models/emoji-unet"
@@ -28,7 +30,7 @@ def pipeline():
 
 
 def test_plain_diffusers_draws_what_the_sample_stage_draws(pipeline):
-    noise = sampling.initial_noise(3, len(CAPTIONS), (8, 8, 8))
+    noise = rng.initial_noise(3, len(CAPTIONS), (8, 8, 8))
     theirs = pipeline(
         CAPTIONS, latents=noise, num_inference_steps=5, guidance_scale=3.0, output_type="np",
         height=32, width=32,
@@ -46,7 +48,7 @@ def test_an_adapter_changes_the_pipeline_and_comes_off_again(pipeline, tmp_path)
     import fitspace
     from fitspace import methods
 
-    noise = sampling.initial_noise(3, 1, (8, 8, 8))
+    noise = rng.initial_noise(3, 1, (8, 8, 8))
 
     def draw():
         return pipeline(

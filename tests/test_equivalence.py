@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats import equivalence
 
 # Student's sleep data (1908; R's datasets): more hours of sleep of ten patients on two drugs.

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitspace import files
-from fitspace.design import Stage
-from fitspace.errors import UserError
-from fitspace.provenance import read_sidecar, verified, write_sidecar
+from fitspace.core import files
+from fitspace.core.errors import UserError
+from fitspace.plan import Stage
+from fitspace.stages.sidecars import read_sidecar, verified, write_sidecar
 
 
 def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path):

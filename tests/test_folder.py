@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fitspace.core.errors import UserError
 from fitspace.data import pixels
 from fitspace.data.examples import split_of
 from fitspace.data.folder import METADATA, clean_caption, content_digest, examples
 from fitspace.data.pixels import load_image
-from fitspace.errors import UserError
 
 RED = np.full((4, 4, 3), (255, 0, 0), np.uint8)
 

@@ -8,9 +8,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fitspace import bases, footprint, methods
-from fitspace.errors import UserError
-from fitspace.footprint import Footprint, measure
+from fitspace import bases, methods
+from fitspace.core.errors import UserError
+from fitspace.plan import footprint
+from fitspace.plan.footprint import Footprint, measure
 
 AFTER_CA = {"input": "CA_out", "output": "FFN_in", "width": 60}
 

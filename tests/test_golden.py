@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fitspace.design import VERSIONS
+from fitspace.core import rng
+from fitspace.plan import VERSIONS
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "data" / "golden.json"
@@ -30,8 +31,8 @@ def _drawings():
 
 def prior() -> list[float]:
     """Pixels of three class images of the embedded base."""
-    from fitspace.data.dreambooth import class_images
-    from fitspace.design import PRIOR_STEPS
+    from fitspace.plan.keys import PRIOR_STEPS
+    from fitspace.stages.prior import class_images
 
     asked = {"prompt": "person", "images": 3, "steps": PRIOR_STEPS, "guidance": 3.0}
     return [float(image.mean()) for image in class_images(BASE, asked, "cpu")]
@@ -39,7 +40,7 @@ def prior() -> list[float]:
 
 def prepare() -> list[float]:
     """Latents and text embeddings of ten drawings."""
-    from fitspace.data.prepare import encode_captions, encode_images
+    from fitspace.data.encoding import encode_captions, encode_images
 
     rows, images = _drawings()
     mean, std = encode_images(BASE, images)
@@ -63,13 +64,14 @@ def train() -> list[float]:
 
 def sample() -> list[float]:
     """Pixels of three images of the embedded base."""
-    from fitspace import bases, sampling
-    from fitspace.data.prepare import encode_captions
+    from fitspace import bases
+    from fitspace.data.encoding import encode_captions
+    from fitspace.training import sampling
 
     text = encode_captions(BASE, ["", "red heart", "cat face", "sun"])
     images = sampling.generate(
         bases.load_denoiser(BASE), bases.load_vae(BASE), bases.config(BASE, "scheduler"),
-        text[1:], text[:1], sampling.initial_noise(7, 3, (8, 8, 8)), steps=4, guidance=3.0,
+        text[1:], text[:1], rng.initial_noise(7, 3, (8, 8, 8)), steps=4, guidance=3.0,
     )  # fmt: skip
     return [float(image.mean()) for image in images]
 
@@ -101,7 +103,7 @@ def test_numbers_change_only_with_the_version(stage):
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    from fitspace.imports import import_torchvision
+    from fitspace.core.imports import import_torchvision
 
     import_torchvision()
     recorded = {

@@ -17,8 +17,10 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from fitspace import devices, methods, stages, training
-from fitspace.design import build_plan
+from fitspace import methods, training
+from fitspace.core import devices
+from fitspace.plan import build_plan
+from fitspace.stages.train import train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -169,7 +171,6 @@ def test_frozen_layers_in_bf16_and_checkpointing_take_less_memory(tmp_path):
 def test_a_run_goes_through_all_stages(tmp_path, device, monkeypatch):
     """The tiny DiT with a task of its own classes; on a CPU checkpointing changes no byte."""
     monkeypatch.setattr(devices, "device", lambda: device)
-    monkeypatch.setattr(stages, "device", lambda: device)
     dit.build_base(tmp_path / "base")
     dit.build_images(tmp_path / "own", dit.LABELS["own"])
     changes = {"train": {"steps": 3, "batch_size": 4, "lr": 0.05, "precision": "bf16"}}
@@ -179,7 +180,7 @@ def test_a_run_goes_through_all_stages(tmp_path, device, monkeypatch):
         dit.run_through(chosen, run, "prepare", "reference", "train")
         adapter, key = run.train.folder / "adapter.safetensors", run.train.key
         once = adapter.read_bytes()
-        stages.train(chosen, run, gradient_checkpointing=True)
+        train.train(chosen, run, gradient_checkpointing=True)
         dit.run_through(chosen, run, "sample", "evaluate")
         sidecar = json.loads(run.train.sidecar.read_text())
         facts = sidecar["facts"]

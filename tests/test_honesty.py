@@ -14,11 +14,13 @@ import report_study as made_up
 import torch
 import yaml
 
-from fitspace import config, metrics, table
-from fitspace.errors import UserError
-from fitspace.imports import import_torchvision
+from fitspace import metrics, plan, study
+from fitspace.core.errors import UserError
+from fitspace.core.imports import import_torchvision
+from fitspace.metrics import measuring
 from fitspace.metrics.frechet import Gaussian, between, fit, frechet_distance, jackknife
 from fitspace.report import inputs
+from fitspace.results import table
 
 import_torchvision()
 
@@ -176,7 +178,7 @@ def test_each_size_is_a_mean_over_random_subsets():
 
 def test_every_run_has_interval_numbers_of_images_and_curve():
     samples, reference = draw(40, 64, 16), draw(50, 64, 17, shift=0.3)
-    found = metrics._distances(samples, reference)
+    found = measuring._distances(samples, reference)
     assert (found["n"], found["m"]) == (40, 50)
     assert found["fd_effnet"] == frechet_distance(samples, reference)
     assert tuple(found[k] for k in metrics.INTERVAL) == jackknife(samples, reference)
@@ -188,7 +190,7 @@ def test_every_run_has_interval_numbers_of_images_and_curve():
 
 @pytest.mark.parametrize("n", [4, 5, 9])
 def test_the_fewest_samples_have_an_interval_too(n):
-    found = metrics._distances(draw(n, 20, 18), draw(6, 20, 19))
+    found = measuring._distances(draw(n, 20, 18), draw(6, 20, 19))
     values = [v for row in found.pop("against_n") for v in row.values()]
     assert np.isfinite([*found.values(), *values]).all()
 
@@ -331,7 +333,7 @@ def problems_of(tmp_path, responses):
     content["analysis"] = {"factors": ["input"], "responses": responses}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
     try:
-        config.load_study(tmp_path / "study.yaml")
+        plan.load_study(tmp_path / "study.yaml")
     except UserError as error:
         return error.problems
     return []
@@ -352,4 +354,4 @@ def test_clip_i_stands_beside_text_or_diversity(tmp_path, beside):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda p: p.stem)
 def test_no_study_here_lets_clip_i_stand_alone(path):
-    config.Study.model_validate(yaml.safe_load(path.read_text()))
+    study.Study.model_validate(yaml.safe_load(path.read_text()))

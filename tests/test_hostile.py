@@ -21,10 +21,16 @@ import report_study as made_up
 import yaml
 from hostile import refused, watched
 
-from fitspace import files, garbage, lineage
+from fitspace.audit import garbage
 from fitspace.cli import main
-from fitspace.config import load_study
-from fitspace.errors import UserError, printable
+from fitspace.core import files, hashes
+from fitspace.core.errors import UserError, printable
+from fitspace.data import prepared
+from fitspace.plan import load_study
+from fitspace.results import lineage
+from fitspace.stages.evaluate import evaluate
+from fitspace.stages.prepare import prepare
+from fitspace.stages.reference import reference
 
 EXAMPLES = {
     "studies": 100,
@@ -43,7 +49,7 @@ EXAMPLES = {
 def _quick():
     """Durability is not tested here, and a busy disk takes seconds a file."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fitspace.files.os.fsync", lambda handle: None)
+        patch.setattr("fitspace.core.files.os.fsync", lambda handle: None)
         yield
 
 
@@ -312,16 +318,15 @@ def test_a_damaged_provenance_never_frees_results(damaged, change):
 
 def test_a_damaged_cache_of_digests_is_forgotten(damaged):
     """Believed, it would give every run another key: all trained again, and gc would take them."""
-    from fitspace import bases
-    from fitspace.design import build_plan
+    from fitspace.plan import build_plan
 
     before = build_plan(load_study(project.STUDY)).stages.keys()
-    bases.DIGESTS.exists() or files.remember(bases.DIGESTS, {})
-    facts = files.remembered(bases.DIGESTS)
+    hashes.DIGESTS.exists() or files.remember(hashes.DIGESTS, {})
+    facts = files.remembered(hashes.DIGESTS)
     model = [p for p in Path("models/emoji-unet").rglob("*.safetensors")][0]
     status = model.stat()
     lie = facts | {str(model.resolve()): [status.st_size, status.st_mtime_ns, "0" * 64]}
-    damaged(bases.DIGESTS, json.dumps(lie | {"sha256": files.digest(facts)}).encode())
+    damaged(hashes.DIGESTS, json.dumps(lie | {"sha256": files.digest(facts)}).encode())
     assert build_plan(load_study(project.STUDY)).stages.keys() == before
     assert not garbage.find()
 
@@ -402,7 +407,7 @@ def forged(finished, monkeypatch):
     """Change a file of the first run, and its sidecar with it; all is put back."""
     from safetensors.numpy import load_file, save_file
 
-    from fitspace.design import build_plan
+    from fitspace.plan import build_plan
 
     monkeypatch.chdir(finished)
     plan = build_plan(load_study(project.STUDY))
@@ -428,21 +433,21 @@ def forged(finished, monkeypatch):
 @pytest.mark.parametrize("which, change, said", FORGED.values(), ids=FORGED)
 def test_a_file_forged_with_its_sidecar_is_refused(forged, which, change, said):
     """By what reads it: the hashes agree, so only what the file holds can tell."""
-    from fitspace import bases, metrics, stages, table
-    from fitspace.data import prepare
-    from fitspace.provenance import verified
+    from fitspace import bases, metrics
+    from fitspace.results import table
+    from fitspace.stages.sidecars import verified
 
     plan, (run, *_) = forged.plan, forged.plan.runs
     reads = {
         METRICS: lambda: table.collect(plan),
-        SAMPLES: lambda: stages.measure(plan.study, run, {}),
+        SAMPLES: lambda: evaluate.measure(plan.study, run, {}),
         FEATURES: lambda: metrics.read_features(run.reference.folder / which[1], False),
-        IMAGES: lambda: stages.reference_features(plan.study, run),
+        IMAGES: lambda: reference.reference_features(plan.study, run),
     }
     path = forged(*which, change)
     verified(getattr(run, which[0]))
     with pytest.raises(UserError, match=said) as caught:
-        reads.get(which, lambda: prepare.load(run.prepare, bases.resolve(plan.study.base)))()
+        reads.get(which, lambda: prepared.load(run.prepare, bases.resolve(plan.study.base)))()
     assert all(p.startswith(str(path.parent)) for p in caught.value.problems)
 
 
@@ -457,7 +462,7 @@ FORGED_FACTS = {
 @pytest.mark.parametrize("stage, facts, said", FORGED_FACTS.values(), ids=FORGED_FACTS)
 def test_forged_facts_of_a_sidecar_are_refused(forged, damaged, stage, facts, said):
     """Facts go on from stage to stage, and end as cells of the table."""
-    from fitspace.provenance import verified
+    from fitspace.stages.sidecars import verified
 
     (made,) = (s for s in forged.plan.runs[0].stages if s.name == stage)
     content = json.loads(made.sidecar.read_text())
@@ -481,7 +486,7 @@ def test_features_of_another_judge_or_extractor_are_refused(forged, monkeypatch)
     """Their file is sound, but nothing can be held against it."""
     import torch
 
-    from fitspace import metrics, stages
+    from fitspace import metrics
     from fitspace.metrics import clip, extractors
 
     study, (run, *_) = forged.plan.study, forged.plan.runs
@@ -490,7 +495,7 @@ def test_features_of_another_judge_or_extractor_are_refused(forged, monkeypatch)
     monkeypatch.setattr(extractors, "features", lambda images: torch.ones(6, 9).double())
     features = metrics.read_features(run.reference.folder / FEATURES[1], of_subject=False)
     with pytest.raises(UserError) as caught:
-        stages.measure(study, run, features)
+        evaluate.measure(study, run, features)
     named = [problem.split("'")[1] for problem in caught.value.problems]
     assert named == ["judge_images", "effnet"]
 
@@ -513,8 +518,7 @@ def test_prepared_tasks_of_other_kinds_are_checked_too(tmp_path, change, labels,
     """Of a base with five classes, and, without labels, of one subject."""
     import torch
 
-    from fitspace.data import prepare
-    from fitspace.design import Stage
+    from fitspace.plan import Stage
 
     of_subject, base = labels is None, tmp_path / "base"
     kind = "unet" if of_subject else "transformer"
@@ -533,12 +537,12 @@ def test_prepared_tasks_of_other_kinds_are_checked_too(tmp_path, change, labels,
     stage = Stage("prepare", tmp_path / "made", "0", {"dreambooth": {}} if of_subject else {})
     own = {"inputs": [], "started": "", "facts": {}}
     prepare.write(stage, tensors, dict(manifest), **own)
-    assert len(prepare.load(stage, base).conditions) == 3
+    assert len(prepared.load(stage, base).conditions) == 3
     if not of_subject:
         tensors["text"] = {"labels": torch.tensor(labels)}
     prepare.write(stage, tensors, manifest | change, **own)
     with pytest.raises(UserError, match=said):
-        prepare.load(stage, base)
+        prepared.load(stage, base)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 4, 3), (3, 5, 5, 3), (3, 4, 5, 3), (3, 4, 4, 1)])
@@ -546,9 +550,9 @@ def test_class_images_that_are_not_as_drawn_are_refused(tmp_path, shape):
     import torch
     from safetensors.torch import save_file
 
-    from fitspace.data import dreambooth
-    from fitspace.design import Stage
-    from fitspace.provenance import write_sidecar
+    from fitspace.plan import Stage
+    from fitspace.stages.prepare import class_examples
+    from fitspace.stages.sidecars import write_sidecar
 
     stage = Stage("prior", tmp_path, "0", {"images": 3})
     path = tmp_path / "images.safetensors"
@@ -556,9 +560,9 @@ def test_class_images_that_are_not_as_drawn_are_refused(tmp_path, shape):
         save_file({"images": torch.zeros(each, dtype=torch.uint8)}, path)
         write_sidecar(stage, inputs=[], outputs=[path], started="", facts={})
         if sound:
-            assert len(dreambooth._class_examples(stage, "a dog", 4)) == 3
+            assert len(class_examples(stage, "a dog", 4)) == 3
     with pytest.raises(UserError, match="needed: images .U8 3 4 4 3"):
-        dreambooth._class_examples(stage, "a dog", 4)
+        class_examples(stage, "a dog", 4)
 
 
 def test_an_image_that_is_a_pipe_is_not_waited_for(tmp_path):

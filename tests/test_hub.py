@@ -18,14 +18,15 @@ import torch
 import yaml
 from PIL import Image
 
-from fitspace import bases, data, footprint, hub, metrics
+from fitspace import bases, data, metrics
 from fitspace.cli import main
-from fitspace.config import Study, Task
-from fitspace.counting import count
-from fitspace.design import build_plan
-from fitspace.errors import UserError
-from fitspace.footprint import Footprint
-from fitspace.imports import import_torchvision
+from fitspace.core import hub
+from fitspace.core.errors import UserError
+from fitspace.core.imports import import_torchvision
+from fitspace.plan import build_plan, footprint
+from fitspace.plan.counting import count
+from fitspace.plan.footprint import Footprint
+from fitspace.study import Study, Task
 
 import_torchvision()
 import diffusers  # noqa: E402

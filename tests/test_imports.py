@@ -9,7 +9,7 @@ import pytest
 HERE = Path(__file__).parent
 FORWARD = """
 import sys, torch
-from fitspace import imports
+from fitspace.core import imports
 imports.import_only_models()
 sys.path.insert(0, {tests!r})
 import tiny
@@ -39,15 +39,15 @@ def test_models_alone_work_whatever_else_is_installed(tmp_path, peft):
 
 
 def test_torchvision_imports_beside_this_torch(tmp_path):
-    code = "from fitspace.imports import import_torchvision as i; i(); i(); import torchvision"
+    code = "from fitspace.core.imports import import_torchvision as i; i(); i(); import torchvision"
     done = _run(code, tmp_path)
     assert done.returncode == 0, done.stderr
 
 
 def test_importing_fitspace_imports_no_heavy_library(tmp_path):
     code = (
-        "import sys, fitspace, fitspace.cli, fitspace.config, fitspace.design, fitspace.methods, "
-        "fitspace.report, fitspace.table, fitspace.metrics; "
+        "import sys, fitspace, fitspace.cli, fitspace.study, fitspace.plan, fitspace.methods, "
+        "fitspace.report, fitspace.results.table, fitspace.metrics; "
         "print([m for m in ('torch', 'diffusers', 'pandas', 'matplotlib') if m in sys.modules])"
     )
     done = _run(code, tmp_path)

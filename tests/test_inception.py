@@ -15,15 +15,15 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from fitspace import footprint, metrics
+from fitspace import metrics
 from fitspace.cli import main
-from fitspace.config import Study
-from fitspace.design import build_plan
-from fitspace.errors import UserError
-from fitspace.files import sha256
-from fitspace.footprint import Footprint
-from fitspace.hub import NotHere
-from fitspace.imports import import_torchvision
+from fitspace.core.errors import UserError
+from fitspace.core.files import sha256
+from fitspace.core.hub import NotHere
+from fitspace.core.imports import import_torchvision
+from fitspace.plan import build_plan, footprint
+from fitspace.plan.footprint import Footprint
+from fitspace.study import Study
 
 import_torchvision()
 import torch_fidelity  # noqa: E402

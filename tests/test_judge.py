@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from fitspace.core.errors import UserError
+from fitspace.core.imports import import_torchvision
 from fitspace.data import openmoji
-from fitspace.errors import UserError
-from fitspace.imports import import_torchvision
 
 import_torchvision()
 
 import open_clip  # noqa: E402
 from open_clip.loss import ClipLoss  # noqa: E402
 
-from fitspace.bases import judge  # noqa: E402
+from fitspace.recipes import judge  # noqa: E402
 
 SHIPPED = Path(__file__).parents[1] / "models" / "emoji-clip"
 
@@ -112,7 +112,7 @@ def test_captions_are_told_apart_and_truncated(tokenizer):
 def test_the_tokenizer_is_the_same_in_every_process():
     captions = [f"word{i % 7} thing{i % 11} and{i}" for i in range(50)]
     code = (
-        "from fitspace.bases import judge;"
+        "from fitspace.recipes import judge;"
         f"print(judge.build_tokenizer({captions!r}).to_str(pretty=False))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fitspace import data, design, metrics
-from fitspace.config import load_study
-from fitspace.files import digest
+from fitspace import data, metrics, plan
+from fitspace.core.files import digest
+from fitspace.plan import keys, load_study
 
 ROOT = Path(__file__).parents[1]
 KEYS = Path(__file__).parent / "data" / "keys.json"
@@ -24,13 +24,13 @@ def stages(study: str, patch: pytest.MonkeyPatch) -> dict[str, dict]:
     """Stage -> its keys in the plan's order, and the digest of its folders' names."""
     patch.chdir(ROOT)
     loaded = load_study(f"params/{study}")
-    if design.absent(loaded):
+    if keys.absent(loaded):
         identity = data.identity
         named = {"metrics": metrics.VERSION, "extractor": metrics.EXTRACTOR, "judge": "judge"}
         if loaded.inception is not None:
             named["inception"] = "inception"
-        patch.setattr(design, "absent", lambda study: [])
-        patch.setattr(design, "_models", lambda study: ("base", named))
+        patch.setattr(keys, "absent", lambda study: [])
+        patch.setattr(keys, "looked_at", lambda study: ("base", named))
         patch.setattr(
             data,
             "identity",
@@ -41,7 +41,7 @@ def stages(study: str, patch: pytest.MonkeyPatch) -> dict[str, dict]:
             ),
         )
     found: dict[str, list] = {}
-    for stage in design.build_plan(loaded).stages.values():
+    for stage in plan.build_plan(loaded).stages.values():
         found.setdefault(stage.name, []).append(stage)
     return {
         name: {"keys": [s.key for s in own], "folders": digest([s.folder.as_posix() for s in own])}

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats import anova, lenth
 
 # Filtration rate of a chemical product, a 2^4 design in standard order.

@@ -16,11 +16,13 @@ import pandas as pd
 import pytest
 import report_study
 
-from fitspace import files, lineage, overview, provenance, table, tracking
-from fitspace.config import load_study
-from fitspace.design import Point, build_plan
+from fitspace.core import files
+from fitspace.plan import Point, build_plan, load_study, overview
 from fitspace.report import inputs, results, tables
+from fitspace.results import lineage, table
+from fitspace.stages import sidecars
 from fitspace.stats import cell_means, lack_of_fit
+from fitspace.tracking import importing
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -78,10 +80,10 @@ def calls(act) -> int:
 def _track(plan):
     """Which of the runs that an import finds in MLflow are whole."""
     entries = [SimpleNamespace(key=r.name, content="c", files={}) for r in plan.runs]
-    tags = ({tracking.KEY: run.name, tracking.CONTENT: "c"} for run in plan.runs)
+    tags = ({importing.KEY: run.name, importing.CONTENT: "c"} for run in plan.runs)
     info = SimpleNamespace(status="FINISHED")
     there = [SimpleNamespace(info=info, data=SimpleNamespace(tags=tag)) for tag in tags]
-    store = tracking._Store.__new__(tracking._Store)
+    store = importing._Store.__new__(importing._Store)
     assert all(store._whole(entries, there).values())
 
 
@@ -134,7 +136,7 @@ def test_a_table_hashes_every_file_once_and_reads_it_twice_at_most(plans, monkey
         return files.sha256(path)
 
     content = Path.read_bytes
-    monkeypatch.setattr(provenance, "sha256", counting)
+    monkeypatch.setattr(sidecars, "sha256", counting)
     monkeypatch.setattr(lineage, "sha256", counting)
     monkeypatch.setattr(Path, "read_bytes", lambda path: read.update([str(path)]) or content(path))
     for plan in plans():
@@ -143,10 +145,10 @@ def test_a_table_hashes_every_file_once_and_reads_it_twice_at_most(plans, monkey
         table.collect(plan)
         table.against_n(plan)
         lineage.collect(plan)
-        sidecars = {str(stage.sidecar) for stage in plan.stages.values()}
-        metrics = {str(run.evaluate.folder / "metrics.json") for run in plan.runs}
-        assert hashed == Counter(sidecars | metrics)
-        assert max(read[name] for name in sidecars | metrics) == 2
+        expected = {str(stage.sidecar) for stage in plan.stages.values()}
+        expected |= {str(run.evaluate.folder / "metrics.json") for run in plan.runs}
+        assert hashed == Counter(expected)
+        assert max(read[name] for name in expected) == 2
 
 
 def _made_up(levels: int, tmp_path: Path):
@@ -214,7 +216,7 @@ def test_stand_ins_are_what_stages_leave(projects, monkeypatch):
     rows = table.collect(plan)
     assert len(rows) == 66 and {row["status"] for row in rows} == {"ok"}
     for stage in plan.stages.values():
-        provenance.verified(stage)
+        sidecars.verified(stage)
     names = {
         path.name for run in plan.runs for stage in run.stages for path in stage.folder.iterdir()
     }

@@ -7,8 +7,10 @@ import pytest
 import tiny
 import torch
 
-from fitspace import methods, sampling, training
-from fitspace.errors import UserError
+from fitspace import methods, training
+from fitspace.core import rng
+from fitspace.core.errors import UserError
+from fitspace.training import sampling
 
 
 class Small(torch.nn.Module):
@@ -95,7 +97,7 @@ class Decoder:
 def draw(room: int, guidance: float = 2.0) -> tuple[np.ndarray, list[int]]:
     small = Small(tiny.unet(), room)
     text = torch.randn(10, 5, 12, generator=torch.Generator().manual_seed(0))
-    noise = sampling.initial_noise(0, 9, (4, 4, 4))
+    noise = rng.initial_noise(0, 9, (4, 4, 4))
     images = sampling.generate(
         small, Decoder(), tiny.scheduler().config, text[1:], text[:1], noise, 3, guidance
     )
@@ -123,7 +125,7 @@ def test_images_that_are_not_finite_are_no_pictures():
     model = tiny.unet()
     with torch.no_grad():
         model.conv_out.bias.fill_(torch.inf)
-    noise = sampling.initial_noise(0, 2, (4, 4, 4))
+    noise = rng.initial_noise(0, 2, (4, 4, 4))
     text = torch.zeros(3, 5, 12)
     with pytest.raises(sampling.NotFinite, match="the samples are not finite"):
         sampling.generate(

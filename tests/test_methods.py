@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_dit
 
 from fitspace import bases, methods
-from fitspace.errors import UserError
-from fitspace.imports import import_torchvision
+from fitspace.core.errors import UserError
+from fitspace.core.imports import import_torchvision
 from fitspace.methods import adapter
 
 import_torchvision()
@@ -464,7 +464,7 @@ def test_unknown_method_names_the_allowed():
 
 def test_checking_needs_no_torch():
     code = (
-        "import sys; from fitspace import bases, counting, methods;"
+        "import sys; from fitspace import bases, methods; from fitspace.plan import counting;"
         "s = methods.validated('adapter', {'input': 'CA_out', 'output': 'FFN_in'});"
         "assert methods.get('adapter').problems(s, 'unet') == [];"
         "print(sorted({'torch', 'diffusers', 'pandas'} & set(sys.modules)))"

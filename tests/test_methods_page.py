@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from fitspace import methods
-from fitspace.counting import count
+from fitspace.plan.counting import count
 
 PAGE = (Path(__file__).parents[1] / "docs/methods.md").read_text(encoding="utf-8")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fitspace import metrics
-from fitspace.errors import UserError
-from fitspace.imports import import_torchvision
+from fitspace.core.errors import UserError
+from fitspace.core.imports import import_torchvision
 
 import_torchvision()
 
@@ -23,9 +23,9 @@ from torch_fidelity.metric_fid import (  # noqa: E402
     fid_statistics_to_metric,
 )
 
-from fitspace.bases import judge as judge_base  # noqa: E402
 from fitspace.metrics import clip, extractors  # noqa: E402
 from fitspace.metrics.frechet import frechet_distance  # noqa: E402
+from fitspace.recipes import judge as judge_base  # noqa: E402
 
 CAPTIONS = [f"red square number {i}" for i in range(12)]
 

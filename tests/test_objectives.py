@@ -9,9 +9,10 @@ import torch
 from diffusers import DDPMScheduler
 from scipy.stats import norm
 
-from fitspace import methods, objectives, training
-from fitspace.data.prepare import PreparedTask
-from fitspace.errors import UserError
+from fitspace import methods, training
+from fitspace.core.errors import UserError
+from fitspace.data.prepared import PreparedTask
+from fitspace.training import objectives
 
 STEPS = 1000
 

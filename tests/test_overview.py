@@ -8,12 +8,21 @@ import pandas as pd
 import pytest
 import yaml
 
-from fitspace import bases, cost, counting, footprint, overview
+from fitspace import bases
 from fitspace.cli import main
-from fitspace.config import Study, load_study
-from fitspace.design import build_plan, expand
-from fitspace.errors import UserError
-from fitspace.footprint import Footprint
+from fitspace.core.errors import UserError
+from fitspace.plan import (
+    build_plan,
+    cost,
+    counting,
+    expand,
+    footprint,
+    load_study,
+    overview,
+    rendering,
+)
+from fitspace.plan.footprint import Footprint
+from fitspace.study import Study
 
 ROOT = Path(__file__).parents[1]
 GOOD = yaml.safe_load((ROOT / "params/emoji.yaml").read_text())
@@ -135,7 +144,7 @@ def test_bases_that_are_not_here(monkeypatch):
     size = {"trainable": 1000, "total": 10_000, "percent": 10.0}
     monkeypatch.setattr(counting, "count", lambda *arguments: size)
     described = overview.describe(load_study("params/sd15-dreambooth.yaml"))
-    said = overview.render(described)
+    said = rendering.render(described)
     assert "3 unconnected parts of 16, 3, 1 cells" in said
     assert "4 cell(s) outside the largest are left out" in said
     # By point, task and seed: 20 x 3000 and 800 steps of an image and a class image; 22 x 3 x 32
@@ -421,4 +430,4 @@ def test_a_finer_task_has_larger_samples():
     [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (38_700_000, "38.7 MB"), (5 * 10**15, "5e+03 TB")],
 )
 def test_bytes_for_a_person(count, said):
-    assert overview._bytes(count) == said
+    assert rendering._bytes(count) == said

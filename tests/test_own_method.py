@@ -12,7 +12,8 @@ import tiny
 import torch
 
 from fitspace import methods
-from fitspace.counting import count
+from fitspace.methods import registry
+from fitspace.plan.counting import count
 
 PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"
 
@@ -27,7 +28,7 @@ def name(tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
     found = methods.discovered()
     assert found.keys() - methods.METHODS.keys() == {name}
-    monkeypatch.setattr(methods, "METHODS", found)
+    monkeypatch.setattr(registry, "METHODS", found)
     yield name
     del sys.modules[f"{methods.__name__}.{name}"]
     delattr(methods, name)

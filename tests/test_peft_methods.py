@@ -15,8 +15,8 @@ import yaml
 from scipy import stats
 
 from fitspace import methods, training
-from fitspace.errors import UserError
-from fitspace.imports import import_peft
+from fitspace.core.errors import UserError
+from fitspace.core.imports import import_peft
 
 peft = import_peft()
 from diffusers import UNet2DConditionModel  # noqa: E402
@@ -323,7 +323,7 @@ def test_dropout_is_at_work_in_training_only(tmp_path, dora):
 
 JOB = """
 import sys, torch
-from fitspace import imports
+from fitspace.core import imports
 imports.import_only_models()
 sys.path.insert(0, {tests!r})
 import tiny
@@ -356,8 +356,8 @@ def test_stages_of_a_study_run_as_jobs(tmp_path):
     )
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     code = (
-        "from pathlib import Path; from fitspace.config import load_study;"
-        "from fitspace.design import build_plan;"
+        "from pathlib import Path; from fitspace.plan import load_study;"
+        "from fitspace.plan import build_plan;"
         "stages = build_plan(load_study(Path('study.yaml'))).stages;"
         "print(*(f'{s}|{f}' for s, f in stages), sep='\\n')"
     )

@@ -5,7 +5,7 @@ import pytest
 
 from fitspace.data.examples import Example, split_of
 from fitspace.data.openmoji import STYLES, catalogue, render
-from fitspace.data.prepare import _prompt_images
+from fitspace.stages.prepare import _prompt_images
 
 
 def _example(name: str, caption: str, group: str) -> Example:

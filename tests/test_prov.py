@@ -17,8 +17,8 @@ from prov.model import (
     ProvUsage,
 )
 
-from fitspace import lineage as lineages
 from fitspace.audit import prov
+from fitspace.results import lineage as lineages
 
 VALUE = {
     "table": "anova.csv",

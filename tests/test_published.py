@@ -9,12 +9,11 @@ import pytest
 import yaml
 from scipy import stats as distributions
 
-from fitspace import counting, footprint
 from fitspace.cli import main
-from fitspace.config import load_study
-from fitspace.footprint import Footprint
 from fitspace.methods import adapter
-from fitspace.overview import describe
+from fitspace.plan import counting, footprint, load_study
+from fitspace.plan.footprint import Footprint
+from fitspace.plan.overview import describe
 from fitspace.stats import anova, anova_of_file, pairs
 
 PARAMS = Path(__file__).parents[1] / "params"

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats import anova, leave_one_out, ranking
 
 STATS = Path(__file__).parent / "data" / "stats"

@@ -20,10 +20,10 @@ import transformers
 import yaml
 from PIL import Image
 
-from fitspace import bases, counting, methods, stages
-from fitspace.config import load_study
-from fitspace.data import prepare
-from fitspace.design import build_plan
+from fitspace import bases, methods, stages
+from fitspace.data import prepared
+from fitspace.plan import build_plan, counting, load_study
+from fitspace.stages.evaluate import evaluate
 
 ROOT = Path(__file__).parents[1]
 # Stages of subjects and of DiTs have fast tests of their own.
@@ -145,7 +145,7 @@ def finished(request, narrow, tmp_path_factory):
         for run in runs.values():
             for stage in run.stages:
                 if not stage.sidecar.exists():
-                    stages.STAGES[stage.name](study, run)
+                    stages.function(stage.name)(study, run)
         yield study, runs
 
 
@@ -173,7 +173,7 @@ def test_adapters_hold_what_is_counted(finished):
 
 def test_every_arm_draws_something_else(finished):
     study, runs = finished
-    drawn = [stages.drawn(study, run) for run in runs.values()]
+    drawn = [evaluate.drawn(study, run) for run in runs.values()]
     assert all(images.shape[1:] == (64, 64, 3) for images in drawn)
     different = {images.tobytes() for images in drawn}
     assert len(different) == len(drawn)
@@ -182,7 +182,7 @@ def test_every_arm_draws_something_else(finished):
 def test_what_the_models_predict_and_are_told(finished):
     study, runs = finished
     base, run = bases.resolve(study.base), next(iter(runs.values()))
-    process, task = bases.load_scheduler(base), prepare.load(run.prepare, base)
+    process, task = bases.load_scheduler(base), prepared.load(run.prepare, base)
     assert process.config.prediction_type == "epsilon"
     model = bases.load_denoiser(base)
     if bases.family(base) == "unet":

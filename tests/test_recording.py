@@ -12,7 +12,7 @@ import yaml
 from project import STUDY, Project, content
 from recorded import light_copy, name_study, recorded
 
-from fitspace import garbage, recording
+from fitspace.audit import garbage, recording
 from fitspace.cli import main
 
 

@@ -17,8 +17,8 @@ from xml.etree import ElementTree
 import pytest
 import report_study as made_up
 
-from fitspace.config import load_study
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
+from fitspace.plan import load_study
 from fitspace.report import build, words
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "col"}
@@ -89,7 +89,7 @@ def plain(number: str) -> float:
 def no_syncing():
     """Durability is not tested here, and a busy disk takes seconds a file."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fitspace.files.os.fsync", lambda handle: None)
+        patch.setattr("fitspace.core.files.os.fsync", lambda handle: None)
         yield
 
 

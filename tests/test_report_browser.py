@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
     made_up.write(folder, table, dropped=["adapter (input=CA_in, output=SA_in): flows back"])
     made_up.write_gallery(folder, table, [f"a rather long caption, number {i}" for i in range(12)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fitspace.files.os.fsync", lambda handle: None)
+        patch.setattr("fitspace.core.files.os.fsync", lambda handle: None)
         build(study, folder)
     return folder
 

@@ -14,9 +14,10 @@ import yaml
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 
 from fitspace import bases, methods
-from fitspace.config import Study, Task, load_study
-from fitspace.design import build_plan, task_problems
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
+from fitspace.plan import build_plan, load_study
+from fitspace.plan.checks import task_problems
+from fitspace.study import Study, Task
 
 ROOT = Path(__file__).parents[1]
 every_factor = pytest.mark.parametrize("factor", [2, 3, 4])

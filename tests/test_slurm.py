@@ -23,8 +23,8 @@ import yaml
 from project import STUDY, Project
 from slurm_cluster import Cluster, obstacle, running, wait_for
 
-from fitspace import slurm
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
+from fitspace.stages import slurm
 
 ROOT = Path(__file__).parents[1]
 PROFILE = "profiles/slurm"
@@ -446,7 +446,7 @@ def _raise_time(checkpoint: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    from fitspace.training import _digest
+    from fitspace.training.member import _digest
 
     tensors = load_file(checkpoint)
     with safe_open(checkpoint, "pt") as file:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fitspace.cli import main
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats import (
     analyse,
     anova,

@@ -11,7 +11,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats import (
     anova,
     anova_of_file,

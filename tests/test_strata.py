@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats import anova, effects, over_tasks
 from fitspace.stats.formula import parse, parse_strata
 

@@ -21,11 +21,15 @@ import test_dit_stages as dit
 import tiny
 import torch
 
-from fitspace import methods, running, stages, training
-from fitspace.design import Stage, build_plan
-from fitspace.errors import UserError
-from fitspace.files import write_text
-from fitspace.provenance import now, write_sidecar
+from fitspace import methods, stages, training
+from fitspace.core import devices
+from fitspace.core.errors import UserError
+from fitspace.core.files import write_text
+from fitspace.plan import Stage, build_plan
+from fitspace.stages import common, running
+from fitspace.stages.sample import sample
+from fitspace.stages.sidecars import now, write_sidecar
+from fitspace.stages.train import train
 
 
 def fork(work) -> int:
@@ -182,7 +186,7 @@ def test_where_nobody_can_claim_a_run_only_its_own_is_done(plan, monkeypatch):
     [(None, ["3", "4", "0"]), ("project", ["3", "4"]), ("other", ["3", "4", "0"])],
 )
 def test_a_group_in_one_slurm_job_takes_so_many_in_all(plan, monkeypatch, name, calls):
-    from fitspace import slurm
+    from fitspace.stages import slurm
 
     if name is not None:
         prefix = slurm.prefix(Path.cwd() if name == "project" else Path("/elsewhere"))
@@ -260,7 +264,7 @@ FOLDS = {
 @pytest.mark.parametrize(("change", "expected"), FOLDS.values(), ids=FOLDS)
 def test_which_runs_fold(tmp_path, monkeypatch, change, expected):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stages, "device", lambda: change.get("device", "cuda"))
+    monkeypatch.setattr(devices, "device", lambda: change.get("device", "cuda"))
     method = change.get("method", "adapter")
     both = {"method", "settings.dropout"}  # what both runs have
 
@@ -275,7 +279,7 @@ def test_which_runs_fold(tmp_path, monkeypatch, change, expected):
         return SimpleNamespace(point=point, train=folder, seed=own.get("seed", 0))
 
     first = run(**{k: v for k, v in change.items() if k in both})
-    assert stages.folds(first, run(**change)) == expected
+    assert train.folds(first, run(**change)) == expected
 
 
 # --- the same files as alone -------------------------------------------------------------
@@ -317,7 +321,7 @@ def test_runs_of_one_process_write_what_each_writes_alone(prepared, monkeypatch,
     costly = ("evaluate", "own")  # one task's metrics are enough
 
     def make(name):
-        return lambda *runs: stages.STAGES[name](plan.study, *runs)
+        return lambda *runs: stages.function(name)(plan.study, *runs)
 
     results = folder / "results"
     for name in ("train", "sample", "evaluate"):
@@ -346,15 +350,15 @@ def test_runs_of_one_process_write_what_each_writes_alone(prepared, monkeypatch,
 
 
 def test_peak_memory_is_the_runs_own():
-    stages._forget_peak()
-    before = stages.peak_memory_mb()
+    common.forget_peak()
+    before = common.peak_memory_mb()
     big = torch.ones(64, 2**20)  # 256 MiB
-    assert stages.peak_memory_mb() > before + 200
+    assert common.peak_memory_mb() > before + 200
     del big
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("no /proc/self/clear_refs here")
-    stages._forget_peak()
-    assert stages.peak_memory_mb() < before + 100
+    common.forget_peak()
+    assert common.peak_memory_mb() < before + 100
 
 
 FINISHED = """
@@ -606,12 +610,12 @@ def test_a_fold_writes_each_runs_own_files(prepared, monkeypatch):
     study = dit.study(ARMS[0], [dit.task("own")], seeds=[3, 4])
     runs = build_plan(study).runs
     for one in runs:
-        stages.train(study, one)
+        train.train(study, one)
     expected = [methods.read(one.train.folder / "adapter.safetensors") for one in runs]
     facts = [json.loads(one.train.sidecar.read_text())["facts"] for one in runs]
     for one in runs:
         one.train.sidecar.unlink()
-    stages.train(study, *runs)
+    train.train(study, *runs)
     for one, (said, tensors), before in zip(runs, expected, facts, strict=True):
         again, values = methods.read(one.train.folder / "adapter.safetensors")
         assert again == said
@@ -619,5 +623,5 @@ def test_a_fold_writes_each_runs_own_files(prepared, monkeypatch):
         after = json.loads(one.train.sidecar.read_text())["facts"]
         assert after.pop("folded") == 2 and after.keys() == before.keys()
         assert after["final_loss"] == pytest.approx(before["final_loss"], rel=LOSSES)
-        stages.sample(study, one)  # what was written is whole, and its own
+        sample.sample(study, one)  # what was written is whole, and its own
     assert not list((folder / "results/.resume").glob("*"))

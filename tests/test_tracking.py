@@ -13,16 +13,19 @@ import tempfile
 import time
 import urllib.request
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from project import STUDY, Project
 
-from fitspace import tracking
-from fitspace.config import load_study
-from fitspace.design import build_plan
-from fitspace.errors import UserError
-from fitspace.tracking import KEY, LIVE, SEEN, STUDY_RUN, track
+from fitspace.core.errors import UserError
+from fitspace.plan import build_plan, load_study
+from fitspace.stages.sidecars import now
+from fitspace.tracking import importing, sending, track
+from fitspace.tracking import server as mlflow
+from fitspace.tracking.importing import KEY, STUDY_RUN
+from fitspace.tracking.sending import LIVE, SEEN
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +73,7 @@ def _wait_for(address: str, process: subprocess.Popen, log: Path) -> None:
 def empty(tmp_path_factory):
     """A database with nothing in it: to make one takes longer than an import."""
     path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    tracking._mlflow().MlflowClient(f"sqlite:///{path}").search_experiments()
+    mlflow.library().MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
 
 
@@ -92,7 +95,7 @@ def project(origin, empty, tmp_path, monkeypatch):
 def served(project, server, monkeypatch):
     """The same, with the server to track to, and nothing of the study in it."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
-    client = tracking._mlflow().MlflowClient(server)
+    client = mlflow.library().MlflowClient(server)
     found = client.get_experiment_by_name("two")
     if found is not None:
         client.rename_experiment(found.experiment_id, f"two-{time.monotonic_ns()}")
@@ -104,7 +107,7 @@ def plan():
 
 
 def client():
-    return tracking._mlflow().MlflowClient(tracking._client_uri(tracking.tracking_uri()))
+    return mlflow.library().MlflowClient(mlflow.client_uri(mlflow.tracking_uri()))
 
 
 def in_mlflow(experiment="two"):
@@ -341,7 +344,7 @@ POINTS = {
 @contextmanager
 def _stopped_at(monkeypatch, method, call, how):
     """Call ``how`` in place of the n-th call of a client's method."""
-    kind, left = tracking._mlflow().MlflowClient, [call]
+    kind, left = mlflow.library().MlflowClient, [call]
     original = getattr(kind, method)
 
     def counted(*arguments, **named):
@@ -422,7 +425,7 @@ MEETINGS = {
 
 @pytest.mark.parametrize("method, call", MEETINGS.values(), ids=MEETINGS)
 def test_another_machine_at_the_same_time_leaves_no_duplicates(served, monkeypatch, method, call):
-    original, left = getattr(tracking._Store, method), [call]
+    original, left = getattr(importing._Store, method), [call]
 
     def met(store, *arguments):
         left[0] -= 1
@@ -436,8 +439,8 @@ def test_another_machine_at_the_same_time_leaves_no_duplicates(served, monkeypat
     def no_lock(uri):
         yield
 
-    monkeypatch.setattr(tracking, "_alone", no_lock)
-    monkeypatch.setattr(tracking._Store, method, met)
+    monkeypatch.setattr(importing, "_alone", no_lock)
+    monkeypatch.setattr(importing._Store, method, met)
     track(plan())
     assert left[0] <= 0
     assert len(children()) == 6
@@ -457,7 +460,7 @@ def test_an_import_under_way_on_another_machine_is_left_alone_until_it_is_dead(s
     track(plan())
     under_way = [r for r in in_mlflow() if r.info.status == "RUNNING"]
     assert len(under_way) == 1 and under_way[0].data.tags[KEY] != STUDY_RUN
-    monkeypatch.setattr(tracking, "DEAD_AFTER", tracking.timedelta(0))
+    monkeypatch.setattr(importing, "DEAD_AFTER", timedelta(0))
     track(plan())
     assert len(children()) == 6
 
@@ -468,7 +471,7 @@ def test_an_import_under_way_on_another_machine_is_left_alone_until_it_is_dead(s
 @pytest.fixture
 def live(served, monkeypatch):
     monkeypatch.setenv("FITSPACE_LIVE_TRACKING", "1")
-    monkeypatch.setattr(tracking, "LIVE_SECONDS", 0.3)
+    monkeypatch.setattr(sending, "LIVE_SECONDS", 0.3)
     return served
 
 
@@ -482,7 +485,7 @@ def trained():
 
 def _train_again(monkeypatch):
     """Train one run anew; the adapter has to have the same bits. Returns the run."""
-    from fitspace.stages import train
+    from fitspace.stages.train import train
 
     run = trained()
     before = (run.train.folder / "adapter.safetensors").read_bytes()
@@ -511,7 +514,7 @@ def test_training_again_goes_on_with_its_live_run_and_a_failure_ends_it(live):
     for attempt in range(2):
         with (
             pytest.raises(UserError),
-            tracking.live(plan().study, trained()) as log,
+            sending.live(plan().study, trained()) as log,
         ):
             for step in range(700):
                 log(step + 700 * attempt, 1.0 / (step + 1), 0.1)
@@ -537,8 +540,8 @@ def test_what_becomes_of_a_live_run_left_running(served, untrained, seen, wanted
     if untrained:
         shutil.rmtree(run.train.folder)
         shutil.rmtree(run.sample.folder)
-    experiment = tracking._experiment(client(), tracking.tracking_uri(), "two")
-    tags = {LIVE: run.train.key, SEEN: seen or tracking.now()}
+    experiment = mlflow.experiment_of(client(), mlflow.tracking_uri(), "two")
+    tags = {LIVE: run.train.key, SEEN: seen or now()}
     client().create_run(experiment, tags=tags)
     track(plan())
     assert [found.info.status for found in live_runs()] == wanted
@@ -550,13 +553,13 @@ SILENT = {"down": False, "never answers": True}
 @pytest.mark.parametrize("listens", SILENT.values(), ids=SILENT)
 def test_a_server_that_is_down_or_silent_costs_no_step(live, monkeypatch, capfd, listens):
     study, run = plan().study, trained()
-    monkeypatch.setattr(tracking, "LAST_SECONDS", 0.5)
+    monkeypatch.setattr(sending, "LAST_SECONDS", 0.5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         if listens:
             silent.listen()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with tracking.live(study, run) as log:
+        with sending.live(study, run) as log:
             clock = time.monotonic()
             for step in range(5):
                 log(step, 1.0, 0.1)
@@ -570,7 +573,7 @@ def test_a_server_that_is_down_or_silent_costs_no_step(live, monkeypatch, capfd,
 
 
 def test_without_the_switch_nothing_is_sent(project):
-    with tracking.live(plan().study, trained()) as log:
+    with sending.live(plan().study, trained()) as log:
         assert log is None
 
 
@@ -586,7 +589,7 @@ def test_a_wrong_switch_is_said_before_training(project, monkeypatch, value, uri
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with (
         pytest.raises(UserError, match=message.replace(".", r"\.")),
-        tracking.live(plan().study, trained()),
+        sending.live(plan().study, trained()),
     ):
         raise AssertionError("training began")
 

@@ -14,8 +14,10 @@ import pytest
 import tiny
 import torch
 
-from fitspace import rng, training
-from fitspace.errors import UserError
+from fitspace import training
+from fitspace.core import rng
+from fitspace.core.errors import UserError
+from fitspace.training import member
 
 HERE = Path(__file__).parent
 
@@ -167,7 +169,7 @@ def forged(content: bytes) -> bytes:
     said, tensors = json.loads(content[8 : 8 + size])["__metadata__"], load(content)
     name = next(name for name in tensors if name.startswith("value/"))
     tensors[name] = tensors[name][..., None]
-    said["sha256"] = training._digest(said["fitspace"], tensors)
+    said["sha256"] = member._digest(said["fitspace"], tensors)
     return save(tensors, said)
 
 
@@ -208,7 +210,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_a_warning(tmp_path, monkeypat
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(training, "save_file", full)
+    monkeypatch.setattr(member, "save_file", full)
     result = tiny.fit(tmp_path / "c.safetensors", checkpoint_seconds=0.0)
     assert len(result.losses) == 12 and result.diverged is None
     assert "No space left on device" in capsys.readouterr().err

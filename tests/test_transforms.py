@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats import anova, box_cox
 from fitspace.stats.transforms import TRANSFORMS, Scale, fit_transform
 

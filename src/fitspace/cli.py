@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fitspace import __version__
-from fitspace.errors import UserError, printable
+from fitspace.core.errors import UserError, printable
 
 # What a full, read-only or foreign file system says; whatever was there before is still there.
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
@@ -176,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from fitspace.config import absent, load_study
+    from fitspace.plan import absent, load_study
 
     study = load_study(arguments.study)
     print(f"{arguments.study}: study {study.name!r} is valid")
@@ -185,8 +185,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
-    from fitspace.config import absent, fetch
-    from fitspace.design import pins
+    from fitspace.plan import absent, fetch, pins
 
     study = fetch(arguments.study)
     print(f"{arguments.study}: all that it names by hub id is on this machine")
@@ -200,8 +199,9 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from fitspace.config import load_study
-    from fitspace.overview import describe, render, with_subset
+    from fitspace.plan import load_study
+    from fitspace.plan.overview import describe, with_subset
+    from fitspace.plan.rendering import render
 
     study = load_study(arguments.study)
     if arguments.subset is not None:
@@ -211,7 +211,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _count(arguments: argparse.Namespace) -> None:
-    from fitspace import counting
+    from fitspace.plan import counting
 
     result = counting.count(arguments.base, arguments.method, _settings(arguments.settings))
     if arguments.json:
@@ -239,22 +239,22 @@ def _settings(pairs: list[str]) -> dict:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from fitspace.export import export
+    from fitspace.methods.export import export
 
     for path in export(arguments.source, arguments.out):
         print(path)
 
 
 def _base(arguments: argparse.Namespace) -> None:
-    from fitspace.imports import import_torchvision
+    from fitspace.core.imports import import_torchvision
 
     import_torchvision()
     if arguments.part == "judge":
-        from fitspace.bases import judge
+        from fitspace.recipes import judge
 
         judge.train_judge(arguments.out, judge.Settings(), Path("results/base/judge.pt"))
         return
-    from fitspace.bases import card, embedded
+    from fitspace.recipes import card, embedded
 
     _set_up_torch()
     build = {
@@ -266,8 +266,7 @@ def _base(arguments: argparse.Namespace) -> None:
 
 
 def _load(path: Path):
-    from fitspace.config import load_study
-    from fitspace.design import build_plan
+    from fitspace.plan import build_plan, load_study
 
     return build_plan(load_study(path))
 
@@ -277,28 +276,33 @@ def _stage(arguments: argparse.Namespace) -> None:
     stage, together = arguments.stage, arguments.together
     if together < 1:
         raise UserError(f"--together: {together}; allowed: a whole number from 1")
-    from fitspace import provenance
+    from fitspace.stages import sidecars
 
-    provenance.snapshot()
-    from fitspace import running, stages
+    sidecars.snapshot()
+    from fitspace import stages
+    from fitspace.stages import running
 
     plan = _load(arguments.study)
     run = plan.run_of(stage, arguments.folder)
-    options = {}
+    options, fold = {}, None
     if stage == "train":
-        options["gradient_checkpointing"] = bool(arguments.gradient_checkpointing)
-        options["compiled"] = bool(arguments.compile)
+        from fitspace.stages.train import folds
+        from fitspace.tracking.sending import live
+
+        lighter = bool(arguments.gradient_checkpointing)
+        compiled = bool(arguments.compile)
+        options = {"gradient_checkpointing": lighter, "compiled": compiled, "live": live}
+        fold = None if lighter or compiled else folds
 
     def make(*runs) -> None:
-        from fitspace.imports import import_only_models
+        from fitspace.core.imports import import_only_models
 
         if stage in ("train", "sample"):
             import_only_models()
         _set_up_torch()
-        stages.STAGES[stage](plan.study, *runs, **options)
+        stages.function(stage)(plan.study, *runs, **options)
 
-    folds = stages.folds if stage == "train" and not any(options.values()) else None
-    running.work(plan, stage, run, make, together, folds)
+    running.work(plan, stage, run, make, together, fold)
 
 
 def _limit_threads() -> None:
@@ -321,7 +325,7 @@ def _set_up_torch() -> None:
     """
     import torch
 
-    from fitspace import devices
+    from fitspace.core import devices
 
     torch.set_flush_denormal(True)
     torch.set_num_threads(int(_threads()))
@@ -365,17 +369,17 @@ def _track(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from fitspace.config import load_study
+    from fitspace.core.paths import REPORTS
+    from fitspace.plan import load_study
     from fitspace.report import build
-    from fitspace.table import REPORTS
 
     study = load_study(arguments.study)
     folder = REPORTS / study.name
     if arguments.partial and not arguments.cached:
         raise UserError("--partial: goes with --cached: it says what to do about missing runs")
     if arguments.cached:
-        from fitspace.design import build_plan
-        from fitspace.table import collect_into, unfinished
+        from fitspace.plan import build_plan
+        from fitspace.results.table import collect_into, unfinished
 
         plan = build_plan(study)
         collect_into(plan, folder, arguments.partial)
@@ -385,8 +389,8 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _record(arguments: argparse.Namespace) -> int:
-    from fitspace import audit, recording
-    from fitspace.audit import show
+    from fitspace import audit
+    from fitspace.audit import recording, show
 
     found = recording.record(arguments.study, dirty=arguments.dirty)
     for note in found.notes:
@@ -398,7 +402,7 @@ def _record(arguments: argparse.Namespace) -> int:
 
 
 def _gc(arguments: argparse.Namespace) -> None:
-    from fitspace import garbage
+    from fitspace.audit import garbage
 
     found = garbage.find()
     if arguments.yes:

@@ -3,10 +3,9 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from fitspace.config import load_study
-from fitspace.design import build_plan
-from fitspace.errors import UserError
-from fitspace.running import wait_for_others
+from fitspace.core.errors import UserError
+from fitspace.plan import build_plan, load_study
+from fitspace.stages.running import wait_for_others
 
 
 # Results are update() in every rule: Snakemake would delete them before a job that it is told to

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fitspace import lineage as lineages
 from fitspace.audit.findings import Finding
 from fitspace.audit.target import Target
-from fitspace.errors import UserError
-from fitspace.files import read_json
-from fitspace.lineage import Lineage, Record
+from fitspace.core.errors import UserError
+from fitspace.core.files import read_json
+from fitspace.results import lineage as lineages
+from fitspace.results.lineage import Lineage, Record
 
 # What a stage's folder holds, in words.
 ROLES = {

@@ -22,11 +22,10 @@ from pydantic import BaseModel, RootModel
 from fitspace import __version__
 from fitspace.audit.chain import ROLES
 from fitspace.audit.prov import flat, reads, settings
-from fitspace.config import checked
-from fitspace.errors import UserError
-from fitspace.files import canonical, digest, read_json, sha256
-from fitspace.lineage import NAME, UPSTREAM, Lineage, Record
-from fitspace.provenance import Recorded
+from fitspace.core.errors import UserError
+from fitspace.core.files import canonical, digest, read_json, sha256
+from fitspace.core.reading import Recorded, checked
+from fitspace.results.lineage import NAME, UPSTREAM, Lineage, Record
 
 WORKFLOW = "workflow/Snakefile"
 # Copied as far as they are there; of folders everything that is not hidden.

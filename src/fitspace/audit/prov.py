@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from fitspace.files import canonical, digest
-from fitspace.lineage import UPSTREAM, Lineage, Record
+from fitspace.core.files import canonical, digest
+from fitspace.results.lineage import UPSTREAM, Lineage, Record
 
 if TYPE_CHECKING:
     from prov.model import ProvDocument

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from fitspace import table
 from fitspace.audit.findings import Finding
 from fitspace.audit.hashes import differences
-from fitspace.design import Plan, Run
-from fitspace.errors import UserError
-from fitspace.files import sha256
-from fitspace.lineage import UPSTREAM, Lineage, Record
+from fitspace.core.errors import UserError
+from fitspace.core.files import sha256
+from fitspace.plan import Plan, Run
+from fitspace.results import table
+from fitspace.results.lineage import UPSTREAM, Lineage, Record
 
 RUNS = "runs.csv"
 # Reported once by their files, not by every key that hangs on them.

@@ -9,13 +9,13 @@ from pathlib import Path
 import pandas as pd
 from pydantic import Field, ValidationError
 
-from fitspace import lineage
-from fitspace.config import Study, explain
-from fitspace.errors import UserError
-from fitspace.files import read_json, sha256
+from fitspace.core.errors import UserError
+from fitspace.core.files import read_json, sha256
+from fitspace.core.reading import Recorded, explain
 from fitspace.metrics import DEPENDS_ON_N, INTERVAL
-from fitspace.provenance import Recorded
 from fitspace.report import words
+from fitspace.results import lineage
+from fitspace.study import Study
 
 IDENTITY = ("run", "point", "arm", "method", "task", "seed", "status")
 STATUSES = ("ok", "failed", "missing")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from fitspace import stats
-from fitspace.config import Study
 from fitspace.report import words
 from fitspace.report.inputs import COSTS, Inputs
+from fitspace.study import Study
 
 # Enough for any comparison; beyond this, machines of other makes may differ.
 DIGITS = 10

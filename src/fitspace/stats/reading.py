@@ -10,7 +10,7 @@ from collections import Counter
 
 import pandas as pd
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats.anova import anova
 
 MOST_COLUMNS = 10_000
