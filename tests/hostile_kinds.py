@@ -97,7 +97,7 @@ def small_study() -> dict[str, Any]:
 
 def check_study(content: bytes, deep: bool) -> bool:
     """What `fitspace check` and, with ``deep``, `fitspace plan` make of a study file."""
-    from fitspace.plan import absent
+    from fitspace.plan import Models
     from fitspace.plan.overview import describe
     from fitspace.plan.rendering import render
 
@@ -106,7 +106,7 @@ def check_study(content: bytes, deep: bool) -> bool:
     found: list[Any] = []
     if refused(lambda: found.append(load_study(path))):
         return True
-    absent(found[0])
+    assert Models(found[0]).absent is not None
     return deep and refused(lambda: render(describe(found[0])))
 
 

@@ -23,7 +23,7 @@ from fitspace.core.errors import UserError
 from fitspace.data import dreambooth, folder, openmoji
 from fitspace.data.prepared import load, read_manifest
 from fitspace.metrics import clip
-from fitspace.plan import VERSIONS, build_plan, load_study
+from fitspace.plan import STAGES, build_plan, load_study
 from fitspace.results.table import collect, collect_into
 from fitspace.stages import function
 from fitspace.study import Study
@@ -158,7 +158,7 @@ KEPT = {
 def _keys(content: dict) -> dict[str, set[str]]:
     plan = build_plan(Study.model_validate(content))
     stages = list(plan.stages.values())
-    return {name: {s.folder.name for s in stages if s.name == name} for name in VERSIONS}
+    return {name: {s.folder.name for s in stages if s.name == name} for name in STAGES}
 
 
 @pytest.mark.parametrize("changes, kept", KEPT.values(), ids=KEPT)
@@ -166,8 +166,8 @@ def test_a_change_touches_only_what_depends_on_it(monkeypatch, changes, kept):
     monkeypatch.chdir(ROOT)
     arms = GOOD["arms"][:2]  # the untouched base does not depend on training
     before, after = _keys(_study(arms=arms)), _keys(_study(arms=arms, **changes))
-    assert [name for name in VERSIONS if before[name] == after[name]] == kept
-    assert not any(before[name] & after[name] for name in VERSIONS if name not in kept)
+    assert [name for name in STAGES if before[name] == after[name]] == kept
+    assert not any(before[name] & after[name] for name in STAGES if name not in kept)
 
 
 def test_without_prior_preservation_there_is_no_prior_and_its_settings_do_not_count(monkeypatch):
@@ -184,7 +184,7 @@ def test_subjects_of_one_class_share_their_class_images_and_leave_other_tasks_al
     both = _keys(_study(tasks=[*copy.deepcopy(GOOD["tasks"]), second, ORDINARY]))
     assert len(both["prior"]) == 1 and len(both["prepare"]) == 3
     alone = _keys(_study(tasks=[ORDINARY]))
-    assert all(alone[name] <= both[name] for name in VERSIONS) and alone["prior"] == set()
+    assert all(alone[name] <= both[name] for name in STAGES) and alone["prior"] == set()
 
 
 # --- images of a subject -----------------------------------------------------------------
@@ -386,7 +386,7 @@ def _pipeline(path: Path) -> Path:
 def _run_all(content: dict):
     """Every stage of every run once, in order; returns the plan."""
     plan = build_plan(Study.model_validate(content))
-    for stage in sorted(plan.stages.values(), key=lambda s: list(VERSIONS).index(s.name)):
+    for stage in sorted(plan.stages.values(), key=lambda s: list(STAGES).index(s.name)):
         function(stage.name)(plan.study, plan.run_of(stage.name, stage.folder.name))
     return plan
 
@@ -480,7 +480,7 @@ def test_without_prior_preservation_only_the_subject_is_trained_on(project, monk
 
 def test_prior_of_a_run_without_one_is_refused(finished):
     with pytest.raises(UserError, match="prior: task 'rex' is without prior preservation"):
-        function("prior")(finished.study, replace(finished.runs[0], prior=None))
+        function("prior")(finished.study, replace(finished.runs[0], own={}))
 
 
 def test_workflow_draws_class_images_once(tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fitspace.core import rng
-from fitspace.plan import VERSIONS
+from fitspace.plan import STAGES as TABLE
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "data" / "golden.json"
@@ -31,7 +31,7 @@ def _drawings():
 
 def prior() -> list[float]:
     """Pixels of three class images of the embedded base."""
-    from fitspace.plan.keys import PRIOR_STEPS
+    from fitspace.plan.table import PRIOR_STEPS
     from fitspace.stages.prior import class_images
 
     asked = {"prompt": "person", "images": 3, "steps": PRIOR_STEPS, "guidance": 3.0}
@@ -95,7 +95,7 @@ STAGES = {f.__name__: f for f in (prior, prepare, train, sample, evaluate)}
 @pytest.mark.parametrize("stage", STAGES)
 def test_numbers_change_only_with_the_version(stage):
     golden = json.loads(GOLDEN.read_text())[stage]
-    assert golden["version"] == VERSIONS[stage], "a new version: record its numbers"
+    assert golden["version"] == TABLE[stage].version, "a new version: record its numbers"
     assert [float(v) for v in STAGES[stage]()] == pytest.approx(
         golden["values"], rel=5e-4, abs=1e-5
     )
@@ -107,7 +107,7 @@ if __name__ == "__main__":
 
     import_torchvision()
     recorded = {
-        name: {"version": VERSIONS[name], "values": [float(v) for v in f()]}
+        name: {"version": TABLE[name].version, "values": [float(v) for v in f()]}
         for name, f in STAGES.items()
     }
     GOLDEN.write_text(json.dumps(recorded, indent=2) + "\n")

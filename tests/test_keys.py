@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fitspace import data, metrics, plan
+from fitspace import data, metrics
 from fitspace.core.files import digest
-from fitspace.plan import keys, load_study
+from fitspace.plan import build_plan, checked
 
 ROOT = Path(__file__).parents[1]
 KEYS = Path(__file__).parent / "data" / "keys.json"
@@ -23,25 +23,19 @@ STUDIES = sorted(path.name for path in (ROOT / "params").glob("*.yaml"))
 def stages(study: str, patch: pytest.MonkeyPatch) -> dict[str, dict]:
     """Stage -> its keys in the plan's order, and the digest of its folders' names."""
     patch.chdir(ROOT)
-    loaded = load_study(f"params/{study}")
-    if keys.absent(loaded):
-        identity = data.identity
-        named = {"metrics": metrics.VERSION, "extractor": metrics.EXTRACTOR, "judge": "judge"}
+    loaded, models = checked(f"params/{study}")
+    if models.absent:
+        evaluator = {"metrics": metrics.VERSION, "extractor": metrics.EXTRACTOR, "judge": "judge"}
         if loaded.inception is not None:
-            named["inception"] = "inception"
-        patch.setattr(keys, "absent", lambda study: [])
-        patch.setattr(keys, "looked_at", lambda study: ("base", named))
+            evaluator["inception"] = "inception"
+        vars(models).update(absent=[], digest="base", evaluator=evaluator, held={})
         patch.setattr(
             data,
             "identity",
-            lambda task, *by_class: (
-                {"hub": task.dataset, "folder": task.folder}
-                if task.source == "hub"
-                else identity(task, *by_class)
-            ),
+            lambda task, *by_class: {"hub": task.dataset, "folder": task.folder},
         )
     found: dict[str, list] = {}
-    for stage in plan.build_plan(loaded).stages.values():
+    for stage in build_plan(loaded, models).stages.values():
         found.setdefault(stage.name, []).append(stage)
     return {
         name: {"keys": [s.key for s in own], "folders": digest([s.folder.as_posix() for s in own])}

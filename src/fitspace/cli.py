@@ -90,18 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     base.add_argument("part", choices=("autoencoder", "denoiser", "card", "judge"))
     base.add_argument("out", type=Path, metavar="FOLDER")
 
-    for stage, text in {
-        "prior": "Draw a class's images with the untouched base, once.",
-        "prepare": "Encode a task's images and captions once.",
-        "reference": "Compute a task's reference features once.",
-        "train": "Train one run's adapter.",
-        "sample": "Generate one run's samples.",
-        "evaluate": "Compute one run's metrics.",
-    }.items():
-        sub = command(_stage, stage, text)
+    from fitspace.plan.table import STAGES
+
+    for row in STAGES.values():
+        sub = command(_stage, row.name, row.does)
+        sub.set_defaults(stage=row.name, together=1)
         sub.add_argument("folder", help="the stage's result folder, by name, as the plan has it")
-        sub.set_defaults(stage=stage, together=1)
-        if stage in ("train", "sample", "evaluate"):
+        if row.grouped:
             sub.add_argument(
                 "--together",
                 type=int,
@@ -109,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="K",
                 help="then also other unfinished runs of the task, up to K in all",
             )
-        if stage == "train":
+        if row.name == "train":
             for option, text in {
                 "gradient-checkpointing": "less memory, more time, the same gradients",
                 "compile": "compile the model and replay its kernels, on a GPU",
@@ -176,37 +171,40 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from fitspace.plan import absent, load_study
+    from fitspace.plan import checked
 
-    study = load_study(arguments.study)
+    study, models = checked(arguments.study)
     print(f"{arguments.study}: study {study.name!r} is valid")
-    for missing in absent(study):
+    for missing in models.absent:
         print(f"fitspace: not here yet: {missing}", file=sys.stderr)
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
-    from fitspace.plan import absent, fetch, pins
+    from fitspace.plan import Models, fetch
 
     study = fetch(arguments.study)
     print(f"{arguments.study}: all that it names by hub id is on this machine")
-    if missing := absent(study):  # what no hub has
-        for problem in missing:
+    models = Models(study)
+    if models.absent:  # what no hub has
+        for problem in models.absent:
             print(f"fitspace: not here yet: {problem}", file=sys.stderr)
-        study = study.model_copy(update={"inception": None})
-    lines = pins(study)
+        models = Models(study.model_copy(update={"inception": None}))
+    lines = models.pins
     said = "these lines hold it to just that:" if lines else "and it is what the study is held to"
     print("\n".join([said, *lines]))
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from fitspace.plan import load_study
+    from fitspace.plan import checked
     from fitspace.plan.overview import describe, with_subset
     from fitspace.plan.rendering import render
 
-    study = load_study(arguments.study)
+    study, models = checked(arguments.study)
     if arguments.subset is not None:
         study = with_subset(study, arguments.subset)
-    overview = describe(study, delta=arguments.delta, sigma=arguments.sigma, pilot=arguments.pilot)
+    overview = describe(
+        study, models, delta=arguments.delta, sigma=arguments.sigma, pilot=arguments.pilot
+    )
     print(json.dumps(overview, indent=2) if arguments.json else render(overview))
 
 
@@ -266,9 +264,9 @@ def _base(arguments: argparse.Namespace) -> None:
 
 
 def _load(path: Path):
-    from fitspace.plan import build_plan, load_study
+    from fitspace.plan import planned
 
-    return build_plan(load_study(path))
+    return planned(path)
 
 
 def _stage(arguments: argparse.Namespace) -> None:
@@ -370,18 +368,17 @@ def _track(arguments: argparse.Namespace) -> None:
 
 def _report(arguments: argparse.Namespace) -> None:
     from fitspace.core.paths import REPORTS
-    from fitspace.plan import load_study
+    from fitspace.plan import build_plan, checked
     from fitspace.report import build
 
-    study = load_study(arguments.study)
+    study, models = checked(arguments.study)
     folder = REPORTS / study.name
     if arguments.partial and not arguments.cached:
         raise UserError("--partial: goes with --cached: it says what to do about missing runs")
     if arguments.cached:
-        from fitspace.plan import build_plan
         from fitspace.results.table import collect_into, unfinished
 
-        plan = build_plan(study)
+        plan = build_plan(study, models)
         collect_into(plan, folder, arguments.partial)
         for line in unfinished(plan):
             print(f"missing: {line}", file=sys.stderr)

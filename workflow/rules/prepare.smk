@@ -2,11 +2,7 @@ rule prepare:
     input:
         ancient(needs("prepare")),
     output:
-        update("results/tasks/{folder}/latents.safetensors"),
-        update("results/tasks/{folder}/text.safetensors"),
-        update("results/tasks/{folder}/images.safetensors"),
-        update("results/tasks/{folder}/manifest.json"),
-        update("results/tasks/{folder}/prepare.json"),
+        made("prepare"),
     log:
         "results/logs/prepare/{folder}.log",
     benchmark:
@@ -15,8 +11,8 @@ rule prepare:
         "../envs/fitspace.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=STAGES["prepare"].memory_mb,
+        runtime=STAGES["prepare"].minutes,
     params:
         study=STUDY,
     shell:
@@ -27,8 +23,7 @@ rule reference:
     input:
         ancient(needs("reference")),
     output:
-        update("results/reference/{folder}/features.safetensors"),
-        update("results/reference/{folder}/reference.json"),
+        made("reference"),
     log:
         "results/logs/reference/{folder}.log",
     benchmark:
@@ -37,8 +32,8 @@ rule reference:
         "../envs/fitspace.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=STAGES["reference"].memory_mb,
+        runtime=STAGES["reference"].minutes,
     params:
         study=STUDY,
     shell:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from fitspace.core.errors import UserError
 from fitspace.core.paths import REPORTS
-from fitspace.plan import KEY_LENGTH, VERSIONS, absent, build_plan, load_study
+from fitspace.plan import KEY_LENGTH, STAGES, build_plan, checked
 from fitspace.results import lineage
 
 # Folder of results -> the stage whose keyed folders it holds.
-ROOMS = {{"prepare": "tasks"}.get(stage, stage): stage for stage in VERSIONS}
+ROOMS = {row.room: row.name for row in STAGES.values()}
 KEYED = re.compile(rf".+~([0-9a-f]{{{KEY_LENGTH}}})")
 _KEY = re.compile(rf"\b[0-9a-f]{{{KEY_LENGTH}}}\b")
 
@@ -49,11 +49,11 @@ def named_here() -> Named:
     keys, problems, tasks = set(), [], set()
     for path in study_files():
         try:
-            study = load_study(path)
-            if absent(study):
+            study, models = checked(path)
+            if models.absent:
                 tasks |= {task.name for task in study.tasks}
             else:
-                keys |= {stage.key for stage in build_plan(study).stages.values()}
+                keys |= {stage.key for stage in build_plan(study, models).stages.values()}
         except UserError as error:
             problems += error.problems
     if problems:

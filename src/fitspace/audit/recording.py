@@ -21,7 +21,7 @@ from fitspace.core.errors import UserError
 from fitspace.core.files import digest, sha256, write_bytes, write_json
 from fitspace.core.paths import REPORTS, RESULTS, UNCOMMITTED
 from fitspace.core.reading import read_yaml
-from fitspace.plan import KEY_LENGTH, Plan, build_plan, load_study
+from fitspace.plan import KEY_LENGTH, Plan, planned
 from fitspace.results.lineage import in_results
 from fitspace.results.table import collect_into
 from fitspace.stages.sidecars import read_sidecar
@@ -56,7 +56,7 @@ def record(path: Path, dirty: bool = False) -> Recorded:
     """
     from fitspace.report import build
 
-    plan = build_plan(load_study(path))
+    plan = planned(path)
     folder = REPORTS / plan.study.name
     uncommitted = _uncommitted()
     if uncommitted and not dirty:
@@ -271,7 +271,7 @@ def _unfinished(outs: set[str]) -> list[str]:
         try:
             if str(_table(REPORTS / str(read_yaml(path).get("name")))) not in outs:
                 continue
-            stages = build_plan(load_study(path)).stages.values()
+            stages = planned(path).stages.values()
         except UserError as error:
             notes += error.problems
             continue

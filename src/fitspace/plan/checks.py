@@ -11,77 +11,46 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fitspace import bases, data, methods, metrics
-from fitspace.core import hub
+from fitspace import bases, methods, metrics
 from fitspace.core.errors import UserError
 from fitspace.core.reading import (
     explain,
-    read_yaml,
 )
+from fitspace.plan.keys import Plan, build_plan
+from fitspace.plan.models import Models
 from fitspace.plan.points import chosen_cells, expand, in_words, legal_cells, settings_of
 from fitspace.study import Arm, Study, TrainSettings
+from fitspace.study.reading import parts
+
+MOST_CELLS, MOST_RUNS = 100_000, 1_000_000  # a few lines of factors can cross to any number
 
 
-def load_study(path: str | Path) -> Study:
-    """Read and validate a study file.
+def checked(path: str | Path) -> tuple[Study, Models]:
+    """A study file's study, and what it names outside itself.
 
     Raises
     ------
     UserError : every problem of the file, each naming the key, the value and what is
         allowed: unknown keys, wrong types, impossible levels and illegal cells alike.
     """
-    path = Path(path)
-    content = read_yaml(path)
-    problems, study, arms = [], None, []
-    try:
-        study = Study.model_validate(content)
-        arms = list(enumerate(study.arms))
-    except ValidationError as error:
-        problems += explain(error, Study)
-        arms = _sound_arms(content)
-    problems += arm_problems(arms, content.get("base"), study)
-    if study is not None:
-        problems += task_problems(study) + _missing_files(study)
+    study, base, arms, problems = parts(path)
+    problems = problems + arm_problems(arms, base, study)
+    models = None if study is None else Models(study)
+    if models is not None:
+        problems += task_problems(study) + models.problems
     if problems:
         raise UserError(f"{path}: {p}" for p in problems)
-    return study
+    return study, models
 
 
-def _missing_files(study: Study) -> list[str]:
-    """What is missing and cannot be fetched: local paths."""
-    problems = []
-    for look in (
-        lambda: metrics.judge_files(study.judge),
-        lambda: metrics.inception_file(study.inception) if study.inception else None,
-    ):
-        try:
-            look()
-        except hub.NotHere:
-            continue
-        except UserError as error:
-            problems += error.problems
-    for i, task in enumerate(study.tasks):
-        try:
-            data.identity(task)
-        except hub.NotHere:
-            continue
-        except UserError as error:
-            problems += [f"tasks[{i}]: {p}" for p in error.problems]
-    return problems
+def load_study(path: str | Path) -> Study:
+    """Read and validate a study file; errors as :func:`checked` has them."""
+    return checked(path)[0]
 
 
-def _sound_arms(content: dict[str, Any]) -> list[tuple[int, Arm]]:
-    """The arms of an otherwise broken file that can be checked further."""
-    arms = []
-    for index, item in enumerate(content["arms"] if isinstance(content.get("arms"), list) else []):
-        try:
-            arms.append((index, Arm.model_validate(item)))
-        except ValidationError:
-            continue
-    return arms
-
-
-MOST_CELLS, MOST_RUNS = 100_000, 1_000_000  # a few lines of factors can cross to any number
+def planned(path: str | Path) -> Plan:
+    """The plan of a study file; errors as :func:`checked` and `build_plan` have them."""
+    return build_plan(*checked(path))
 
 
 def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, study: Study | None) -> list[str]:
@@ -112,10 +81,12 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, study: Study | None
                 for name in named
                 if name not in metrics.NAMES
             ]
-        names = Counter((p.name, str(p.train)) for p in points)
+        same = Counter(p.identity for p in points)
+        alike = Counter((p.name, str(p.train)) for p in points)
+        counts = {p.name: max(same[p.identity], alike[p.name, str(p.train)]) for p in points}
         problems += [
             f"arms: the point {name!r} stands {count} times; each must be unique"
-            for (name, _), count in names.items()
+            for name, count in counts.items()
             if count > 1
         ]
         if (runs := len(points) * len(study.tasks) * len(study.seeds)) > MOST_RUNS:

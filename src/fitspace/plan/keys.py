@@ -8,25 +8,22 @@ two studies that share a run share its files.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fitspace import bases, data
 from fitspace.core.errors import UserError
 from fitspace.core.files import digest
 from fitspace.core.paths import RESULTS
-from fitspace.plan.models import absent, hold, looked_at
+from fitspace.plan.models import Models
 from fitspace.plan.points import (
     Point,
     expand,
 )
-from fitspace.plan.table import UPSTREAM, VERSIONS
+from fitspace.plan.table import STAGES, Making, Row
 from fitspace.study import Study, Task
 
-PRIOR_STEPS = 20  # DPM-Solver++ steps of a class image
 KEY_LENGTH = 12
 
 
@@ -46,20 +43,21 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """The experimental unit. ``train`` is None where nothing is trained.
+    """The experimental unit, with its stages by name.
 
-    ``prior`` makes the class images of a DreamBooth task with prior preservation, else None.
+    Each stage is an attribute too: ``run.train``, None where nothing is trained; ``run.prior``
+    makes the class images of a DreamBooth task with prior preservation, else None.
     """
 
     point: Point
     task: Task
     seed: int
-    prior: Stage | None
-    prepare: Stage
-    reference: Stage
-    train: Stage | None
-    sample: Stage
-    evaluate: Stage
+    own: dict[str, Stage]
+
+    def __getattr__(self, name: str) -> Stage | None:
+        if name in STAGES:
+            return self.own.get(name)
+        raise AttributeError(name)
 
     @property
     def name(self) -> str:
@@ -67,19 +65,11 @@ class Run:
 
     @property
     def stages(self) -> list[Stage]:
-        every = (
-            self.prior,
-            self.prepare,
-            self.reference,
-            self.train,
-            self.sample,
-            self.evaluate,
-        )
-        return [stage for stage in every if stage is not None]
+        return list(self.own.values())
 
     def upstream(self, stage: str) -> list[Stage]:
         """The stages whose results one of this run's stages reads."""
-        return [s for name in UPSTREAM[stage] if (s := getattr(self, name)) is not None]
+        return [self.own[name] for name in STAGES[stage].reads.values() if name in self.own]
 
 
 @dataclass(frozen=True)
@@ -87,6 +77,7 @@ class Plan:
     """Everything a study will do, known before anything runs."""
 
     study: Study
+    models: Models
     points: list[Point]
     runs: list[Run]
     dropped: list[str] = field(default_factory=list)
@@ -121,125 +112,62 @@ class Plan:
             ) from None
 
 
-def build_plan(study: Study) -> Plan:
+def build_plan(study: Study, models: Models | None = None) -> Plan:
     """Expand a study into points, runs, keys and paths.
+
+    ``models`` are the study's, where they were looked at already.
 
     Raises
     ------
-    UserError : when the base, the judge or a task's images are not there, or :func:`digests`.
+    UserError : when the base, the judge or a task's images are not there, or are others than the
+        study holds them to.
     """
-    if missing := absent(study):
-        raise UserError(missing)
+    models = models or Models(study)
+    if models.absent:
+        raise UserError(models.absent)
     points, dropped = expand(study)
-    base, judge = looked_at(study)
-    hold(study, base, judge)
-    by_class = bases.family(study.base) == "dit"
-    shared = {t.name: _shared(study, t, base, judge, by_class) for t in study.tasks}
+    models.held  # noqa: B018 - raises
+    shared = {task.name: _made(Making(study, models, task, {})) for task in study.tasks}
     # Seeds vary slowest: every point has its first run before any has its second.
     runs = [
-        _run(study, point, task, seed, base, *shared[task.name])
+        Run(
+            point,
+            task,
+            seed,
+            _made(Making(study, models, task, {}, point, seed), shared[task.name]),
+        )
         for seed in study.seeds
         for task in study.tasks
         for point in points
     ]
-    return Plan(study, points, runs, dropped)
+    return Plan(study, models, points, runs, dropped)
 
 
 def unchanged(study: Study, run: Run) -> bool:
     """Whether base and judge are still those that a run's keys were made of."""
+    models = Models(study)
     try:
-        base, judge = looked_at(study)
+        keys = {"prepare": run.prepare.key}
+        same_judge = _stage(STAGES["reference"], Making(study, models, run.task, keys))
+        return same_judge == run.reference and models.digest == run.sample.material["base"]
     except UserError:
         return False
-    same_judge = _reference(study, run.task, run.prepare, judge) == run.reference
-    return same_judge and base == run.sample.material["base"]
 
 
-def _stage(name: str, slug: str, material: dict[str, Any]) -> Stage:
-    material = {"stage": name, "version": VERSIONS[name], **material}
-    key = digest(material)[:KEY_LENGTH]
-    room = {"prepare": "tasks"}.get(name, name)
-    return Stage(name, RESULTS / room / f"{slug}~{key}", key, material)
+def _made(making: Making, shared: dict[str, Stage] | None = None) -> dict[str, Stage]:
+    """The stages of a run; or, without what is ``shared``, those that all runs of a task share."""
+    found = dict(shared or {})
+    making.keys.update((name, stage.key) for name, stage in found.items())
+    for row in STAGES.values():
+        if row.by_task == (shared is None) and (stage := _stage(row, making)) is not None:
+            found[row.name], making.keys[row.name] = stage, stage.key
+    return found
 
 
-def _shared(
-    study: Study, task: Task, base: str, judge: dict[str, Any], by_class: bool
-) -> tuple[Stage | None, Stage, Stage]:
-    """What all runs of a task share: prior, prepare and reference."""
-    prior = _prior(task, base)
-    prepare = _prepare(task, base, by_class, prior)
-    return prior, prepare, _reference(study, task, prepare, judge)
-
-
-def _prior(task: Task, base: str) -> Stage | None:
-    """Class images, shared by all tasks of one class."""
-    subject = task.dreambooth
-    if subject is None or subject.prior_weight == 0:
+def _stage(row: Row, making: Making) -> Stage | None:
+    own = row.material(making)
+    if own is None:
         return None
-    (prompt,) = subject.asked["class"]
-    settings = {
-        "prompt": prompt,
-        "images": subject.class_images,
-        "guidance": subject.class_guidance,
-        "steps": PRIOR_STEPS,
-    }
-    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40] or "class"
-    return _stage("prior", slug, {"base": base, **settings})
-
-
-def _prepare(task: Task, base: str, by_class: bool, prior: Stage | None) -> Stage:
-    material = {"base": base, "source": data.identity(task, by_class)}
-    if task.scale != 1:
-        material["scale"] = task.scale
-    if task.dreambooth is not None:
-        own = task.dreambooth.model_dump(exclude={"class_images", "class_guidance"})
-        material |= {"dreambooth": own, "prior": prior.key if prior else None}
-    return _stage("prepare", task.name, material)
-
-
-def _reference(study: Study, task: Task, prepare: Stage, judge: dict[str, Any]) -> Stage:
-    material = {"task": prepare.key, "evaluator": judge}
-    if task.dreambooth is not None:  # the base's own images of the class are among them
-        material["evaluator"] = {k: v for k, v in judge.items() if k != "inception"}
-        material["sample"] = study.sample.model_dump()
-    return _stage("reference", task.name, material)
-
-
-def _run(
-    study: Study,
-    point: Point,
-    task: Task,
-    seed: int,
-    base: str,
-    prior: Stage | None,
-    prepare: Stage,
-    reference: Stage,
-) -> Run:
-    slug = f"{point.slug}~{task.name}~s{seed}"
-    train = None
-    if point.train is not None:
-        train = _stage(
-            "train",
-            slug,
-            {
-                "base": base,
-                "task": prepare.key,
-                "method": point.method,
-                "settings": point.settings,
-                "train": point.train,
-                "seed": seed,
-            },
-        )
-    sample = _stage(
-        "sample",
-        slug,
-        {
-            "base": base,
-            "task": prepare.key,
-            "adapter": train.key if train else None,
-            "sample": study.sample.model_dump(),
-            "seed": seed,
-        },
-    )
-    evaluate = _stage("evaluate", slug, {"samples": sample.key, "reference": reference.key})
-    return Run(point, task, seed, prior, prepare, reference, train, sample, evaluate)
+    material = {"stage": row.name, "version": row.version, **own}
+    key = digest(material)[:KEY_LENGTH]
+    return Stage(row.name, RESULTS / row.room / f"{row.slug(making)}~{key}", key, material)

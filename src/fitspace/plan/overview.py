@@ -14,21 +14,22 @@ from fitspace.core.errors import UserError
 from fitspace.plan import cost
 from fitspace.plan.checks import arm_problems
 from fitspace.plan.keys import Plan, build_plan
-from fitspace.plan.models import absent, digests
+from fitspace.plan.models import Models
 from fitspace.plan.points import Point, expand, legal_cells
+from fitspace.plan.table import STAGES
 from fitspace.study import Study
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-STAGES = ("prior", "prepare", "reference", "train", "sample", "evaluate")
 RATIOS = (0.5, 1.0, 1.5, 2.0, 3.0)  # delta/sigma of the power curve
 ALPHA, GOAL = 0.05, 0.8
 
 
 def describe(
     study: Study,
+    models: Models | None = None,
     *,
     delta: float | None = None,
     sigma: float | None = None,
@@ -41,6 +42,7 @@ def describe(
 
     Parameters
     ----------
+    models : the study's, where they were looked at already.
     delta, sigma : difference of two levels to be found and residual standard deviation, on
         the scale on which the primary response is analysed.
     pilot : runs.csv of a pilot study, for step times, and for sigma where it is not given.
@@ -54,9 +56,10 @@ def describe(
     from fitspace.stats import rows_for_json
 
     _check(("--delta", delta), ("--sigma", sigma))
-    missing = absent(study)
+    models = models or Models(study)
+    missing = models.absent
     points, dropped = expand(study)
-    plan = None if missing else build_plan(study)
+    plan = None if missing else build_plan(study, models)
     recorded, source = _recorded(study, pilot)
     design, factors = _design(study, points), study.analysis.factors
     spread = _sigma(study, sigma, recorded, source, named=pilot is not None)
@@ -87,7 +90,7 @@ def describe(
             **cost.describe(study, points, plan, trainable, times, taken),
         },
         "absent": missing,
-        "digests": digests(study) if plan else None,
+        "digests": models.held if plan else None,
         "cached": _counts(plan, done=True) if plan else None,
         "to_run": _counts(plan, done=False) if plan else None,
     }

@@ -6,11 +6,12 @@ import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from fitspace import bases, methods
 from fitspace.core.errors import UserError
+from fitspace.core.files import canonical
 from fitspace.plan import budget
 from fitspace.study import Arm, Study, TrainSettings
 
@@ -29,6 +30,11 @@ class Point:
     settings: dict[str, Any]
     train: dict[str, Any] | None
     slug: str
+
+    @cached_property
+    def identity(self) -> str:
+        """What makes it this point, whatever its name shows: method, settings and training."""
+        return canonical([self.method, self.settings, self.train])
 
     @property
     def name(self) -> str:

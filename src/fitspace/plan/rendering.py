@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fitspace.plan.overview import (
-    STAGES,
-)
+from fitspace.plan.table import STAGES
 
 
 def render(overview: dict[str, Any]) -> str:

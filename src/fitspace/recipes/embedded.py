@@ -21,7 +21,7 @@ from fitspace import bases, training
 from fitspace.core.errors import UserError
 from fitspace.core.files import digest, replacing, sha256, write_json
 from fitspace.data import identity, openmoji, prepared
-from fitspace.plan import VERSIONS, Stage
+from fitspace.plan import STAGES, Stage
 from fitspace.recipes import autoencoder
 from fitspace.stages.prepare import prepare_task
 from fitspace.stages.sidecars import verified
@@ -193,7 +193,7 @@ def source_stage(out: Path, work: Path) -> Stage:
         "vae": sha256(out / "vae" / "diffusion_pytorch_model.safetensors"),
         "source": identity(SOURCE, by_class=out.name == "emoji-dit"),
         "text": TEXT_PACKAGE,
-        "version": VERSIONS["prepare"],
+        "version": STAGES["prepare"].version,
     }
     key = digest(material)[:12]
     return Stage("prepare", work / f"source~{key}", key, material)

@@ -22,21 +22,12 @@ from fitspace.core import hashes
 from fitspace.core.errors import UserError
 from fitspace.core.files import canonical, digest, read_json, sha256, write_text
 from fitspace.core.reading import Recorded, Sha256, checked, names_a_file
-from fitspace.plan import KEY_LENGTH, Plan, Stage
+from fitspace.plan import KEY_LENGTH, STAGES, Plan, Stage
 from fitspace.stages.sidecars import Environment, load_sidecar
 
 NAME = "provenance.json"
 SCHEMA_VERSION = 1
 SHORT = 12  # characters of a digest that people read
-# In a stage's material, the entry that holds the key of what it was made from.
-UPSTREAM = {
-    "prior": {},
-    "prepare": {"prior": "prior"},
-    "reference": {"task": "prepare"},
-    "train": {"task": "prepare"},
-    "sample": {"task": "prepare", "adapter": "train"},
-    "evaluate": {"samples": "sample", "reference": "reference"},
-}
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,9 @@ class Record:
     @property
     def upstream(self) -> list[tuple[str, str]]:
         """(stage, key) of what it was made from."""
-        named = ((stage, self.material.get(entry)) for entry, stage in UPSTREAM[self.stage].items())
+        named = (
+            (stage, self.material.get(entry)) for entry, stage in STAGES[self.stage].reads.items()
+        )
         return [(stage, key) for stage, key in named if key is not None]
 
 
@@ -111,7 +104,7 @@ def collect(plan: Plan, known: Lineage | None = None) -> Lineage:
     """
     found = _Collected(known)
     # Downstream first: what a stage read says what is upstream of it.
-    order = list(UPSTREAM)
+    order = list(STAGES)
     for stage in sorted(plan.stages.values(), key=lambda s: -order.index(s.name)):
         found.add(stage)
     base = bases.resolve(plan.study.base)
@@ -315,7 +308,7 @@ class _Material(Recorded):
 
 
 class _Record(Recorded):
-    stage: Literal[tuple(UPSTREAM)]
+    stage: Literal[tuple(STAGES)]
     # A file to look at stands in there: never one elsewhere.
     folder: Annotated[
         str, Field(pattern=r"^results/[a-z]+/[^/\x00]+$"), AfterValidator(names_a_file)

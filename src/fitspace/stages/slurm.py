@@ -20,7 +20,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fitspace.core.errors import UserError
-from fitspace.plan import VERSIONS
+from fitspace.plan.table import STAGES
 
 SITE = Path("profiles/slurm/site.yaml")
 LOGS = Path(".snakemake/slurm_logs")  # there as long as a driver's jobs are not all done
@@ -30,9 +30,8 @@ OVER = {
     "PREEMPTED", "REVOKED", "TIMEOUT",
 }  # fmt: skip
 SQUEUE_SECONDS = 60
-# One GPU each; the class images of prior are samples too. Other stages run on CPU nodes.
-GPU_STAGES = ("prior", "train", "sample", "evaluate")
-GROUPED = ("train", "sample", "evaluate")  # several runs as one job, where the site says so
+GPU_STAGES = tuple(row.name for row in STAGES.values() if row.gpu)  # one GPU each
+GROUPED = tuple(row.name for row in STAGES.values() if row.grouped)  # several runs as one job
 
 
 def _text(pattern: str, allowed: str) -> Any:
@@ -61,15 +60,14 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-def _of_stages(name: str, kind: Any, *first: int) -> type[_Strict]:
-    """A model with a number for each stage; ``first`` are their defaults."""
-    fields = {stage: (kind, value) for stage, value in zip(VERSIONS, first, strict=True)}
+def _of_stages(name: str, kind: Any, column: str) -> type[_Strict]:
+    """A model with a number for each stage, at first that of a column of the table."""
+    fields = {row.name: (kind, getattr(row, column)) for row in STAGES.values()}
     return create_model(name, __base__=_Strict, **fields)
 
 
-# What a job may take at first, stage by stage: prior, prepare, reference, train, sample, evaluate.
-Time = _of_stages("Time", Minutes, 60, 30, 30, 60, 60, 30)
-MemoryMB = _of_stages("MemoryMB", Memory, 4000, 4000, 4000, 3000, 3000, 3000)
+Time = _of_stages("Time", Minutes, "minutes")
+MemoryMB = _of_stages("MemoryMB", Memory, "memory_mb")
 
 
 class Site(_Strict):
