@@ -86,7 +86,7 @@ REFUSED = {
     ),
     "a metric of held-out images": (
         dict(analysis=GOOD["analysis"] | {"responses": ["clip_t", "fd_effnet"]}),
-        "analysis.responses: 'fd_effnet' is not measured on task 'supervillain'; allowed: clip_i",
+        "analysis.responses: 'fd_effnet' is not measured on task 'supervillain'; allowed: clip_t",
     ),
     "a metric that only one kind of task has": (
         dict(tasks=[*GOOD["tasks"], ORDINARY]),

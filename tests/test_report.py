@@ -18,6 +18,7 @@ import pytest
 import report_study as made_up
 
 from fitspace.core.errors import UserError
+from fitspace.metrics import METRICS
 from fitspace.plan import load_study
 from fitspace.report import build, words
 
@@ -603,11 +604,12 @@ def test_numbers_are_written_alike(write, value, shown):
     assert write(value) == shown
 
 
-def test_the_directions_are_those_of_the_metrics():
-    from fitspace.metrics import LOWER_IS_BETTER, NAMES
-
-    assert set(NAMES) == set(words.METRICS)
-    assert {name for name in NAMES if words.metric(name).lower} == set(LOWER_IS_BETTER)
+def test_every_metric_has_its_words_and_its_direction():
+    assert all(row.label and row.definition.endswith(".") for row in METRICS.values())
+    lower = {name for name in METRICS if words.metric(name).lower}
+    assert lower == {"fid", "fd_effnet", "kid_effnet", "prior_drift"}
+    depending = {name for name, row in METRICS.items() if row.depends_on_n}
+    assert depending == {"fid", "fd_effnet", "precision", "recall"}
 
 
 def test_a_report_needs_no_torch():

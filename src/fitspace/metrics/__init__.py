@@ -11,22 +11,22 @@ from fitspace.metrics.measuring import (
     reference_features,
     subject_features,
 )
-from fitspace.metrics.names import (
-    DEPENDS_ON_N,
+from fitspace.metrics.reading import read_features, read_metrics
+from fitspace.metrics.table import (
     EXTRACTOR,
     EXTRACTOR_SHA256,
     FEATURES,
     FID,
     INTERVAL,
-    LOWER_IS_BETTER,
+    METRICS,
     NAMES,
     NEIGHBOURHOOD,
     OF_HELD_OUT,
     OF_SUBJECT,
     SUBJECT_FEATURES,
     VERSION,
+    Metric,
 )
-from fitspace.metrics.reading import read_features, read_metrics
 from fitspace.metrics.weights import (
     fetch_judge,
     identity,
@@ -36,13 +36,13 @@ from fitspace.metrics.weights import (
 )
 
 __all__ = [
-    "DEPENDS_ON_N",
     "EXTRACTOR",
     "EXTRACTOR_SHA256",
     "FEATURES",
     "FID",
     "INTERVAL",
-    "LOWER_IS_BETTER",
+    "METRICS",
+    "Metric",
     "NAMES",
     "NEIGHBOURHOOD",
     "OF_HELD_OUT",

@@ -18,7 +18,7 @@ from torch import Tensor
 from fitspace.core import files
 from fitspace.core.errors import UserError
 from fitspace.core.imports import import_torchvision
-from fitspace.metrics.names import EXTRACTOR, EXTRACTOR_SHA256
+from fitspace.metrics.table import EXTRACTOR, EXTRACTOR_SHA256
 
 import_torchvision()
 

@@ -10,7 +10,7 @@ from fitspace.core.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-from fitspace.metrics.names import FID, INTERVAL, NEIGHBOURHOOD, SHARES
+from fitspace.metrics.table import FID, INTERVAL, NEIGHBOURHOOD, SHARES
 from fitspace.metrics.weights import inception_file
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 from fitspace.metrics.measuring import (
     finite,
 )
-from fitspace.metrics.names import (
+from fitspace.metrics.table import (
     FEATURES,
     FID,
     INCEPTION_FEATURES,

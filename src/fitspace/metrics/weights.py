@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fitspace.core import files, hashes, hub
 from fitspace.core.errors import UserError
-from fitspace.metrics.names import (
+from fitspace.metrics.table import (
     EXTRACTOR,
     EXTRACTOR_SHA256,
     VERSION,

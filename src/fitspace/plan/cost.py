@@ -25,7 +25,7 @@ BYTES_PER_PARAMETER = 4  # adapters are stored in fp32
 KINDS_OF_SUBJECT = 3  # DreamBooth samples the subject, the subject elsewhere and its class
 FLOP_PER_SECOND = 1e14  # what one large GPU reaches in bf16, to tell hours by
 Times = dict[str, dict[str, float]]
-# By the point's identity, and the task's scale and latents a step: tasks alike in them take the same.
+# By the point's identity, the task's scale and latents a step: tasks alike in them take the same.
 Taken = dict[tuple[str, int, int], Footprint]
 
 

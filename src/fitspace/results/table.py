@@ -13,7 +13,7 @@ from typing import Any
 
 from fitspace.core.errors import UserError
 from fitspace.core.files import read_json, write_json, write_text
-from fitspace.metrics import read_metrics
+from fitspace.metrics import METRICS, read_metrics
 from fitspace.plan import Plan, Run
 from fitspace.results import lineage
 from fitspace.stages.sidecars import verified
@@ -211,8 +211,6 @@ def _task_gallery(plan: Plan, task: str, runs: dict[str, Run], folder: Path) -> 
 
 def _telling(plan: Plan, rows: list[dict[str, Any]], task: str) -> dict[str, str]:
     """Role -> run name: best, worst, and each baseline arm by its title."""
-    from fitspace.metrics import LOWER_IS_BETTER
-
     response = plan.study.analysis.responses[0]
     rows = [r for r in rows if r["task"] == task and r["status"] == "ok"]
     if not rows:
@@ -224,7 +222,7 @@ def _telling(plan: Plan, rows: list[dict[str, Any]], task: str) -> dict[str, str
         if row["method"] != "none" and all(row.get(f) is not None for f in factors):
             means.setdefault(row["point"], []).append(row[response])
     ranked = sorted(
-        means, key=lambda p: sum(means[p]) / len(means[p]), reverse=response not in LOWER_IS_BETTER
+        means, key=lambda p: sum(means[p]) / len(means[p]), reverse=not METRICS[response].lower
     )
     run_of = {row["point"]: row["run"] for row in reversed(rows)}
     shown = {}
