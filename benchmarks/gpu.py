@@ -169,7 +169,7 @@ def ours(
 
     forget_peak(options.device)
     model = copy.deepcopy(master).to(options.device)
-    bases.share_embedders(model)
+    bases.family_of(model).settle(model)
     attachment = methods.attach(model, method, settings, 0)
     done = devices.prepare(model, options.precision, **how) if prepare else []
     if not channels_last:

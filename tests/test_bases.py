@@ -127,13 +127,13 @@ def dit(tmp_path):
 
 def test_resolve_takes_a_folder_relative_to_the_working_directory(base):
     assert bases.resolve("base") == Path("base")
-    assert bases.family(base) == "unet"
+    assert bases.family(base).name == "unet"
     assert bases.image_size(base) == 16
 
 
 def test_dit(dit):
     assert bases.resolve(dit) == dit
-    assert bases.family(dit) == "dit"
+    assert bases.family(dit).name == "dit"
     assert bases.image_size(dit) == 16
 
 

@@ -128,7 +128,7 @@ KNOWN = {
 @pytest.mark.parametrize(("ref", "expected"), KNOWN.items(), ids=KNOWN)
 def test_well_known_bases_are_planned_without_a_copy(cache, ref, expected):
     family, side, total = expected
-    assert bases.family(ref) == family
+    assert bases.family(ref).name == family
     assert bases.denoiser_config(ref)["sample_size"] == side
     assert count(ref, "full", {})["total"] == total
     with pytest.raises(hub.NotHere, match="run: fitspace fetch"):
@@ -175,7 +175,7 @@ def test_a_copy_in_the_cache_is_the_base(cache, dit):
     folder = cache.put("org/dit", contents(dit), revision="refs/pr/1")
     assert bases.resolve("org/dit@refs/pr/1") == folder
     assert bases.digest(folder) == bases.digest(dit)
-    assert bases.family("org/dit@refs/pr/1") == "dit"
+    assert bases.family("org/dit@refs/pr/1").name == "dit"
     with pytest.raises(hub.NotHere):
         bases.resolve("org/dit")
 

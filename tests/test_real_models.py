@@ -165,7 +165,7 @@ def test_adapters_hold_what_is_counted(finished):
             continue
         _, tensors = methods.read(run.train.folder / "adapter.safetensors")
         counted = counting.count(study.base, run.point.method, run.point.settings)["trainable"]
-        if bases.family(study.base) == "dit":
+        if bases.family(study.base).name == "dit":
             # Two classes and none, for ImageNet's thousand and none.
             counted -= (1001 - 3) * 16 * 4
         assert sum(tensor.numel() for tensor in tensors.values()) == counted
@@ -185,7 +185,7 @@ def test_what_the_models_predict_and_are_told(finished):
     process, task = bases.load_scheduler(base), prepared.load(run.prepare, base)
     assert process.config.prediction_type == "epsilon"
     model = bases.load_denoiser(base)
-    if bases.family(base) == "unet":
+    if bases.family(base).name == "unet":
         heads = {m.heads for m in model.modules() if hasattr(m, "heads")}
         assert heads == {8} and task.conditions.shape[1:] == (77, 16)
     else:

@@ -55,7 +55,7 @@ def tiny_dit(seed: int = 0, classes: int = 3):
     import_torchvision()
     from diffusers import DiTTransformer2DModel
 
-    from fitspace.bases import share_embedders
+    from fitspace.bases.dit import share_embedders
 
     torch.manual_seed(seed)
     model = DiTTransformer2DModel(

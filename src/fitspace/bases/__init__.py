@@ -9,12 +9,11 @@ from fitspace.bases.dit import (
     new_classes,
     own_classes,
     scale,
-    share_embedders,
 )
+from fitspace.bases.families import BY_COMPONENT, FAMILIES, family_of
+from fitspace.bases.family import Family
 from fitspace.bases.finding import (
     CONFIGS,
-    DENOISERS,
-    FAMILIES,
     architecture,
     complete,
     config,
@@ -41,8 +40,9 @@ from fitspace.bases.loading import (
 
 __all__ = [
     "CONFIGS",
-    "DENOISERS",
+    "BY_COMPONENT",
     "FAMILIES",
+    "Family",
     "architecture",
     "at_scale",
     "class_table",
@@ -53,6 +53,7 @@ __all__ = [
     "digest",
     "encode_captions",
     "family",
+    "family_of",
     "fetch",
     "files",
     "from_config",
@@ -67,6 +68,5 @@ __all__ = [
     "own_classes",
     "resolve",
     "scale",
-    "share_embedders",
     "to_model",
 ]

@@ -1,27 +1,23 @@
-"""What a DiT's denoiser has and a U-Net has not: a table of classes, a grid of patches."""
+"""DiT, told classes; with a table of their embeddings and a grid of patches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fitspace.bases.family import Family
 from fitspace.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-from fitspace.bases.finding import (
-    FAMILIES,
-)
 
 
 def share_embedders(model: nn.Module) -> None:
     """Give all blocks of a DiT the first one's time and class embedder, as its authors do."""
     import torch
 
-    blocks = getattr(model, "transformer_blocks", None)
-    if blocks is None:
-        return
+    blocks = model.transformer_blocks
     first = blocks[0].norm1.emb
     for i, block in enumerate(blocks):
         own = block.norm1.emb.state_dict()
@@ -56,7 +52,7 @@ def new_classes(model: nn.Module, count: int, seed: int) -> Callable[[], None]:
 
     from fitspace.core import rng
 
-    if FAMILIES.get(type(model).__name__) != "dit":
+    if type(model).__name__ != DIT.kind:
         raise UserError(
             f"model: {type(model).__name__} has no classes; allowed: DiTTransformer2DModel"
         )
@@ -97,7 +93,7 @@ def at_scale(model: nn.Module, factor: int) -> Callable[[], None]:
     """
     from diffusers.models.embeddings import get_2d_sincos_pos_embed
 
-    if FAMILIES.get(type(model).__name__) != "dit":
+    if type(model).__name__ != DIT.kind:
         raise UserError(
             f"scale: {factor}: {type(model).__name__} has no grid of patches; allowed on a "
             "DiTTransformer2DModel"
@@ -119,3 +115,21 @@ def at_scale(model: nn.Module, factor: int) -> Callable[[], None]:
     )
     put(factor, positions.to(grid.pos_embed.dtype)[None])
     return lambda: put(*before)
+
+
+def _is_early(kind: str, config: dict[str, Any]) -> bool:
+    """Saved when diffusers had one class for all transformers, as DiT's authors' are."""
+    return kind == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"
+
+
+DIT = Family(
+    name="dit",
+    title="DiT",
+    component="transformer",
+    kind="DiTTransformer2DModel",
+    needs=(),
+    told="classes",
+    scales=True,
+    also=_is_early,
+    settle=share_embedders,
+)

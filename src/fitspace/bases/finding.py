@@ -8,18 +8,19 @@ import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from fitspace.bases.families import BY_COMPONENT, BY_KIND, FAMILIES
+from fitspace.bases.family import Family
 from fitspace.core import hub
 from fitspace.core.errors import UserError
 from fitspace.core.files import digest as digest_of
 from fitspace.core.files import read_json, replacing, sha256
 from fitspace.core.hashes import hashes
 
-DENOISERS = {
-    "unet": ("unet", "UNet2DConditionModel"),
-    "transformer": ("dit", "DiTTransformer2DModel"),
-}
-FAMILIES = {kind: family for family, kind in DENOISERS.values()}
-COMPONENTS = ("unet", "transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+COMPONENTS = tuple(
+    dict.fromkeys(
+        [*BY_COMPONENT, "vae", *(c for f in FAMILIES.values() for c in f.needs), "scheduler"]
+    )
+)
 CONFIGS = ("sd15", "emoji-unet", "dit-xl", "emoji-dit")
 _SUFFIXES = (".json", ".safetensors", ".txt")
 # About the weights, not part of them: where they come from and how they were trained.
@@ -153,14 +154,17 @@ def _lacks(folder: Path) -> list[str]:
     except UserError as error:
         return error.problems
     problems = []
-    denoiser = next((c for c in DENOISERS if c in index), None)
-    if denoiser is None:
-        problems.append(f"model_index.json names no denoiser; allowed: {', '.join(DENOISERS)}")
-    elif index[denoiser][1] != DENOISERS[denoiser][1] and not _is_early_dit(folder, index):
-        problems.append(f"{denoiser} is a {index[denoiser][1]}; allowed: {DENOISERS[denoiser][1]}")
-    needed = {"vae", "scheduler"} | ({"text_encoder", "tokenizer"} if denoiser == "unet" else set())
+    family = next((f for c, f in BY_COMPONENT.items() if c in index), None)
+    needed = {"vae", "scheduler"}
+    if family is None:
+        problems.append(f"model_index.json names no denoiser; allowed: {', '.join(BY_COMPONENT)}")
+    else:
+        needed |= {*family.needs}
+        kind = index[family.component][1]
+        if kind != family.kind and not family.also(kind, _config_or_none(folder, family.component)):
+            problems.append(f"{family.component} is a {kind}; allowed: {family.kind}")
     problems += [f"model_index.json names no {c}" for c in sorted(needed - index.keys())]
-    weighted = {*DENOISERS, "vae", "text_encoder"}
+    weighted = {*BY_COMPONENT, "vae", "text_encoder"}
     for component in index:
         if not any((folder / component).glob("*.json")):
             problems.append(f"{component}: no folder with its configuration")
@@ -169,19 +173,16 @@ def _lacks(folder: Path) -> list[str]:
     return problems
 
 
-def _is_early_dit(folder: Path, index: dict[str, Any]) -> bool:
-    """A DiT saved when diffusers had one class for all transformers, as DiT's authors' are."""
-    if index.get("transformer", [None])[-1] != "Transformer2DModel":
-        return False
+def _config_or_none(folder: Path, component: str) -> dict[str, Any]:
     try:
-        return config(folder, "transformer").get("norm_type") == "ada_norm_zero"
+        return config(folder, component)
     except UserError:
-        return False
+        return {}
 
 
-def family(ref: str | Path) -> str:
-    """``unet`` or ``dit``: the kind of denoiser; ``ref`` and errors as :func:`denoiser_config`."""
-    return FAMILIES[denoiser_config(ref)["_class_name"]]
+def family(ref: str | Path) -> Family:
+    """The family of a base's denoiser; ``ref`` and errors as :func:`denoiser_config` has them."""
+    return BY_KIND[denoiser_config(ref)["_class_name"]]
 
 
 def denoiser_config(ref: str | Path) -> dict[str, Any]:
@@ -204,12 +205,12 @@ def denoiser_config(ref: str | Path) -> dict[str, Any]:
         config_name, changes = _KNOWN[name]
         return named_config(config_name) | changes
     component = denoiser(folder)
-    return config(folder, component) | {"_class_name": DENOISERS[component][1]}
+    return config(folder, component) | {"_class_name": BY_COMPONENT[component].kind}
 
 
 def denoiser(folder: Path) -> str:
     """The name of the denoiser's component in a resolved pipeline: unet or transformer."""
-    return next(c for c in DENOISERS if c in index_of(folder))
+    return next(c for c in BY_COMPONENT if c in index_of(folder))
 
 
 def labels(folder: Path) -> dict[str, int]:

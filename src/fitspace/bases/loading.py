@@ -12,11 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import nn
-from fitspace.bases.dit import (
-    share_embedders,
-)
+from fitspace.bases.families import BY_COMPONENT, family_of
 from fitspace.bases.finding import (
-    DENOISERS,
     architecture,
     config,
     denoiser,
@@ -30,8 +27,9 @@ def load_denoiser(folder: Path, dtype: str = "float32") -> nn.Module:
     A DiT's time and class embedders, which diffusers keeps once per block, are shared.
     """
     component = denoiser(folder)
-    model = _load(folder, component, DENOISERS[component][1], dtype)
-    share_embedders(model)
+    family = BY_COMPONENT[component]
+    model = _load(folder, component, family.kind, dtype)
+    family.settle(model)
     return model
 
 
@@ -158,5 +156,5 @@ def from_config(name: str) -> nn.Module:
 
     with torch.device("meta"):
         model = getattr(diffusers, settings["_class_name"]).from_config(settings)
-    share_embedders(model)
+    family_of(model).settle(model)
     return model.requires_grad_(False).eval()

@@ -156,13 +156,13 @@ def load(stage: Stage, base: Path | None = None, scale: int = 1) -> PreparedTask
         if example["split"] == "train":
             groups.setdefault(example["group"], []).append(i)
     sizes = {} if base is None else _sizes(base, scale)
-    of_dit = base is not None and bases.denoiser(base) == "transformer"
+    told_classes = base is not None and bases.family(base).by_class
     path = stage.folder / "latents.safetensors"
     wanted = dict.fromkeys(("mean", "std"), "F16 n c h h")
     latents = read_tensors(path, wanted, n=len(manifest["examples"]), **sizes)
     path = stage.folder / "text.safetensors"
     with opened(path) as file:
-        by_class = of_dit if base is not None else "labels" in file.keys()  # noqa: SIM118
+        by_class = told_classes if base is not None else "labels" in file.keys()  # noqa: SIM118
     wanted = {"labels": "I64 n"} if by_class else {"embeddings": "F16 n tokens dim"}
     (conditions,) = read_tensors(path, wanted, n=len(manifest["captions"]), **sizes).values()
     classes = manifest.get("own_classes", sizes.get("classes"))

@@ -28,10 +28,8 @@ def attach(
         that carries a method already.
     """
     settings = validated(method, settings)
-    family = bases.FAMILIES.get(type(model).__name__)
-    if family is None:
-        raise UserError(f"model: {type(model).__name__}; allowed: {', '.join(bases.FAMILIES)}")
-    if found := problems(method, settings, family):
+    family = bases.family_of(model)
+    if found := problems(method, settings, family.name):
         raise UserError(found)
     if carried := getattr(model, "_fitspace_method", None):
         raise UserError(f"model: carries the method {carried!r} already; remove() it first")
@@ -41,11 +39,10 @@ def attach(
             "be trained; allowed: True"
         )
     model.requires_grad_(False)
-    if family == "dit":
-        bases.share_embedders(model)
+    family.settle(model)
     attachment = get(method).attach(model, settings, seed)
     attachment.method, attachment.settings = method, settings
-    if family == "dit" and getattr(settings, "class_embedding", False):
+    if family.by_class and getattr(settings, "class_embedding", False):
         _train_class_table(attachment)
     for parameter in attachment.trainable.values():
         parameter.requires_grad_(True)
@@ -54,7 +51,7 @@ def attach(
 
 
 def _train_class_table(attachment: Attachment) -> None:
-    """Add the DiT's table of class embeddings to the trainables; undone with the method."""
+    """Add the base's table of class embeddings to the trainables; undone with the method."""
     name, table = bases.class_table(attachment.model)
     undo = ExitStack()
     undo.callback(restoring({name: table}))

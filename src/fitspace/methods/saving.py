@@ -34,7 +34,7 @@ def save(attachment: Attachment, path: str | Path, metadata: dict[str, str]) -> 
 
     facts = {
         "method": attachment.method,
-        "settings": attachment.settings.resolved(bases.FAMILIES[type(attachment.model).__name__]),
+        "settings": attachment.settings.resolved(bases.family_of(attachment.model).name),
         "metadata": metadata,
     }
     if classes := bases.own_classes(attachment.model):
@@ -152,7 +152,7 @@ def load_adapter(pipeline: Any, path: str | Path) -> Attachment:
     ------
     UserError : as :func:`load`, or a pipeline with neither a U-Net nor a transformer.
     """
-    for name in ("unet", "transformer"):
+    for name in bases.BY_COMPONENT:
         if (model := getattr(pipeline, name, None)) is not None:
             return load(model, path)
     raise UserError(f"pipeline: {type(pipeline).__name__} has neither `unet` nor `transformer`")

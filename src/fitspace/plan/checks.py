@@ -59,7 +59,7 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, study: Study | None
     family = None
     if isinstance(base, str):
         try:
-            family = bases.family(base)
+            family = bases.family(base).name
         except UserError as error:
             problems += error.problems
     for index, arm in arms:
@@ -109,14 +109,14 @@ def task_problems(study: Study) -> list[str]:
             for name in study.analysis.responses
             if name in metrics.NAMES and name not in of_task
         ]
-        if task.scale != 1 and family == "unet":
+        if task.scale != 1 and family and not family.scales:
             problems.append(
-                f"tasks[{i}].scale: {task.scale}: base {study.base!r} is a U-Net; allowed: 1 (a "
-                "DiT base takes more)"
+                f"tasks[{i}].scale: {task.scale}: base {study.base!r} is a {family.title}; "
+                "allowed: 1 (a DiT base takes more)"
             )
         if task.dreambooth is None:
             continue
-        if family == "dit":
+        if family and family.by_class:
             problems.append(
                 f"tasks[{i}].dreambooth: base {study.base!r} is told classes, not words; allowed: "
                 "a base with a text encoder (U-Net)"

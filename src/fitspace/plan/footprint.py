@@ -172,7 +172,7 @@ def _inputs(model: torch.nn.Module, batch: int, tokens: int, dtype: torch.dtype)
     config = model.config
     side = config.sample_size
     shape, kind = (batch,), torch.long
-    if bases.FAMILIES[type(model).__name__] == "unet":
+    if not bases.family_of(model).by_class:
         shape, kind = (batch, tokens, config.cross_attention_dim), dtype
     with torch.device("meta"):
         latents = torch.empty(batch, config.in_channels, side, side, dtype=dtype)

@@ -43,7 +43,7 @@ class Models:
     @cached_property
     def by_class(self) -> bool:
         """Whether the base is told classes, not words."""
-        return bases.family(self.study.base) == "dit"
+        return bases.family(self.study.base).by_class
 
     def source(self, task: Task) -> dict[str, Any]:
         """What determines a task's examples."""

@@ -163,7 +163,7 @@ def _subsets(study: Study, points: list[Point]) -> list[dict[str, Any]]:
 
     from fitspace.stats import d_efficiency
 
-    family = bases.family(study.base)
+    family = bases.family(study.base).name
     rows = []
     for arm in study.arms:
         if arm.subset is None:

@@ -105,7 +105,7 @@ def settings_of(arm: Arm, factors: dict[str, Any], base: str | None = None) -> A
 
 def expand(study: Study) -> tuple[list[Point], list[str]]:
     """A study's points, and the cells left out, each with its reason."""
-    family = bases.family(study.base)
+    family = bases.family(study.base).name
     points, dropped = [], []
     for arm in study.arms:
         method = methods.get(arm.method)

@@ -37,7 +37,7 @@ def write_card(out: Path, work: Path = embedded.WORK) -> None:
     verified(stage)
     data = prepared.load(stage)
     manifest = prepared.read_manifest(stage)
-    rows = _shown(bases.family(out), manifest) | {"held-out": data.prompts}
+    rows = _shown(bases.family(out).name, manifest) | {"held-out": data.prompts}
     images = {name: _sample(out, data, chosen) for name, chosen in rows.items()}
     held_out = prepared.read_images(stage, manifest)
     captions = [manifest["captions"][row] for row in data.prompts]
@@ -165,7 +165,7 @@ def _card(out: Path, **measured: Any) -> str:
         "denoiser": denoiser["settings"],
         "scheduler": embedded.SCHEDULER,
     }
-    by_class = bases.family(out) == "dit"
+    by_class = bases.family(out).by_class
     return environment.get_template(f"{out.name}.md").render(
         size=embedded.SIZE,
         tokens=embedded.TOKENS,

@@ -107,7 +107,7 @@ def build_denoiser(out: Path, work: Path = WORK) -> None:
     parts = _assemble(pipeline, model)
     _save_denoiser(model, pipeline)
     bases.complete(pipeline)
-    bases.share_embedders(model)
+    bases.family_of(model).settle(model)
 
     stage = source_stage(out, work)
     if not stage.sidecar.exists():
@@ -149,7 +149,7 @@ def _new_denoiser(name: str) -> torch.nn.Module:
 
     config = bases.named_config(name)
     model = getattr(diffusers, config["_class_name"]).from_config(config)
-    if bases.FAMILIES[type(model).__name__] == "dit":
+    if bases.family_of(model).by_class:
         _initialise_dit(model)
     return model
 
@@ -180,7 +180,7 @@ def _initialise_dit(model: torch.nn.Module) -> None:
 
 def _save_denoiser(model: torch.nn.Module, pipeline: Path) -> Path:
     """Write the denoiser as diffusers does; a DiT's shared embedder once per block."""
-    component = next(c for c, (_, kind) in bases.DENOISERS.items() if kind == type(model).__name__)
+    component = bases.family_of(model).component
     model = copy.deepcopy(model)
     for block in getattr(model, "transformer_blocks", []):
         block.norm1.emb = copy.deepcopy(block.norm1.emb)
@@ -208,7 +208,7 @@ def _assemble(out: Path, model: torch.nn.Module) -> list[str]:
         "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    if bases.FAMILIES[type(model).__name__] == "dit":
+    if bases.family_of(model).by_class:
         names = sorted({e.category for e in openmoji.examples(SOURCE.style, SIZE)})
         index |= {
             "_class_name": "DiTPipeline",

@@ -60,7 +60,7 @@ def prepare_task(task: Task, base: str, stage: Stage) -> None:
     source = bases.resolve(base)
     size = bases.image_size(source) * task.scale
     found, notes, attribution = load_examples(task, size)
-    by_class = bases.family(source) == "dit"
+    by_class = bases.family(source).by_class
     if by_class:
         found = [replace(e, caption=e.category or e.caption) for e in found]
     found.sort(key=lambda e: (e.split != "train", e.name))
