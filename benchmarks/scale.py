@@ -286,7 +286,9 @@ _WHO = ("-c", "user.name=scale", "-c", "user.email=scale@example.org")
 def _job(folder: Path) -> tuple[str, ...]:
     """Reading the plan as every job does, of some run in the middle."""
     names = sorted(os.listdir(folder / "results/evaluate"))
-    code = "import sys; from fitspace.cli import _load; _load(sys.argv[1]).run_of(*sys.argv[2:])"
+    code = (
+        "import sys; from fitspace.plan import planned; planned(sys.argv[1]).run_of(*sys.argv[2:])"
+    )
     return (sys.executable, "-c", code, str(STUDY), "evaluate", names[len(names) // 2])
 
 

@@ -28,12 +28,12 @@ def _as_in_a_job():
     """The settings that jobs compute with, without which no machine is of their kind."""
     import torch
 
-    from fitspace import cli
+    from fitspace.cli import process
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("FITSPACE_THREADS", raising=False)
         threads = torch.get_num_threads()
-        cli._set_up_torch()
+        process.set_up_torch()
         sidecars.environment.cache_clear()
         yield
         torch.use_deterministic_algorithms(False)
