@@ -38,11 +38,11 @@ from datetime import UTC, datetime, timedelta
 seconds = itertools.count()
 time.time = lambda: 1577836800.0 - next(seconds)
 time.time_ns = lambda: int(time.time() * 1e9)
-import fitspace.data.prepare, fitspace.provenance, fitspace.stages
+from fitspace.stages import evaluate, prepare, prior, reference, sample, sidecars, train
 hours = itertools.count()
 def now():
     return (datetime(2020, 1, 1, tzinfo=UTC) - timedelta(hours=next(hours))).isoformat()
-for module in (fitspace.data.prepare, fitspace.provenance, fitspace.stages):
+for module in (evaluate, prepare, prior, reference, sample, sidecars, train):
     module.now = now
 """
 
@@ -85,7 +85,7 @@ class Warm:
 def serve() -> None:
     import tempfile
 
-    from fitspace.imports import import_torchvision
+    from fitspace.core.imports import import_torchvision
 
     import_torchvision()
     # What any stage imports.
@@ -94,10 +94,8 @@ def serve() -> None:
     import torch_fidelity  # noqa: F401
     import transformers  # noqa: F401
 
-    import fitspace.metrics.clip
-    import fitspace.metrics.extractors
-    import fitspace.stages  # noqa: F401
-    from fitspace import cli, training  # noqa: F401
+    from fitspace import cli
+    from fitspace.stages import evaluate, prepare, prior, reference, sample, train  # noqa: F401
 
     assert diffusers.UNet2DConditionModel and diffusers.AutoencoderKL
     for line in sys.stdin:

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from fitspace.audit.chain import Node
 from fitspace.audit.findings import Distance, Finding
 from fitspace.audit.target import Target
-from fitspace.errors import UserError
-from fitspace.lineage import Lineage, Record
+from fitspace.core.errors import UserError
+from fitspace.results.lineage import Lineage, Record
 
 TIERS = ("hash", "regenerate", "reevaluate", "retrain")
 Tier = Literal["hash", "regenerate", "reevaluate", "retrain"]
@@ -90,11 +90,11 @@ def audit(
     ------
     UserError : nothing to audit there, or bad input; what differs is a finding, not an error.
     """
-    from fitspace import lineage as lineages
     from fitspace.audit import again, anew, chain, hashes, regenerate, rows, sources
     from fitspace.audit import target as targets
     from fitspace.audit.lock import Lock
-    from fitspace.design import build_plan
+    from fitspace.plan import build_plan
+    from fitspace.results import lineage as lineages
 
     where = targets.locate(target, value)
     plan = build_plan(where.study)

@@ -20,17 +20,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fitspace import lineage
 from fitspace.audit.findings import Distance, Finding
-from fitspace.config import read_yaml
-from fitspace.design import Plan, Run, Stage
-from fitspace.errors import UserError
-from fitspace.files import digest, write_text
-from fitspace.lineage import Lineage
+from fitspace.core.errors import UserError
+from fitspace.core.files import digest, write_text
+from fitspace.core.paths import REPORTS
+from fitspace.core.reading import read_yaml
 from fitspace.metrics import INTERVAL, NAMES, read_metrics
-from fitspace.provenance import environment, load_sidecar, verified
-from fitspace.slurm import GROUPED
-from fitspace.table import REPORTS
+from fitspace.plan import Plan, Run, Stage
+from fitspace.results import lineage
+from fitspace.results.lineage import Lineage
+from fitspace.stages.sidecars import environment, load_sidecar, verified
+from fitspace.stages.slurm import GROUPED
 
 # Of a recorded environment: what decides whether equal inputs give equal bits.
 KIND = ("cpu", "device", "cuda", "cudnn", "threads", "deterministic", "packages")
@@ -97,7 +97,8 @@ def reevaluate(plan: Plan, runs: Sequence[str]) -> list[Finding]:
 
 def _measured_again(plan: Plan, run: Run, features: dict[str, dict]) -> list[Finding]:
     """``features`` by reference key: of the tasks that were met before."""
-    from fitspace.stages import measure, reference_features
+    from fitspace.stages.evaluate import measure
+    from fitspace.stages.reference import reference_features
 
     try:
         recorded = numbers(read_metrics(run))

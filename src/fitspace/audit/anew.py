@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from fitspace import lineage
 from fitspace.audit.again import Rows, held_to, measured, read_rows, same_kind
 from fitspace.audit.findings import Anew, Distance, Finding
 from fitspace.audit.lock import Lock
 from fitspace.audit.sources import committed
-from fitspace.errors import UserError
-from fitspace.files import read_json, write_bytes
-from fitspace.lineage import UPSTREAM, Lineage, Record
+from fitspace.core.errors import UserError
+from fitspace.core.files import read_json, write_bytes
+from fitspace.plan import STAGES
+from fitspace.results import lineage
+from fitspace.results.lineage import Lineage, Record
 
 Link = tuple[str, str]
 RUNS = "runs.csv"
@@ -52,7 +53,7 @@ def made_anew(before: Lineage, now: Lineage) -> dict[Link, Record]:
     same on the same kind of machine (:func:`same_kind`); on another kind they may differ, and
     then those of the stages downstream may on any.
     """
-    order = list(UPSTREAM)
+    order = list(STAGES)
     found: dict[Link, Record] = {}
     for link in sorted(now.records, key=lambda link: order.index(link[0])):
         old, new = before.records.get(link), now.records.get(link)

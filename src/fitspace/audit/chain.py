@@ -7,22 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fitspace import lineage as lineages
 from fitspace.audit.findings import Finding
 from fitspace.audit.target import Target
-from fitspace.errors import UserError
-from fitspace.files import read_json
-from fitspace.lineage import Lineage, Record
-
-# What a stage's folder holds, in words.
-ROLES = {
-    "prior": "class images",
-    "prepare": "prepared task",
-    "reference": "reference features",
-    "train": "adapter",
-    "sample": "samples",
-    "evaluate": "metrics",
-}
+from fitspace.core.errors import UserError
+from fitspace.core.files import read_json
+from fitspace.plan import STAGES
+from fitspace.results import lineage as lineages
+from fitspace.results.lineage import Lineage, Record
 
 
 @dataclass
@@ -152,7 +143,9 @@ def _stage(record: Record, states: _States) -> Node:
         "started": record.started,
         "finished": record.finished,
     }
-    return Node(f"{ROLES[record.stage]} {record.folder}", facts, states.of([record.folder, *paths]))
+    return Node(
+        f"{STAGES[record.stage].title} {record.folder}", facts, states.of([record.folder, *paths])
+    )
 
 
 def _worst(states: Iterable[str]) -> str:

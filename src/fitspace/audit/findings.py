@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fitspace.lineage import Record
+from fitspace.results.lineage import Record
 
 
 @dataclass(frozen=True)

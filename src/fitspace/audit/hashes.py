@@ -1,6 +1,6 @@
 """The hash tier: all artefacts that are here, rehashed and held against what was recorded.
 
-What was recorded stands in git beside the table (:mod:`fitspace.lineage`), in each stage's
+What was recorded stands in git beside the table (:mod:`fitspace.results.lineage`), in each stage's
 sidecar, and in dvc.lock. The three were written at different times: who forges one has the
 others against him.
 """
@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from fitspace.audit.findings import Anew, Finding
 from fitspace.audit.lock import Lock
-from fitspace.design import KEY_LENGTH
-from fitspace.errors import UserError
-from fitspace.files import digest
-from fitspace.lineage import Lineage, Record, in_results
-from fitspace.provenance import load_sidecar
+from fitspace.core.errors import UserError
+from fitspace.core.files import digest
+from fitspace.plan import KEY_LENGTH
+from fitspace.results.lineage import Lineage, Record, in_results
+from fitspace.stages.sidecars import load_sidecar
 
 
 def check(

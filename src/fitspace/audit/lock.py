@@ -12,9 +12,9 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from fitspace.audit.findings import Anew, Finding
-from fitspace.config import checked, read_yaml
-from fitspace.errors import UserError
-from fitspace.files import parse_json
+from fitspace.core.errors import UserError
+from fitspace.core.files import parse_json
+from fitspace.core.reading import checked, read_yaml
 
 LOCK = Path("dvc.lock")
 

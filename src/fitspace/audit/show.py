@@ -12,7 +12,7 @@ from pathlib import Path
 from fitspace.audit import Audit
 from fitspace.audit.chain import Node
 from fitspace.audit.findings import Distance, Finding
-from fitspace.lineage import SHORT, machine
+from fitspace.results.lineage import SHORT, machine
 
 _RUNS_SHOWN = 1
 _ABSENT_SHOWN = 8

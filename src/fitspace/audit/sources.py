@@ -15,11 +15,12 @@ from pydantic import BaseModel, Field, ValidationError
 
 from fitspace import bases, metrics
 from fitspace.audit.findings import Finding
-from fitspace.config import Sha256, Study
-from fitspace.errors import UserError
-from fitspace.files import canonical, digest, read_json, sha256
-from fitspace.lineage import Lineage
-from fitspace.recording import UNCOMMITTED
+from fitspace.core.errors import UserError
+from fitspace.core.files import canonical, digest, read_json, sha256
+from fitspace.core.paths import UNCOMMITTED
+from fitspace.core.reading import Sha256
+from fitspace.results.lineage import Lineage
+from fitspace.study import Study
 
 PINS = "constraints.txt"
 SOURCE = "src/fitspace"

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from fitspace import stats
-from fitspace.config import Study
 from fitspace.report import words
 from fitspace.report.inputs import COSTS, Inputs
 from fitspace.stats.digits import rounded
+from fitspace.study import Study
 
 
 @dataclass(frozen=True)

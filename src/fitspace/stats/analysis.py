@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats import best, planning
 from fitspace.stats.anova import anova, lack_of_fit, model_of
 from fitspace.stats.digits import on_scale

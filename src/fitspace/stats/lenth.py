@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri, stdtrit
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats.digits import cleared
 from fitspace.stats.formula import Term, label
 from fitspace.stats.linear import Model, as_list, orthonormal, read

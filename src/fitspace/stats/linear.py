@@ -13,7 +13,7 @@ from functools import cached_property, reduce
 import numpy as np
 import pandas as pd
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats.formula import Term, label
 
 # Singular values of coded columns lie within a few orders of each other; rounding is at 1e-15.

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import chdtri, fdtri
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats import effects
 from fitspace.stats.digits import cleared
 from fitspace.stats.estimability import components, in_design, largest

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pandas as pd
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats.anova import anova
 from fitspace.stats.digits import plain
 

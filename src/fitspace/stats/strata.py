@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats import effects
 from fitspace.stats.columns import columns as columns_of
 from fitspace.stats.formula import Term, label
