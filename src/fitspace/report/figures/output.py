@@ -13,7 +13,6 @@ from matplotlib.figure import Figure as Canvas
 
 from fitspace.report.figures.style import THEME
 from fitspace.report.results import Results
-from fitspace.stats.digits import rounded
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def figure(
     svg = _in_tags(svg, _plain)
     svg = "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
-    return Figure(name, section, caption, alt, svg, rounded(data))
+    return Figure(name, section, caption, alt, svg, data)
 
 
 def _plain(tag: str) -> str:
