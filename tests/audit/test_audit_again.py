@@ -243,6 +243,7 @@ KINDS = {
     "another torch": ({"packages": {"torch": "0.1"}}, False),
     "more threads": ({"threads": 8}, False),
     "not deterministic": ({"deterministic": False}, False),
+    "another kind's kernels on purpose": ({"kernels": "DEFAULT"}, False),
 }
 
 
@@ -281,7 +282,7 @@ def test_a_draw_of_too_many_says_how_many_there_are(n):
 def recorded(plan):
     """The lineage and the table of a copy, to forge, and what a run made again has to give."""
     folder = Path("reports/two")
-    return lineage.read(folder), again._table(folder / "runs.csv")
+    return lineage.read(folder), again.read_rows(folder / "runs.csv")
 
 
 def _other(known, stage, *, output: str = "", environment: str | None = "same"):
@@ -301,7 +302,8 @@ def _other(known, stage, *, output: str = "", environment: str | None = "same"):
 
 def test_the_same_files_and_numbers_are_no_finding(plan, recorded):
     for run in plan.runs:
-        assert again.compare(run, *recorded, Path(".")) == []
+        findings, distance = again.compare(run, *recorded, Path("."))
+        assert (findings, distance.run, distance.metric) == ([], run.name, None)
 
 
 FILES = {
@@ -319,7 +321,7 @@ def test_another_file_is_found_and_the_first_stage_that_gives_it_named(plan, rec
     run, after = plan.runs[0], list(FILES).index(stage)
     for name in list(FILES)[after:]:
         known = _other(known, getattr(run, name), output=FILES[name])
-    (finding,) = again.compare(run, known, rows, Path("."))
+    ((finding,), _) = again.compare(run, known, rows, Path("."))
     assert (finding.kind, finding.subject) == ("changed", run.name)
     assert finding.message.startswith(f"{stage} is the first stage")
     file = getattr(run, stage).folder / FILES[stage]
@@ -330,7 +332,7 @@ def test_a_cell_of_the_table_has_to_be_the_number_of_the_run(plan, recorded):
     known, rows = recorded
     run = plan.runs[0]
     rows[run.name]["clip_t"] = repr(float(rows[run.name]["clip_t"]) + 1e-15)
-    (finding,) = again.compare(run, known, rows, Path("."))
+    ((finding,), _) = again.compare(run, known, rows, Path("."))
     assert finding.message.startswith("clip_t: recorded ") and "very same" in finding.message
 
 
@@ -340,13 +342,14 @@ def test_of_another_machine_the_numbers_lie_within_the_spread_of_seeds(plan, rec
     run = plan.runs[0]
     known = _other(known, run.train, output="adapter.safetensors", environment=environment)
     known = _other(known, run.evaluate, output="metrics.json")  # follows from the adapter
-    assert again.compare(run, known, rows, Path(".")) == []
+    assert again.compare(run, known, rows, Path("."))[0] == []
     spread = again.seed_spread(list(rows.values()), "fd_effnet")
     honest = float(rows[run.name]["fd_effnet"])
     for away, found in ((2.9, 0), (-2.9, 0), (3.1, 1), (-3.1, 1)):
         rows[run.name]["fd_effnet"] = repr(honest + away * spread)
-        findings = again.compare(run, known, rows, Path("."))
+        findings, distance = again.compare(run, known, rows, Path("."))
         assert len(findings) == found
+        assert (distance.metric, round(distance.seeds, 1)) == ("fd_effnet", abs(away))
         assert all(f.message.startswith("fd_effnet: recorded ") for f in findings)
         assert all("3 standard deviations over seeds" in f.message for f in findings)
 
@@ -358,7 +361,7 @@ def test_numbers_of_images_are_exact_on_every_machine(plan, recorded):
     for row in list(rows.values())[3:]:
         row["n"] = "60"  # so that the seeds spread
     rows[run.name]["n"] = "7"
-    (finding,) = again.compare(run, known, rows, Path("."))
+    ((finding,), _) = again.compare(run, known, rows, Path("."))
     assert finding.message == "n: recorded 7.0, computed again 6; allowed: the very same number"
 
 
@@ -369,7 +372,8 @@ def test_of_another_machine_and_one_seed_a_stated_share_is_allowed(plan, recorde
     known = _other(known, run.train, output="adapter.safetensors", environment="elsewhere")
     rows = {name: row for name, row in rows.items() if row["seed"] == "0"}
     rows[run.name]["fd_effnet"] = repr(float(rows[run.name]["fd_effnet"]) * factor)
-    findings = again.compare(run, known, rows, Path("."))
+    findings, distance = again.compare(run, known, rows, Path("."))
+    assert distance.seeds is None and distance.metric == "fd_effnet"
     assert len(findings) == found
     assert all("5%: no point has two seeds" in f.message for f in findings)
 
@@ -404,7 +408,8 @@ def test_an_adapter_changed_with_its_sidecar_and_collected_is_found(plan, honest
     run, other = plan.runs[:2]
     _forge(run.train, "adapter.safetensors", lambda p: p.write_bytes(p.read_bytes()[:-1] + b"!"))
     lineage.write(lineage.collect(plan), Path("reports/two"))
-    (finding,) = again.retrain(STUDY, plan, [other.name, run.name])
+    ((finding,), distances) = again.retrain(STUDY, plan, [other.name, run.name])
+    assert [(d.run, d.metric) for d in distances] == [(other.name, None)]
     assert (finding.kind, finding.subject) == ("changed", run.name)
     assert finding.message.startswith("train is the first stage")
     ((folder, targets),) = honest
@@ -417,7 +422,7 @@ def test_runs_without_a_record_are_absent_and_not_trained(plan, honest):
     known = lineage.read(folder)
     rest = {k: r for k, r in known.records.items() if k != ("evaluate", run.evaluate.key)}
     lineage.write(replace(known, records=rest), folder)
-    (finding,) = again.retrain(STUDY, plan, [run.name])
+    ((finding,), _) = again.retrain(STUDY, plan, [run.name])
     assert (finding.kind, finding.subject, honest) == ("absent", run.name, [])
     (folder / "runs.csv").unlink()
     with pytest.raises(UserError, match="runs.csv: missing"):
@@ -435,7 +440,8 @@ def test_a_run_trained_again_from_git_alone_has_the_same_bits(origin, tmp_path, 
     known = lineage.read(Path("reports/two"))
     environment = known.environments[known.records["train", run.train.key].environment]
     assert again.same_kind(environment, sidecars.environment())
-    assert again.retrain(STUDY.absolute(), plan, [run.name]) == []
+    found, (distance,) = again.retrain(STUDY.absolute(), plan, [run.name])
+    assert (found, distance.run, distance.metric) == ([], run.name, None)
     assert clone.git("status", "--porcelain") == ""
     assert not (clone / "results/train").exists()
     assert not list(tmp_path.glob("fitspace-*"))

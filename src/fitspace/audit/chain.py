@@ -20,7 +20,8 @@ from fitspace.results.lineage import Lineage, Record
 class Node:
     """One link of the chain: what it is, its facts, and what it was made from.
 
-    ``state`` is ``verified``, ``changed`` or ``absent``; empty where there is no file to look at.
+    ``state`` is ``verified``, ``changed``, ``absent`` or ``anew``; empty where there is no file to
+    look at.
     """
 
     title: str
@@ -67,12 +68,15 @@ class _States:
     def __init__(self, findings: list[Finding]):
         self.changed = {f.subject for f in findings if f.kind == "changed"}
         self.absent = {f.subject for f in findings if f.kind == "absent"}
+        self.anew = {f.subject for f in findings if f.kind == "anew"}
 
     def of(self, subjects: Iterable[str]) -> str:
         subjects = set(subjects)
         if subjects & self.changed:
             return "changed"
-        return "absent" if subjects & self.absent else "verified"
+        if subjects & self.absent:
+            return "absent"
+        return "anew" if subjects & self.anew else "verified"
 
 
 def _environments(lineage: Lineage, records: list[Record], states: _States) -> list[Node]:
@@ -146,4 +150,4 @@ def _stage(record: Record, states: _States) -> Node:
 
 def _worst(states: Iterable[str]) -> str:
     states = set(states)
-    return next((s for s in ("changed", "absent", "verified") if s in states), "")
+    return next((s for s in ("changed", "absent", "anew", "verified") if s in states), "")

@@ -17,6 +17,7 @@ from fitspace.plan.keys import Plan, build_plan
 from fitspace.plan.models import Models
 from fitspace.plan.points import Point, expand, legal_cells
 from fitspace.plan.table import STAGES
+from fitspace.stats.digits import plain
 from fitspace.study import Study
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def describe(
     taken = cost.footprints(study, points, times)
     counted = _points(study, points, times, taken)
     trainable = {row["point"]: row["trainable"] for row in counted}
-    return {
+    found = {
         "study": study.name,
         "tasks": [t.name for t in study.tasks],
         "seeds": study.seeds,
@@ -94,6 +95,7 @@ def describe(
         "cached": _counts(plan, done=True) if plan else None,
         "to_run": _counts(plan, done=False) if plan else None,
     }
+    return plain(found)
 
 
 def with_subset(study: Study, n: int) -> Study:

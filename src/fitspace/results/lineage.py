@@ -143,23 +143,12 @@ class _Collected:
             self.records[stage.name, stage.key] = record
 
     def _here(self, stage: Stage) -> Record:
-        sidecar = load_sidecar(stage.sidecar)
-        for name in ("started", "finished"):
-            if not _is_time(sidecar[name]):
-                raise UserError(f"{stage.sidecar}: {name}: {sidecar[name]!r} is no time")
+        record, sidecar = of_sidecar(stage.sidecar)
         for item in sidecar["inputs"]:
             self.read[in_results(item["path"])] = item["sha256"]
-        return Record(
-            stage.name,
-            stage.folder.as_posix(),
-            stage.key,
-            stage.material,
-            sha256(stage.sidecar),
-            {Path(o["path"]).name: o["sha256"] for o in sidecar["outputs"]},
-            self._environment(sidecar["environment"]),
-            sidecar["started"],
-            sidecar["finished"],
-        )
+        environment = self._environment(sidecar["environment"])
+        # The plan's own key and material: a sidecar of something else shows by its digest.
+        return replace(record, key=stage.key, material=stage.material, environment=environment)
 
     def _elsewhere(self, stage: Stage) -> Record | None:
         link, folder = (stage.name, stage.key), stage.folder.as_posix()
@@ -185,6 +174,29 @@ class _Collected:
 
     def _environment(self, content: dict[str, Any]) -> str:
         return self.environments.setdefault(canonical(content), f"e{len(self.environments) + 1}")
+
+
+def of_sidecar(path: Path) -> tuple[Record, dict[str, Any]]:
+    """The record of a stage by its sidecar, without the name of an environment; the sidecar.
+
+    Raises UserError for a sidecar that cannot be read.
+    """
+    sidecar = load_sidecar(path)
+    for name in ("started", "finished"):
+        if not _is_time(sidecar[name]):
+            raise UserError(f"{path}: {name}: {sidecar[name]!r} is no time")
+    record = Record(
+        path.stem,
+        path.parent.as_posix(),
+        sidecar["key"],
+        sidecar["material"],
+        sha256(path),
+        {Path(o["path"]).name: o["sha256"] for o in sidecar["outputs"]},
+        None,
+        sidecar["started"],
+        sidecar["finished"],
+    )
+    return record, sidecar
 
 
 def in_results(path: str) -> str:

@@ -289,6 +289,8 @@ def _torch_state() -> dict[str, Any]:
         "device": "cpu",
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        # By the processor, unless ATEN_CPU_CAPABILITY says otherwise.
+        "kernels": torch.backends.cpu.get_cpu_capability(),
     }
     if torch.cuda.is_available():
         state |= {

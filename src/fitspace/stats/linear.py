@@ -263,9 +263,11 @@ def left_by(basis: np.ndarray, y: np.ndarray) -> np.ndarray:
 def sum_of_squares(basis: np.ndarray, y: np.ndarray) -> float:
     """Squared length of the projection of ``y`` (n,) on an orthonormal basis (n, k).
 
-    Sums are exact (Shewchuk): at n = 18009 plain ones cost two of fifteen digits.
+    Sums are exact (Shewchuk): at n = 18009 plain ones cost two of fifteen digits. What is at the
+    rounding of ``y`` is 0.
     """
-    return math.fsum(math.fsum(column * y) ** 2 for column in basis.T)
+    ss = math.fsum(math.fsum(column * y) ** 2 for column in basis.T)
+    return ss if ss > ROUNDING * (y @ y) else 0.0
 
 
 class Model:

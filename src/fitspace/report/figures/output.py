@@ -13,6 +13,7 @@ from matplotlib.figure import Figure as Canvas
 
 from fitspace.report.figures.style import THEME
 from fitspace.report.results import Results
+from fitspace.stats.digits import rounded
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def figure(
     svg = re.sub(r"<!DOCTYPE[^>]*>\n?|\s*<metadata>.*?</metadata>", "", text.getvalue(), flags=re.S)
     svg = _in_tags(svg, _plain)
     svg = "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
-    return Figure(re.sub(r"[^A-Za-z0-9_-]+", "-", name), section, caption, alt, svg, data)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
+    return Figure(name, section, caption, alt, svg, rounded(data))
 
 
 def _plain(tag: str) -> str:
