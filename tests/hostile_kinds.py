@@ -31,7 +31,7 @@ from PIL import Image
 
 from fitspace.data import prepared
 from fitspace.plan import load_study
-from fitspace.stages.evaluate import evaluate
+from fitspace.stages import evaluate
 from fitspace.tracking import entries
 
 ROOT = Path(__file__).parents[1]

@@ -26,10 +26,8 @@ from fitspace.core import devices
 from fitspace.core.errors import UserError
 from fitspace.core.files import write_text
 from fitspace.plan import Stage, build_plan
-from fitspace.stages import common, running
-from fitspace.stages.sample import sample
+from fitspace.stages import common, running, sample, train
 from fitspace.stages.sidecars import now, write_sidecar
-from fitspace.stages.train import train
 
 
 def fork(work) -> int:

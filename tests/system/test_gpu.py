@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from fitspace import methods, training
 from fitspace.core import devices
 from fitspace.plan import build_plan
-from fitspace.stages.train import train
+from fitspace.stages import train
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

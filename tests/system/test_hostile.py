@@ -28,9 +28,7 @@ from fitspace.core.errors import UserError, printable
 from fitspace.data import prepared
 from fitspace.plan import load_study
 from fitspace.results import lineage
-from fitspace.stages.evaluate import evaluate
-from fitspace.stages.prepare import prepare
-from fitspace.stages.reference import reference
+from fitspace.stages import evaluate, prepare, reference
 
 EXAMPLES = {
     "studies": 100,

@@ -36,7 +36,7 @@ from pathlib import Path
 import numpy
 from threadpoolctl import threadpool_info
 from fitspace.cli import main
-from fitspace.plan.checks import load_study
+from fitspace.plan import load_study
 from fitspace.report import build
 
 kernels = {{i["architecture"] for i in threadpool_info() if i["internal_api"] == "openblas"}}

@@ -23,7 +23,7 @@ from PIL import Image
 from fitspace import bases, methods, stages
 from fitspace.data import prepared
 from fitspace.plan import build_plan, counting, load_study
-from fitspace.stages.evaluate import evaluate
+from fitspace.stages import evaluate
 
 ROOT = Path(__file__).parents[2]
 # Stages of subjects and of DiTs have fast tests of their own.

@@ -9,7 +9,7 @@ A method is a module of this package with
 - ``attach(model, settings, seed)``: change a model in place, see
   :class:`~fitspace.methods.attachment.Attachment`;
 - ``budget``, where it has a width: the setting in which the count of trainable parameters is
-  affine, see :mod:`fitspace.budget`;
+  affine, see :mod:`fitspace.plan.budget`;
 - ``folds``, where several of it may be one batch on a GPU: hooks use the parameters of the module
   that they are given, and nothing is changed in place (``torch.vmap``).
 
