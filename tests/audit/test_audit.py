@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import recorded
 from project import STUDY
+from recorded import light_copy
 
 from fitspace.audit import EXIT, audit
 from fitspace.audit.show import text
@@ -278,10 +278,9 @@ def test_code_that_is_in_no_commit_cannot_be_verified(project, tmp_path):
     ]
 
 
-def test_dvc_lock_is_a_witness_of_its_own(origin, tmp_path, monkeypatch):
+def test_dvc_lock_is_a_witness_of_its_own(recorded, tmp_path, monkeypatch):
     """A metric is changed, and all that vouches for it in files and git is forged to agree."""
-    copy = recorded.light_copy(origin, tmp_path / "project")
-    recorded.recorded(copy, tmp_path / "store")
+    copy = light_copy(recorded, tmp_path / "project")
     monkeypatch.chdir(copy.folder)
     assert audit(Path(STUDY)).verdict == "verified"
     metrics = _metric_in_json()

@@ -9,14 +9,13 @@ import pytest
 import report_study as made_up
 import yaml
 from project import ROOT, STUDY, content
-from recorded import light_copy, recorded
+from recorded import light_copy
 
 
 @pytest.fixture(scope="module")
-def kept(origin, tmp_path_factory):
+def kept(recorded, tmp_path_factory):
     """A project that was recorded, committed and pushed; not to be written to."""
-    folder = tmp_path_factory.mktemp("kept")
-    return recorded(light_copy(origin, folder / "project"), folder / "store")
+    return light_copy(recorded, tmp_path_factory.mktemp("kept") / "project")
 
 
 @pytest.fixture

@@ -10,17 +10,16 @@ import sys
 import pytest
 import yaml
 from project import STUDY, Project, content
-from recorded import light_copy, name_study, recorded
+from recorded import light_copy, name_study
 
 from fitspace.audit import garbage, recording
 from fitspace.cli import main
 
 
 @pytest.fixture(scope="module")
-def kept(origin, tmp_path_factory):
+def kept(recorded, tmp_path_factory):
     """A project that was recorded; not to be written to."""
-    folder = tmp_path_factory.mktemp("kept")
-    return recorded(light_copy(origin, folder / "project"), folder / "store")
+    return light_copy(recorded, tmp_path_factory.mktemp("kept") / "project")
 
 
 @pytest.fixture

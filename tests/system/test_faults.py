@@ -12,14 +12,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 from project import STUDY, Project, content
-from warm import CLOCK, KILLED, Warm
+from warm import CLOCK, KILLED
 
 # Stage -> the folder of its results.
 ROOMS = {"prepare": "tasks", "reference": "reference", "train": "train", "sample": "sample",
@@ -29,16 +28,9 @@ STAGES = [s if s == "train" else pytest.param(s, marks=pytest.mark.slow) for s i
 
 
 @pytest.fixture(scope="module")
-def finished(origin, tmp_path_factory):
+def finished(origin, warm, tmp_path_factory):
     """A copy of the finished project that tests put back as it was."""
-    return origin.copy(tmp_path_factory.mktemp("faults") / "project")
-
-
-@pytest.fixture(scope="module")
-def warm(finished):
-    server = Warm.start(finished.environment)
-    yield server
-    server.stop()
+    return origin.copy(tmp_path_factory.mktemp("faults") / "project").warmed(warm.commands)
 
 
 def folder(project: Project, stage: str) -> Path:
@@ -101,14 +93,14 @@ def test_killed_at_any_write_it_is_made_again_with_the_same_bits(finished, warm,
     before = apart(place)
     moments = 0
     while not (place / f"{stage}.json").exists():
-        done = warm.fitspace(finished.folder, stage, STUDY, place.name,
+        done = warm.fitspace(finished, stage, STUDY, place.name,
                              fault=KILLED.format(n=moments))  # fmt: skip
         assert done.returncode == -signal.SIGKILL, done.stderr
         moments += 1
         assert len(leftovers(place)) <= 1  # at most what this one was writing
     assert moments == 2 * (len(before) + 1)
     # Where the sidecar stands all is whole, and nothing is done again.
-    done = warm.fitspace(finished.folder, stage, STUDY, place.name)
+    done = warm.fitspace(finished, stage, STUDY, place.name)
     assert done.returncode == 0 and "finished already" in done.stderr
     assert bits(place) == before
 
@@ -142,11 +134,11 @@ def test_a_full_disk_is_one_message_and_leaves_nothing_half(finished, warm, apar
     mounted("-t", "tmpfs", "-o", "size=4k", "tmpfs", disk)
     for pages in sorted({1, needed // 2, needed - 1} - {0}):
         mounted("-t", "tmpfs", "-o", f"remount,size={4 * pages}k", "tmpfs", disk)
-        done = warm.fitspace(finished.folder, stage, STUDY, place.name)
+        done = warm.fitspace(finished, stage, STUDY, place.name)
         refused(done, str(place.relative_to(finished.folder)), "No space left on device")
         assert not (place / f"{stage}.json").exists() and leftovers(place) == []
     mounted("-t", "tmpfs", "-o", "remount,size=64m", "tmpfs", disk)
-    done = warm.fitspace(finished.folder, stage, STUDY, place.name)
+    done = warm.fitspace(finished, stage, STUDY, place.name)
     assert done.returncode == 0, done.stderr
     assert bits(place) == before
 
@@ -162,7 +154,7 @@ def test_a_full_disk_leaves_the_report_that_was_there(finished, warm, mounted):
     (reports / "filler").write_bytes(bytes(disk.f_bavail * disk.f_frsize))
     longer = finished / "params/longer.yaml"
     longer.write_text(yaml.safe_dump(content() | {"question": "why " * 500}))
-    done = warm.fitspace(finished.folder, "report", "params/longer.yaml", "--cached")
+    done = warm.fitspace(finished, "report", "params/longer.yaml", "--cached")
     refused(done, "reports/two", "No space left on device")
     (reports / "filler").unlink()
     longer.unlink()
@@ -177,7 +169,7 @@ def test_read_only_results_are_one_message(finished, warm, apart, mounted, stage
     results = str(finished / "results")
     mounted("--bind", results, results)
     mounted("-o", "remount,ro,bind", results)
-    done = warm.fitspace(finished.folder, stage, STUDY, place.name)
+    done = warm.fitspace(finished, stage, STUDY, place.name)
     refused(done, "cannot be written: Read-only file system")
     assert not place.exists()
 
@@ -218,7 +210,7 @@ def test_a_damaged_input_is_found_before_it_is_used(
         command = [stage, STUDY, place.name]
     (source / name).write_bytes(damage(good))
     try:
-        done = warm.fitspace(finished.folder, *command)
+        done = warm.fitspace(finished, *command)
     finally:
         (source / name).write_bytes(good)
     refused(done, f"{name}: changed since it was written")
@@ -234,7 +226,7 @@ def test_a_damaged_sidecar_is_one_message(finished, warm, apart, text):
     good = sidecar.read_bytes()
     sidecar.write_text(text)
     try:
-        done = warm.fitspace(finished.folder, "sample", STUDY, place.name)
+        done = warm.fitspace(finished, "sample", STUDY, place.name)
     finally:
         sidecar.write_bytes(good)
     refused(done, "train.json: not a sidecar", "to redo it")
@@ -247,12 +239,12 @@ def test_a_damaged_sidecar_is_one_message(finished, warm, apart, text):
 def test_a_base_or_judge_that_the_study_was_not_made_for_is_refused(finished, warm, key):
     wrong = "0" * 64
     path = finished / "params/pinned.yaml"
-    shown = json.loads(warm.fitspace(finished.folder, "plan", STUDY, "--json").stdout)["digests"]
+    shown = json.loads(warm.fitspace(finished, "plan", STUDY, "--json").stdout)["digests"]
     try:
         path.write_text(yaml.safe_dump(content() | shown))
-        assert warm.fitspace(finished.folder, "plan", str(path)).returncode == 0
+        assert warm.fitspace(finished, "plan", str(path)).returncode == 0
         path.write_text(yaml.safe_dump(content() | shown | {key: wrong}))
-        done = warm.fitspace(finished.folder, "plan", str(path))
+        done = warm.fitspace(finished, "plan", str(path))
     finally:
         path.unlink()
     refused(done, f"{key}: {wrong}", shown[key], "allowed: ")
@@ -263,13 +255,13 @@ def test_a_changed_base_is_another_base_and_never_a_silent_one(finished, warm):
     run = folder(finished, "sample").name
     index = finished / "models/emoji-unet/scheduler/scheduler_config.json"
     good, times = index.read_bytes(), index.stat()
-    planned = warm.fitspace(finished.folder, "plan", STUDY, "--json")
+    planned = warm.fitspace(finished, "plan", STUDY, "--json")
     assert json.loads(planned.stdout)["cached"]["sample"] == 6
     index.write_bytes(good.replace(b"0.00", b"0.01", 1))
     assert index.read_bytes() != good
     try:
-        done = warm.fitspace(finished.folder, "sample", STUDY, run)
-        planned = warm.fitspace(finished.folder, "plan", STUDY, "--json")
+        done = warm.fitspace(finished, "sample", STUDY, run)
+        planned = warm.fitspace(finished, "plan", STUDY, "--json")
     finally:
         index.write_bytes(good)
         os.utime(index, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -301,17 +293,17 @@ def test_a_clock_that_goes_back_changes_no_number(finished, warm, apart, reports
     places = {stage: folder(finished, stage) for stage in ROOMS}
     before = {stage: apart(place) for stage, place in places.items()}
     for stage, place in places.items():
-        done = warm.fitspace(finished.folder, stage, STUDY, place.name, fault=CLOCK)
+        done = warm.fitspace(finished, stage, STUDY, place.name, fault=CLOCK)
         assert done.returncode == 0, done.stderr
         said = json.loads((place / f"{stage}.json").read_text())
         assert said["finished"] < said["started"]
         assert bits(place) == before[stage]
-    assert warm.fitspace(finished.folder, "report", STUDY, "--cached").returncode == 0
+    assert warm.fitspace(finished, "report", STUDY, "--cached").returncode == 0
     # Only the seconds that the run made again took are others.
     old = table(reports_kept["reports/two/runs.csv"].decode())
     new = table((finished / "reports/two/runs.csv").read_text())
     assert [numbers(row) for row in new] == [numbers(row) for row in old]
-    assert warm.fitspace(finished.folder, "track", STUDY).returncode == 0
+    assert warm.fitspace(finished, "track", STUDY).returncode == 0
 
 
 def test_files_from_the_future_make_nothing_again(finished, reports_kept):
@@ -345,7 +337,8 @@ def numbers(row: dict[str, str]) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def diverged(origin, warm, tmp_path_factory):
     """The study with one more level, whose runs cannot but diverge; run to its report."""
-    project = origin.copy(tmp_path_factory.mktemp("diverged") / "project")
+    folder = tmp_path_factory.mktemp("diverged") / "project"
+    project = origin.copy(folder).warmed(warm.commands)
     arms = content()["arms"]
     exploding = {"method": "adapter", "name": "exploding",
                  "factors": {"output": ["CA_in"]},
@@ -400,7 +393,7 @@ def test_a_diverged_run_keeps_its_evidence(diverged):
 
 def test_nobody_loads_the_parameters_of_a_diverged_run(diverged, warm):
     place = sorted((diverged / "results/train").glob("*1e+20*"))[0]
-    done = warm.fitspace(diverged.folder, "export", str(place), "--out", "out")
+    done = warm.fitspace(diverged, "export", str(place), "--out", "out")
     refused(done, "adapter.safetensors: is of a run that diverged: the loss is ")
     assert not (diverged / "out").exists()
 
@@ -409,7 +402,7 @@ def test_a_diverged_run_is_not_trained_again_and_verifies(diverged, warm):
     done = diverged.snakemake("all")
     assert "Nothing to be done" in done.stdout + done.stderr
     for tier in ("hash", "regenerate", "reevaluate"):
-        done = warm.fitspace(diverged.folder, "audit", STUDY, "--tier", tier)
+        done = warm.fitspace(diverged, "audit", STUDY, "--tier", tier)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -441,7 +434,7 @@ def spoiled(model, path):
     return attachment
 methods.load = spoiled
 """
-    done = warm.fitspace(finished.folder, "sample", STUDY, place.name, fault=spoil)
+    done = warm.fitspace(finished, "sample", STUDY, place.name, fault=spoil)
     assert done.returncode == 0 and "diverged: " in done.stderr
     said = json.loads((place / "sample.json").read_text())["facts"]
     assert said["images"] == 0 and "samples are not finite" in said["diverged"]
@@ -449,7 +442,7 @@ methods.load = spoiled
 
 def test_a_run_that_fails_is_named_and_the_rest_is_reported_on_demand(origin, warm, tmp_path):
     """Its job fails, all others go on; the report of what is there is one command more."""
-    project = origin.copy(tmp_path / "project")
+    project = origin.copy(tmp_path / "project").warmed(warm.commands)
     (victim,) = (p.name for p in (project / "results/evaluate").glob("*FFN_in*~s1~*"))
     blocked = victim.rpartition("~")[0]
     for room in ("train", "sample", "evaluate"):
@@ -463,7 +456,7 @@ def test_a_run_that_fails_is_named_and_the_rest_is_reported_on_demand(origin, wa
     wrapper.write_text(
         f'#!/bin/sh\ncase "$*" in "train "*"{blocked}~"*) echo "fitspace: no luck" >&2; exit 2;; '
         "esac\n"
-        f'exec {sys.executable} -m fitspace.cli "$@"\n'
+        f'exec {warm.commands}/fitspace "$@"\n'
     )
     wrapper.chmod(0o755)
     path = f"{wrapper.parent}:{project.environment['PATH']}"
@@ -473,9 +466,9 @@ def test_a_run_that_fails_is_named_and_the_rest_is_reported_on_demand(origin, wa
     assert len(list((project / "results/evaluate").glob("*/evaluate.json"))) == 5
     assert project.files("reports") == before  # not silently another one
 
-    refused(warm.fitspace(project.folder, "report", STUDY, "--cached"), victim)
-    refused(warm.fitspace(project.folder, "report", STUDY, "--partial"), "--cached")
-    done = warm.fitspace(project.folder, "report", STUDY, "--cached", "--partial")
+    refused(warm.fitspace(project, "report", STUDY, "--cached"), victim)
+    refused(warm.fitspace(project, "report", STUDY, "--partial"), "--cached")
+    done = warm.fitspace(project, "report", STUDY, "--cached", "--partial")
     assert done.returncode == 0, done.stderr
     assert f"missing: {victim}: no train: fitspace: no luck" in done.stderr
     rows = {row["run"]: row for row in table((project / "reports/two/runs.csv").read_text())}
@@ -485,7 +478,7 @@ def test_a_run_that_fails_is_named_and_the_rest_is_reported_on_demand(origin, wa
     assert kept == [numbers(row) for name, row in old.items() if name != victim]
     page = (project / "reports/two/report.html").read_text()
     assert "lost by output: FFN_in 1 of 2" in page and f"{victim}: missing" in page
-    done = warm.fitspace(project.folder, "audit", STUDY)
+    done = warm.fitspace(project, "audit", STUDY)
     assert done.returncode == 0, done.stdout
 
     # And all of it later, from where it stood.

@@ -3,7 +3,6 @@
 import csv
 import shutil
 import subprocess
-from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 
 import project
@@ -36,9 +35,10 @@ def _stands(clone) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _pulled(origin, to: Path):
+@pytest.fixture
+def clone(origin, warm, tmp_path):
     """A fresh clone with the origin's results, as a pull leaves them: new files, in no order."""
-    clone = origin.clone(to)
+    clone = origin.clone(tmp_path / "clone").warmed(warm.commands)
     for stage in reversed(STAGES):
         shutil.copytree(
             origin / "results" / stage, clone / "results" / stage, copy_function=shutil.copy
@@ -77,8 +77,7 @@ def test_a_first_run_in_a_fresh_clone_gives_the_committed_numbers_to_the_last_bi
     assert "Nothing to be done" in done.stdout + done.stderr
 
 
-def test_b_one_training_setting_trains_only_its_runs_and_changed_back_nothing(origin, tmp_path):
-    clone = _pulled(origin, tmp_path / "clone")
+def test_b_one_training_setting_trains_only_its_runs_and_changed_back_nothing(clone):
     arms = [_arm("FFN_in", name="one"), _arm("Trans_out", name="other")]
     clone.study(seeds=[0], arms=arms)
     assert _made(clone, "evaluated") == []  # runs are known by content, not by arm or study
@@ -103,14 +102,12 @@ ADDED = {
 
 
 @pytest.mark.parametrize("change, new", ADDED.values(), ids=ADDED)
-def test_f_what_is_added_to_the_design_trains_and_nothing_else(origin, tmp_path, change, new):
-    clone = _pulled(origin, tmp_path / "clone")
+def test_f_what_is_added_to_the_design_trains_and_nothing_else(clone, change, new):
     clone.study(**change)
     assert _short(_made(clone, "trained")) == new
 
 
-def test_g_two_studies_share_runs_and_do_not_train_them_twice(origin, tmp_path):
-    clone = _pulled(origin, tmp_path / "clone")
+def test_g_two_studies_share_runs_and_do_not_train_them_twice(clone):
     clone.study(name="second", seeds=[0], arms=[_arm("Trans_out", "FFN_in")], title="Second")
     (clone / project.STUDY).rename(clone / "params/second.yaml")
     assert _made(clone, "all", study="params/second.yaml") == []
