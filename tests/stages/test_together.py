@@ -377,9 +377,9 @@ def test_a_job_that_finds_its_run_finished_imports_no_torch(origin):
 
 
 def test_the_default_profile_does_several_runs_in_one_process(origin):
-    """Four trainings on two cores: the last two jobs come too late."""
+    """Four trainings on two cores: whoever comes first, two processes are enough."""
     logs = [path.read_text() for path in (origin / "results/logs/train").glob("*.log")]
-    assert len(logs) == 4 and sum("finished already" in log for log in logs) == 2
+    assert len(logs) == 4 and sum("finished already" in log for log in logs) >= 2
 
 
 def test_a_number_of_runs_below_one_is_refused(capsys):

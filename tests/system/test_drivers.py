@@ -10,8 +10,10 @@ import os
 import signal
 import subprocess
 import time
-from datetime import UTC, datetime
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from project import STUDY, Project
@@ -19,66 +21,107 @@ from project import STUDY, Project
 from fitspace.plan import Stage
 from fitspace.stages import running
 
-TRAIN = {"steps": 120, "batch_size": 4, "lr": 1.0e-3}
+TRAIN = {"steps": 5, "batch_size": 4, "lr": 1.0e-3}
+PATIENCE = 900.0  # seconds: how long a loaded machine may take for what does not come at once
 
 
-def start(project: Project, *arguments: str) -> subprocess.Popen:
+def start(project: Project, *arguments: str, output=subprocess.PIPE) -> subprocess.Popen:
     """A driver in a session of its own: what kills it does not reach its jobs."""
     return subprocess.Popen(
         ["snakemake", "--cores", "2", "--config", f"study={STUDY}", *arguments, "--", "all"],
         cwd=project.folder,
         env=project.environment,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
 
 
-def until(condition, seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
+def end(driver: subprocess.Popen) -> None:
+    """Driver and jobs at once."""
+    with suppress(ProcessLookupError):
+        os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+
+
+def until(condition: Callable, driver: subprocess.Popen | None = None):
+    """Wait until a condition holds and return its value; a driver may not end before."""
+    end = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        assert driver is None or driver.poll() is None, driver.communicate()[0]
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
+        time.sleep(0.02)
+    return value
 
 
-def trained(project: Project) -> list[dict]:
+def claims(project: Project, stage: str) -> list[str]:
+    """Who works on a stage of this project, of each run that somebody works on."""
+    found = []
+    for path in (project / "results/.cache/claims").glob(f"{stage}~*"):
+        with suppress(FileNotFoundError):  # given back meanwhile
+            found.append(path.read_text())
+    return [who for who in found if who]
+
+
+def sidecars(project: Project, stage: str) -> list[Path]:
+    return list((project / "results").glob(f"*/*/{stage}.json"))
+
+
+def trained(project: Project) -> list[Path]:
     """Sidecars of the trainings that these tests start."""
-    found = (json.loads(p.read_text()) for p in (project / "results/train").glob("*/train.json"))
-    return [facts for facts in found if facts["material"]["train"]["steps"] == TRAIN["steps"]]
+    made = ((p, json.loads(p.read_text())["material"]) for p in sidecars(project, "train"))
+    return [path for path, material in made if material["train"]["steps"] == TRAIN["steps"]]
 
 
 @pytest.mark.slow
 def test_a_second_driver_is_refused_and_a_killed_ones_jobs_count(origin, tmp_path):
     project = origin.copy(tmp_path / "project")
     project.study(train=TRAIN, seeds=[0])
-    claims = project / "results/.cache/claims"
-    first = start(project)
-    try:
-        until(lambda: len(list(claims.glob("train~*"))) == 2)
+    log = tmp_path / "third.log"
+    first, third, jobs = start(project), None, {}
 
+    def stopped() -> bool:
+        """Both trainings have begun, and end when the third driver has seen them."""
+        for who in claims(project, "train"):
+            if (job := int(who.split()[1])) not in jobs:  # "process 77 on ..."
+                os.kill(job, signal.SIGSTOP)
+                jobs[job] = who
+        return len(jobs) == 2
+
+    try:
+        until(stopped, first)
         second = start(project)
         said, _ = second.communicate()
         assert second.returncode == 1 and "locked" in said and "Traceback" not in said
-        assert first.poll() is None and trained(project) == []
-    finally:
+        assert first.poll() is None
         first.kill()
         first.wait()
 
-    # Its lock stays, so that nobody starts a driver unawares; its jobs go on.
-    locked = start(project)
-    said, _ = locked.communicate()
-    assert locked.returncode == 1 and "--unlock" in said
-    project.run("snakemake", "--unlock", "--config", f"study={STUDY}")
-    assert len(running_claims(project)) == 2
-    again = datetime.now(UTC).isoformat()
-    third = start(project)
-    said, _ = third.communicate()
-    assert third.returncode == 0, said
-    assert "2 jobs of an earlier start are still at work" in said
-    assert [facts["started"] < again for facts in trained(project)] == [True, True]
-    assert list(claims.iterdir()) == [] and not list((project / "results/.resume").glob("*"))
+        # Its lock stays, so that nobody starts a driver unawares; its jobs are still there.
+        locked = start(project)
+        said, _ = locked.communicate()
+        assert locked.returncode == 1 and "--unlock" in said
+        project.run("snakemake", "--unlock", "--config", f"study={STUDY}")
+        assert sorted(claims(project, "train")) == sorted(jobs.values())
+        assert trained(project) == []
+        with log.open("w") as file:
+            third = start(project, output=file)
+        until(lambda: "2 jobs of an earlier start are still at work" in log.read_text(), third)
+        assert all(who in log.read_text() for who in jobs.values())
+        for job in jobs:
+            os.kill(job, signal.SIGCONT)
+        assert third.wait() == 0, log.read_text()
+    finally:
+        for driver in filter(None, (first, third)):
+            end(driver)
+    # They made both, and nobody else did: of the third driver's jobs none is a training.
+    (planned,) = (line for line in log.read_text().splitlines() if " jobs: " in line)
+    assert "2 evaluate" in planned and "train" not in planned
+    assert len(trained(project)) == 2
+    assert list((project / "results/.cache/claims").iterdir()) == []
+    assert not list((project / "results/.resume").glob("*"))
     assert project.fitspace("audit", STUDY).returncode == 0
 
 
@@ -92,15 +135,6 @@ def test_snakemake_never_deletes_a_finished_result(origin, tmp_path):
     assert project.files(*rooms) == before
     logs = list((project / "results/logs/train").glob("*.log"))
     assert len(logs) == 4 and all("finished already" in log.read_text() for log in logs)
-
-
-def running_claims(project: Project) -> list[str]:
-    before = Path.cwd()
-    os.chdir(project.folder)
-    try:
-        return running.others()
-    finally:
-        os.chdir(before)
 
 
 @pytest.mark.slow
@@ -121,27 +155,34 @@ def test_two_drivers_that_were_told_not_to_look_still_agree(origin, tmp_path):
     assert project.fitspace("audit", STUDY).returncode == 0
 
 
+# Of a study that runs: what has happened when driver and jobs are killed, one after the other.
+MOMENTS = {
+    "the task is prepared": lambda project: claims(project, "prepare"),
+    "two runs train": lambda project: len(claims(project, "train")) == 2,
+    "a run is trained": lambda project: sidecars(project, "train"),
+    "a run is sampled": lambda project: claims(project, "sample"),
+    "a run has its samples": lambda project: sidecars(project, "sample"),
+    "a run is evaluated": lambda project: claims(project, "evaluate"),
+    "all runs are evaluated": lambda project: len(sidecars(project, "evaluate")) == 6,
+}
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_and_started_again_a_study_ends_in_the_same_results(origin, tmp_path):
     """Driver and jobs at once, as when a machine goes down, several times."""
     project = origin.copy(tmp_path / "project")
     kinds = (".safetensors", "history.csv", "sheet.png", "metrics.json")
     before = {n: b for n, b in project.files("results").items() if n.endswith(kinds)}
-    subprocess.run(["rm", "-r", str(project / "results")], check=True)
-    kills = 0
-    while True:
+    for folder in ("results", "reports/two"):
+        subprocess.run(["rm", "-r", str(project / folder)], check=True)
+    for come in MOMENTS.values():
         driver = start(project)
         try:
-            driver.communicate(timeout=[9, 14, 21, 33, 13, 17][kills] if kills < 6 else None)
-        except subprocess.TimeoutExpired:
-            os.killpg(driver.pid, signal.SIGKILL)
-            driver.communicate()
-            kills += 1
-            project.run("snakemake", "--unlock", "--config", f"study={STUDY}")
-            continue
-        assert driver.returncode == 0
-        break
-    assert kills >= 3
+            until(lambda come=come: come(project), driver)
+        finally:
+            end(driver)
+        project.run("snakemake", "--unlock", "--config", f"study={STUDY}")
+    project.snakemake("all")
     assert {n: b for n, b in project.files("results").items() if n.endswith(kinds)} == before
     assert project.fitspace("audit", STUDY).returncode == 0
 
@@ -204,25 +245,31 @@ def test_the_claim_of_a_killed_process_is_free(stage, capsys):
     assert running.others() == [] and list(running.CLAIMS.iterdir()) == []
 
 
-def test_who_holds_a_claim_is_said_and_waited_for(stage, capsys):
-    go, gone = os.pipe()
+def test_who_holds_a_claim_is_said_and_waited_for(stage, monkeypatch, capsys):
+    (held, hold), (end, ended) = os.pipe(), os.pipe()
 
-    def hold():
+    def work():
         with running.claimed(stage):
-            os.write(gone, b"x")
-            time.sleep(0.6)
+            os.write(hold, b"x")
+            os.read(end, 1)
 
-    child = fork(hold)
-    os.read(go, 1)
-    until(lambda: "process" in running.others()[0])
+    child = fork(work)
+    os.read(held, 1)
     (who,) = running.others()
     assert f"process {child} on " in who and "train a~1" in who
-    began = time.monotonic()
-    running.wait_for_others(seconds=0.05)
-    assert time.monotonic() - began > 0.2
+    looks = []
+
+    def pause(seconds):
+        looks.append(running.others())
+        if len(looks) == 3:
+            os.write(ended, b"x")
+            os.waitpid(child, 0)
+
+    monkeypatch.setattr(running, "time", SimpleNamespace(sleep=pause))
+    running.wait_for_others()
+    assert looks == [[who]] * 3
     said = capsys.readouterr().err
-    assert "1 jobs of an earlier start" in said and who in said
-    os.waitpid(child, 0)
+    assert said.count("1 jobs of an earlier start") == 1 and who in said
 
 
 @pytest.mark.parametrize("job", ["77", None])

@@ -14,8 +14,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 PROFILE = "profiles/slurm"
 SITE = {"partition": "cpu", "gpu_partition": "gpu", "max_memory_mb": 8000}
 ON_GPU = {"prior", "train", "sample", "evaluate"}
+PATIENCE = 1800.0  # seconds: how long a loaded machine may take for what does not come at once
 # Of a run's row: what two runs of the same bits need not share.
 MEASURED = {"train_seconds", "sample_seconds", "peak_memory_mb"}
 
@@ -316,13 +318,13 @@ class OnSlurm:
             "--config", f"study={STUDY}", "--", *targets,
         ]  # fmt: skip
 
-    def end(self, driver: subprocess.Popen, log: str = "driver.log", seconds: float = 900):
+    def end(self, driver: subprocess.Popen, log: str = "driver.log"):
         """Exit code and words of a driver that has come to its end."""
         try:
-            code = driver.wait(seconds)
+            code = driver.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             driver.kill()
-            pytest.fail(f"no end within {seconds} s:\n{(self.project / log).read_text()}")
+            pytest.fail(f"no end within {PATIENCE} s:\n{(self.project / log).read_text()}")
         return code, (self.project / log).read_text()
 
     def run(self, *targets: str) -> str:
@@ -341,27 +343,46 @@ class OnSlurm:
             and job["JobState"].startswith(state)
         ]
 
-    def wait_for_jobs(self, count: int, stage: str, state: str, seconds: float = 180) -> list[dict]:
+    def wait_for_jobs(self, count: int, stage: str, state: str) -> list[dict]:
         def found():
             jobs = self.jobs(stage, state)
             return jobs if len(jobs) == count else None
 
-        return wait_for(found, seconds, f"{count} {stage} jobs that are {state}")
+        return wait_for(found, PATIENCE, f"{count} {stage} jobs that are {state}")
+
+    def _process(self, job: dict[str, str], stage: str) -> int | None:
+        """The process of a job that does a stage."""
+        for pid in self.cluster.pids(job["JobId"]):
+            with suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if stage.encode() in words and any(w.endswith(b"fitspace") for w in words):
+                    return pid
+        return None
 
     def at_work(self, job: dict[str, str], stage: str) -> int:
         """Wait for the process of a job that does a stage; its id."""
+        what = f"process of {stage} in job {job['JobId']}"
+        return wait_for(lambda: self._process(job, stage), PATIENCE, what)
 
-        def found():
-            for pid in self.cluster.pids(job["JobId"]):
-                try:
-                    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                except OSError:
-                    continue
-                if stage.encode() in words and any(w.endswith(b"fitspace") for w in words):
-                    return pid
-            return None
+    @contextmanager
+    def stopped(self, jobs: list[dict[str, str]], stage: str) -> Iterator[None]:
+        """Jobs that do not end in here: their processes at a stage, stopped, then let go on."""
+        processes = {}
 
-        return wait_for(found, 120, f"process of {stage} in job {job['JobId']}")
+        def all_stopped() -> bool:
+            for job in jobs:
+                if job["JobId"] not in processes and (pid := self._process(job, stage)):
+                    os.kill(pid, signal.SIGSTOP)
+                    processes[job["JobId"]] = pid
+            return len(processes) == len(jobs)
+
+        try:
+            wait_for(all_stopped, PATIENCE, f"processes of {stage}")
+            yield
+        finally:
+            for pid in processes.values():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
@@ -408,29 +429,32 @@ def _rows(project: Project) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def cut_off(on_slurm, origin, tmp_path_factory):
-    """A training that its time limit, two minutes, is going to end, on a node apart.
+    """A training that its time limit is going to end, on a node apart.
 
-    When it has taken a checkpoint it is stopped, and waits for its end without work. What the
-    checkpoint says of the time so far is raised: that it is found again in the result shows
-    that the training went on from there. Meanwhile the same training runs undisturbed.
+    When it has taken a checkpoint it is stopped, and its limit lowered to a minute: it waits for
+    its end without work. What the checkpoint says of the time so far is raised: that it is found
+    again in the result shows that the training went on from there. Meanwhile the same training
+    runs undisturbed.
     """
-    late = on_slurm(gpu_partition="apart", minutes={"train": 2})
+    late = on_slurm(gpu_partition="apart", minutes={"train": 30})
     undisturbed = origin.copy(tmp_path_factory.mktemp("project") / "undisturbed")
     for project in (late.project, undisturbed):
         project.study(seeds=[0], arms=[ONE_RUN], train=LONG, analysis=OF_ONE_RUN)
     driver = late.driver("trained")
 
-    def stop() -> None:
+    def stop() -> dict[str, str]:
         (job,) = late.wait_for_jobs(1, "train", "RUNNING")
         process = late.at_work(job, "train")
         (checkpoint,) = wait_for(
             lambda: list((late.project / "results/.resume").glob("*/checkpoint.safetensors")),
-            115,
+            PATIENCE,
             "state",
         )
         os.kill(process, signal.SIGSTOP)
         _raise_time(checkpoint)
+        late.cluster.run("scontrol", "update", f"JobId={job['JobId']}", "TimeLimit=1")
         undisturbed.run("snakemake", "--cores", "1", "--config", f"study={STUDY}", "--", "trained")
+        return job
 
     with ThreadPoolExecutor(1) as pool:
         yield late, driver, undisturbed, pool.submit(stop)
@@ -497,8 +521,9 @@ def test_cancelled_jobs_are_run_again_and_a_drained_node_gets_no_more(on_slurm, 
     running = here.wait_for_jobs(2, "train", "RUNNING")
     pending = here.wait_for_jobs(2, "train", "PENDING")
     drained, spared = running
-    here.cluster.run("scancel", pending[0]["JobId"], spared["JobId"])
-    here.cluster.update_node(drained["NodeList"], "drain")
+    with here.stopped(running, "train"):
+        here.cluster.run("scancel", pending[0]["JobId"], spared["JobId"])
+        here.cluster.update_node(drained["NodeList"], "drain")
     try:
         code, said = here.end(driver)
     finally:
@@ -544,15 +569,17 @@ def test_jobs_of_a_killed_driver_go_on_and_nothing_is_done_twice(on_slurm, origi
     first = here.driver("trained", log="first.log")
     here.wait_for_jobs(3, "train", "")
     started = here.wait_for_jobs(2, "train", "RUNNING")
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    # Its lock is still there.
-    code, said = here.end(here.driver("trained"))
-    assert code != 0 and "cannot be locked" in said and len(here.jobs()) == 3
-    here.project.run(*here.command()[:3], "--unlock", "--config", f"study={STUDY}")
-    second = here.driver("trained")
-    wait_for(lambda: "at work; waiting" in (here.project / "driver.log").read_text(), 60, "waiting")
-    assert second.poll() is None
+    with here.stopped(started, "train"):
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+        # Its lock is still there.
+        code, said = here.end(here.driver("trained"))
+        assert code != 0 and "cannot be locked" in said and len(here.jobs()) == 3
+        here.project.run(*here.command()[:3], "--unlock", "--config", f"study={STUDY}")
+        second = here.driver("trained")
+        log = here.project / "driver.log"
+        wait_for(lambda: "at work; waiting" in log.read_text(), PATIENCE, "waiting")
+        assert second.poll() is None
     code, said = here.end(second)
     assert code == 0, said
     assert started[0]["JobId"] in said and "Nothing to be done" in said
@@ -567,12 +594,13 @@ def test_an_interrupted_driver_takes_its_jobs_with_it(on_slurm):
     here = on_slurm()
     here.forget("train/*")
     driver = here.driver("trained")
-    here.wait_for_jobs(2, "train", "RUNNING")
+    started = here.wait_for_jobs(2, "train", "RUNNING")
     here.wait_for_jobs(2, "train", "PENDING")
-    driver.send_signal(signal.SIGINT)
-    code, _ = here.end(driver, seconds=60)
-    assert code != 0
-    wait_for(lambda: not slurm.unfinished(here.project.folder), 30, "jobs that end")
+    with here.stopped(started, "train"):
+        driver.send_signal(signal.SIGINT)
+        code, _ = here.end(driver)
+        assert code != 0
+        wait_for(lambda: not slurm.unfinished(here.project.folder), PATIENCE, "jobs that end")
     assert {job["JobState"] for job in here.jobs()} == {"CANCELLED"}
 
 
@@ -635,12 +663,12 @@ def test_several_runs_share_one_job_and_one_gpu(on_slurm, origin):
 @pytest.mark.slurm
 def test_a_job_that_its_time_limit_ends_goes_on_from_its_checkpoint(cut_off):
     late, driver, undisturbed, stopped = cut_off
-    stopped.result(200)
+    first = stopped.result(PATIENCE)
     code, said = late.end(driver)
     assert code == 0, said
     jobs = late.jobs("train")
     assert [job["JobState"] for job in jobs] == ["TIMEOUT", "COMPLETED"]
-    assert [job["TimeLimit"] for job in jobs] == ["00:02:00", "00:04:00"]
+    assert [first["TimeLimit"], jobs[1]["TimeLimit"]] == ["00:30:00", "01:00:00"]
     assert {job["NodeList"] for job in jobs} == {"node3"}
     _same_results(late.project, undisturbed, "train")
     (sidecar,) = (s for s in _sidecars(late.project, "train").values() if _is_long(s))

@@ -272,7 +272,7 @@ def others() -> list[str]:
     return found + [str(job) for job in slurm.unfinished()]
 
 
-def wait_for_others(seconds: float = SECONDS, shown: int = 5) -> None:
+def wait_for_others(shown: int = 5) -> None:
     """Return when no process and no SLURM job works on this project's stages any more.
 
     What a driver calls before it looks at what is there, so that what an earlier one left at
@@ -293,4 +293,4 @@ def wait_for_others(seconds: float = SECONDS, shown: int = 5) -> None:
                 + "\n  ".join(found[:shown]) + more,
                 file=sys.stderr, flush=True,
             )  # fmt: skip
-        time.sleep(seconds)
+        time.sleep(SECONDS)

@@ -26,6 +26,7 @@ from fitspace.tracking.server import (
 
 LIVE, SEEN = "fitspace.live", "fitspace.seen"
 LIVE_SECONDS = 5.0  # between two requests of a live run
+REQUEST_SECONDS = 5  # that such a request may take
 LAST_SECONDS = 10.0  # that a finished training waits for its last request
 
 
@@ -76,7 +77,7 @@ class _Reporter(threading.Thread):
 
     def run(self) -> None:
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "5"
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(REQUEST_SECONDS)
         client = library().MlflowClient(tracking_uri=self.uri)
         number, waiting, ended = None, [], False
         while not ended:
