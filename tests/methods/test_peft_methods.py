@@ -270,6 +270,20 @@ def fit(checkpoint, method, settings, on_step=None, **changes):
     return attachment, result
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What a form's training gives: a function that trains each form once."""
+    found, folder = {}, tmp_path_factory.mktemp("whole")
+
+    def fitted(method, settings):
+        key = f"{method} {settings}"
+        if key not in found:
+            found[key] = fit(folder / "unused.safetensors", method, settings)[1]
+        return found[key]
+
+    return fitted
+
+
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
@@ -278,7 +292,7 @@ def fit(checkpoint, method, settings, on_step=None, **changes):
         pytest.param("lora", {"rank": 2, "dropout": 0.5, "dora": True}, id="DoRA-dropout"),
     ],
 )
-def test_resume_is_exact(tmp_path, method, settings):
+def test_resume_is_exact(tmp_path, whole, method, settings):
     class Stop(Exception):
         pass
 
@@ -286,19 +300,18 @@ def test_resume_is_exact(tmp_path, method, settings):
         if step == 4:
             raise Stop
 
-    checkpoint = tmp_path / "c.safetensors"
-    _, whole = fit(tmp_path / "unused.safetensors", method, settings)
+    checkpoint, expected = tmp_path / "c.safetensors", whole(method, settings)
     with pytest.raises(Stop):
         fit(checkpoint, method, settings, interrupt)
     assert checkpoint.exists()
     _, resumed = fit(checkpoint, method, settings)
-    assert resumed.losses == whole.losses
-    assert all(torch.equal(v, resumed.parameters[n]) for n, v in whole.parameters.items())
+    assert resumed.losses == expected.losses
+    assert all(torch.equal(v, resumed.parameters[n]) for n, v in expected.parameters.items())
 
 
 @every_form
-def test_bf16_follows_single_precision(tmp_path, method, settings):
-    _, exact = fit(tmp_path / "a.safetensors", method, settings)
+def test_bf16_follows_single_precision(tmp_path, whole, method, settings):
+    exact = whole(method, settings)
     _, rough = fit(tmp_path / "b.safetensors", method, settings, precision="bf16")
     assert {v.dtype for v in rough.parameters.values()} == {torch.float32}
     assert rough.losses != exact.losses

@@ -23,6 +23,7 @@ from fitspace.plan import load_study
 from fitspace.report import build, words
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "col"}
+TWO = ("fd_effnet", "clip_t")
 HOSTILE = "<script>alert('x')</script>\"&amp;`$x$`|</style>"
 
 
@@ -98,7 +99,7 @@ def no_syncing():
 def report(tmp_path_factory) -> Path:
     """The folder of a whole report: two factors with illegal cells, baselines, a gallery."""
     folder = tmp_path_factory.mktemp("report")
-    study, captions = made_up.study(), [f"caption {i}" for i in range(10)]
+    study, captions = made_up.study(responses=TWO), [f"caption {i}" for i in range(10)]
     table = made_up.rows(study)
     made_up.write(folder, table, dropped=["adapter (input=CA_in, output=SA_in): flows back"])
     made_up.write_gallery(folder, table, captions)
@@ -116,7 +117,7 @@ def test_every_file_is_written(report):
     figures = {
         *("heatmap-fd_effnet", "runs-fd_effnet", "omega2", "cost-trainable"),
         *("cost-train_seconds", "qq-fd_effnet", "residuals-fd_effnet"),
-        *(f"means-{r}-{f}" for r in ("fd_effnet", "clip_t") for f in ("input", "output")),
+        *(f"means-{r}-{f}" for r in TWO for f in ("input", "output")),
     }
     tables = ("anova", "effects", "cells", "baselines", "ledger", "spread", "variances")
     assert {f"figures/{name}.{kind}" for name in figures for kind in ("svg", "csv")} < written
@@ -128,7 +129,7 @@ def test_made_again_it_is_the_same_to_the_byte(report, tmp_path):
     for name in ("runs.csv", "gallery.json", "design.json"):
         (tmp_path / name).write_bytes((report / name).read_bytes())
     shutil.copytree(report / "gallery", tmp_path / "gallery")
-    build(made_up.study(), tmp_path)
+    build(made_up.study(responses=TWO), tmp_path)
     for path in report.rglob("*"):
         if path.is_file():
             again = tmp_path / path.relative_to(report)
@@ -178,7 +179,7 @@ def check_numbers(folder: Path, study, page: Page) -> None:
 
 
 def test_every_number_is_that_of_its_file(report, page):
-    check_numbers(report, made_up.study(), page)
+    check_numbers(report, made_up.study(responses=TWO), page)
 
 
 def test_the_runs_behind_a_cell_are_its_runs(report, page):
@@ -226,7 +227,7 @@ def check_no_bare_number(folder: Path, study, page: Page) -> None:
 
 
 def test_no_number_stands_without_its_origin(report, page):
-    check_no_bare_number(report, made_up.study(), page)
+    check_no_bare_number(report, made_up.study(responses=TWO), page)
 
 
 def test_the_data_of_a_figure_is_that_of_its_tables(report):

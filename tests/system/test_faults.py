@@ -406,10 +406,10 @@ def test_a_diverged_run_is_not_trained_again_and_verifies(diverged, warm):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_diverged_run_is_a_failed_one_in_mlflow(diverged):
+def test_a_diverged_run_is_a_failed_one_in_mlflow(diverged, warm):
     import mlflow
 
-    diverged.fitspace("track", STUDY)
+    warm.fitspace(diverged, "track", STUDY)
     client = mlflow.MlflowClient(f"sqlite:///{diverged / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("two").experiment_id
     runs = {r.info.run_name: r for r in client.search_runs([experiment])}
@@ -417,7 +417,7 @@ def test_a_diverged_run_is_a_failed_one_in_mlflow(diverged):
     rows = table((diverged / "reports/two/runs.csv").read_text())
     assert failed == {row["run"] for row in rows if row["status"] == "failed"}
     assert all(runs[name].data.tags["fitspace.diverged"].startswith("the loss") for name in failed)
-    assert " 0 new, 0 updated" in diverged.fitspace("track", STUDY).stdout.replace("(", " ")
+    assert " 0 new, 0 updated" in warm.fitspace(diverged, "track", STUDY).stdout.replace("(", " ")
 
 
 def test_samples_that_are_not_finite_are_a_divergence_too(finished, warm, apart):
