@@ -12,6 +12,7 @@ class Commands:
     """The commands of a parser, each with the function that runs it."""
 
     def __init__(self, parser: argparse.ArgumentParser):
+        self.parser = parser
         self._parsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(

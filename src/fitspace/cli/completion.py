@@ -10,12 +10,11 @@ from fitspace.cli.commands import Commands
 def add(commands: Commands) -> None:
     text = 'Print what completes commands in a shell: eval "$(fitspace completion bash)".'
     completion = commands.add(_completion, "completion", text, study=False)
+    completion.set_defaults(parser=commands.parser)
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
 
 
 def _completion(arguments: argparse.Namespace) -> None:
     import shtab
 
-    from fitspace.cli import parser
-
-    print(shtab.complete(parser()[0], arguments.shell))
+    print(shtab.complete(arguments.parser, arguments.shell))
