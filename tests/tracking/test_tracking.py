@@ -495,7 +495,7 @@ def _train_again(monkeypatch):
     run = trained()
     before = (run.train.folder / "adapter.safetensors").read_bytes()
     shutil.rmtree(run.train.folder)
-    train(plan().study, run)
+    train(plan().study, run, live=sending.live)
     assert (run.train.folder / "adapter.safetensors").read_bytes() == before
     return run
 
