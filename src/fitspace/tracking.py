@@ -44,6 +44,7 @@ PARENT, COMMIT, NOTE = "mlflow.parentRunId", "mlflow.source.git.commit", "mlflow
 # An import of another machine, or a live run, of which nothing was heard for so long is dead.
 DEAD_AFTER = timedelta(minutes=10)
 LIVE_SECONDS = 5.0  # between two requests of a live run
+ANSWER_SECONDS = 5  # that such a request waits for its answer
 LAST_SECONDS = 10.0  # that a finished training waits for its last request
 _IDENTITY = ("point", "arm", "method", "task", "seed")
 _SYSTEM = ("train_seconds", "sample_seconds", "peak_memory_mb")
@@ -570,7 +571,7 @@ class _Reporter(threading.Thread):
 
     def run(self) -> None:
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "5"
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(ANSWER_SECONDS)
         client = _mlflow().MlflowClient(tracking_uri=self.uri)
         number, waiting, ended = None, [], False
         while not ended:
