@@ -27,7 +27,7 @@ test-slow: .venv/ready-test
 # A real SLURM, started on loopback as root; a machine without one skips, unless FITSPACE_SLURM
 # says that it is required.
 test-slurm: .venv/ready-test
-	@python -m pytest -m slurm tests/test_slurm.py
+	@python -m pytest -m slurm tests/system/test_slurm.py
 
 lint: .venv/ready-test
 	ruff check .

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 @pytest.fixture(scope="session", autouse=True)
 def _torchvision():
-    from fitspace.imports import import_torchvision
+    from fitspace.core.imports import import_torchvision
 
     import_torchvision()
 

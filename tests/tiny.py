@@ -28,7 +28,7 @@ SETTINGS = dict(
 def unet(seed: int = 0):
     import torch
 
-    from fitspace.imports import import_torchvision
+    from fitspace.core.imports import import_torchvision
 
     import_torchvision()
     from diffusers import UNet2DConditionModel
@@ -52,12 +52,12 @@ def tiny_dit(seed: int = 0, classes: int = 3):
     """A DiT that predicts a variance too: one embedder for all blocks, no weight zero."""
     import torch
 
-    from fitspace.imports import import_torchvision
+    from fitspace.core.imports import import_torchvision
 
     import_torchvision()
     from diffusers import DiTTransformer2DModel
 
-    from fitspace.bases import share_embedders
+    from fitspace.bases.dit import share_embedders
 
     torch.manual_seed(seed)
     model = DiTTransformer2DModel(
@@ -79,7 +79,7 @@ def tiny_dit(seed: int = 0, classes: int = 3):
 def task():
     import torch
 
-    from fitspace.data.prepare import PreparedTask
+    from fitspace.data.prepared import PreparedTask
 
     g = torch.Generator().manual_seed(1)
     return PreparedTask(
@@ -141,7 +141,7 @@ def inception(path: Path):
 if __name__ == "__main__":
     from safetensors.torch import save_file
 
-    from fitspace.imports import import_only_models
+    from fitspace.core.imports import import_only_models
 
     import_only_models()
     out, checkpoint, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

@@ -63,11 +63,11 @@ from datetime import UTC, datetime, timedelta
 seconds = itertools.count()
 time.time = lambda: 1577836800.0 - next(seconds)
 time.time_ns = lambda: int(time.time() * 1e9)
-import fitspace.data.prepare, fitspace.provenance, fitspace.stages
+from fitspace.stages import evaluate, prepare, prior, reference, sample, sidecars, train
 hours = itertools.count()
 def now():
     return (datetime(2020, 1, 1, tzinfo=UTC) - timedelta(hours=next(hours))).isoformat()
-for module in (fitspace.data.prepare, fitspace.provenance, fitspace.stages):
+for module in (evaluate, prepare, prior, reference, sample, sidecars, train):
     module.now = now
 """
 
@@ -166,7 +166,7 @@ def _work(told: dict, handles: list[int]) -> None:
 
 def _import() -> list:
     """Import what commands do; returns what has to live on."""
-    from fitspace.imports import import_torchvision
+    from fitspace.core.imports import import_torchvision
 
     import_torchvision()
     import diffusers
