@@ -1,0 +1,116 @@
+"""``python -m fitspace.recipes PART...``: train parts of the embedded world, or go on with them.
+
+Everything half done lies in ``--work``; what is finished is written to ``--out``, and is not made
+again while it is there. The bases need the autoencoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from fitspace.errors import UserError
+from fitspace.files import write_json
+from fitspace.imports import import_torchvision
+
+
+def _autoencoder(work: Path, out: Path) -> None:
+    from fitspace.recipes import autoencoder, drawings
+
+    world, settings = drawings.load(work), autoencoder.Settings()
+    trained = autoencoder.train(world, work / "autoencoder", settings)
+    report = autoencoder.measure(trained.model, world)
+    autoencoder.save(trained, report, settings, out)
+
+
+def _judge(work: Path, out: Path) -> None:
+    from fitspace.recipes import drawings, judge
+
+    world, settings = drawings.load(work), judge.Settings()
+    judge.save(judge.train(world, work / "judge", settings), world, settings, out)
+
+
+def _unet(work: Path, out: Path) -> None:
+    from fitspace.recipes import denoiser, drawings, unet
+
+    unet.train(drawings.load(work), _vae(out), work / "unet")
+    denoiser.copy_pipeline(work / "unet" / "pipeline", out)
+
+
+def _dit(work: Path, out: Path) -> None:
+    from fitspace.recipes import denoiser, dit, drawings
+
+    dit.train(drawings.load(work), _vae(out), work / "dit")
+    denoiser.copy_pipeline(work / "dit" / "pipeline", out)
+
+
+def _vae(out: Path) -> Path:
+    vae = out.parent / "vae"
+    if not (vae / "training.json").exists():
+        raise UserError(f"{vae}: no finished autoencoder; train that part first")
+    return vae
+
+
+def _measure(work: Path, out: Path) -> None:
+    """Of every finished part, what the cards say."""
+    from fitspace.recipes import autoencoder, dit, drawings, judge, unet
+
+    world, found = drawings.load(work), out.parent
+    changes, report = {}, {}
+    if (found / "vae").exists():
+        from diffusers import AutoencoderKL
+
+        vae = AutoencoderKL.from_pretrained(found / "vae").eval().requires_grad_(False)
+        report["autoencoder"] = autoencoder.measure(vae, world)
+        changes["reconstructed"] = lambda images: autoencoder.decode(
+            vae, autoencoder.encode(vae, images)[0]
+        )
+    if (found / "emoji-clip").exists():
+        report["judge"] = judge.measure(found / "emoji-clip", world, changes)
+        for name, recipe in (("emoji-unet", unet), ("emoji-dit", dit)):
+            if (found / name).exists():
+                report[name] = recipe.measure(found / name, found / "emoji-clip", world)
+    write_json(out, report)
+    print(json.dumps(report, indent=2))
+
+
+PARTS = {  # part -> how it is made, and what it is called when it is finished
+    "autoencoder": (_autoencoder, "vae"),
+    "judge": (_judge, "emoji-clip"),
+    "unet": (_unet, "emoji-unet"),
+    "dit": (_dit, "emoji-dit"),
+    "measure": (_measure, "measured.json"),
+}
+
+
+def main(given: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fitspace.recipes", description=__doc__)
+    parser.add_argument("parts", choices=PARTS, nargs="+", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--work", type=Path, default=Path("results/base"))
+    parser.add_argument("--out", type=Path, default=Path("results/base/finished"))
+    arguments = parser.parse_args(given)
+    import_torchvision()
+    import torch
+
+    torch.set_num_threads(1)  # sums in one order, whatever the machine
+    try:
+        for part in arguments.parts:
+            make, name = PARTS[part]
+            out = arguments.out / name
+            if part == "measure" or not _finished(out):
+                make(arguments.work, out)
+    except UserError as error:
+        print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
+        return 2
+    return 0
+
+
+def _finished(out: Path) -> bool:
+    """Whether a part is there: the last file that is written of each says so."""
+    return (out / "training.json").exists() or (out / "model_index.json").exists()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
