@@ -7,7 +7,6 @@ again while it is there. The bases need the autoencoder.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -53,27 +52,25 @@ def _vae(out: Path) -> Path:
     return vae
 
 
-def _measure(work: Path, out: Path) -> None:
-    """Of every finished part, what the cards say."""
-    from fitspace.recipes import autoencoder, dit, drawings, judge, unet
+def _cards(work: Path, out: Path) -> None:
+    """Measure all finished parts together, and write what they are into their folders."""
+    from fitspace import bases
+    from fitspace.recipes import autoencoder, card, drawings, judge
 
-    world, found = drawings.load(work), out.parent
-    changes, report = {}, {}
-    if (found / "vae").exists():
-        from diffusers import AutoencoderKL
-
-        vae = AutoencoderKL.from_pretrained(found / "vae").eval().requires_grad_(False)
-        report["autoencoder"] = autoencoder.measure(vae, world)
-        changes["reconstructed"] = lambda images: autoencoder.decode(
-            vae, autoencoder.encode(vae, images)[0]
-        )
-    if (found / "emoji-clip").exists():
-        report["judge"] = judge.measure(found / "emoji-clip", world, changes)
-        for name, recipe in (("emoji-unet", unet), ("emoji-dit", dit)):
-            if (found / name).exists():
-                report[name] = recipe.measure(found / name, found / "emoji-clip", world)
+    found = out.parent
+    if missing := [n for n in ("vae", "emoji-clip") if not (found / n / "training.json").exists()]:
+        raise UserError(f"{found / name}: not finished; train that part first" for name in missing)
+    world, vae = drawings.load(work), autoencoder.load(found / "vae")
+    report = {"autoencoder": autoencoder.measure(vae, world)}
+    reconstructed = {"reconstructed": lambda images: autoencoder.copies(vae, images)}
+    report["judge"] = judge.measure(found / "emoji-clip", world, reconstructed)
+    finished = [bases.resolve(found / n) for n in card.RECIPES if (found / n).exists()]
+    for base in finished:
+        report[base.name] = card.RECIPES[base.name].measure(base, found / "emoji-clip", world)
     write_json(out, report)
-    print(json.dumps(report, indent=2))
+    card.write_judge(found / "emoji-clip", world, report)
+    for base in finished:
+        card.write_base(base, world, report)
 
 
 PARTS = {  # part -> how it is made, and what it is called when it is finished
@@ -81,7 +78,7 @@ PARTS = {  # part -> how it is made, and what it is called when it is finished
     "judge": (_judge, "emoji-clip"),
     "unet": (_unet, "emoji-unet"),
     "dit": (_dit, "emoji-dit"),
-    "measure": (_measure, "measured.json"),
+    "cards": (_cards, "measured.json"),
 }
 
 
@@ -99,7 +96,7 @@ def main(given: list[str] | None = None) -> int:
         for part in arguments.parts:
             make, name = PARTS[part]
             out = arguments.out / name
-            if part == "measure" or not _finished(out):
+            if not _finished(out):
                 make(arguments.work, out)
     except UserError as error:
         print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)

@@ -135,6 +135,11 @@ def decode(model: torch.nn.Module, latents: Tensor) -> np.ndarray:
     return pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
 
+def copies(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
+    """What is left of uint8 images (n, h, w, 3) when they have been encoded and decoded."""
+    return decode(model, encode(model, images)[0])
+
+
 def measure(model: torch.nn.Module, drawings: Drawings) -> dict[str, Any]:
     """What the autoencoder keeps.
 
@@ -169,8 +174,7 @@ def draw(model: torch.nn.Module, drawings: Drawings, rows: list[int], path: Path
     """A sheet of drawings in the source style and, in turn, the others, each beside its copy."""
     styles = [SOURCE if i < len(rows) // 2 else i % len(openmoji.STYLES) for i in range(len(rows))]
     images = drawings.images[rows, styles]
-    copies = decode(model, encode(model, images)[0])
-    sheet(np.stack([images, copies], 1).reshape(-1, *images.shape[1:]), path)
+    sheet(np.stack([images, copies(model, images)], 1).reshape(-1, *images.shape[1:]), path)
 
 
 def save(trained: loop.Trained, report: dict[str, Any], settings: Settings, out: Path) -> None:
@@ -180,3 +184,11 @@ def save(trained: loop.Trained, report: dict[str, Any], settings: Settings, out:
     model.half().save_pretrained(out)
     facts = {"settings": asdict(settings), "hours": round(trained.hours, 3), "measured": report}
     write_json(out / "training.json", facts | {"losses": trained.losses})
+
+
+def load(folder: Path) -> torch.nn.Module:
+    """What :func:`save` wrote, as float32, frozen."""
+    from diffusers import AutoencoderKL
+
+    model = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    return model.eval().requires_grad_(False)

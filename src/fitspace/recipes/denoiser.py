@@ -41,7 +41,6 @@ class Settings(loop.Schedule):
     """How a denoiser is trained; ``caption_dropout``: share of examples without a condition."""
 
     caption_dropout: float = 0.1
-    min_snr_gamma: float | None = None
 
 
 def source(
@@ -74,7 +73,7 @@ def train(
     ``shown``: rows of the task's conditions that the sheets show.
     """
     scheduler, vae = bases.load_scheduler(pipeline), bases.load_vae(pipeline)
-    facts = asdict(settings)
+    facts = asdict(settings) | {"min_snr_gamma": None}
 
     def loss_at(step: int) -> Tensor:
         batch = training.make_batch(

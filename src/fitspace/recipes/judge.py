@@ -103,6 +103,7 @@ def new_learner(captions: int, seed: int) -> Learner:
     torch.manual_seed(seed)
     clip = open_clip.CLIP(**MODEL)
     clip.visual.trunk.load_state_dict(load_network(classes=0).state_dict())
+    clip.visual.to(memory_format=torch.channels_last)
     return Learner(clip, captions)
 
 
@@ -135,6 +136,8 @@ def batch(drawings: Drawings, settings: Settings, step: int) -> tuple[Tensor, Te
     draw = rng.generator(settings.seed, "judge.batch", step)
     styles = np.array([draw.choice(np.flatnonzero(drawings.drawn[row])) for row in rows])
     images = augment(drawings.images[rows, styles], draw)
+    # The layout in which a CPU computes this network a fifth faster.
+    images = images.contiguous(memory_format=torch.channels_last)
     return torch.from_numpy(rows), torch.from_numpy(styles), images
 
 
@@ -290,7 +293,7 @@ def save(trained: loop.Trained, drawings: Drawings, settings: Settings, out: Pat
     }
     buffers = {name for name, _ in trained.model.clip.named_buffers()}
     weights = {
-        name: value.contiguous() if name in buffers else value.half().contiguous()
+        name: (value if name in buffers else value.half()).contiguous()
         for name, value in sorted(trained.model.clip.state_dict().items())
     }
     config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
