@@ -64,13 +64,13 @@ SHIFT = 3  # and how far drawings are moved for it [px]
 class Settings(loop.Schedule):
     """How the judge is trained; ``texts``: captions a step that the text tower learns."""
 
-    steps: int = 3000
-    batch_size: int = 192
+    steps: int = 3200
+    batch_size: int = 128
     lr: float = 1e-3
     warmup_steps: int = 200
     ema: float = 0.995
     weight_decay: float = 0.02
-    texts: int = 192
+    texts: int = 128
 
 
 def styled(caption: str, style: str) -> str:

@@ -43,7 +43,7 @@ TONES_AT_ONCE = 3  # skin tones of a figure that are drawn as one item: six coun
 class Settings(denoiser.Settings):
     """How the U-Net is trained."""
 
-    steps: int = 24_000
+    steps: int = 20_000
     batch_size: int = 32
     lr: float = 8e-4
     warmup_steps: int = 500
