@@ -3,14 +3,22 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: study test test-slow test-slurm lint report bench
+.PHONY: study test test-machines test-slow test-slurm lint report bench
 
 study: .venv/ready
 	@snakemake --cores all
 	@echo "report: reports/emoji/report.html"
 
+FAST := python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not slurm"
+
 test: .venv/ready-test
-	@python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not slurm"
+	@$(FAST)
+
+# The same as other machines compute: with OpenBLAS' oldest kernels, then with PyTorch's and
+# oneDNN's, which any x86 CPU has; others take no notice.
+test-machines: .venv/ready-test
+	@OPENBLAS_CORETYPE=Prescott $(FAST)
+	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(FAST)
 
 # What takes longer: whole runs made again, a change by dvc repro.
 test-slow: .venv/ready-test
@@ -19,7 +27,7 @@ test-slow: .venv/ready-test
 # A real SLURM, started on loopback as root; a machine without one skips, unless FITSPACE_SLURM
 # says that it is required.
 test-slurm: .venv/ready-test
-	@python -m pytest -m slurm tests/test_slurm.py
+	@python -m pytest -m slurm tests/system/test_slurm.py
 
 lint: .venv/ready-test
 	ruff check .

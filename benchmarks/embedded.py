@@ -7,14 +7,14 @@ from pathlib import Path
 
 def embedded():
     """The default study, its base's folder and its first task's examples; one thread, as a job."""
-    from fitspace.imports import import_torchvision
+    from fitspace.core.imports import import_torchvision
 
     import_torchvision()
     import torch
 
     from fitspace import bases
-    from fitspace.config import load_study
     from fitspace.data import load_examples
+    from fitspace.plan import load_study
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

@@ -26,7 +26,7 @@ def features(n: int, seed: int) -> torch.Tensor:
 
 
 def main() -> None:
-    from fitspace.imports import import_torchvision
+    from fitspace.core.imports import import_torchvision
 
     import_torchvision()
     from scipy.linalg import sqrtm

@@ -134,7 +134,7 @@ def a_task(model):
     """A prepared task of random numbers, of the sizes that the model takes."""
     import torch
 
-    from fitspace.data.prepare import PreparedTask
+    from fitspace.data.prepared import PreparedTask
 
     side, text = model.config.sample_size, model.config.get("cross_attention_dim")
     shape = (64, model.config.in_channels, side, side)
@@ -164,11 +164,12 @@ def ours(
     import torch
     from diffusers import DDPMScheduler
 
-    from fitspace import bases, devices, methods, training
+    from fitspace import bases, methods, training
+    from fitspace.core import devices
 
     forget_peak(options.device)
     model = copy.deepcopy(master).to(options.device)
-    bases.share_embedders(model)
+    bases.family_of(model).settle(model)
     attachment = methods.attach(model, method, settings, 0)
     done = devices.prepare(model, options.precision, **how) if prepare else []
     if not channels_last:
@@ -209,7 +210,7 @@ def flops_of(model, scheduler, batch, trainable, options) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from fitspace import objectives
+    from fitspace.training import objectives
 
     half = options.precision == "bf16"
     with FlopCounterMode(display=False) as counter:
@@ -252,7 +253,7 @@ def plainly_trainable(model, method: str) -> tuple:
     if method == "full":
         model.requires_grad_(True)
     if method == "lora":
-        from fitspace.imports import import_peft
+        from fitspace.core.imports import import_peft
 
         peft = import_peft()
         config = peft.LoraConfig(r=8, lora_alpha=8, target_modules=["to_q", "to_k", "to_v"])
@@ -365,7 +366,7 @@ def attempt(work, *args, **kwargs) -> Measured | None:
     """None where the GPU's memory does not hold it."""
     import torch
 
-    from fitspace.errors import UserError
+    from fitspace.core.errors import UserError
 
     try:
         return work(*args, **kwargs)
@@ -397,14 +398,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
     options = parser.parse_args(arguments)
 
-    from fitspace.imports import import_torchvision
+    from fitspace.core.imports import import_torchvision
 
     import_torchvision()
     import diffusers
     import peft
     import torch
 
-    from fitspace import devices
+    from fitspace.core import devices
 
     if options.device == "cuda" and not torch.cuda.is_available():
         print("gpu.py: no GPU here; allowed: --device cpu --tiny", file=sys.stderr)

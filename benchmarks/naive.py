@@ -159,7 +159,7 @@ def main() -> None:
         nonlocal clock
         seconds[name], clock = time.monotonic() - clock, time.monotonic()
 
-    from fitspace.imports import import_torchvision
+    from fitspace.core.imports import import_torchvision
 
     import_torchvision()
     import diffusers

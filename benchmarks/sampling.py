@@ -10,6 +10,8 @@ from __future__ import annotations
 from embedded import embedded
 from timing import pairs
 
+from fitspace.core import rng
+
 PROMPTS = 16
 
 
@@ -18,8 +20,9 @@ def main() -> None:
     import diffusers
     import numpy as np
 
-    from fitspace import bases, sampling
-    from fitspace.data.prepare import encode_captions
+    from fitspace import bases
+    from fitspace.data.encoding import encode_captions
+    from fitspace.training import sampling
 
     prompts = [e.caption for e in found if e.split == "test"][:PROMPTS]
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
@@ -32,7 +35,7 @@ def main() -> None:
     model, vae = bases.load_denoiser(base), bases.load_vae(base)
     conditions = encode_captions(base, ["", *prompts])
     shape = (model.config.in_channels, model.config.sample_size, model.config.sample_size)
-    noise = sampling.initial_noise(0, len(prompts), shape)
+    noise = rng.initial_noise(0, len(prompts), shape)
     steps, guidance = study.sample.steps, study.sample.guidance
 
     def ours() -> np.ndarray:

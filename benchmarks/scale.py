@@ -82,8 +82,7 @@ def fill(folder: Path) -> None:
     """Finish the study in ``folder``: every stage has its files, by no computation."""
     os.chdir(folder)
     os.fsync = lambda handle: None  # made for minutes only
-    from fitspace.config import load_study
-    from fitspace.design import build_plan
+    from fitspace.plan import build_plan, load_study
 
     plan = build_plan(load_study(STUDY))
     for write in (_task, _run):
@@ -96,7 +95,7 @@ def _task(run, done: set) -> None:
     import numpy as np
     from safetensors.numpy import save
 
-    from fitspace.files import canonical
+    from fitspace.core.files import canonical
 
     if run.prepare.key in done:
         return
@@ -136,7 +135,7 @@ def _run(run, done: set) -> None:
     upstream = [stage for stage in (run.prepare, run.train) if stage]
     files = {"samples.safetensors": _samples(), "sheet.png": _sheet()}
     _finish(run.sample, files, facts, *upstream)
-    from fitspace.files import canonical
+    from fitspace.core.files import canonical
 
     metrics = canonical(_metrics(run, draw)).encode()
     facts = {"seconds": 5.5, "sample": facts}
@@ -200,7 +199,7 @@ def _history() -> bytes:
 
 
 def _finish(stage, files: dict[str, bytes], facts: dict, *upstream) -> None:
-    from fitspace.provenance import now, write_sidecar
+    from fitspace.stages.sidecars import now, write_sidecar
 
     stage.folder.mkdir(parents=True)
     for name, content in files.items():
@@ -287,7 +286,9 @@ _WHO = ("-c", "user.name=scale", "-c", "user.email=scale@example.org")
 def _job(folder: Path) -> tuple[str, ...]:
     """Reading the plan as every job does, of some run in the middle."""
     names = sorted(os.listdir(folder / "results/evaluate"))
-    code = "import sys; from fitspace.cli import _load; _load(sys.argv[1]).run_of(*sys.argv[2:])"
+    code = (
+        "import sys; from fitspace.plan import planned; planned(sys.argv[1]).run_of(*sys.argv[2:])"
+    )
     return (sys.executable, "-c", code, str(STUDY), "evaluate", names[len(names) // 2])
 
 

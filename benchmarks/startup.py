@@ -22,7 +22,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 RUNS = 3
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-_IMPORT = "import torch; import fitspace.imports as i; i.{0}(); "
+_IMPORT = "import torch; import fitspace.core.imports as i; i.{0}(); "
 _MODELS = "from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel"
 
 

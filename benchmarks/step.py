@@ -31,8 +31,10 @@ def main() -> None:
     import numpy as np
     import torch
 
-    from fitspace import bases, methods, objectives, training
-    from fitspace.data.prepare import PreparedTask, encode_captions, encode_images
+    from fitspace import bases, methods, training
+    from fitspace.data.encoding import encode_captions, encode_images
+    from fitspace.data.prepared import PreparedTask
+    from fitspace.training import objectives
 
     found = [e for e in found if e.split == "train"][:128]
     captions = ["", *dict.fromkeys(e.caption for e in found)]

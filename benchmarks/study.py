@@ -31,7 +31,7 @@ def exported(study, folder: Path) -> tuple[Path, Path, list[str]]:
 
     from fitspace import bases
     from fitspace.data import load_examples
-    from fitspace.data.prepare import _prompt_images
+    from fitspace.stages.prepare import _prompt_images
 
     base = bases.resolve(study.base)
     found, *_ = load_examples(study.tasks[0], bases.image_size(base))
@@ -130,8 +130,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=2)
     arguments = parser.parse_args()
     os.chdir(ROOT)
-    from fitspace.config import load_study
-    from fitspace.design import build_plan
+    from fitspace.plan import build_plan, load_study
 
     study = load_study(Path(arguments.study))
     runs = build_plan(study).runs

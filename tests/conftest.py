@@ -15,16 +15,43 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 @pytest.fixture(scope="session", autouse=True)
 def _torchvision():
-    from fitspace.imports import import_torchvision
+    from fitspace.core.imports import import_torchvision
 
     import_torchvision()
 
 
 @pytest.fixture(scope="session")
-def origin(tmp_path_factory):
+def warm(tmp_path_factory):
+    """A process that has its libraries, for commands; see tests/warm.py."""
+    from warm import Warm
+
+    process = Warm.start(tmp_path_factory.mktemp("warm") / "commands")
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A folder of all test processes."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def origin(request, shared):
     """A project whose study is finished and committed; see tests/project.py. Do not write to it."""
     import project
 
-    own = tmp_path_factory.getbasetemp()
-    parallel = "PYTEST_XDIST_WORKER" in os.environ
-    return project.finished(own.parent if parallel else own)
+    def make(empty):
+        project.finish(empty.warmed(request.getfixturevalue("warm").commands))
+
+    return project.once(shared / "origin", make)
+
+
+@pytest.fixture(scope="session")
+def recorded(origin, shared):
+    """The same with its results in DVC, pushed to a folder. Do not write to it."""
+    import project
+    import recorded
+
+    return project.once(shared / "recorded", lambda empty: recorded.record(origin, empty.folder))

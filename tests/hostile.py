@@ -21,7 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 
 SECONDS = 120  # an input that takes longer hangs, on a busy machine too
 MEMORY = 2 << 30  # more address space than this, in bytes, for one input is a bomb

@@ -29,7 +29,10 @@ import yaml
 from hostile import Kind, refused
 from PIL import Image
 
-from fitspace.config import load_study
+from fitspace.data import prepared
+from fitspace.plan import load_study
+from fitspace.stages import evaluate
+from fitspace.tracking import entries
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,15 +97,16 @@ def small_study() -> dict[str, Any]:
 
 def check_study(content: bytes, deep: bool) -> bool:
     """What `fitspace check` and, with ``deep``, `fitspace plan` make of a study file."""
-    from fitspace.config import absent
-    from fitspace.overview import describe, render
+    from fitspace.plan import Models
+    from fitspace.plan.overview import describe
+    from fitspace.plan.rendering import render
 
     path = Path("params/hostile.yaml")
     path.write_bytes(content)
     found: list[Any] = []
     if refused(lambda: found.append(load_study(path))):
         return True
-    absent(found[0])
+    assert Models(found[0]).absent is not None
     return deep and refused(lambda: render(describe(found[0])))
 
 
@@ -544,7 +548,8 @@ def tables(folder: Path) -> Kind:
 
 def adapters(folder: Path) -> Kind:
     """Adapter files, read, exported and put on a model, which has to be left as it was."""
-    from fitspace import export, methods
+    from fitspace import methods
+    from fitspace.methods import export
 
     folder.mkdir(parents=True)
     model = tiny.unet()
@@ -586,9 +591,9 @@ def adapters(folder: Path) -> Kind:
 
 def copied(finished: Path, folder: Path) -> Path:
     """A project to be damaged, its study's report collected and made by this code."""
-    from fitspace.design import build_plan
+    from fitspace.plan import build_plan
     from fitspace.report import build
-    from fitspace.table import collect_into
+    from fitspace.results.table import collect_into
 
     if not folder.exists():
         project.Project(finished).copy(folder)
@@ -609,7 +614,7 @@ def _lock() -> dict[str, Any]:
 
 def resealed(path: Path) -> None:
     """Write a changed file's SHA-256 and size into the sidecar beside it, as a forger would."""
-    from fitspace.files import sha256
+    from fitspace.core.files import sha256
 
     others = (p for p in path.parent.glob("*.json") if p != path)
     (sidecar,) = (p for p in others if '"outputs"' in p.read_text())
@@ -639,11 +644,11 @@ def records(finished: Path, folder: Path) -> Kind:
 
     No damage may make `fitspace gc` remove what the study names.
     """
-    from fitspace import audit, garbage, lineage, table, tracking
-    from fitspace.audit import crate, prov, show
-    from fitspace.data import prepare
-    from fitspace.design import build_plan
-    from fitspace.provenance import verified
+    from fitspace import audit
+    from fitspace.audit import crate, garbage, prov, show
+    from fitspace.plan import build_plan
+    from fitspace.results import lineage, table
+    from fitspace.stages.sidecars import verified
 
     copied(finished, folder)
     with inside(folder):
@@ -690,8 +695,8 @@ def records(finished: Path, folder: Path) -> Kind:
         "audit one": lambda: audit.audit(None, value="reports/two/anova.csv#1/p", tier="hash"),
         "prov": export,
         "gc": clear,
-        "task": lambda: prepare.load(plan.runs[0].prepare),
-        "track": lambda: tracking._entries(plan),
+        "task": lambda: prepared.load(plan.runs[0].prepare),
+        "track": lambda: entries.entries_of(plan),
     }
     often = {
         "manifest.json": ["task", "audit", "collect into"],
@@ -724,21 +729,20 @@ def records(finished: Path, folder: Path) -> Kind:
 
 def tensors(finished: Path, folder: Path) -> Kind:
     """A stage's safetensors, forged together with its sidecar, and read by the stages after it."""
-    from fitspace import bases, metrics, stages
-    from fitspace.data import prepare
-    from fitspace.design import build_plan
+    from fitspace import bases, metrics
+    from fitspace.plan import build_plan
 
     copied(finished, folder)
     with inside(folder):
         study = load_study(project.STUDY)
         run = build_plan(study).runs[0]
-        manifest = prepare.read_manifest(run.prepare)
-        samples = stages.drawn(study, run)
+        manifest = prepared.read_manifest(run.prepare)
+        samples = evaluate.drawn(study, run)
         features = run.reference.folder / "features.safetensors"
         found = metrics.read_features(features, of_subject=False)
 
     def task() -> None:
-        prepare.load(run.prepare, bases.resolve(study.base))
+        prepared.load(run.prepare, bases.resolve(study.base))
 
     def judged() -> None:
         """The features of the samples are given: to compute them takes seconds."""
@@ -756,10 +760,10 @@ def tensors(finished: Path, folder: Path) -> Kind:
     uses = {
         run.prepare.folder / "latents.safetensors": task,
         run.prepare.folder / "text.safetensors": task,
-        run.prepare.folder / "images.safetensors": lambda: prepare.read_images(
+        run.prepare.folder / "images.safetensors": lambda: prepared.read_images(
             run.prepare, manifest
         ),
-        run.sample.folder / "samples.safetensors": lambda: stages.drawn(study, run),
+        run.sample.folder / "samples.safetensors": lambda: evaluate.drawn(study, run),
         features: judged,
     }
     with inside(folder):

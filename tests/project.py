@@ -11,7 +11,8 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,14 @@ LEFT_OUT = (
 
 @dataclass(frozen=True)
 class Project:
-    """A project folder; commands run in it with its own source, not with this checkout's."""
+    """A project folder; commands run in it with its own source, not with this checkout's.
+
+    ``commands`` is a folder of programs that come before those of the environment: with a warm
+    process's, the jobs of Snakemake are forks of it (warm.py).
+    """
 
     folder: Path
+    commands: Path | None = None
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
@@ -58,8 +64,9 @@ class Project:
 
     @property
     def environment(self) -> dict[str, str]:
+        programs = [self.commands, Path(sys.executable).parent, os.environ["PATH"]]
         own = {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": ":".join(str(place) for place in programs if place),
             "PYTHONPATH": str(self.folder / "src"),
             "HF_HUB_OFFLINE": "1",
             "DVC_NO_ANALYTICS": "1",
@@ -96,12 +103,16 @@ class Project:
     def clone(self, to: Path) -> Project:
         """What git holds of this project, and nothing else."""
         subprocess.run(["git", "clone", "--quiet", str(self.folder), str(to)], check=True)
-        return Project(to)
+        return replace(self, folder=to)
 
     def copy(self, to: Path) -> Project:
-        """Everything as it stands, results too; the base's and package's files as links."""
+        """Everything as it stands, results too."""
         shutil.copytree(self.folder, to, symlinks=True)
-        return Project(to)
+        return replace(self, folder=to)
+
+    def warmed(self, commands: Path | None) -> Project:
+        """The same, with these programs first."""
+        return replace(self, commands=commands)
 
     def files(self, *folders: str) -> dict[str, bytes]:
         """Relative path -> content of every file under some folders."""
@@ -145,22 +156,22 @@ def images(folder: Path) -> None:
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 
-def finished(shared: Path) -> Project:
-    """The origin with its study run and committed; made once, by whoever comes first.
+def once(folder: Path, make: Callable[[Project], None]) -> Project:
+    """A project in a folder of all test processes, made by whoever comes first.
 
-    ``shared`` is a folder of all test processes. Nobody writes into what is returned: tests work
-    on a ``clone`` or a ``copy`` of it.
+    Nobody writes into what is returned: tests work on a ``clone`` or a ``copy`` of it.
     """
-    project = Project(shared / "origin")
-    with FileLock(shared / "origin.lock"):
-        if not (shared / "origin.ready").exists():
-            shutil.rmtree(project.folder, ignore_errors=True)
-            _make(project)
-            (shared / "origin.ready").touch()
-    return project
+    ready = folder.with_name(f"{folder.name}.ready")
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if not ready.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(Project(folder))
+            ready.touch()
+    return Project(folder)
 
 
-def _make(project: Project) -> None:
+def finish(project: Project) -> None:
+    """Make the origin, with its study run and committed."""
     listed = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         capture_output=True,

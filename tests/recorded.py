@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -35,15 +36,15 @@ def light_copy(project: Project, to: Path) -> Project:
         (os.link if source.startswith(tuple(fixed)) else shutil.copy2)(source, target)
 
     shutil.copytree(project.folder, to, symlinks=True, copy_function=link_or_copy)
-    return Project(to)
+    return replace(project, folder=to)
 
 
-def recorded(project: Project, store: Path) -> Project:
-    """A project with its results recorded, committed and pushed to a folder."""
+def record(finished: Project, to: Path) -> None:
+    """Make a copy of a project with its results recorded, committed and pushed to a folder."""
+    project = light_copy(finished, to)
     name_study(project)
-    project.dvc("remote", "add", "--default", "store", str(store))
+    project.dvc("remote", "add", "--default", "store", str(to.with_name(f"{to.name}-store")))
     project.commit("What DVC keeps")
     project.fitspace("record", "params/two.yaml")
     project.commit("Record study two")
     project.dvc("push")
-    return project

@@ -1,4 +1,4 @@
-"""Studies with made-up runs: what `fitspace.table` writes, without a model behind it."""
+"""Studies with made-up runs: what `fitspace.results.table` writes, without a model behind it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fitspace.config import Study
+from fitspace.study import Study
 
 INPUTS = ["SA_in", "SA_out", "CA_in", "CA_out", "FFN_in", "FFN_out", "Trans_out", "CA_c"]
 OUTPUTS = ["SA_in", "CA_in", "FFN_in", "Trans_out", "CA_c"]

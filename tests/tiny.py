@@ -1,10 +1,12 @@
 """A tiny U-Net, task and schedule for tests that train for real.
 
-Run as a program it trains until it is done or killed: see test_training.py.
+Run as a program it trains until it is done, or until the system ends it some seconds after its
+own first checkpoint: see test_training.py.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -26,7 +28,7 @@ SETTINGS = dict(
 def unet(seed: int = 0):
     import torch
 
-    from fitspace.imports import import_torchvision
+    from fitspace.core.imports import import_torchvision
 
     import_torchvision()
     from diffusers import UNet2DConditionModel
@@ -50,12 +52,12 @@ def tiny_dit(seed: int = 0, classes: int = 3):
     """A DiT that predicts a variance too: one embedder for all blocks, no weight zero."""
     import torch
 
-    from fitspace.imports import import_torchvision
+    from fitspace.core.imports import import_torchvision
 
     import_torchvision()
     from diffusers import DiTTransformer2DModel
 
-    from fitspace.bases import share_embedders
+    from fitspace.bases.dit import share_embedders
 
     torch.manual_seed(seed)
     model = DiTTransformer2DModel(
@@ -77,7 +79,7 @@ def tiny_dit(seed: int = 0, classes: int = 3):
 def task():
     import torch
 
-    from fitspace.data.prepare import PreparedTask
+    from fitspace.data.prepared import PreparedTask
 
     g = torch.Generator().manual_seed(1)
     return PreparedTask(
@@ -139,6 +141,19 @@ def inception(path: Path):
 if __name__ == "__main__":
     from safetensors.torch import save_file
 
+    from fitspace.core.imports import import_only_models
+
+    import_only_models()
     out, checkpoint, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    result = fit(checkpoint, checkpoint_seconds=0.0, steps=steps)
+    first = True
+
+    def on_step(step: int) -> None:
+        """The first step of this process has written a checkpoint: now its end may come."""
+        global first
+        if first and len(sys.argv) > 4:
+            # Nobody handles the signal: like SIGKILL it ends the process at any moment.
+            signal.setitimer(signal.ITIMER_REAL, float(sys.argv[4]))
+        first = False
+
+    result = fit(checkpoint, checkpoint_seconds=0.0, steps=steps, on_step=on_step)
     save_file(result.parameters, out)

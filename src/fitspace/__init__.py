@@ -7,7 +7,7 @@ def load_adapter(pipeline, path):
     """Attach an adapter trained by fitspace to a diffusers pipeline.
 
     Returns the attachment; its ``remove()`` gives the pipeline back its base. Raises
-    :class:`fitspace.errors.UserError` when the file is none, or of another model.
+    :class:`fitspace.core.errors.UserError` when the file is none, or of another model.
     """
     from fitspace.methods import load_adapter as load
 

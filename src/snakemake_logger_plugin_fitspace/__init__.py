@@ -15,9 +15,10 @@ from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 from tqdm import tqdm
 
+from fitspace.plan.table import STAGES
+
 # Seconds a job of a rule takes before any was seen; only their ratios matter for long.
-EXPECTED = {"prior": 15, "prepare": 25, "reference": 7, "train": 13, "sample": 11, "evaluate": 6,
-            "report": 6, "track": 5}  # fmt: skip
+EXPECTED = {row.name: row.seconds for row in STAGES.values()} | {"report": 6, "track": 5}
 # Where nobody watches a terminal, a line now and then.
 QUIET_SECONDS = 15.0
 _NOT_JOBS = ("study", "all", "prepared", "trained", "sampled", "evaluated", "base", "total")

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from fitspace import bases, sampling
+from fitspace import bases
+from fitspace.core.errors import UserError
 from fitspace.data import openmoji
-from fitspace.errors import UserError
-from fitspace.recipes import autoencoder, denoiser, dit, judge, loop, measures, unet
-from fitspace.recipes import drawings as drawn
-from fitspace.recipes.__main__ import main
+from fitspace.recipes.world import autoencoder, denoiser, dit, judge, loop, measures, unet
+from fitspace.recipes.world import drawings as drawn
+from fitspace.recipes.world.__main__ import main
+from fitspace.training import sampling
 
 SMALL = autoencoder.CONFIG | dict(block_out_channels=(4, 4, 8, 8), norm_num_groups=4)
 SMALL_UNET = unet.CONFIG | dict(block_out_channels=(8, 16), norm_num_groups=4)

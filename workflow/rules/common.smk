@@ -3,17 +3,24 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from fitspace.config import load_study
-from fitspace.design import build_plan
-from fitspace.errors import UserError
-from fitspace.running import wait_for_others
+from fitspace.core.errors import UserError
+from fitspace.plan import STAGES, planned
+from fitspace.stages.running import wait_for_others
 
 
-# Results are update() in every rule: Snakemake would delete them before a job that it is told to
-# run again, and after one that fails. A stage that is finished stays, and its command says so;
-# what is not is made anew, file by file, each in one step.
 wildcard_constraints:
     folder=r"[^/]+",
+
+
+def made(stage):
+    """The output of a stage's rule: its files, and the sidecar last.
+
+    They are update(): Snakemake would delete them before a job that it is told to run again, and
+    after one that fails. A stage that is finished stays, and its command says so; what is not is
+    made anew, file by file, each in one step.
+    """
+    names = [*STAGES[stage].outputs, f"{stage}.json"]
+    return [update(f"results/{STAGES[stage].room}/{{folder}}/{name}") for name in names]
 
 
 @cache
@@ -27,7 +34,7 @@ def plan():
         if not (workflow.execution_settings.lock and any(Path(".snakemake/locks").glob("*"))):
             wait_for_others()
     try:
-        return build_plan(load_study(STUDY))
+        return planned(STUDY)
     except UserError as error:
         raise WorkflowError(*error.problems)
 

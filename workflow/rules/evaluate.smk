@@ -2,8 +2,7 @@ rule evaluate:
     input:
         ancient(needs("evaluate")),
     output:
-        update("results/evaluate/{folder}/metrics.json"),
-        update("results/evaluate/{folder}/evaluate.json"),
+        made("evaluate"),
     log:
         "results/logs/evaluate/{folder}.log",
     benchmark:
@@ -12,8 +11,8 @@ rule evaluate:
         "../envs/fitspace.yaml"
     threads: 1
     resources:
-        mem_mb=3000,
-        runtime=30,
+        mem_mb=STAGES["evaluate"].memory_mb,
+        runtime=STAGES["evaluate"].minutes,
         together=1,
     params:
         study=STUDY,

@@ -1,9 +1,7 @@
 # Class images for prior preservation; only DreamBooth tasks ask for any.
 rule prior:
     output:
-        update("results/prior/{folder}/images.safetensors"),
-        update("results/prior/{folder}/sheet.png"),
-        update("results/prior/{folder}/prior.json"),
+        made("prior"),
     log:
         "results/logs/prior/{folder}.log",
     benchmark:
@@ -12,8 +10,8 @@ rule prior:
         "../envs/fitspace.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=STAGES["prior"].memory_mb,
+        runtime=STAGES["prior"].minutes,
     params:
         study=STUDY,
     shell:

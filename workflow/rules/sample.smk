@@ -2,9 +2,7 @@ rule sample:
     input:
         ancient(needs("sample")),
     output:
-        update("results/sample/{folder}/samples.safetensors"),
-        update("results/sample/{folder}/sheet.png"),
-        update("results/sample/{folder}/sample.json"),
+        made("sample"),
     log:
         "results/logs/sample/{folder}.log",
     benchmark:
@@ -13,8 +11,8 @@ rule sample:
         "../envs/fitspace.yaml"
     threads: 1
     resources:
-        mem_mb=3000,
-        runtime=60,
+        mem_mb=STAGES["sample"].memory_mb,
+        runtime=STAGES["sample"].minutes,
         together=1,
     params:
         study=STUDY,

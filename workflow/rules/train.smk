@@ -2,9 +2,7 @@ rule train:
     input:
         ancient(needs("train")),
     output:
-        update("results/train/{folder}/adapter.safetensors"),
-        update("results/train/{folder}/history.csv"),
-        update("results/train/{folder}/train.json"),
+        made("train"),
     log:
         "results/logs/train/{folder}.log",
     benchmark:
@@ -13,8 +11,8 @@ rule train:
         "../envs/fitspace.yaml"
     threads: 1
     resources:
-        mem_mb=3000,
-        runtime=60,
+        mem_mb=STAGES["train"].memory_mb,
+        runtime=STAGES["train"].minutes,
         together=1,
         gradient_checkpointing=0,
         compile=0,

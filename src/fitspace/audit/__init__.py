@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fitspace.audit.chain import Node
-from fitspace.audit.findings import Finding
+from fitspace.audit.findings import Distance, Finding
 from fitspace.audit.target import Target
-from fitspace.errors import UserError
-from fitspace.lineage import Lineage, Record
+from fitspace.core.errors import UserError
+from fitspace.results.lineage import Lineage, Record
 
 TIERS = ("hash", "regenerate", "reevaluate", "retrain")
 Tier = Literal["hash", "regenerate", "reevaluate", "retrain"]
-EXIT = {"verified": 0, "changed": 1, "absent": 3}
+# The worst first: what an audit ends with is that of its worst finding.
+EXIT = {"changed": 1, "absent": 3, "anew": 4, "verified": 0}
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was looked at, the chain, and everything that is not as recorded."""
+    """What was looked at, the chain, everything that is not as recorded, and how far runs that
+    were made anew are from their records."""
 
     target: Target
     tier: Tier
@@ -33,13 +35,15 @@ class Audit:
     records: list[Record]
     chain: Node
     findings: list[Finding]
+    distances: list[Distance]
     rehashed: int
 
     @property
     def verdict(self) -> str:
-        """``changed`` if anything contradicts its record, else ``absent``, else ``verified``."""
-        kinds = {finding.kind for finding in self.findings}
-        return next((kind for kind in ("changed", "absent") if kind in kinds), "verified")
+        """``changed`` if anything contradicts its record, else ``absent`` if something is not
+        here, else ``anew`` if something is another making of it, else ``verified``."""
+        kinds = {finding.kind for finding in self.findings} | {"verified"}
+        return next(kind for kind in EXIT if kind in kinds)
 
     @property
     def runs(self) -> int:
@@ -61,6 +65,7 @@ class Audit:
             "stages": self.stages,
             "rehashed": self.rehashed,
             "findings": [finding.__dict__ for finding in self.findings],
+            "made_anew": [distance.__dict__ for distance in self.distances],
             "chain": self.chain.as_json(),
         }
 
@@ -85,11 +90,11 @@ def audit(
     ------
     UserError : nothing to audit there, or bad input; what differs is a finding, not an error.
     """
-    from fitspace import lineage as lineages
-    from fitspace.audit import again, chain, hashes, regenerate, rows, sources
+    from fitspace.audit import again, anew, chain, hashes, regenerate, rows, sources
     from fitspace.audit import target as targets
     from fitspace.audit.lock import Lock
-    from fitspace.design import build_plan
+    from fitspace.plan import build_plan
+    from fitspace.results import lineage as lineages
 
     where = targets.locate(target, value)
     plan = build_plan(where.study)
@@ -101,20 +106,24 @@ def audit(
     behind = [name for name in names if name in planned]
     chosen = _chosen(tier, behind, runs, draw, seed)
     lock = Lock()
-    findings = sources.check(where.study, lineage, (r.environment for r in records))
+    other = anew.look(where.folder, lineage, records, lock)
+    made = [lineage.environments[r.environment] for r in records if r.environment is not None]
+    findings = sources.check(where.study, lineage, made + other.environments)
     findings += sources.uncommitted(where.folder)
     findings += rows.check(plan, where.folder, lineage, where.keys)
-    more, rehashed = hashes.check(lineage, records, lock)
-    findings += more + lock.report(where.folder)
+    more, rehashed = hashes.check(lineage, records, lock, other)
+    findings += more + other.findings + lock.report(where.folder, other)
+    distances = other.distances
     if tier != "hash":
         findings += regenerate.check(plan, where.folder)
     if tier == "reevaluate":
         findings += again.reevaluate(plan, chosen)
     elif tier == "retrain":
-        findings += again.retrain(where.path, plan, chosen)
+        more, trained = again.retrain(where.path, plan, chosen)
+        findings, distances = findings + more, distances + trained
     findings = list(dict.fromkeys(findings))
     tree = chain.of(where, lineage, records, findings)
-    return Audit(where, tier, lineage, records, tree, findings, rehashed)
+    return Audit(where, tier, lineage, records, tree, findings, distances, rehashed)
 
 
 def _behind(lineage: Lineage, where: Target) -> list[Record]:

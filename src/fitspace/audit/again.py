@@ -14,25 +14,28 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from fitspace import lineage
-from fitspace.audit.findings import Finding
-from fitspace.config import read_yaml
-from fitspace.design import Plan, Run, Stage
-from fitspace.errors import UserError
-from fitspace.files import digest, write_text
-from fitspace.lineage import Lineage
-from fitspace.metrics import read_metrics
-from fitspace.provenance import environment, load_sidecar, verified
-from fitspace.slurm import GROUPED
-from fitspace.table import REPORTS
+from fitspace.audit.findings import Distance, Finding
+from fitspace.core.errors import UserError
+from fitspace.core.files import digest, write_text
+from fitspace.core.paths import REPORTS
+from fitspace.core.reading import read_yaml
+from fitspace.metrics import INTERVAL, NAMES, read_metrics
+from fitspace.plan import Plan, Run, Stage
+from fitspace.results import lineage
+from fitspace.results.lineage import Lineage
+from fitspace.stages.sidecars import environment, load_sidecar, verified
+from fitspace.stages.slurm import GROUPED
 
 # Of a recorded environment: what decides whether equal inputs give equal bits.
 KIND = ("cpu", "device", "cuda", "cudnn", "threads", "deterministic", "packages")
+# As well; version 0.1.0 did not record it at first.
+KERNELS = "kernels"
 # Of a metric measured again on another kind of machine; relative, absolute below 1. 80 samples
 # moved by 3e-7 at most between AVX-512, AVX2 and SSE4, and by 5e-6 with noise of 1e-4 on every
 # feature.
@@ -48,6 +51,8 @@ SPREAD = 3
 # embedded studies' Fréchet distances are 3 to 14%.
 ONE_SEED = 0.05
 _OWN = {"results", "reports", ".git", ".snakemake"}
+# A study's table as text, by run.
+Rows = Mapping[str, Mapping[str, str]]
 
 
 def same_kind(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
@@ -56,7 +61,8 @@ def same_kind(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     Equal inputs then give equal bits. The code's own state is no part of it: a stage whose
     numbers change raises its version, and so its key.
     """
-    return all(a.get(name) == b.get(name) for name in KIND)
+    kernels = {made[KERNELS] for made in (a, b) if KERNELS in made}
+    return len(kernels) < 2 and all(a.get(name) == b.get(name) for name in KIND)
 
 
 def draw(runs: Sequence[str], n: int, seed: int) -> list[str]:
@@ -91,7 +97,8 @@ def reevaluate(plan: Plan, runs: Sequence[str]) -> list[Finding]:
 
 def _measured_again(plan: Plan, run: Run, features: dict[str, dict]) -> list[Finding]:
     """``features`` by reference key: of the tasks that were met before."""
-    from fitspace.stages import measure, reference_features
+    from fitspace.stages.evaluate import measure
+    from fitspace.stages.reference import reference_features
 
     try:
         recorded = numbers(read_metrics(run))
@@ -167,8 +174,10 @@ def _number(value: Any) -> bool:
 # --- whole runs ---------------------------------------------------------------------------
 
 
-def retrain(study: Path, plan: Plan, runs: Sequence[str]) -> list[Finding]:
+def retrain(study: Path, plan: Plan, runs: Sequence[str]) -> tuple[list[Finding], list[Distance]]:
     """Train runs again from the images on, and hold that against the study's report in git.
+
+    Returns what contradicts the report, and how far each run is from its record.
 
     Every stage runs by Snakemake in a temporary folder that links to this project's files, but
     not to its results: these need not be here. Stage after stage the files are compared by
@@ -186,7 +195,7 @@ def retrain(study: Path, plan: Plan, runs: Sequence[str]) -> list[Finding]:
     UserError : names that are not runs of the plan, no lineage or table, or a run that fails.
     """
     folder = REPORTS / plan.study.name
-    known, rows = lineage.read(folder), _table(folder / "runs.csv")
+    known, rows = lineage.read(folder), read_rows(folder / "runs.csv")
     chosen, findings = [], []
     for run in _named(plan, runs):
         if ("evaluate", run.evaluate.key) in known.records and run.name in rows:
@@ -195,19 +204,23 @@ def retrain(study: Path, plan: Plan, runs: Sequence[str]) -> list[Finding]:
             message = f"{folder} has no record of it; `fitspace report --cached` collects it"
             findings.append(Finding("absent", run.name, message))
     if not chosen:
-        return findings
+        return findings, []
     with _workspace() as scratch:
         _make(scratch, study, [run.evaluate.sidecar for run in chosen])
-        return findings + [f for run in chosen for f in compare(run, known, rows, scratch)]
+        compared = [compare(run, known, rows, scratch) for run in chosen]
+    return findings + [f for found, _ in compared for f in found], [d for _, d in compared if d]
 
 
 def compare(
-    run: Run, known: Lineage, rows: Mapping[str, Mapping[str, str]], folder: Path
-) -> list[Finding]:
+    run: Run, known: Lineage, rows: Rows, folder: Path
+) -> tuple[list[Finding], Distance | None]:
     """A run made again in a project at ``folder`` against its records and its row of runs.csv.
 
     ``rows`` are all of the table, by run; see :func:`retrain`.
     """
+    made_on = lineage.machine(load_sidecar(folder / run.evaluate.sidecar)["environment"])
+    environment = known.records["evaluate", run.evaluate.key].environment
+    recorded_on = lineage.machine(known.environments.get(environment or "", {}))
     identical = True
     for stage in run.stages:
         record, again = (
@@ -220,18 +233,45 @@ def compare(
         other = [name for name, sha in record.outputs.items() if outputs.get(name) != sha]
         if not other:
             continue
-        made_on = known.environments.get(record.environment or "", {})
-        if same_kind(made_on, again["environment"]):
-            return [Finding("changed", run.name, _other_files(stage, record, outputs, other))]
+        if same_kind(known.environments.get(record.environment or "", {}), again["environment"]):
+            message = _other_files(stage, record, outputs, other)
+            return [Finding("changed", run.name, message)], None
         identical = False
         break
-    measured = read_metrics(run, folder)
-    computed = {name: value for name, value in measured.items() if _number(value)}
-    recorded = {name: _cell(rows[run.name].get(name)) for name in computed}
-    limits, how = {}, ""
-    if not identical:
-        limits, how = _limits(run, rows, computed)
-    return differences(run.name, recorded, computed, limits, how)
+    computed = measured(read_metrics(run, folder))
+    if identical:
+        recorded = measured(rows[run.name])
+        return (
+            differences(run.name, recorded, computed, {}),
+            Distance(run.name, recorded_on, made_on),
+        )
+    findings, distance = held_to(run.name, rows, computed)
+    return findings, replace(distance, recorded_on=recorded_on, made_on=made_on)
+
+
+def measured(content: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of metrics.json, or of a row of runs.csv, that a run was measured to have."""
+    names = (*NAMES, *INTERVAL, "n", "m")
+    found = {name: _cell(content.get(name)) for name in names}
+    return {name: value for name, value in found.items() if _number(value)}
+
+
+def held_to(run: str, rows: Rows, computed: Mapping[str, float]) -> tuple[list[Finding], Distance]:
+    """A run's numbers, made on another kind of machine, against its row of the table.
+
+    What differs by more than the seeds explain is a finding; the distance is that of the metric
+    which is the nearest to its limit or the furthest beyond.
+    """
+    recorded = measured(rows[run])
+    limits, spread, how = _limits(run, rows, computed)
+    findings = differences(run, recorded, computed, limits, how)
+    apart = {n: abs(recorded[n] - computed[n]) for n in computed if n in recorded and limits[n]}
+    furthest = max(apart, key=lambda name: apart[name] / limits[name], default=None)
+    if furthest is None:
+        return findings, Distance(run, "", "")
+    sd = spread.get(furthest, math.nan)
+    seeds = apart[furthest] / sd if sd > 0 else None
+    return findings, Distance(run, "", "", furthest, apart[furthest], limits[furthest], seeds)
 
 
 def _other_files(
@@ -245,13 +285,16 @@ def _other_files(
 
 
 def _limits(
-    run: Run, rows: Mapping[str, Mapping[str, str]], computed: Mapping[str, float]
-) -> tuple[dict[str, float], str]:
-    """By how much each metric may differ, and where that comes from."""
-    # With the computed values in place of the recorded: a false one would widen its own limit.
-    trusted = {**rows, run.name: rows[run.name] | {n: repr(v) for n, v in computed.items()}}
-    task = [row for row in trusted.values() if row.get("task") == run.task.name]
-    spread = {name: seed_spread(task, name) for name in computed}
+    run: str, rows: Rows, computed: Mapping[str, float]
+) -> tuple[dict[str, float], dict[str, float], str]:
+    """By how much each metric may differ, the seeds' standard deviation, and which was used."""
+    # With the recorded values and with the computed: a false one would widen its own limit.
+    own = {**rows[run]} | {name: repr(value) for name, value in computed.items()}
+    others = [r for name, r in rows.items() if r.get("task") == own.get("task") and name != run]
+    spread = {
+        name: min(seed_spread([*others, row], name) for row in (rows[run], own))
+        for name in computed
+    }
     if all(map(math.isnan, spread.values())):
         how = f"{ONE_SEED:.0%}: no point has two seeds"
         limits = {n: ONE_SEED * (1 if n in SHARES else abs(v)) for n, v in computed.items()}
@@ -260,7 +303,8 @@ def _limits(
         limits = {name: SPREAD * sd for name, sd in spread.items() if not math.isnan(sd)}
     # Rounding alone is allowed in any case, and none in numbers of images.
     least = {name: tolerance(name, computed) for name in computed}
-    return {n: max(limits.get(n, 0.0), t) if t else t for n, t in least.items()}, f" ({how})"
+    limits = {n: max(limits.get(n, 0.0), t) if t else t for n, t in least.items()}
+    return limits, spread, f" ({how})"
 
 
 def seed_spread(rows: Sequence[Mapping[str, str]], metric: str) -> float:
@@ -369,7 +413,7 @@ def _unusable(stage: Stage) -> list[Finding]:
     return []
 
 
-def _table(path: Path) -> dict[str, dict[str, str]]:
+def read_rows(path: Path) -> Rows:
     """A study's table as text, rows by run."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -380,9 +424,9 @@ def _table(path: Path) -> dict[str, dict[str, str]]:
         raise UserError(f"{path}: not a study's table ({error})") from None
 
 
-def _cell(text: str | None) -> float | str | None:
+def _cell(content: Any) -> Any:
     """A cell's number; as it stands where it is none."""
     try:
-        return float(text) if text else None
-    except ValueError:
-        return text
+        return float(content) if content else content
+    except (TypeError, ValueError):
+        return content

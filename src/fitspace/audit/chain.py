@@ -7,29 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fitspace import lineage as lineages
 from fitspace.audit.findings import Finding
 from fitspace.audit.target import Target
-from fitspace.errors import UserError
-from fitspace.files import read_json
-from fitspace.lineage import Lineage, Record
-
-# What a stage's folder holds, in words.
-ROLES = {
-    "prior": "class images",
-    "prepare": "prepared task",
-    "reference": "reference features",
-    "train": "adapter",
-    "sample": "samples",
-    "evaluate": "metrics",
-}
+from fitspace.core.errors import UserError
+from fitspace.core.files import read_json
+from fitspace.plan import STAGES
+from fitspace.results import lineage as lineages
+from fitspace.results.lineage import Lineage, Record
 
 
 @dataclass
 class Node:
     """One link of the chain: what it is, its facts, and what it was made from.
 
-    ``state`` is ``verified``, ``changed`` or ``absent``; empty where there is no file to look at.
+    ``state`` is ``verified``, ``changed``, ``absent`` or ``anew``; empty where there is no file to
+    look at.
     """
 
     title: str
@@ -76,12 +68,15 @@ class _States:
     def __init__(self, findings: list[Finding]):
         self.changed = {f.subject for f in findings if f.kind == "changed"}
         self.absent = {f.subject for f in findings if f.kind == "absent"}
+        self.anew = {f.subject for f in findings if f.kind == "anew"}
 
     def of(self, subjects: Iterable[str]) -> str:
         subjects = set(subjects)
         if subjects & self.changed:
             return "changed"
-        return "absent" if subjects & self.absent else "verified"
+        if subjects & self.absent:
+            return "absent"
+        return "anew" if subjects & self.anew else "verified"
 
 
 def _environments(lineage: Lineage, records: list[Record], states: _States) -> list[Node]:
@@ -148,9 +143,11 @@ def _stage(record: Record, states: _States) -> Node:
         "started": record.started,
         "finished": record.finished,
     }
-    return Node(f"{ROLES[record.stage]} {record.folder}", facts, states.of([record.folder, *paths]))
+    return Node(
+        f"{STAGES[record.stage].title} {record.folder}", facts, states.of([record.folder, *paths])
+    )
 
 
 def _worst(states: Iterable[str]) -> str:
     states = set(states)
-    return next((s for s in ("changed", "absent", "verified") if s in states), "")
+    return next((s for s in ("changed", "absent", "anew", "verified") if s in states), "")

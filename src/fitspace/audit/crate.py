@@ -20,13 +20,12 @@ from urllib.parse import quote
 from pydantic import BaseModel, RootModel
 
 from fitspace import __version__
-from fitspace.audit.chain import ROLES
 from fitspace.audit.prov import flat, reads, settings
-from fitspace.config import checked
-from fitspace.errors import UserError
-from fitspace.files import canonical, digest, read_json, sha256
-from fitspace.lineage import NAME, UPSTREAM, Lineage, Record
-from fitspace.provenance import Recorded
+from fitspace.core.errors import UserError
+from fitspace.core.files import canonical, digest, read_json, sha256
+from fitspace.core.reading import Recorded, checked
+from fitspace.plan import STAGES
+from fitspace.results.lineage import NAME, Lineage, Record
 
 WORKFLOW = "workflow/Snakefile"
 # Copied as far as they are there; of folders everything that is not hidden.
@@ -256,7 +255,7 @@ class _Crate:
         self._action(
             f"#run/{record.stage}/{record.key}",
             f"fitspace {record.stage} {name}",
-            f"Made the {ROLES[record.stage]} {name}.",
+            f"Made the {STAGES[record.stage].title} {name}.",
             self._tool(record.stage, record.environment),
             [*read, *sources, *(self._property(k, v) for k, v in settings(record).items())],
             [made],
@@ -280,7 +279,7 @@ class _Crate:
         from rocrate.model import ComputationalWorkflow
 
         engines = {e["packages"].get("snakemake") for e in self.lineage.environments.values()}
-        order = [*UPSTREAM, "report"]
+        order = [*STAGES, "report"]
         steps = [
             self._add(
                 f"#step/{stage}",

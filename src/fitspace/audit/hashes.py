@@ -1,6 +1,6 @@
 """The hash tier: all artefacts that are here, rehashed and held against what was recorded.
 
-What was recorded stands in git beside the table (:mod:`fitspace.lineage`), in each stage's
+What was recorded stands in git beside the table (:mod:`fitspace.results.lineage`), in each stage's
 sidecar, and in dvc.lock. The three were written at different times: who forges one has the
 others against him.
 """
@@ -14,18 +14,23 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fitspace.audit.findings import Finding
+from fitspace.audit.findings import Anew, Finding
 from fitspace.audit.lock import Lock
-from fitspace.design import KEY_LENGTH
-from fitspace.errors import UserError
-from fitspace.files import digest
-from fitspace.lineage import Lineage, Record, in_results
-from fitspace.provenance import load_sidecar
+from fitspace.core.errors import UserError
+from fitspace.core.files import digest
+from fitspace.plan import KEY_LENGTH
+from fitspace.results.lineage import Lineage, Record, in_results
+from fitspace.stages.sidecars import load_sidecar
 
 
-def check(lineage: Lineage, records: Iterable[Record], lock: Lock) -> tuple[list[Finding], int]:
-    """Everything about the records' files that is not as recorded, and the number rehashed."""
-    every = _Files(lineage, lock)
+def check(
+    lineage: Lineage, records: Iterable[Record], lock: Lock, anew: Anew
+) -> tuple[list[Finding], int]:
+    """Everything about the records' files that is not as recorded, and the number rehashed.
+
+    Stages that were made anew are held against their own sidecars.
+    """
+    every = _Files(lineage, lock, anew)
     findings = [finding for record in tqdm(
         list(records), desc="rehashing", unit="stage", disable=None
     ) for finding in every.check(record)]  # fmt: skip
@@ -33,14 +38,24 @@ def check(lineage: Lineage, records: Iterable[Record], lock: Lock) -> tuple[list
 
 
 class _Files:
-    def __init__(self, lineage: Lineage, lock: Lock):
-        self.lineage, self.lock = lineage, lock
+    def __init__(self, lineage: Lineage, lock: Lock, anew: Anew):
+        self.lineage, self.lock, self.anew = lineage, lock, anew
         self.rehashed = 0
-        self.by_path = {p: h for r in lineage.records.values() for p, h in _files(r).items()}
+        recorded = lineage.records
+        standing = (recorded | anew.here).values()
+        self.by_path = {p: h for r in standing for p, h in _files(r).items()}
+        # Made from files that are the same: only the sidecar beside them is another.
+        self.as_good = {
+            (_sidecar(r).as_posix(), recorded[link].sidecar)
+            for link, r in anew.here.items()
+            if r.outputs == recorded[link].outputs
+        }
         self.owner = {value: path for path, value in self.by_path.items()}
 
     def check(self, record: Record) -> Iterator[Finding]:
         yield from _own_key(record)
+        link = record.stage, record.key
+        record = self.anew.here.get(link, record)
         whole = True
         for name, expected in _files(record).items():
             path = Path(name)
@@ -52,7 +67,9 @@ class _Files:
             if found != expected:
                 whole = False
                 yield Finding("changed", name, self._why(record, path, found, expected))
-            if (locked := self.lock.md5(name)) is not None and locked != md5:
+            another = link in self.anew.here or link in self.anew.recorded
+            locked = None if another else self.lock.md5(name)
+            if locked not in (None, md5):
                 yield Finding("changed", name, f"MD5 is {md5}; dvc.lock recorded {locked}")
         sidecar = _sidecar(record)
         if whole and sidecar.is_file():
@@ -70,6 +87,8 @@ class _Files:
         """Whether what a stage read is what the study has upstream of it."""
         for item in sidecar["inputs"]:
             name = in_results(item["path"])
+            if (name, item["sha256"]) in self.as_good:
+                continue
             if name in self.by_path and self.by_path[name] != item["sha256"]:
                 yield Finding(
                     "changed",

@@ -11,10 +11,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from fitspace.audit.findings import Finding
-from fitspace.config import checked, read_yaml
-from fitspace.errors import UserError
-from fitspace.files import parse_json
+from fitspace.audit.findings import Anew, Finding
+from fitspace.core.errors import UserError
+from fitspace.core.files import parse_json
+from fitspace.core.reading import checked, read_yaml
 
 LOCK = Path("dvc.lock")
 
@@ -55,21 +55,24 @@ class Lock:
                 return (self._listing(out) or {}).get(name.removeprefix(f"{out}/"))
         return None
 
-    def report(self, folder: Path) -> list[Finding]:
+    def report(self, folder: Path, anew: Anew) -> list[Finding]:
         """A report's files that are not as recorded; results that cannot be held against it.
 
-        The latter have their listing neither in the cache nor here.
+        The latter have their listing neither in the cache nor here; where all of a folder's
+        results were made anew there is nothing to hold.
         """
         findings = []
+        kind, recorded_what = ("anew", " of another making") if anew.recorded else ("changed", "")
         for path in sorted(folder.rglob("*")):
             recorded = self.md5(path.as_posix()) if path.is_file() else None
             if recorded is not None and (found := _md5(path.read_bytes())) != recorded:
-                message = f"MD5 is {found}; dvc.lock recorded {recorded}"
-                findings.append(Finding("changed", path.as_posix(), message))
+                message = f"MD5 is {found}; dvc.lock recorded {recorded}{recorded_what}"
+                findings.append(Finding(kind, path.as_posix(), message))
         return findings + [
             Finding("absent", out, f"its listing {md5} of dvc.lock is not in DVC's cache")
             for out, md5 in self.outs.items()
-            if md5.endswith(".dir") and Path(out).is_dir() and self._listing(out) is None
+            if md5.endswith(".dir") and Path(out).is_dir() and out in anew.rooms
+            if self._listing(out) is None
         ]
 
     def _listing(self, out: str) -> dict[str, str] | None:

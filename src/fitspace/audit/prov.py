@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from fitspace.files import canonical, digest
-from fitspace.lineage import UPSTREAM, Lineage, Record
+from fitspace.core.files import canonical, digest
+from fitspace.plan import STAGES
+from fitspace.results.lineage import Lineage, Record
 
 if TYPE_CHECKING:
     from prov.model import ProvDocument
@@ -54,7 +55,7 @@ def settings(record: Record) -> dict[str, Any]:
 
     A setting that is off (None) is left out; a list is JSON.
     """
-    apart = {"stage", "source", *UPSTREAM[record.stage]}
+    apart = {"stage", "source", *STAGES[record.stage].reads}
     return flat({name: value for name, value in record.material.items() if name not in apart})
 
 
@@ -76,7 +77,7 @@ def reads(lineage: Lineage, record: Record) -> tuple[list[Record], list[str]]:
     # A DreamBooth task's reference samples from the base: its material says with what settings.
     if "base" in record.material or (record.stage == "reference" and "sample" in record.material):
         models.append("base")
-    if record.stage in ("reference", "evaluate"):
+    if STAGES[record.stage].judged:
         models.append("judge")
     return upstream, models
 

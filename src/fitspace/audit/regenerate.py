@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from fitspace import table
 from fitspace.audit.findings import Finding
-from fitspace.design import Plan
-from fitspace.errors import UserError
-from fitspace.lineage import NAME
-from fitspace.recording import UNCOMMITTED
+from fitspace.core.errors import UserError
+from fitspace.core.paths import UNCOMMITTED
+from fitspace.plan import Plan
+from fitspace.results import table
+from fitspace.results.lineage import NAME
 
 INPUTS = ("runs.csv", "against_n.csv", "design.json", "gallery.json", NAME, UNCOMMITTED)
 _NUMBER = re.compile(

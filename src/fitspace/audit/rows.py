@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from fitspace import table
 from fitspace.audit.findings import Finding
 from fitspace.audit.hashes import differences
-from fitspace.design import Plan, Run
-from fitspace.errors import UserError
-from fitspace.files import sha256
-from fitspace.lineage import UPSTREAM, Lineage, Record
+from fitspace.core.errors import UserError
+from fitspace.core.files import sha256
+from fitspace.plan import STAGES, Plan, Run
+from fitspace.results import table
+from fitspace.results.lineage import Lineage, Record
 
 RUNS = "runs.csv"
 # Reported once by their files, not by every key that hangs on them.
@@ -78,7 +78,7 @@ def _otherwise(run: Run, name: str, lineage: Lineage) -> list[tuple[str, object,
     made = {r.stage: r.material for r in lineage.behind(record)}
     found = []
     for stage in run.stages:
-        links = UPSTREAM[stage.name]
+        links = STAGES[stage.name].reads
         for what, before, now in differences(made.get(stage.name, {}), stage.material):
             if what not in links and what not in _BY_FILES:
                 found.append((f"{stage.name}.{what}", str(before), str(now)))

@@ -11,17 +11,25 @@ from pathlib import Path
 
 from fitspace.audit import Audit
 from fitspace.audit.chain import Node
-from fitspace.audit.findings import Finding
-from fitspace.lineage import SHORT, machine
+from fitspace.audit.findings import Distance, Finding
+from fitspace.results.lineage import SHORT, machine
 
 _RUNS_SHOWN = 1
 _ABSENT_SHOWN = 8
-_MARKS = {"verified": "ok", "changed": "CHANGED", "absent": "absent", "": ""}
+_DISTANCES_SHOWN = 40
+_MARKS = {
+    "verified": "ok",
+    "changed": "CHANGED",
+    "absent": "absent",
+    "anew": "made anew",
+    "": "",
+}
 
 
 def text(audit: Audit) -> str:
     """What `fitspace audit` prints."""
-    return "\n".join([*tree(audit.chain), "", *_findings(audit.findings), verdict(audit)])
+    found = [*_findings(audit.findings), *_distances(audit.distances)]
+    return "\n".join([*tree(audit.chain), "", *found, verdict(audit)])
 
 
 def tree(node: Node, before: str = "", after: str = "") -> Iterator[str]:
@@ -107,6 +115,35 @@ def _findings(findings: list[Finding]) -> Iterator[str]:
     for finding in [f for f in absent if f not in files][:_ABSENT_SHOWN]:
         yield f"absent   {finding.subject}: {finding.message}"
 
+    anew = Counter(f.message for f in findings if f.kind == "anew" and "dvc.lock" not in f.message)
+    for message, count in anew.items():
+        yield f"anew     {count} stage{'s' * (count != 1)} {message}"
+    files = [f.subject for f in findings if f.kind == "anew" and "dvc.lock" in f.message]
+    if files:
+        folder = Path(files[0]).parent
+        yield f"anew     {folder}: dvc.lock records another making of it ({len(files)} files)"
+
+
+def _distances(distances: list[Distance]) -> Iterator[str]:
+    """Every run that was made anew, the one that is the nearest to its limit first."""
+    if not distances:
+        return
+    yield "Runs made anew, by the metric that is the nearest to its limit:"
+    order = sorted(distances, key=lambda d: -d.apart / d.limit if d.limit else 0.0)
+    for distance in order[:_DISTANCES_SHOWN]:
+        yield f"  {distance.run}: {_apart(distance)}"
+    if len(order) > _DISTANCES_SHOWN:
+        yield f"  and {len(order) - _DISTANCES_SHOWN} that are nearer; --json has all"
+
+
+def _apart(distance: Distance) -> str:
+    if distance.metric is None:
+        return "the same files"
+    far = f"{distance.metric} is {distance.apart:.2g} away, {distance.limit:.2g} allowed"
+    if distance.seeds is None:
+        return far
+    return f"{far}; that is {distance.seeds:.2g} standard deviations of the seeds"
+
 
 def verdict(audit: Audit) -> str:
     """The last line."""
@@ -120,5 +157,11 @@ def verdict(audit: Audit) -> str:
         return (
             f"Nothing that is here contradicts its record, but not all of it is here ({counts}); "
             "`dvc pull` gets results that were recorded"
+        )
+    if audit.verdict == "anew":
+        study = audit.target.path
+        return (
+            f"Made anew: nothing contradicts the record, but it is of another making ({counts}). "
+            f"To record this one: `rm -f dvc.lock && fitspace record {study}`"
         )
     return f"Verified: everything is as it was recorded ({counts})"

@@ -15,22 +15,22 @@ from pydantic import BaseModel, Field, ValidationError
 
 from fitspace import bases, metrics
 from fitspace.audit.findings import Finding
-from fitspace.config import Sha256, Study
-from fitspace.errors import UserError
-from fitspace.files import digest, read_json, sha256
-from fitspace.lineage import Lineage
-from fitspace.recording import UNCOMMITTED
+from fitspace.core.errors import UserError
+from fitspace.core.files import canonical, digest, read_json, sha256
+from fitspace.core.paths import UNCOMMITTED
+from fitspace.core.reading import Sha256
+from fitspace.results.lineage import Lineage
+from fitspace.study import Study
 
 PINS = "constraints.txt"
 SOURCE = "src/fitspace"
 
 
-def check(study: Study, lineage: Lineage, environments: Iterable[str | None]) -> list[Finding]:
+def check(study: Study, lineage: Lineage, environments: Iterable[dict[str, Any]]) -> list[Finding]:
     """Changed and absent files of base and judge; code and packages other than recorded."""
     findings = _models(study, lineage)
-    for name in dict.fromkeys(environments):
-        if name is not None:
-            findings += _environment(lineage.environments[name])
+    for made in {canonical(made): made for made in environments}.values():
+        findings += _environment(made)
     return findings
 
 
@@ -58,6 +58,11 @@ def uncommitted(folder: Path) -> list[Finding]:
             message = f"was recorded as SHA-256 {value}, which is not committed"
             findings.append(Finding("absent", name, message))
     return findings
+
+
+def committed(path: str) -> bytes:
+    """A file of the project as it stands in git. Raises LookupError where it does not."""
+    return _git("cat-file", "blob", f"HEAD:./{path}")
 
 
 def _models(study: Study, lineage: Lineage) -> list[Finding]:

@@ -8,9 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fitspace.config import Study, checked, load_study, read_yaml
-from fitspace.errors import UserError
-from fitspace.files import read_json
+from fitspace.core.errors import UserError
+from fitspace.core.files import read_json
+from fitspace.core.reading import checked, read_yaml
+from fitspace.plan import load_study
+from fitspace.study import Study
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def locate(target: Path | None, value: str | None = None) -> Target:
 
 
 def _report_folder(study: Study) -> Path:
-    from fitspace.table import REPORTS
+    from fitspace.core.paths import REPORTS
 
     return REPORTS / study.name
 

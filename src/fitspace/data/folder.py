@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from fitspace.core.errors import UserError
+from fitspace.core.files import digest, sha256
 from fitspace.data.examples import Example, split_of
 from fitspace.data.pixels import ALLOWED_IMAGE, Unusable, load_image
-from fitspace.errors import UserError
-from fitspace.files import digest, sha256
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 MAX_CAPTION_BYTES = 10_000

@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from fitspace import hub
+from fitspace.core import hub
+from fitspace.core.errors import UserError
 from fitspace.data.folder import METADATA
-from fitspace.errors import UserError
 
 if TYPE_CHECKING:
-    from fitspace.config import Task
+    from fitspace.study import Task
 
 LAID_OUT = Path("results/.cache/hub")
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")

@@ -20,8 +20,8 @@ from xml.etree import ElementTree
 import numpy as np
 from tqdm import tqdm
 
+from fitspace.core.errors import UserError
 from fitspace.data.examples import Example, split_of
-from fitspace.errors import UserError
 
 SOURCE_STYLE = "full"
 STYLES = ("full", "line", "flat", "blueprint", "night", "sepia", "pixel", "invert")

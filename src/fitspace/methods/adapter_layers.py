@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
@@ -25,10 +26,12 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from fitspace import rng
-from fitspace.errors import UserError
-from fitspace.methods.adapter import Settings
+from fitspace.core import rng
+from fitspace.core.errors import UserError
 from fitspace.methods.attachment import Attachment
+
+if TYPE_CHECKING:
+    from fitspace.methods.adapter import Settings
 
 ACTIVATIONS = {
     "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "silu": nn.SiLU, "identity": nn.Identity,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,6 +13,7 @@ runs. Both are linear, and merging is exact:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
@@ -20,10 +21,12 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.normalization import AdaLayerNormZero
 from torch import nn
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.methods.attachment import Attachment, restoring
 from fitspace.methods.bitfit import biases
-from fitspace.methods.difffit import Settings
+
+if TYPE_CHECKING:
+    from fitspace.methods.difffit import Settings
 
 # The order in which a U-Net computes its parts; it registers the middle last.
 UNET_ORDER = ("down_blocks", "mid_block", "up_blocks")

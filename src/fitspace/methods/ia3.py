@@ -32,7 +32,7 @@ def problems(settings: Settings, family: str) -> list[str]:
 
 def peft_config(settings: Settings, layers: Iterable[str]) -> IA3Config:
     """peft's configuration for the layers of these paths: inputs of FEED_FORWARD, else outputs."""
-    from fitspace.imports import import_peft
+    from fitspace.core.imports import import_peft
 
     layers = list(layers)
     return import_peft().IA3Config(

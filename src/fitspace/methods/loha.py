@@ -43,7 +43,7 @@ def problems(settings: Settings, family: str) -> list[str]:
 
 def peft_config(settings: Settings, layers: Iterable[str]) -> LoHaConfig:
     """peft's configuration for the layers of these paths."""
-    from fitspace.imports import import_peft
+    from fitspace.core.imports import import_peft
 
     return import_peft().LoHaConfig(
         r=settings.rank, alpha=settings.alpha, target_modules=list(layers)

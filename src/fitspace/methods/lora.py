@@ -63,7 +63,7 @@ def problems(settings: Settings, family: str) -> list[str]:
 
 def peft_config(settings: Settings, layers: Iterable[str]) -> LoraConfig:
     """peft's configuration for the layers of these paths."""
-    from fitspace.imports import import_peft
+    from fitspace.core.imports import import_peft
 
     return import_peft().LoraConfig(
         r=settings.rank,

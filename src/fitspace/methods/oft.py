@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.methods.attachment import Attachment
 from fitspace.methods.peft_layers import (
     TARGETS,
@@ -46,7 +46,7 @@ def problems(settings: Settings, family: str) -> list[str]:
 
 def peft_config(settings: Settings, layers: Iterable[str]) -> OFTConfig:
     """peft's configuration for the layers of these paths."""
-    from fitspace.imports import import_peft
+    from fitspace.core.imports import import_peft
 
     return import_peft().OFTConfig(
         oft_block_size=settings.block_size,

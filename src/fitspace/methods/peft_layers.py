@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from fitspace import rng
-from fitspace.errors import UserError
+from fitspace.core import rng
+from fitspace.core.errors import UserError
 from fitspace.methods.attachment import Attachment, PartialSettings
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def inject(model: nn.Module, config: PeftConfig) -> BaseTuner:
 
     torch's global generator is left as it was.
     """
-    from fitspace.imports import import_peft
+    from fitspace.core.imports import import_peft
 
     peft = import_peft()
     import torch

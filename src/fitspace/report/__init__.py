@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fitspace.config import Study
+from fitspace.study import Study
 
 
 def build(study: Study, folder: Path) -> Path:
@@ -22,7 +22,7 @@ def build(study: Study, folder: Path) -> Path:
     UserError : a file that is missing or not what it should be, or runs that cannot be
         analysed; all problems at once.
     """
-    from fitspace.files import write_text
+    from fitspace.core.files import write_text
     from fitspace.report import figures, headline, inputs, origins, page, results
 
     folder = Path(folder)

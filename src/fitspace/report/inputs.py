@@ -9,13 +9,13 @@ from pathlib import Path
 import pandas as pd
 from pydantic import Field, ValidationError
 
-from fitspace import lineage
-from fitspace.config import Study, explain
-from fitspace.errors import UserError
-from fitspace.files import read_json, sha256
-from fitspace.metrics import DEPENDS_ON_N, INTERVAL
-from fitspace.provenance import Recorded
+from fitspace.core.errors import UserError
+from fitspace.core.files import read_json, sha256
+from fitspace.core.reading import Recorded, explain
+from fitspace.metrics import INTERVAL, METRICS
 from fitspace.report import words
+from fitspace.results import lineage
+from fitspace.study import Study
 
 IDENTITY = ("run", "point", "arm", "method", "task", "seed", "status")
 STATUSES = ("ok", "failed", "missing")
@@ -167,7 +167,7 @@ def _unequal(path: Path, runs: pd.DataFrame, responses: list[str]) -> list[str]:
     CLIP-I, diversity and KID have the same expected value at every n.
     """
     finished = runs[runs["status"] == "ok"]
-    biased = [name for name in responses if name in DEPENDS_ON_N]
+    biased = [name for name in responses if name in METRICS and METRICS[name].depends_on_n]
     if "n" not in finished or finished["n"].isna().all():
         return [
             f"{path}: no number of samples in column 'n'; {name!r} depends on it and is compared "

@@ -12,8 +12,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fitspace.errors import UserError
-from fitspace.files import digest
+from fitspace.core.errors import UserError
+from fitspace.core.files import digest
 from fitspace.report import origins, summary, tables, words
 from fitspace.report.figures import Figure, arm_label
 from fitspace.report.inputs import COSTS, Inputs, Strip

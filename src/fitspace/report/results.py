@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from fitspace import stats
-from fitspace.config import Study
 from fitspace.report import words
 from fitspace.report.inputs import COSTS, Inputs
-
-# Enough for any comparison; beyond this, machines of other makes may differ.
-DIGITS = 10
+from fitspace.stats.digits import rounded
+from fitspace.study import Study
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,9 @@ def analyse(study: Study, given: Inputs) -> Results:
     scaled = ("anova.csv", "effects.csv", "spread.csv", "power.csv", "residuals.csv")
     tables |= {name: _with_scale(tables[name], analysis) for name in scaled}
     empty = [name for name, table in tables.items() if table.empty]
-    tables = {name: _rounded(table) for name, table in tables.items() if len(table)}
+    tables = {
+        name: rounded(table.reset_index(drop=True)) for name, table in tables.items() if len(table)
+    }
     sources = _Sources(runs, analysis, factors)
     origins = {name: sources.of(name, table) for name, table in tables.items()}
     if given.against_n is not None:
@@ -122,15 +122,6 @@ def analyse(study: Study, given: Inputs) -> Results:
         factors=factors,
         levels={name: _levels(runs[name], filled[name]) for name in factors},
         planned={tuple(cell) for cell in filled[factors].astype(str).to_numpy()},
-    )
-
-
-def _rounded(table: pd.DataFrame) -> pd.DataFrame:
-    """Floats to `DIGITS` significant digits, so that equal inputs give equal files anywhere."""
-    table = table.reset_index(drop=True)
-    floats = table.select_dtypes("float").columns
-    return table.assign(
-        **{name: [float(f"{value:.{DIGITS}g}") for value in table[name]] for name in floats}
     )
 
 

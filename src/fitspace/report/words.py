@@ -8,93 +8,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from fitspace.metrics import METRICS, Metric
+
 NONE = "–"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric's label, its better direction and its definition in a sentence."""
-
-    label: str
-    lower: bool
-    definition: str
-
-
-METRICS = {
-    "fid": Metric(
-        "FID",
-        True,
-        "Squared Fréchet distance between Gaussians fitted to Inception-v3 features (1706.08500, "
-        "torch-fidelity's weights) of the samples and of the held-out images. Biased upwards by "
-        "about c/n, so only values of the same number of images, against the same images, can be "
-        "compared: not with the literature's, which are of 10,000 and more.",
-    ),
-    "fd_effnet": Metric(
-        "Fréchet distance (EfficientNet-lite0)",
-        True,
-        "Squared Fréchet distance between Gaussians fitted to EfficientNet-lite0 features "
-        "(ImageNet weights) of the samples and of the held-out images. It is not FID, which is "
-        "defined on Inception-v3 features; the two cannot be compared. Biased upwards by about "
-        "c/n, so only values of the same number of images can be.",
-    ),
-    "kid_effnet": Metric(
-        "KID (EfficientNet-lite0)",
-        True,
-        "Kernel distance: unbiased squared maximum mean discrepancy with the cubic polynomial "
-        "kernel, mean over subsets, on the same EfficientNet-lite0 features; not comparable with "
-        "KID on Inception-v3.",
-    ),
-    "clip_t": Metric(
-        "CLIP-T",
-        False,
-        "Mean cosine between a sample and its own caption, embedded by the study's own judge. A "
-        "plain cosine: not CLIPScore, no percentage, not comparable across judges. With "
-        "DreamBooth, of the subject put elsewhere; the caption names its class instead.",
-    ),
-    "clip_i": Metric(
-        "CLIP-I",
-        False,
-        "Mean cosine over all pairs of a sample and a held-out image, embedded by the study's "
-        "own judge; with DreamBooth, of an image of the subject and an image trained on.",
-    ),
-    "clip_i_elsewhere": Metric(
-        "CLIP-I, elsewhere",
-        False,
-        "Mean cosine over all pairs of an image that puts the subject elsewhere and an image "
-        "trained on, embedded by the study's own judge.",
-    ),
-    "prior_drift": Metric(
-        "Prior drift",
-        True,
-        "One minus the mean cosine between what the tuned model and the untouched base draw of "
-        "the subject's class, from the same noise, embedded by the study's own judge.",
-    ),
-    "clip_i_paired": Metric(
-        "CLIP-I, paired",
-        False,
-        "Mean cosine between a sample and the held-out image of the same caption, embedded by "
-        "the study's own judge.",
-    ),
-    "diversity": Metric(
-        "Diversity",
-        False,
-        "One minus the mean cosine over all pairs of different samples, embedded by the study's "
-        "own judge.",
-    ),
-    "precision": Metric(
-        "Precision",
-        False,
-        "Share of samples within the 3-nearest-neighbour manifold of the held-out images, on "
-        "EfficientNet-lite0 features.",
-    ),
-    "recall": Metric(
-        "Recall",
-        False,
-        "Share of held-out images within the 3-nearest-neighbour manifold of the samples, on "
-        "EfficientNet-lite0 features.",
-    ),
-}
 METHODS = {"none": "Untouched base", "full": "Full fine-tuning"}
 
 

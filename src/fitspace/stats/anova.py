@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats import effects
 from fitspace.stats.columns import columns
 from fitspace.stats.formula import Term, label, parse, parse_strata

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtr, stdtrit
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats.effects import holm
 from fitspace.stats.linear import as_labels, missing_columns
 

@@ -6,7 +6,7 @@ import re
 import reprlib
 from itertools import product
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 
 Term = tuple[str, ...]
 

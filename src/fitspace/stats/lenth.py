@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri, stdtrit
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
+from fitspace.stats.digits import cleared
 from fitspace.stats.formula import Term, label
 from fitspace.stats.linear import Model, as_list, orthonormal, read
 
@@ -43,8 +44,12 @@ def lenth(
     named = _contrasts(model, terms, [(name,) for name in blocks])
     if len(named) < 3:
         raise UserError(f"{response}: Lenth's method needs 3 or more contrasts, not {len(named)}")
+    largest = float(np.linalg.norm(data.y))
     result = pd.DataFrame(
-        [{"contrast": name, "estimate": float(column @ data.y)} for name, column in named]
+        [
+            {"contrast": name, "estimate": cleared(float(column @ data.y), largest)}
+            for name, column in named
+        ]
     )
     size = result["estimate"].abs()
     m = len(size)

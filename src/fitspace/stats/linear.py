@@ -13,7 +13,7 @@ from functools import cached_property, reduce
 import numpy as np
 import pandas as pd
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats.formula import Term, label
 
 # Singular values of coded columns lie within a few orders of each other; rounding is at 1e-15.
@@ -263,9 +263,11 @@ def left_by(basis: np.ndarray, y: np.ndarray) -> np.ndarray:
 def sum_of_squares(basis: np.ndarray, y: np.ndarray) -> float:
     """Squared length of the projection of ``y`` (n,) on an orthonormal basis (n, k).
 
-    Sums are exact (Shewchuk): at n = 18009 plain ones cost two of fifteen digits.
+    Sums are exact (Shewchuk): at n = 18009 plain ones cost two of fifteen digits. What is at the
+    rounding of ``y`` is 0.
     """
-    return math.fsum(math.fsum(column * y) ** 2 for column in basis.T)
+    ss = math.fsum(math.fsum(column * y) ** 2 for column in basis.T)
+    return ss if ss > ROUNDING * (y @ y) else 0.0
 
 
 class Model:

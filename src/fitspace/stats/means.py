@@ -11,6 +11,7 @@ import pandas as pd
 from scipy.special import stdtr, stdtrit
 
 from fitspace.stats.anova import model_terms
+from fitspace.stats.digits import cleared
 from fitspace.stats.effects import holm
 from fitspace.stats.linear import CellsModel, Model, as_labels, as_list, read, with_cells
 
@@ -119,6 +120,11 @@ class _Fit:
         self.coefficients = self.roots @ (u[:, keep].T @ model.data.y)
 
     @cached_property
+    def largest(self) -> float:
+        """The largest deviation of the response from its mean."""
+        return float(np.max(np.abs(self.model.data.y)))
+
+    @cached_property
     def sigma(self) -> float:
         return (self.model.rss / self.df) ** 0.5 if self.df else NAN
 
@@ -131,7 +137,9 @@ class _Fit:
         if np.linalg.norm(outside) > 1e-8 * np.linalg.norm(weights):
             return NAN, NAN
         value = float(weights @ self.coefficients) + constant * self.model.data.mean
-        return value, self.sigma * float(np.linalg.norm(weights @ self.roots))
+        return cleared(value, self.largest), self.sigma * float(
+            np.linalg.norm(weights @ self.roots)
+        )
 
 
 class _Grid:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats.formula import Term
 from fitspace.stats.linear import Model, left_by, spanned
 

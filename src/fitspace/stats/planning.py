@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import chdtri, fdtri
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats import effects
+from fitspace.stats.digits import cleared
 from fitspace.stats.estimability import components, in_design, largest
 from fitspace.stats.formula import Term, label
 from fitspace.stats.linear import (
@@ -122,9 +123,8 @@ def association(design: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
         expected = np.outer(row, column)
         found = np.linalg.svd((shares - expected) / np.sqrt(expected), compute_uv=False)
         cramer = math.sqrt((found**2).sum() / (min(counts.shape) - 1))
-        rows.append(
-            {"factor": one, "other": other, "cramers_v": cramer, "canonical": float(found[0])}
-        )
+        cramer, canonical = (cleared(value, 1.0) for value in (cramer, float(found[0])))
+        rows.append({"factor": one, "other": other, "cramers_v": cramer, "canonical": canonical})
     return _noted(rows, notes, ["factor", "other", "cramers_v", "canonical"])
 
 

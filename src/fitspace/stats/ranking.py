@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import fdtrc
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats.anova import model_of
 from fitspace.stats.linear import Model, as_labels, as_list, missing_columns
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import csv
-import math
 import os
 import re
 from collections import Counter
 
 import pandas as pd
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats.anova import anova
+from fitspace.stats.digits import plain
 
 MOST_COLUMNS = 10_000
 
@@ -96,11 +96,5 @@ def anova_of_file(path: str | os.PathLike, **options) -> pd.DataFrame:
 
 
 def rows_for_json(table: pd.DataFrame) -> list[dict]:
-    """Rows of a table as plain Python values; NaN and infinity become null."""
-    rows = table.astype(object).to_dict("records")
-    return [{key: _plain(value) for key, value in row.items()} for row in rows]
-
-
-def _plain(value):
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Rows of a table as plain Python values (see `digits.plain`)."""
+    return plain(table.astype(object).to_dict("records"))

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats import effects
 from fitspace.stats.columns import columns as columns_of
 from fitspace.stats.formula import Term, label
 from fitspace.stats.linear import (
-    ROUNDING,
     Model,
     as_list,
     left_by,
@@ -98,8 +97,7 @@ def _residual(model: Model, under: list[np.ndarray], space: np.ndarray | None) -
         basis = spanned(columns, model.n)
         return math.fsum(left_by(basis, y) ** 2), model.n - basis.shape[1]
     rest = orthonormal([*columns, space], space)[-1]
-    ss = sum_of_squares(rest, y)
-    return (ss if ss > ROUNDING * (y @ y) else 0.0), rest.shape[1]
+    return sum_of_squares(rest, y), rest.shape[1]
 
 
 def _spread(result: pd.DataFrame, model: Model) -> list[str]:

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import boxcox, chdtri, expit, logit
 
-from fitspace.errors import UserError
+from fitspace.core.errors import UserError
 from fitspace.stats.formula import Term
 from fitspace.stats.linear import Model, left_by, missing_columns, numbers, read
 

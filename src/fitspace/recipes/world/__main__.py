@@ -1,4 +1,4 @@
-"""``python -m fitspace.recipes PART...``: train parts of the embedded world, or go on with them.
+"""``python -m fitspace.recipes.world PART...``: train parts of the embedded world, or go on.
 
 Everything half done lies in ``--work``; what is finished is written to ``--out``, and is not made
 again while it is there. The bases need the autoencoder.
@@ -10,13 +10,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from fitspace.errors import UserError
-from fitspace.files import write_json
-from fitspace.imports import import_torchvision
+from fitspace.core.errors import UserError
+from fitspace.core.files import write_json
+from fitspace.core.imports import import_torchvision
 
 
 def _autoencoder(work: Path, out: Path) -> None:
-    from fitspace.recipes import autoencoder, drawings
+    from fitspace.recipes.world import autoencoder, drawings
 
     world, settings = drawings.load(work), autoencoder.Settings()
     trained = autoencoder.train(world, work / "autoencoder", settings)
@@ -25,21 +25,21 @@ def _autoencoder(work: Path, out: Path) -> None:
 
 
 def _judge(work: Path, out: Path) -> None:
-    from fitspace.recipes import drawings, judge
+    from fitspace.recipes.world import drawings, judge
 
     world, settings = drawings.load(work), judge.Settings()
     judge.save(judge.train(world, work / "judge", settings), world, settings, out)
 
 
 def _unet(work: Path, out: Path) -> None:
-    from fitspace.recipes import denoiser, drawings, unet
+    from fitspace.recipes.world import denoiser, drawings, unet
 
     unet.train(drawings.load(work), _vae(out), work / "unet")
     denoiser.copy_pipeline(work / "unet" / "pipeline", out)
 
 
 def _dit(work: Path, out: Path) -> None:
-    from fitspace.recipes import denoiser, dit, drawings
+    from fitspace.recipes.world import denoiser, dit, drawings
 
     dit.train(drawings.load(work), _vae(out), work / "dit")
     denoiser.copy_pipeline(work / "dit" / "pipeline", out)
@@ -55,7 +55,7 @@ def _vae(out: Path) -> Path:
 def _cards(work: Path, out: Path) -> None:
     """Measure all finished parts together, and write what they are into their folders."""
     from fitspace import bases
-    from fitspace.recipes import autoencoder, card, drawings, judge
+    from fitspace.recipes.world import autoencoder, card, drawings, judge
 
     found = out.parent
     if missing := [n for n in ("vae", "emoji-clip") if not (found / n / "training.json").exists()]:
@@ -83,7 +83,7 @@ PARTS = {  # part -> how it is made, and what it is called when it is finished
 
 
 def main(given: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m fitspace.recipes", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fitspace.recipes.world", description=__doc__)
     parser.add_argument("parts", choices=PARTS, nargs="+", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--work", type=Path, default=Path("results/base"))
     parser.add_argument("--out", type=Path, default=Path("results/base/finished"))

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitspace import rng
 from fitspace.bases import to_model
+from fitspace.core import rng
+from fitspace.core.files import write_json
 from fitspace.data import openmoji
-from fitspace.files import write_json
-from fitspace.recipes import loop, measures
-from fitspace.recipes.drawings import SOURCE, Drawings
-from fitspace.sampling import sheet
+from fitspace.recipes.world import loop, measures
+from fitspace.recipes.world.drawings import SOURCE, Drawings
+from fitspace.training.sampling import sheet
 
 CONFIG = dict(
     in_channels=3,

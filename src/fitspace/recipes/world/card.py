@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from fitspace import bases, sampling
+from fitspace import bases
+from fitspace.core.files import canonical, read_json, replacing, write_text
 from fitspace.data import openmoji
-from fitspace.files import canonical, read_json, replacing, write_text
-from fitspace.recipes import denoiser, dit, judge, unet
-from fitspace.recipes.drawings import Drawings
+from fitspace.recipes.world import denoiser, dit, judge, unet
+from fitspace.recipes.world.drawings import Drawings
+from fitspace.training import sampling
 
 SHEET = 96  # samples of a card
 RECIPES = {"emoji-unet": unet, "emoji-dit": dit}
@@ -76,7 +77,7 @@ def _write(folder: Path, **facts: Any) -> None:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("fitspace.recipes"),
+        loader=PackageLoader("fitspace.recipes.world"),
         undefined=StrictUndefined,
         autoescape=False,  # Markdown
         keep_trailing_newline=True,

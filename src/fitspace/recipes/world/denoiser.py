@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from fitspace import bases, objectives, rng, sampling, training
-from fitspace.data.prepare import PreparedTask
-from fitspace.files import replacing, sha256, write_json
-from fitspace.recipes import autoencoder, judge, loop
-from fitspace.recipes.drawings import SOURCE, Drawings
+from fitspace import bases, training
+from fitspace.core import rng
+from fitspace.core.files import replacing, sha256, write_json
+from fitspace.data.prepared import PreparedTask
+from fitspace.recipes.world import autoencoder, judge, loop
+from fitspace.recipes.world.drawings import SOURCE, Drawings
+from fitspace.training import objectives, sampling
 
 # Zero terminal SNR (2305.08891), so that adapters can move the mean colour of an image.
 SCHEDULER = dict(
@@ -103,7 +105,7 @@ def sample(
         bases.config(pipeline, "scheduler"),
         task.conditions[rows],
         task.conditions[:1],
-        sampling.initial_noise(seed, len(rows), tuple(task.mean.shape[1:])),
+        rng.initial_noise(seed, len(rows), tuple(task.mean.shape[1:])),
         **SAMPLING,
     )
 

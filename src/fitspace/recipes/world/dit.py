@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from fitspace import bases
-from fitspace.data.prepare import PreparedTask
-from fitspace.recipes import denoiser, loop
-from fitspace.recipes.drawings import Drawings
+from fitspace.bases.dit import share_embedders
+from fitspace.data.prepared import PreparedTask
+from fitspace.recipes.world import denoiser, loop
+from fitspace.recipes.world.drawings import Drawings
 
 CONFIG = dict(
     sample_size=8,
@@ -53,14 +54,14 @@ def names(drawings: Drawings) -> dict[int, str]:
 
 
 def new_model(figures: int, config: dict[str, Any] = CONFIG, seed: int = 0) -> nn.Module:
-    """An untrained DiT whose blocks share one embedder, as :func:`bases.share_embedders` has it."""
+    """An untrained DiT whose blocks share one embedder, as :func:`share_embedders` has it."""
     from diffusers import DiTTransformer2DModel
 
     torch.manual_seed(seed)
     classes = max(figures, NONE) + 1
     model = DiTTransformer2DModel(num_embeds_ada_norm=classes, **config).eval()
     initialise(model)
-    bases.share_embedders(model)
+    share_embedders(model)
     return model
 
 

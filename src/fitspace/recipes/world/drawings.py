@@ -16,9 +16,9 @@ import numpy as np
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from fitspace.core.files import digest, read_tensors, replacing, write_json
 from fitspace.data import openmoji
 from fitspace.data.examples import split_of
-from fitspace.files import digest, read_tensors, replacing, write_json
 
 SIZE = 64
 SOURCE = openmoji.STYLES.index(openmoji.SOURCE_STYLE)

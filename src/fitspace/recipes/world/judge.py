@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fitspace import files, rng
+from fitspace.core import files, rng
+from fitspace.core.imports import import_torchvision
 from fitspace.data import openmoji
-from fitspace.imports import import_torchvision
-from fitspace.recipes import loop
-from fitspace.recipes.drawings import SIZE, SOURCE, Drawings
+from fitspace.recipes.world import loop
+from fitspace.recipes.world.drawings import SIZE, SOURCE, Drawings
 
 VOCABULARY = 2560
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -395,7 +395,7 @@ def draw_mistakes(learner: Learner, drawings: Drawings, path: Path) -> None:
 
     Looks at every fifteenth drawing, in the source style and in one other, in turn.
     """
-    from fitspace.sampling import sheet
+    from fitspace.training.sampling import sheet
 
     rows = np.arange(0, len(drawings), 15)
     texts = F.normalize(learner.captions.detach(), dim=1)

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fitspace.errors import UserError
-from fitspace.files import write_text
+from fitspace.core.errors import UserError
+from fitspace.core.files import write_text
 from fitspace.training import Member, learning_rate
 
 CHECKPOINT_SECONDS = 120.0

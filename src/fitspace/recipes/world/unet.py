@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from fitspace import bases
-from fitspace.data.prepare import PreparedTask, encode_captions
-from fitspace.files import sha256, write_json
-from fitspace.recipes import denoiser, loop
-from fitspace.recipes.drawings import Drawings
+from fitspace.core.files import sha256, write_json
+from fitspace.data.encoding import encode_captions
+from fitspace.data.prepared import PreparedTask
+from fitspace.recipes.world import denoiser, loop
+from fitspace.recipes.world.drawings import Drawings
 
 CONFIG = dict(
     sample_size=8,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import linear_regression
+
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
@@ -13,6 +15,7 @@ from fitspace.report.figures.names import scaled, short
 from fitspace.report.figures.output import Figure, figure, having, of_table
 from fitspace.report.figures.style import MAIN, MUTED, SECOND
 from fitspace.report.results import Results
+from fitspace.stats.digits import on_scale
 
 MOST_NAMED = 3
 _MARK = {"marker": "o", "ms": 3.6, "mfc": "none", "mec": MAIN, "mew": 1, "ls": "none"}
@@ -32,8 +35,11 @@ def _quantiles(found: Results, rows: pd.DataFrame) -> Figure:
     response = found.primary
     rows = rows.sort_values("residual", kind="stable")
     middle, low, high = order_statistics(len(rows))
-    slope, centre = np.polyfit(middle, rows["residual"], 1)
-    rows = rows.assign(normal_quantile=middle, low=centre + slope * low, high=centre + slope * high)
+    slope, centre = linear_regression(middle.tolist(), rows["residual"].tolist())
+    line = {"low": centre + slope * low, "high": centre + slope * high}
+    # Of the middle quantile, which is 0, and of limits near it only rounding would be left.
+    line = {name: on_scale(values, max(abs(values))) for name, values in line.items()}
+    rows = rows.assign(normal_quantile=on_scale(middle, middle[-1]), **line)
     canvas, axes = new(2.7)
     axes.fill_between(middle, rows["low"], rows["high"], color=MUTED, alpha=0.15, lw=0)
     axes.plot(middle, centre + slope * middle, color=MUTED, lw=0.9, ls="--")

@@ -64,7 +64,8 @@ def figure(
     svg = re.sub(r"<!DOCTYPE[^>]*>\n?|\s*<metadata>.*?</metadata>", "", text.getvalue(), flags=re.S)
     svg = _in_tags(svg, _plain)
     svg = "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
-    return Figure(re.sub(r"[^A-Za-z0-9_-]+", "-", name), section, caption, alt, svg, data)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
+    return Figure(name, section, caption, alt, svg, data)
 
 
 def _plain(tag: str) -> str:

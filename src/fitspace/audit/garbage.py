@@ -1,0 +1,63 @@
+"""Make room: keyed results that no study and no recorded commit names."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from fitspace.audit.named import KEYED, ROOMS, Named, named_here, named_in_history
+from fitspace.core.errors import printable
+from fitspace.core.paths import RESULTS
+
+RESUME = RESULTS / ".resume"
+
+
+@dataclass(frozen=True)
+class Garbage:
+    folder: Path
+    size: int
+
+
+def find() -> list[Garbage]:
+    """Keyed folders of results, and states to resume from, that nothing names.
+
+    Links are never followed: what is one, or lies behind one, is left alone.
+
+    Raises
+    ------
+    UserError : as :func:`fitspace.audit.named.named_here` and `named_in_history`.
+    """
+    here = named_here()
+    named = Named(here.keys | named_in_history(), here.tasks)
+    rooms = [room for room in (*(RESULTS / name for name in ROOMS), RESUME) if _own(room)]
+    folders = (p for room in rooms for p in sorted(room.iterdir()) if _own(p))
+    return [
+        Garbage(folder, sum(p.lstat().st_size for p in folder.rglob("*") if not p.is_dir()))
+        for folder in folders
+        if KEYED.fullmatch(folder.name) and folder not in named
+    ]
+
+
+def _own(folder: Path) -> bool:
+    return folder.is_dir() and not folder.is_symlink()
+
+
+def remove(found: Iterable[Garbage]) -> None:
+    """Delete what :func:`find` found: sidecars first, so that no half of a stage passes for one."""
+    for item in tqdm(list(found), desc="removing", unit="folder", disable=None):
+        for stage in ROOMS.values():
+            (item.folder / f"{stage}.json").unlink(missing_ok=True)
+        shutil.rmtree(item.folder)
+
+
+def describe(found: list[Garbage], removed: bool) -> str:
+    lines = [f"{item.size / 2**20:10.1f} MiB  {printable(str(item.folder))}" for item in found]
+    total = f"{sum(item.size for item in found) / 2**20:.1f} MiB"
+    if not found:
+        return "nothing to remove: studies or recorded commits name all results"
+    state = "removed" if removed else "that nothing names; `fitspace gc --yes` removes them"
+    return "\n".join([*lines, f"{len(found)} folders, {total}, {state}"])

@@ -1,0 +1,106 @@
+"""What names a keyed result: studies and reports here, and every recorded commit."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from fitspace.core.errors import UserError
+from fitspace.core.paths import REPORTS
+from fitspace.plan import KEY_LENGTH, STAGES, build_plan, checked
+from fitspace.results import lineage
+
+# Folder of results -> the stage whose keyed folders it holds.
+ROOMS = {row.room: row.name for row in STAGES.values()}
+KEYED = re.compile(rf".+~([0-9a-f]{{{KEY_LENGTH}}})")
+_KEY = re.compile(rf"\b[0-9a-f]{{{KEY_LENGTH}}}\b")
+
+
+@dataclass(frozen=True)
+class Named:
+    """``keys`` that something names; ``tasks`` of studies whose keys are not known here."""
+
+    keys: frozenset[str]
+    tasks: frozenset[str]
+
+    def __contains__(self, folder: Path) -> bool:
+        slug, _, key = folder.name.rpartition("~")
+        if key in self.keys:
+            return True
+        # Class images are named by their prompt, not by a task.
+        task = slug.split("~")[1] if slug.count("~") == 2 else slug
+        return bool(self.tasks) if folder.parent.name == "prior" else task in self.tasks
+
+
+def study_files() -> list[Path]:
+    return sorted(p for p in Path("params").rglob("*") if p.suffix in (".yaml", ".yml"))
+
+
+def named_here() -> Named:
+    """What the study files and the reports of this work tree name.
+
+    Raises
+    ------
+    UserError : every problem of a study file, or of a report's provenance.json, that is not valid:
+        what it names is not known.
+    """
+    keys, problems, tasks = set(), [], set()
+    for path in study_files():
+        try:
+            study, models = checked(path)
+            if models.absent:
+                tasks |= {task.name for task in study.tasks}
+            else:
+                keys |= {stage.key for stage in build_plan(study, models).stages.values()}
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    for path in REPORTS.glob(f"*/{lineage.NAME}"):
+        found = lineage.read(path.parent).records.values()
+        # What has been edited may name less than it did.
+        problems += [
+            f"{path}: {record.folder} is not of its own material; what it names is not known"
+            for record in found
+            if not record.is_of_its_material
+        ]
+        keys |= {record.key for record in found}
+        keys |= {key for record in found for _, key in record.upstream}
+    if problems:
+        raise UserError(problems)
+    return Named(frozenset(keys), frozenset(tasks))
+
+
+def named_in_history() -> frozenset[str]:
+    """Every key in a provenance.json of any commit that a branch, a tag or a stash reaches.
+
+    Raises
+    ------
+    UserError : no git repository, or a shallow one, which does not know.
+    """
+    if git("rev-parse", "--is-shallow-repository").strip() == "true":
+        raise UserError(
+            "git: a shallow clone does not know what its earlier commits name; "
+            "run `git fetch --unshallow`"
+        )
+    # By the whole folder: with a pattern, git lists commits and leaves out their files.
+    listed = git("rev-list", "--all", "--full-history", "--objects", "--", f":(top){REPORTS}")
+    objects = (line.partition(" ") for line in listed.splitlines())
+    blobs = {name for name, _, path in objects if path.endswith(f"/{lineage.NAME}")}
+    return frozenset(key for blob in sorted(blobs) for key in _KEY.findall(git("show", blob)))
+
+
+def git(*arguments: str) -> str:
+    """The output of a git command in this project.
+
+    Raises UserError when it fails, or there is no git.
+    """
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise UserError(f"git: cannot be run ({error})") from None
+    if done.returncode != 0:
+        raise UserError(f"git {arguments[0]}: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout.decode("utf-8", errors="surrogateescape")

@@ -1,0 +1,300 @@
+"""Keep results: verify everything that Snakemake made, then let DVC record it.
+
+DVC records whatever lies in the folders that it is told to keep. So every sidecar is held
+against its files, and every file against a sidecar, before it is asked to.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fitspace.audit import Audit
+from fitspace.audit.named import KEYED, ROOMS, git, named_here, study_files
+from fitspace.core.errors import UserError
+from fitspace.core.files import digest, sha256, write_bytes, write_json
+from fitspace.core.paths import REPORTS, RESULTS, UNCOMMITTED
+from fitspace.core.reading import read_yaml
+from fitspace.plan import KEY_LENGTH, Plan, planned
+from fitspace.results.lineage import in_results
+from fitspace.results.table import collect_into
+from fitspace.stages.sidecars import read_sidecar
+
+LOCK = Path("dvc.lock")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """``changed`` are what git has to commit; ``notes`` what the record does not show."""
+
+    study: str
+    stages: int
+    size: int
+    changed: list[str]
+    remote: str | None
+    audit: Audit
+    notes: list[str] = field(default_factory=list)
+
+
+def record(path: Path, dirty: bool = False) -> Recorded:
+    """Verify everything under results, make the study's report again, commit both to DVC, audit.
+
+    With ``dirty``, code or settings that git does not have are no error: they are listed with
+    their SHA-256 in ``reports/<study>/uncommitted.json``. Recorded again, nothing changes.
+
+    Raises
+    ------
+    UserError : uncommitted changes; unfinished runs; every artefact, sidecar or stray file that is
+        not what it should be; results that dvc.lock has, studies name and are not here; a study
+        that dvc.yaml does not name. dvc.lock is then as it was.
+    """
+    from fitspace.report import build
+
+    plan = planned(path)
+    folder = REPORTS / plan.study.name
+    uncommitted = _uncommitted()
+    if uncommitted and not dirty:
+        raise UserError(
+            f"{name}: not committed; commit it first, so that the record says what made these "
+            "results, or record with --dirty"
+            for name in uncommitted
+        )
+    _finished(plan)
+    found = verify()
+    with _dvc() as repo:
+        stage = _stage_of(repo, folder)
+        _nothing_is_lost(repo)
+        collect_into(plan, folder)
+        build(plan.study, folder)
+        _note_uncommitted(folder, uncommitted)
+        _commit(repo, stage)
+        remote = repo.config["core"].get("remote")
+        notes = _unfinished({out.fs_path for out in repo.index.outs})
+    from fitspace.audit import audit
+
+    return Recorded(
+        study=plan.study.name,
+        stages=len(found),
+        size=sum(item["size"] for sidecar in found.values() for item in sidecar["outputs"]),
+        changed=_changed(folder),
+        remote=remote,
+        audit=audit(path, tier="hash"),
+        notes=notes,
+    )
+
+
+def _finished(plan: Plan) -> None:
+    missing = [
+        f"{stage.sidecar}: missing; run Snakemake, or `dvc pull` what was recorded elsewhere"
+        for stage in plan.stages.values()
+        if not stage.sidecar.exists()
+    ]
+    if missing:
+        raise UserError(missing)
+
+
+def verify() -> dict[Path, dict[str, Any]]:
+    """Sidecar -> its content, of every keyed folder under results, all files rehashed.
+
+    Raises
+    ------
+    UserError : every folder without a sidecar or with that of another key, every file that is
+        missing, changed or named by no sidecar, and every stage that was made from other files
+        than stand here.
+    """
+    found, problems = {}, []
+    entries = [(stage, p) for room, stage in ROOMS.items() for p in _entries(RESULTS / room)]
+    for stage, folder in tqdm(entries, desc="verifying", unit="stage", disable=None):
+        try:
+            found[folder / f"{stage}.json"] = _whole(stage, folder)
+        except UserError as error:
+            problems += error.problems
+    problems += _other_inputs(found)
+    if problems:
+        raise UserError(problems)
+    return found
+
+
+def _entries(room: Path) -> list[Path]:
+    return sorted(room.iterdir()) if room.is_dir() else []
+
+
+def _whole(stage: str, folder: Path) -> dict[str, Any]:
+    """The sidecar of a keyed folder that holds what it names, and nothing else."""
+    keyed = KEYED.fullmatch(folder.name)
+    if keyed is None or folder.is_symlink() or not folder.is_dir():
+        raise UserError(f"{folder}: no stage made it; move it out of {folder.parent}")
+    path = folder / f"{stage}.json"
+    sidecar = read_sidecar(path)
+    material, key = sidecar.get("material"), sidecar.get("key")
+    if key != keyed[1] or sidecar.get("stage") != stage or digest(material)[:KEY_LENGTH] != key:
+        raise UserError(
+            f"{path}: is of {sidecar.get('stage')} {key!r}, and not made of its own material; "
+            f"needed: {stage} {keyed[1]!r}; delete {folder} to redo it"
+        )
+    named = {path.name, *(Path(item["path"]).name for item in sidecar["outputs"])}
+    if strays := sorted(p for p in folder.iterdir() if p.name not in named):
+        raise UserError(f"{p}: {path.name} does not name it; move it away" for p in strays)
+    return sidecar
+
+
+def _other_inputs(found: dict[Path, dict[str, Any]]) -> Iterator[str]:
+    """Where a stage was made from other files than those that its upstream stages have here."""
+    here = {path.as_posix(): sha256(path) for path in found}
+    for path, sidecar in found.items():
+        here |= {
+            (path.parent / Path(item["path"]).name).as_posix(): item["sha256"]
+            for item in sidecar["outputs"]
+        }
+    for path, sidecar in found.items():
+        for item in sidecar["inputs"]:
+            name = in_results(item["path"])
+            if here.get(name, item["sha256"]) != item["sha256"]:
+                yield (
+                    f"{path}: was made from a {name} of SHA-256 {item['sha256']}, here is "
+                    f"{here[name]}; delete {path.parent} to redo it"
+                )
+
+
+def _status(*pathspecs: str) -> list[str]:
+    """Paths that differ from the commit, from the repository's top."""
+    status = git(
+        "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", *pathspecs
+    )
+    return [entry[3:] for entry in status.split("\0") if entry]
+
+
+def _uncommitted() -> list[str]:
+    """What is not in git, but for what a record is made of."""
+    git("rev-parse", "HEAD")
+    return _status(":/", f":(top,exclude){REPORTS}", f":(top,exclude){LOCK}")
+
+
+def _note_uncommitted(folder: Path, names: list[str]) -> None:
+    path = folder / UNCOMMITTED
+    if not names:
+        path.unlink(missing_ok=True)
+        return
+    files = {name: sha256(name) if Path(name).is_file() else None for name in names}
+    write_json(path, {"commit": git("rev-parse", "HEAD").strip(), "files": files})
+
+
+def _changed(folder: Path) -> list[str]:
+    return [p.as_posix() for p in (LOCK, folder) if _status(p.as_posix())]
+
+
+@contextmanager
+def _dvc():
+    """The project's DVC repository; its errors are the user's to read."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    # No study may have class images; DVC warns of their empty folder.
+    logging.getLogger("dvc").setLevel(logging.ERROR)
+    try:
+        with Repo() as repo:
+            yield repo
+    except DvcException as error:
+        raise UserError(f"dvc: {error}") from None
+
+
+def _stage_of(repo, folder: Path) -> str:
+    """The name of the stage in dvc.yaml that makes a report."""
+    outs = {out.fs_path: out.stage.addressing for out in repo.index.outs}
+    if (name := outs.get(str(_table(folder)))) is not None:
+        return name
+    raise UserError(
+        f"dvc.yaml: names no {folder}; add the study wherever another one stands "
+        "(docs/provenance.md)"
+    )
+
+
+def _table(folder: Path) -> Path:
+    return (folder / "runs.csv").resolve()
+
+
+def _nothing_is_lost(repo) -> None:
+    """That everything which dvc.lock has and a study still names is here.
+
+    Raises UserError with what is not: a clone that pulled less would drop it from the record.
+    """
+    gone, problems = [], []
+    for room in ROOMS:
+        (out,) = repo.find_outs_by_path(str(RESULTS / room))
+        if not out.hash_info:
+            continue
+        listing = out.get_dir_cache()
+        if listing is None:
+            problems.append(
+                f"{RESULTS / room}: dvc.lock records it, and what it held is not known here; "
+                "`dvc pull` first, or delete dvc.lock to start a record of your own"
+            )
+            continue
+        recorded = {key[0] for key, _, _ in listing}
+        gone += [RESULTS / room / name for name in recorded if not (RESULTS / room / name).exists()]
+    if gone:
+        named = named_here()
+        problems += [
+            f"{path}: dvc.lock records it, a study names it, and it is not here; `dvc pull` first"
+            for path in sorted(gone)
+            if path in named
+        ]
+    if problems:
+        raise UserError(problems)
+
+
+def _commit(repo, stage: str) -> None:
+    """``dvc commit --force --with-deps``: dvc.lock is written once, or stays as it was."""
+    before = LOCK.read_bytes() if LOCK.exists() else None
+    for room in ROOMS:  # DVC wants every folder that it is told to keep.
+        (RESULTS / room).mkdir(parents=True, exist_ok=True)
+    try:
+        repo.commit(stage, with_deps=True, force=True)
+    except BaseException:
+        if before is None:
+            LOCK.unlink(missing_ok=True)
+        elif LOCK.read_bytes() != before:
+            write_bytes(LOCK, before)
+        raise
+
+
+def _unfinished(outs: set[str]) -> list[str]:
+    """Of the other studies that dvc.yaml names, those of which not all is here."""
+    notes = []
+    for path in study_files():
+        try:
+            if str(_table(REPORTS / str(read_yaml(path).get("name")))) not in outs:
+                continue
+            stages = planned(path).stages.values()
+        except UserError as error:
+            notes += error.problems
+            continue
+        if missing := sum(not stage.sidecar.exists() for stage in stages):
+            notes.append(
+                f"{path}: {missing} of its {len(stages)} stages are not here, and dvc.lock takes "
+                f"its settings as done: `snakemake --config study={path}` makes them, `dvc repro` "
+                "does not"
+            )
+    return notes
+
+
+def describe(recorded: Recorded) -> str:
+    """What was recorded, and what to do next."""
+    lines = [
+        f"{recorded.study}: {recorded.stages} stages ({recorded.size / 2**20:.1f} MiB) verified "
+        "and in dvc.lock"
+    ]
+    steps = []
+    if recorded.changed:
+        names = " ".join(recorded.changed)
+        steps.append(f"git add {names} && git commit -m 'Record study {recorded.study}'")
+    if recorded.remote is None:
+        steps.append("dvc remote add --default store FOLDER_OR_URL    # once; then commit .dvc")
+    steps.append("dvc push")
+    return "\n".join([*lines, "next:", *(f"  {step}" for step in steps)])

@@ -1,0 +1,160 @@
+"""A pipeline's parts, loaded frozen; and a denoiser without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fitspace.core.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+from fitspace.bases.families import BY_COMPONENT, family_of
+from fitspace.bases.finding import (
+    architecture,
+    config,
+    denoiser,
+    index_of,
+)
+
+
+def load_denoiser(folder: Path, dtype: str = "float32") -> nn.Module:
+    """The pipeline's U-Net or DiT, frozen, in evaluation mode; ``dtype`` as torch names it.
+
+    A DiT's time and class embedders, which diffusers keeps once per block, are shared.
+    """
+    component = denoiser(folder)
+    family = BY_COMPONENT[component]
+    model = _load(folder, component, family.kind, dtype)
+    family.settle(model)
+    return model
+
+
+def load_vae(folder: Path) -> nn.Module:
+    """The pipeline's AutoencoderKL, frozen, float32, in evaluation mode."""
+    return _load(folder, "vae", "AutoencoderKL", "float32")
+
+
+def _load(folder: Path, component: str, kind: str, dtype: str) -> nn.Module:
+    _prepare_imports()
+    import diffusers
+    import torch
+
+    try:
+        model = getattr(diffusers, kind).from_pretrained(
+            folder,
+            subfolder=component,
+            torch_dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder / component}: cannot be loaded: {_first_line(error)}") from None
+    return model.requires_grad_(False).eval()
+
+
+def _prepare_imports() -> None:
+    from fitspace.core.imports import import_torchvision
+
+    import_torchvision()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def load_scheduler(folder: Path) -> Any:
+    """The diffusion process the pipeline was trained with, as diffusers' DDPMScheduler.
+
+    Raises
+    ------
+    UserError : a scheduler of another kind of process (no ``beta_schedule``).
+    """
+    _prepare_imports()
+    from diffusers import DDPMScheduler
+
+    settings = config(folder, "scheduler")
+    if "beta_schedule" not in settings:
+        name, path = settings.get("_class_name"), folder / "scheduler" / "scheduler_config.json"
+        raise UserError(f"{path}: {name} has no beta_schedule; allowed: DDPM and its solvers")
+    return DDPMScheduler.from_config(settings)
+
+
+def load_text(folder: Path) -> tuple[Any, nn.Module]:
+    """The pipeline's tokenizer and text encoder; the encoder frozen, float32, evaluating."""
+    _prepare_imports()
+    import torch
+    import transformers
+
+    index, loaded = index_of(folder), []
+    for component, parent in (
+        ("tokenizer", transformers.PreTrainedTokenizerBase),
+        ("text_encoder", transformers.PreTrainedModel),
+    ):
+        library, name = index.get(component, (None, None))
+        kind = getattr(transformers, name, None) if library == "transformers" else None
+        if not (isinstance(kind, type) and issubclass(kind, parent)):
+            raise UserError(
+                f"{folder / 'model_index.json'}: {component}: {name!r} of {library!r}; "
+                f"allowed: a {parent.__name__} of transformers"
+            )
+        extra = (
+            {} if component == "tokenizer" else {"use_safetensors": True, "dtype": torch.float32}
+        )
+        try:
+            loaded.append(kind.from_pretrained(folder / component, local_files_only=True, **extra))
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{folder / component}: cannot be loaded: {_first_line(error)}"
+            ) from None
+    tokenizer, encoder = loaded
+    return tokenizer, encoder.requires_grad_(False).eval()
+
+
+def encode_captions(tokenizer: Any, encoder: nn.Module, captions: Sequence[str]) -> torch.Tensor:
+    """What a StableDiffusionPipeline conditions on: (captions, tokens, dim).
+
+    Captions are padded and cut to the tokenizer's ``model_max_length``; the attention mask is
+    given only to encoders whose configuration asks for it.
+    """
+    import torch
+
+    tokens = tokenizer(
+        list(captions),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    masked = getattr(encoder.config, "use_attention_mask", False)
+    with torch.no_grad():
+        return encoder(
+            tokens.input_ids.to(encoder.device),
+            attention_mask=tokens.attention_mask.to(encoder.device) if masked else None,
+        )[0]
+
+
+def to_model(images: np.ndarray) -> torch.Tensor:
+    """uint8 images (n, h, w, 3) to float32 in [-1, 1], shape (n, 3, h, w)."""
+    import torch
+
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def from_config(name: str) -> nn.Module:
+    """A denoiser without weights, on the meta device, its parameters frozen.
+
+    Name and errors as :func:`architecture` has them.
+    """
+    settings = architecture(name)
+    _prepare_imports()
+    import diffusers
+    import torch
+
+    with torch.device("meta"):
+        model = getattr(diffusers, settings["_class_name"]).from_config(settings)
+    family_of(model).settle(model)
+    return model.requires_grad_(False).eval()

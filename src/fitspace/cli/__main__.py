@@ -1,0 +1,3 @@
+from fitspace.cli import entry
+
+entry()

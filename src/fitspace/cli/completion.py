@@ -1,0 +1,20 @@
+"""Completion of commands, options and file names in a shell."""
+
+from __future__ import annotations
+
+import argparse
+
+from fitspace.cli.commands import Commands
+
+
+def add(commands: Commands) -> None:
+    text = 'Print what completes commands in a shell: eval "$(fitspace completion bash)".'
+    completion = commands.add(_completion, "completion", text, study=False)
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.set_defaults(completed=commands.parser)
+
+
+def _completion(arguments: argparse.Namespace) -> None:
+    import shtab
+
+    print(shtab.complete(arguments.completed, arguments.shell))

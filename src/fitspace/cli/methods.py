@@ -1,0 +1,61 @@
+"""Commands about methods and what they trained."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from fitspace.cli.commands import Commands
+from fitspace.core.errors import UserError
+
+
+def add(commands: Commands) -> None:
+    count = commands.add(
+        _count, "count", "Count trainable parameters from the configuration.", study=False
+    )
+    count.add_argument("--base", required=True, help="a named configuration, e.g. sd15")
+    count.add_argument("--method", required=True, help="e.g. adapter")
+    count.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    count.add_argument("--json", action="store_true", help="as JSON")
+
+    export = commands.add(
+        _export, "export", "Write an adapter as peft and diffusers read it.", study=False
+    )
+    export.add_argument("source", type=Path, metavar="RUN_FOLDER_OR_ADAPTER")
+    export.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+
+
+def _count(arguments: argparse.Namespace) -> None:
+    from fitspace.plan import counting
+
+    result = counting.count(arguments.base, arguments.method, _settings(arguments.settings))
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        print(f"{result['trainable']:,} of {result['total']:,} ({result['percent']:.3f}%)")
+
+
+def _settings(pairs: list[str]) -> dict:
+    import yaml
+
+    settings, problems = {}, []
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            problems.append(f"--set: {pair!r}; expected KEY=VALUE")
+            continue
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            problems.append(f"--set {key}: {value!r} is not a YAML value")
+    if problems:
+        raise UserError(problems)
+    return settings
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from fitspace.methods.export import export
+
+    for path in export(arguments.source, arguments.out):
+        print(path)

@@ -1,0 +1,106 @@
+"""Commands that keep results and prove them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from fitspace.cli import process
+from fitspace.cli.commands import Commands
+
+
+def add(commands: Commands) -> None:
+    record = commands.add(_record, "record", "Verify results, record them in DVC, audit.")
+    record.add_argument(
+        "--dirty", action="store_true", help="also what git does not have, noted beside the report"
+    )
+    gc = commands.add(
+        _gc, "gc", "List results that no study or recorded commit names.", study=False
+    )
+    gc.add_argument("--yes", action="store_true", help="and remove them")
+
+    audit = commands.add(
+        _audit, "audit", "Where a number comes from, and whether it still is.", study=False
+    )
+    audit.add_argument(
+        "target", type=Path, nargs="?", help="a study file, or a report, or one of its tables"
+    )
+    audit.add_argument(
+        "--value", metavar="TABLE.csv#ROW/COLUMN", help="one number; ROW: 3, or source=input"
+    )
+    audit.add_argument(
+        "--tier",
+        choices=("hash", "regenerate", "reevaluate", "retrain"),
+        default="regenerate",
+        help="how far to go: rehash what is here; make the report again (the default); compute "
+        "metrics again; train runs again",
+    )
+    audit.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="runs to redo")
+    audit.add_argument("--draw", type=int, default=0, metavar="N", help="redo N runs at random")
+    audit.add_argument("--seed", type=int, default=0, help="of the draw")
+    form = audit.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="the whole chain as JSON")
+    form.add_argument("--prov", action="store_true", help="the whole chain as W3C PROV-JSON")
+    form.add_argument("--crate", type=Path, metavar="FOLDER", help="write an RO-Crate")
+
+
+def _record(arguments: argparse.Namespace) -> int:
+    from fitspace import audit
+    from fitspace.audit import recording, show
+
+    found = recording.record(arguments.study, dirty=arguments.dirty)
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    changed = found.audit.verdict == "changed"
+    print((show.text if changed else show.verdict)(found.audit))
+    print(recording.describe(found))
+    return audit.EXIT["changed"] if changed else 0
+
+
+def _gc(arguments: argparse.Namespace) -> None:
+    from fitspace.audit import garbage
+
+    found = garbage.find()
+    if arguments.yes:
+        garbage.remove(found)
+    print(garbage.describe(found, removed=arguments.yes))
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    if arguments.tier == "reevaluate":  # as in a job, so that the bits can be the same
+        process.limit_threads()
+        process.set_up_torch()
+    from fitspace import audit
+
+    found = audit.audit(
+        arguments.target,
+        value=arguments.value,
+        tier=arguments.tier,
+        runs=arguments.runs,
+        draw=arguments.draw,
+        seed=arguments.seed,
+    )
+    if arguments.json:
+        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+    elif arguments.prov:
+        from fitspace.audit import prov
+
+        value = found.target.value
+        content = None if value is None else value.content
+        print(prov.text(prov.document(found.lineage, found.records, content)), end="")
+    else:
+        from fitspace.audit import show
+
+        print(show.text(found))
+    if arguments.crate and found.verdict == "changed":
+        print(f"{arguments.crate}: not written: its content would contradict itself")
+    elif arguments.crate:
+        from fitspace.audit import crate
+
+        written = crate.write(
+            found.target.path, found.lineage, found.target.folder, arguments.crate
+        )
+        print(f"{arguments.crate}: an RO-Crate of {len(written)} files")
+    return audit.EXIT[found.verdict]

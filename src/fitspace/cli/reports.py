@@ -1,0 +1,51 @@
+"""Commands that show what finished runs amount to."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from fitspace.cli.commands import Commands
+from fitspace.core.errors import UserError
+
+
+def add(commands: Commands) -> None:
+    report = commands.add(_report, "report", "Make a study's analysis and report from its table.")
+    report.add_argument(
+        "--cached",
+        action="store_true",
+        help="first collect the table from finished runs; a missing one is an error",
+    )
+    report.add_argument(
+        "--partial", action="store_true", help="with --cached: a missing run is a row that says so"
+    )
+
+    commands.add(
+        _track, "track", "Import a study's finished runs into MLflow; repeated, nothing new."
+    )
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from fitspace.core.paths import REPORTS
+    from fitspace.plan import build_plan, checked
+    from fitspace.report import build
+
+    study, models = checked(arguments.study)
+    folder = REPORTS / study.name
+    if arguments.partial and not arguments.cached:
+        raise UserError("--partial: goes with --cached: it says what to do about missing runs")
+    if arguments.cached:
+        from fitspace.results.table import collect_into, unfinished
+
+        plan = build_plan(study, models)
+        collect_into(plan, folder, arguments.partial)
+        for line in unfinished(plan):
+            print(f"missing: {line}", file=sys.stderr)
+    print(build(study, folder))
+
+
+def _track(arguments: argparse.Namespace) -> None:
+    from fitspace.plan import planned
+    from fitspace.tracking import track
+
+    print(track(planned(arguments.study)))

@@ -1,0 +1,64 @@
+"""Commands that ask of a study before it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from fitspace.cli.commands import Commands
+
+
+def add(commands: Commands) -> None:
+    commands.add(_check, "check", "Validate a study file: every problem at once.")
+    commands.add(_fetch, "fetch", "Download what a study names by hub id.")
+    plan = commands.add(_plan, "plan", "Print a study's design before anything runs.")
+    plan.add_argument("--delta", type=float, help="difference of two levels that is to be found")
+    plan.add_argument("--sigma", type=float, help="residual standard deviation; else the pilot's")
+    plan.add_argument(
+        "--pilot",
+        type=Path,
+        metavar="RUNS.csv",
+        help="a pilot study's table, for sigma and recorded times; else reports/<study>/runs.csv",
+    )
+    plan.add_argument("--subset", type=int, metavar="N", help="as if each arm ran N of its cells")
+    plan.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from fitspace.plan import checked
+
+    study, models = checked(arguments.study)
+    print(f"{arguments.study}: study {study.name!r} is valid")
+    for missing in models.absent:
+        print(f"fitspace: not here yet: {missing}", file=sys.stderr)
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from fitspace.plan import Models, fetch
+
+    study = fetch(arguments.study)
+    print(f"{arguments.study}: all that it names by hub id is on this machine")
+    models = Models(study)
+    if models.absent:  # what no hub has
+        for problem in models.absent:
+            print(f"fitspace: not here yet: {problem}", file=sys.stderr)
+        models = Models(study.model_copy(update={"inception": None}))
+    lines = models.pins
+    said = "these lines hold it to just that:" if lines else "and it is what the study is held to"
+    print("\n".join([said, *lines]))
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from fitspace.plan import checked
+    from fitspace.plan.overview import describe, with_subset
+    from fitspace.plan.rendering import render
+
+    study, models = checked(arguments.study)
+    if arguments.subset is not None:
+        study = with_subset(study, arguments.subset)
+    overview = describe(
+        study, models, delta=arguments.delta, sigma=arguments.sigma, pilot=arguments.pilot
+    )
+    print(json.dumps(overview, indent=2) if arguments.json else render(overview))

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, files, digests, random numbers, devices; knows no model."""

@@ -1,0 +1,136 @@
+"""What makes a model fast and small on the device it is on: decided here, and nowhere else.
+
+What is computed stays the same up to rounding. On a CPU, whose bits are part of what a key means,
+it stays the same to the bit. torch is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from fitspace.core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+# Pixels that an autoencoder takes or makes at once, 4 images of 512 px: their activations take
+# about 1 GB one way and 2 GB the other.
+PIXELS = 2**20
+# CUDA graphs: shapes do not change from step to step.
+COMPILE: dict[str, Any] = {"mode": "reduce-overhead"}
+
+
+def device() -> str:
+    """Where models run: the one visible GPU, else the CPU.
+
+    Raises UserError when several GPUs are visible: a run is one process on one device, and
+    a launcher that starts it once per GPU would do the work twice.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count > 1:
+        raise UserError(f"CUDA_VISIBLE_DEVICES: {count} GPUs are visible; allowed: 1 for each job")
+    return "cuda" if count else "cpu"
+
+
+def set_up() -> None:
+    """Make this process's numbers repeatable; before anything is computed.
+
+    - Deterministic algorithms; cuBLAS has them only with a workspace of fixed size, and raises
+      an error at the first product of matrices without.
+    - Single precision is single precision: cuDNN would compute convolutions in TF32, with the
+      10 bits of half precision. A study that wants half precision says so.
+    - On a GPU torch does not fill the memory of each new tensor first, a kernel for every
+      operation; what is computed does not read it.
+    """
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = not torch.cuda.is_available()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def prepare(
+    model: nn.Module, precision: str, gradient_checkpointing: bool = False, compiled: bool = False
+) -> list[str]:
+    """Prepare a model for training, in place, once its method is attached; returns what was done.
+
+    With ``precision`` bf16 the frozen layers' weights are kept in bf16, see :func:`halve_frozen`,
+    and on a GPU a U-Net's tensors as its tensor cores take them, channels last. diffusers'
+    attention is ``scaled_dot_product_attention`` everywhere already.
+
+    Parameters
+    ----------
+    gradient_checkpointing : keep the blocks' inputs alone for the backward pass, and compute the
+        rest again: the same gradients, less memory, about a third more time.
+    compiled : compile the model and replay its kernels as CUDA graphs.
+
+    Raises
+    ------
+    UserError : ``compiled`` without a GPU.
+    """
+    import torch
+
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    if compiled and not on_gpu:
+        raise UserError("--compile: 1: no GPU here, and a CPU's bits would change; allowed: 0")
+    done = []
+    if precision == "bf16" and halve_frozen(model):
+        done.append("frozen layers in bf16")
+    if precision == "bf16" and on_gpu and hasattr(model, "conv_in"):
+        model.to(memory_format=torch.channels_last)
+        done.append("channels last")
+    if gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+        done.append("gradient checkpointing")
+    if compiled:
+        model.compile(**COMPILE)
+        done.append("compiled")
+    return done
+
+
+def halve_frozen(model: nn.Module) -> int:
+    """Keep in bf16 what autocast casts to it at every step anyway; returns how many tensors.
+
+    These are the frozen weights and biases of linear layers and convolutions. Trainables, norms
+    and embeddings stay in fp32, and so do layers whose weights DoRA reads. Not for a fold on a
+    CPU, where autocast leaves vmap's convolutions alone.
+    """
+    import torch
+    from torch import nn
+
+    read = {
+        id(module.get_base_layer())
+        for module in model.modules()
+        if any(getattr(module, "use_dora", {}).values())
+    }
+    found = [
+        parameter
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and id(module) not in read
+        for parameter in module.parameters(recurse=False)
+        if not parameter.requires_grad
+    ]
+    for parameter in found:
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return len(found)
+
+
+def adamw(parameters: Iterable[nn.Parameter], **settings: Any) -> torch.optim.AdamW:
+    """AdamW; on a GPU in one kernel for all parameters."""
+    import torch
+
+    parameters = list(parameters)
+    fused = all(p.is_cuda for p in parameters) or None  # None: torch's own choice
+    return torch.optim.AdamW(parameters, fused=fused, **settings)
+
+
+def images_at_once(most: int, side: int) -> int:
+    """How many images of this side [px] an autoencoder takes at once, up to ``most``."""
+    return max(1, min(most, PIXELS // side**2))

@@ -1,0 +1,252 @@
+"""Atomic writes, digests, canonical JSON, and JSON that somebody may have edited."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fitspace.core.errors import UserError
+
+Pathish = str | os.PathLike
+IMAGES = {"images": "U8 n h h 3"}  # what `read_tensors` is to find where a stage wrote images
+DEPTH = 40  # what fitspace writes is nested less than ten deep
+
+
+@contextlib.contextmanager
+def replacing(path: Pathish) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it is synced and takes its place.
+
+    On an error the temporary file is removed and what stood at ``path`` stays. The suffix
+    is kept, for libraries that choose a format by it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        with _named(path):
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let errors of writing name the file: Python's often do not, and libraries in Rust say
+    `No space left on device (os error 28)` in exceptions of their own."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Pathish, content: bytes) -> None:
+    """Write a file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Pathish, content: str) -> None:
+    """Write a text file atomically, as UTF-8 with the newlines it has."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: Pathish, content: Any) -> None:
+    """Write indented JSON atomically, keys in their order."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(
+    path: Pathish,
+    kind: type = dict,
+    *,
+    what: str = "readable JSON",
+    missing: str = "missing",
+    finite: bool = True,
+) -> Any:
+    """What a JSON file holds: a ``kind`` (dict or list) that can be hashed, printed and written.
+
+    All its numbers are finite (but for ``finite=False``: diffusers writes -Infinity into its
+    configurations) and its text is Unicode, whoever wrote it. Of a file that is not so is said
+    that it is not ``what``, of one that is not there that it is ``missing``.
+
+    Raises
+    ------
+    UserError : no such file, or one that is not that.
+    """
+    path = Path(path)
+    try:
+        # A pipe would be waited for, for ever.
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: not {what} (not even a file)")
+        return parse_json(path.read_bytes(), path, kind, what=what, finite=finite)
+    except FileNotFoundError:
+        raise UserError(f"{path}: {missing}") from None
+    except OSError as error:
+        raise UserError(f"{path}: not {what} ({error})") from None
+
+
+def parse_json(
+    content: str | bytes,
+    where: Pathish,
+    kind: type = dict,
+    *,
+    what: str = "readable JSON",
+    finite: bool = True,
+) -> Any:
+    """As `read_json`, of text or bytes; ``where`` it stands is named in errors."""
+    try:
+        parsed = json.loads(content if isinstance(content, str) else content.decode("utf-8"))
+        _sound(parsed, finite)
+        if not isinstance(parsed, kind):
+            raise ValueError(f"holds a {type(parsed).__name__}; needed: a {kind.__name__}")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not {what} ({error})") from None
+    return parsed
+
+
+def _sound(content: Any, finite: bool) -> None:
+    """Raises ValueError for what JSON in Python can hold and a file must not."""
+    layer, depth = [content], 0
+    while layer:
+        depth += 1
+        if depth > DEPTH:
+            raise ValueError(f"nested more than {DEPTH} deep")
+        inner: list[Any] = []
+        for item in layer:
+            if isinstance(item, str):
+                if not item.isascii():
+                    item.encode("utf-8")  # half a surrogate pair is no text
+            elif isinstance(item, dict):
+                inner += [*item, *item.values()]
+            elif isinstance(item, list):
+                inner += item
+            elif finite and isinstance(item, float) and not math.isfinite(item):
+                raise ValueError(f"{item} is no finite number")
+            elif isinstance(item, int) and abs(item) > 2**63:
+                raise ValueError("a whole number beyond 64 bits")
+        layer = inner
+
+
+@contextlib.contextmanager
+def opened(path: Pathish, framework: str = "pt") -> Iterator[Any]:
+    """A safetensors file, opened to read tensors of ``framework`` ("pt" or "np") from it.
+
+    Raises
+    ------
+    UserError : no such file, or one that is damaged or has not what is asked of it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework) as file:
+            yield file
+    except (SafetensorError, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors ({error})") from None
+
+
+def read_tensors(
+    path: Pathish, wanted: Mapping[str, str], framework: str = "pt", **sizes: int
+) -> dict[str, Any]:
+    """The tensors of a safetensors file, which are ``wanted``: name -> "dtype size size ...".
+
+    A size is a number or a name, and a name is the same number wherever it stands: "U8 n h h 3"
+    are square images; ``sizes`` are names that are known. No size is 0. Nothing is read before
+    the header was found to be so.
+
+    Raises
+    ------
+    UserError : as `opened`, or tensors with other names, of another dtype or of other sizes.
+    """
+    with opened(path, framework) as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        found = {name: [part.get_dtype(), *part.get_shape()] for name, part in parts.items()}
+        needed = {n: [sizes.get(word, word) for word in f.split()] for n, f in wanted.items()}
+        if not _fits(found, needed):
+            raise UserError(f"{path}: holds {_listed(found)}; needed: {_listed(needed)}")
+        return {name: file.get_tensor(name) for name in wanted}
+
+
+def _fits(found: dict[str, list], needed: dict[str, list]) -> bool:
+    """Whether tensors have the dtypes and sizes needed; a size that is a name is any but 0."""
+    named: dict[str, int] = {}
+    if found.keys() != needed.keys():
+        return False
+    for name, (dtype, *shape) in needed.items():
+        if found[name][0] != dtype or len(found[name]) != len(shape) + 1:
+            return False
+        for size, word in zip(found[name][1:], shape, strict=True):
+            expected = int(word) if str(word).isdecimal() else named.setdefault(word, size)
+            if size == 0 or size != expected:
+                return False
+    return True
+
+
+def _listed(forms: dict[str, list]) -> str:
+    said = [f"{name[:80]} ({' '.join(map(str, form[:9]))})" for name, form in forms.items()]
+    return ", ".join([*said[:10], *["..."] * (len(said) > 10)]) or "nothing"
+
+
+def remember(path: Pathish, facts: dict[str, Any]) -> None:
+    """Write a cache that `remembered` reads. One that cannot be written only costs time."""
+    with contextlib.suppress(OSError):
+        write_json(path, facts | {"sha256": digest(facts)})
+
+
+def remembered(path: Pathish) -> dict[str, Any]:
+    """What `remember` wrote; nothing, where it is not here or not as it was written."""
+    try:
+        facts = read_json(path)
+    except UserError:
+        return {}
+    return facts if facts.pop("sha256", None) == digest(facts) else {}
+
+
+def canonical(content: Any) -> str:
+    """Canonical JSON: sorted keys, no spaces, no NaN. Equal content gives equal text."""
+    return json.dumps(
+        content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def digest(content: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of ``content``."""
+    return hashlib.sha256(canonical(content).encode("utf-8")).hexdigest()
+
+
+def sha256(path: Pathish) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

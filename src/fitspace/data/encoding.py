@@ -1,0 +1,58 @@
+"""Images as latents, and captions as what a denoiser is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fitspace import bases
+from fitspace.core import devices
+
+BATCH = 64
+
+
+@torch.no_grad()
+def encode_images(base: Path, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the latents of uint8 images (n, h, w, 3)."""
+    device = devices.device()
+    vae = bases.load_vae(base).to(device)
+    means, stds = [], []
+    batch = devices.images_at_once(BATCH, images.shape[1])
+    for start in tqdm(range(0, len(images), batch), desc="encoding images", disable=None):
+        pixels = bases.to_model(images[start : start + batch]).to(device)
+        posterior = vae.encode(pixels).latent_dist
+        means.append(posterior.mean.cpu())
+        stds.append(posterior.std.cpu())
+    return torch.cat(means), torch.cat(stds)
+
+
+@torch.no_grad()
+def encode_captions(base: Path, captions: Sequence[str]) -> torch.Tensor:
+    """What the pipeline's own text encoder makes of the captions, (m, tokens, dim)."""
+    tokenizer, encoder = bases.load_text(base)
+    encoder.to(devices.device())
+    return torch.cat(
+        [
+            bases.encode_captions(tokenizer, encoder, captions[start : start + BATCH]).cpu()
+            for start in tqdm(range(0, len(captions), BATCH), desc="encoding text", disable=None)
+        ]
+    )
+
+
+def class_labels(base: Path, names: Sequence[str]) -> tuple[torch.Tensor, int | None]:
+    """A class-conditional base's labels of category names, int64; the empty name is no class.
+
+    Where the base does not know all of the names they are numbered anew, and the second value
+    says how many they are: the table of class embeddings then has to be new as well.
+    """
+    known = bases.labels(base)
+    empty = bases.config(base, "transformer")["num_embeds_ada_norm"]
+    classes = [name for name in names if name]
+    own = None if set(classes) <= known.keys() else len(classes)
+    if own is not None:
+        known, empty = {name: i for i, name in enumerate(sorted(classes))}, own
+    return torch.tensor([known[name] if name else empty for name in names]), own

@@ -1,0 +1,194 @@
+"""A prepared task: latents, conditions, held-out images and manifest, as files hold them.
+
+Nothing downstream touches the autoencoder's encoder or the text encoder again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+
+from fitspace import bases
+from fitspace.core.errors import UserError
+from fitspace.core.files import (
+    IMAGES,
+    opened,
+    read_json,
+    read_tensors,
+)
+from fitspace.core.reading import Recorded, checked
+
+if TYPE_CHECKING:
+    from fitspace.plan import Stage
+
+
+@dataclass(frozen=True)
+class PreparedTask:
+    """What training and sampling read of a task.
+
+    Attributes
+    ----------
+    mean, std : float32, shape (n, c, h, w): the posterior of each training example's
+        latents, not yet multiplied by the autoencoder's scaling factor.
+    captions : int64, shape (n,): row of each example's caption in ``conditions``.
+    groups : training examples' indices by group, drawn as one item each.
+    conditions : what the denoiser is told: text embeddings, float32 (m, tokens, dim), or class
+        labels, int64 (m,); row 0 is the empty caption, or no class.
+    prompts : rows of ``conditions`` of the held-out captions, in a fixed shuffled order; the
+        manifest's ``prompt_images`` are the rows of ``images.safetensors`` that show them.
+    own_classes : how many classes the task has that are not the base's; None: the base's own.
+    prior : indices of the class images that the base drew, for prior preservation.
+    prior_weight : weight of their loss beside that of the examples in ``groups``.
+    roles : of a DreamBooth task, in place of ``prompts``: rows of ``conditions`` by role.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    captions: torch.Tensor
+    groups: list[list[int]]
+    conditions: torch.Tensor
+    prompts: list[int]
+    own_classes: int | None = None
+    prior: Sequence[int] = ()
+    prior_weight: float = 0.0
+    roles: dict[str, list[int]] = field(default_factory=dict)
+
+
+class _Example(Recorded):
+    caption: int
+    group: str
+    split: Literal["train", "test", "class"]
+
+
+class _Manifest(Recorded):
+    """What is read of a manifest again."""
+
+    attribution: str
+    captions: list[str]
+    examples: list[_Example]
+    prompts: list[int]
+
+    @property
+    def rows(self) -> list[int]:
+        """Of the captions."""
+        return [*self.prompts, *(e.caption for e in self.examples)]
+
+    @model_validator(mode="after")
+    def _rows_are_there(self) -> _Manifest:
+        _all_there("caption", self.rows, len(self.captions))
+        return self
+
+
+class _OfHeldOut(_Manifest):
+    prompt_images: list[int]
+    own_classes: int = Field(1, ge=1)
+    roles: None = None
+
+    @model_validator(mode="after")
+    def _images_are_there(self) -> _OfHeldOut:
+        if self.own_classes > len(self.captions):
+            raise ValueError(f"own_classes: {self.own_classes}, of {len(self.captions)} captions")
+        held_out = [e.caption for e in self.examples if e.split == "test"]
+        _all_there("held-out image", self.prompt_images, len(held_out))
+        if [held_out[i] for i in self.prompt_images] != self.prompts:
+            raise ValueError("prompts are not the captions of prompt_images")
+        return self
+
+
+class _Roles(Recorded):
+    subject: list[int] = Field(min_length=1)
+    elsewhere: list[int] = Field(min_length=1)
+    class_: list[int] = Field(min_length=1, alias="class")
+
+
+class _OfSubject(_Manifest):
+    prior_weight: float = Field(ge=0)
+    own_classes: None = None
+    roles: _Roles
+
+    @property
+    def rows(self) -> list[int]:
+        roles = self.roles
+        return [*super().rows, *roles.subject, *roles.elsewhere, *roles.class_]
+
+
+def _all_there(what: str, rows: list[int], count: int) -> None:
+    if wrong := [row for row in rows if not 0 <= row < count]:
+        raise ValueError(f"{what} {wrong[0]} is named, of {count}")
+
+
+def read_manifest(stage: Stage) -> dict:
+    """The manifest of a prepared task. Raises UserError for what is none."""
+    path, what = stage.folder / "manifest.json", "a prepared task's manifest"
+    manifest = read_json(path, what=what)
+    checked(manifest, _OfSubject if "dreambooth" in stage.material else _OfHeldOut, path, what)
+    return manifest
+
+
+def read_images(stage: Stage, manifest: dict[str, Any]) -> np.ndarray:
+    """The images that a prepared task is judged by, uint8 (n, h, h, 3): those held out, or the
+    subject's. Raises UserError for a file that is not of as many as the manifest says."""
+    split = "train" if manifest.get("roles") else "test"
+    count = sum(example["split"] == split for example in manifest["examples"])
+    path = stage.folder / "images.safetensors"
+    return read_tensors(path, IMAGES, "np", n=count)["images"]
+
+
+def load(stage: Stage, base: Path | None = None, scale: int = 1) -> PreparedTask:
+    """Read a prepared task; that its files are those of its sidecar is for the caller to see to.
+
+    Raises
+    ------
+    UserError : what is no prepared task, or with ``base``, a resolved pipeline,
+        none that it takes at that ``scale``.
+    """
+    manifest = read_manifest(stage)
+    # Class images, which the base drew, stand behind the examples in groups.
+    training = [e for e in manifest["examples"] if e["split"] != "test"]
+    groups: dict[str, list[int]] = {}
+    for i, example in enumerate(training):
+        if example["split"] == "train":
+            groups.setdefault(example["group"], []).append(i)
+    sizes = {} if base is None else _sizes(base, scale)
+    told_classes = base is not None and bases.family(base).by_class
+    path = stage.folder / "latents.safetensors"
+    wanted = dict.fromkeys(("mean", "std"), "F16 n c h h")
+    latents = read_tensors(path, wanted, n=len(manifest["examples"]), **sizes)
+    path = stage.folder / "text.safetensors"
+    with opened(path) as file:
+        by_class = told_classes if base is not None else "labels" in file.keys()  # noqa: SIM118
+    wanted = {"labels": "I64 n"} if by_class else {"embeddings": "F16 n tokens dim"}
+    (conditions,) = read_tensors(path, wanted, n=len(manifest["captions"]), **sizes).values()
+    classes = manifest.get("own_classes", sizes.get("classes"))
+    if by_class and classes and not 0 <= conditions.min() <= conditions.max() <= classes:
+        raise UserError(f"{path}: labels: needed: from 0 to {classes}")
+    return PreparedTask(
+        mean=latents["mean"][: len(training)].float(),
+        std=latents["std"][: len(training)].float(),
+        captions=torch.tensor([e["caption"] for e in training]),
+        groups=list(groups.values()),
+        conditions=conditions.float() if conditions.is_floating_point() else conditions,
+        prompts=manifest["prompts"],
+        own_classes=manifest.get("own_classes"),
+        prior=[i for i, e in enumerate(training) if e["split"] == "class"],
+        prior_weight=manifest.get("prior_weight", 0.0),
+        roles=manifest.get("roles") or {},
+    )
+
+
+def _sizes(base: Path, scale: int) -> dict[str, int]:
+    """Of what a base takes: latents (c, h, h), embeddings of ``dim``, labels up to ``classes``."""
+    config = bases.config(base, bases.denoiser(base))
+    found = {
+        "c": config.get("in_channels"),
+        "h": config["sample_size"] * scale,
+        "dim": config.get("cross_attention_dim"),
+        "classes": config.get("num_embeds_ada_norm"),
+    }
+    return {name: size for name, size in found.items() if isinstance(size, int)}

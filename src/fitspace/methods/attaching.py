@@ -1,0 +1,60 @@
+"""A method put to work on a denoiser."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from fitspace import bases
+from fitspace.core.errors import UserError
+from fitspace.methods.attachment import Attachment, MethodSettings, restoring
+
+if TYPE_CHECKING:
+    from torch import nn
+from fitspace.methods.registry import get, problems, validated
+
+
+def attach(
+    model: nn.Module, method: str, settings: MethodSettings | dict[str, Any], seed: int
+) -> Attachment:
+    """Freeze a denoiser and attach a method to it, in place.
+
+    Initial values depend on the seed and the parameter's name alone. The model's mode
+    (training or evaluation) stays as it is.
+
+    Raises
+    ------
+    UserError : settings that the method cannot have, or cannot have on this model; a model
+        that carries a method already.
+    """
+    settings = validated(method, settings)
+    family = bases.family_of(model)
+    if found := problems(method, settings, family.name):
+        raise UserError(found)
+    if carried := getattr(model, "_fitspace_method", None):
+        raise UserError(f"model: carries the method {carried!r} already; remove() it first")
+    if bases.own_classes(model) and not getattr(settings, "class_embedding", True):
+        raise UserError(
+            "class_embedding: False; the model's class table is new, drawn at random: it has to "
+            "be trained; allowed: True"
+        )
+    model.requires_grad_(False)
+    family.settle(model)
+    attachment = get(method).attach(model, settings, seed)
+    attachment.method, attachment.settings = method, settings
+    if family.by_class and getattr(settings, "class_embedding", False):
+        _train_class_table(attachment)
+    for parameter in attachment.trainable.values():
+        parameter.requires_grad_(True)
+    model._fitspace_method = method
+    return attachment
+
+
+def _train_class_table(attachment: Attachment) -> None:
+    """Add the base's table of class embeddings to the trainables; undone with the method."""
+    name, table = bases.class_table(attachment.model)
+    undo = ExitStack()
+    undo.callback(restoring({name: table}))
+    undo.callback(attachment.undo)
+    attachment.undo = undo.close
+    attachment.trainable = dict(sorted((attachment.trainable | {name: table}).items()))

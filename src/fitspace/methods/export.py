@@ -1,0 +1,104 @@
+"""Write what was trained in the formats of peft and diffusers, for use without fitspace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fitspace.core.errors import UserError
+from fitspace.core.files import replacing
+from fitspace.methods import registry, saving
+from fitspace.methods.peft_layers import ADAPTER, QKV
+
+if TYPE_CHECKING:
+    import torch
+
+LOADER = "fitspace.load_adapter(pipeline, PATH) puts it on any diffusers pipeline"
+
+
+def export(source: str | Path, out: str | Path) -> list[Path]:
+    """Write an adapter into the folder ``out`` as other libraries read it; returns the files.
+
+    Methods of peft become ``adapter_config.json`` and ``adapter_model.safetensors``, for
+    ``PeftModel.from_pretrained(denoiser, out)``. LoRA of a U-Net also becomes
+    ``pytorch_lora_weights.safetensors``, for ``pipeline.load_lora_weights(out)``.
+
+    Parameters
+    ----------
+    source : an adapter file, or the folder of a run's train stage.
+
+    Raises
+    ------
+    UserError : no adapter of fitspace there, or one that these formats cannot hold.
+    """
+    source, out = Path(source), Path(out)
+    path = source / "adapter.safetensors" if source.is_dir() else source
+    facts, tensors = saving.read(path)
+    method, settings = facts["method"], registry.validated(facts["method"], facts["settings"])
+    if not hasattr(registry.get(method), "peft_config"):
+        raise UserError(f"{path}: no other library reads the method {method!r}; {LOADER}")
+    if foreign := [name for name in tensors if ADAPTER not in name.split(".")]:
+        raise UserError(
+            f"{path}: {foreign[0]} was trained beside the method, and the file formats hold the "
+            f"method alone; allowed: class_embedding: false in the study. {LOADER}"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out: {out} holds something already; allowed: a new or empty folder")
+    from fitspace.core.imports import import_torchvision
+
+    import_torchvision()
+    parts = _by_layer(tensors)
+    config = registry.get(method).peft_config(settings, parts)
+    config.inference_mode = True
+    state = {
+        f"{layer}.{name}": tensor for layer, own in parts.items() for name, tensor in own.items()
+    }
+    written = _write_peft(config, state, out)
+    on_unet = "class_embedding" not in facts["settings"]  # a setting that only a DiT has
+    if method == "lora" and on_unet:
+        written.append(_write_diffusers(config, state, out))
+    return written
+
+
+def _by_layer(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """Path of a layer -> name in peft's files -> tensor.
+
+    ``<layer>.lora_A.default.weight`` is named ``lora_A.weight`` there, DoRA's lengths
+    ``lora_magnitude_vector``. A layer that shares its A gets it back from the layer before it.
+    """
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in sorted(tensors.items()):
+        before, _, after = name.partition(f".{ADAPTER}")
+        layer, _, parameter = before.rpartition(".")
+        suffix = "" if parameter == "lora_magnitude_vector" else after
+        parts.setdefault(layer, {})[parameter + suffix] = tensor
+    for layer, own in parts.items():
+        if "lora_B.weight" in own and "lora_A.weight" not in own:
+            parent, _, part = layer.rpartition(".")
+            first = parts[f"{parent}.{QKV[QKV.index(part) - 1]}"]
+            own["lora_A.weight"] = first["lora_A.weight"].clone()
+    return parts
+
+
+def _write_peft(config, state: dict[str, torch.Tensor], out: Path) -> list[Path]:
+    from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+    from safetensors.torch import save_file
+
+    config.save_pretrained(out)
+    with replacing(out / SAFETENSORS_WEIGHTS_NAME) as temporary:
+        # PeftModel wraps the denoiser twice.
+        named = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
+        save_file(named, temporary, metadata={"format": "pt"})
+    return [out / CONFIG_NAME, out / SAFETENSORS_WEIGHTS_NAME]
+
+
+def _write_diffusers(config, state: dict[str, torch.Tensor], out: Path) -> Path:
+    from diffusers import StableDiffusionPipeline
+    from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+
+    # diffusers leaves the layers that it loads in training mode: a dropout would be at work.
+    facts = config.to_dict() | {"lora_dropout": 0.0}
+    StableDiffusionPipeline.save_lora_weights(
+        out, unet_lora_layers=state, unet_lora_adapter_metadata=facts
+    )
+    return out / LORA_WEIGHT_NAME_SAFE

@@ -1,0 +1,158 @@
+"""What was trained, written to a file and put back on a model."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fitspace import bases
+from fitspace.core.errors import UserError
+from fitspace.core.files import canonical, opened, parse_json, replacing
+from fitspace.core.reading import checked
+from fitspace.methods.attachment import Attachment
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+from fitspace.methods.attaching import attach
+from fitspace.methods.registry import knob, validated
+
+# One key: safetensors writes several in an order that differs from process to process.
+_METADATA = "fitspace"
+_WHAT = "an adapter written by fitspace"
+
+
+def save(attachment: Attachment, path: str | Path, metadata: dict[str, str]) -> None:
+    """Write the trainables as safetensors, with the method, its settings and ``metadata``.
+
+    Equal parameters and metadata give equal bytes.
+    """
+    from safetensors.torch import save_file
+
+    facts = {
+        "method": attachment.method,
+        "settings": attachment.settings.resolved(bases.family_of(attachment.model).name),
+        "metadata": metadata,
+    }
+    if classes := bases.own_classes(attachment.model):
+        facts["classes"] = classes
+    if (scale := bases.scale(attachment.model)) != 1:
+        facts["scale"] = scale
+    tensors = {n: p.detach().cpu().contiguous() for n, p in attachment.trainable.items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={_METADATA: canonical(facts)})
+
+
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What :func:`save` wrote: its facts and the parameters by name.
+
+    The facts are ``method``, ``settings`` (a dict), ``metadata``, and where the model had a
+    class table of its own ``classes``, where it was not at its base's size ``scale``.
+
+    Raises
+    ------
+    UserError : no such file, one not written by :func:`save`, or what is left of a run that
+        diverged.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; expected an adapter (safetensors)")
+    with opened(path) as file:
+        said = (file.metadata() or {}).get(_METADATA, "null")
+        facts = parse_json(said, path, what=_WHAT)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    checked(facts, _Facts, path, _WHAT)
+    _check_sizes(path, facts, tensors)
+    if "diverged" in facts["metadata"]:
+        raise UserError(f"{path}: is of a run that diverged: {facts['metadata']['diverged']}")
+    return facts, tensors
+
+
+class _Facts(BaseModel):
+    """What `save` says of a file."""
+
+    model_config = ConfigDict(strict=True)
+
+    method: str
+    settings: dict[str, Any]
+    metadata: dict[str, str]
+    classes: int = Field(1, ge=1)
+    scale: int = Field(1, ge=1, le=4)
+
+
+def _check_sizes(path: str | Path, facts: dict[str, Any], tensors: dict[str, Any]) -> None:
+    """That the sizes said are near those of the tensors: memory is taken by what is said.
+
+    Raises UserError for one that is not, and for settings that the method cannot have.
+    """
+    try:
+        settings = validated(facts["method"], facts["settings"])
+    except UserError as error:
+        raise UserError(f"{path}: {p}" for p in error.problems) from None
+    largest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    said = {"classes + 1": facts["classes"] + 1} if "classes" in facts else {}
+    if (width := knob(facts["method"])) is not None:
+        said[width] = getattr(settings, width)
+    for name, size in said.items():
+        if size > 2 * largest + 1:  # what is less differs in shape, and is named so
+            raise UserError(f"{path}: not {_WHAT} ({name} is {size}; no tensor is near that size)")
+
+
+def load(model: nn.Module, path: str | Path) -> Attachment:
+    """Attach a saved method to the model it was made for, or to another of its shape.
+
+    Raises
+    ------
+    UserError : as :func:`read`, or a file whose parameters are not those of this model: every
+        name and shape that differs.
+    """
+    import torch
+
+    facts, tensors = read(path)
+    undo = ExitStack()
+    try:
+        if "classes" in facts:
+            undo.callback(bases.new_classes(model, facts["classes"], seed=0))
+        if "scale" in facts:
+            undo.callback(bases.at_scale(model, facts["scale"]))
+        attachment = attach(model, facts["method"], facts["settings"], seed=0)
+    except UserError as error:
+        undo.close()
+        raise UserError(f"{path}: {p}" for p in error.problems) from None
+    undo.callback(attachment.undo)
+    attachment.undo = undo.close
+    if found := _differences(tensors, attachment.trainable):
+        attachment.remove()
+        raise UserError(f"{path}: {p}" for p in found)
+    with torch.no_grad():
+        for name, parameter in attachment.trainable.items():
+            parameter.copy_(tensors[name])
+    attachment.metadata = facts["metadata"]
+    return attachment
+
+
+def _differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    found = [f"{n}: missing, but the model has it" for n in sorted(wanted.keys() - saved.keys())]
+    found += [f"{n}: the model has no such parameter" for n in sorted(saved.keys() - wanted.keys())]
+    for name in sorted(saved.keys() & wanted.keys()):
+        have, want = tuple(saved[name].shape), tuple(wanted[name].shape)
+        if have != want:
+            found.append(f"{name}: shape {have}; the model needs {want}")
+    if len(found) > 10:
+        found[10:] = [f"and {len(found) - 10} more parameters that differ"]
+    return found
+
+
+def load_adapter(pipeline: Any, path: str | Path) -> Attachment:
+    """Attach what fitspace trained to a diffusers pipeline; ``.remove()`` takes it off again.
+
+    Raises
+    ------
+    UserError : as :func:`load`, or a pipeline with neither a U-Net nor a transformer.
+    """
+    for name in bases.BY_COMPONENT:
+        if (model := getattr(pipeline, name, None)) is not None:
+            return load(model, path)
+    raise UserError(f"pipeline: {type(pipeline).__name__} has neither `unet` nor `transformer`")

@@ -1,0 +1,81 @@
+"""Features and metrics read back from files that somebody may have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from fitspace.core import files
+from fitspace.core.errors import UserError
+from fitspace.core.reading import checked
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fitspace.plan import Run
+from fitspace.metrics.measuring import (
+    finite,
+)
+from fitspace.metrics.table import (
+    FEATURES,
+    FID,
+    INCEPTION_FEATURES,
+    INTERVAL,
+    NEIGHBOURHOOD,
+    OF_HELD_OUT,
+    OF_SUBJECT,
+    SUBJECT_FEATURES,
+)
+
+
+def read_features(path: Path, of_subject: bool, of_inception: bool = False) -> dict[str, Tensor]:
+    """What `reference_features`, or `subject_features`, returned, from a file.
+
+    Raises UserError for a file that holds anything else.
+    """
+    held_out = FEATURES | (INCEPTION_FEATURES if of_inception else {})
+    features = files.read_tensors(path, SUBJECT_FEATURES if of_subject else held_out)
+    count, fewest = len(features["judge_images"]), 1 if of_subject else NEIGHBOURHOOD + 1
+    if count < fewest:
+        raise UserError(f"{path}: of {count} images; needed: at least {fewest}")
+    return finite(str(path), features)
+
+
+class _Measured(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _Diverged(_Measured):
+    diverged: str
+
+
+class _Row(_Measured):
+    n: int = Field(ge=1)
+    fd_effnet: float
+    kid_effnet: float
+
+
+def _numbers(names: Sequence[str], **others: Any) -> type[_Measured]:
+    counts = dict.fromkeys(("n", "m"), (int, Field(ge=1)))
+    fields = dict.fromkeys(names, (float, ...)) | counts | others
+    return create_model("Metrics", __base__=_Measured, **fields)
+
+
+_HELD_OUT = _numbers([*OF_HELD_OUT, *INTERVAL], against_n=(list[_Row], ...))
+_WITH_FID = _numbers([*OF_HELD_OUT, *INTERVAL, FID], against_n=(list[_Row], ...))
+_SUBJECT = _numbers(OF_SUBJECT)
+
+
+def read_metrics(run: Run, project: Path = Path()) -> dict[str, Any]:
+    """A run's metrics.json: what `evaluate`, or `evaluate_subject`, returned, or of a run that
+    diverged ``{"diverged": why}``. Raises UserError for a file that holds anything else."""
+    path, what = project / run.evaluate.folder / "metrics.json", "a run's metrics"
+    found = files.read_json(path, what=what)
+    model = _WITH_FID if "inception" in run.reference.material["evaluator"] else _HELD_OUT
+    if run.task.dreambooth is not None:
+        model = _SUBJECT
+    checked(found, _Diverged if "diverged" in found else model, path, what)
+    return found

@@ -1,0 +1,140 @@
+"""The table of metrics: a row each, with its label, its better direction and what it needs.
+
+A new metric is a row here and a value in :mod:`fitspace.metrics.measuring`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+VERSION = 1
+FID = "fid"  # where the study names Inception-v3's weights
+# By what a task is judged: held-out images and captions, or, with dreambooth, its subject.
+HELD_OUT, SUBJECT = "held out", "subject"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric's row.
+
+    Attributes
+    ----------
+    label : as reports write it.
+    lower : whether a lower value is better.
+    definition : in a sentence.
+    depends_on_n : whether its expected value depends on the number of samples.
+    of : the kinds of tasks on which it is measured.
+    """
+
+    label: str
+    lower: bool
+    definition: str
+    depends_on_n: bool = False
+    of: tuple[str, ...] = (HELD_OUT, SUBJECT)
+
+
+METRICS = {
+    "fid": Metric(
+        "FID",
+        True,
+        "Squared Fréchet distance between Gaussians fitted to Inception-v3 features (1706.08500, "
+        "torch-fidelity's weights) of the samples and of the held-out images. Biased upwards by "
+        "about c/n, so only values of the same number of images, against the same images, can be "
+        "compared: not with the literature's, which are of 10,000 and more.",
+        depends_on_n=True,
+        of=(HELD_OUT,),
+    ),
+    "fd_effnet": Metric(
+        "Fréchet distance (EfficientNet-lite0)",
+        True,
+        "Squared Fréchet distance between Gaussians fitted to EfficientNet-lite0 features "
+        "(ImageNet weights) of the samples and of the held-out images. It is not FID, which is "
+        "defined on Inception-v3 features; the two cannot be compared. Biased upwards by about "
+        "c/n, so only values of the same number of images can be.",
+        depends_on_n=True,
+        of=(HELD_OUT,),
+    ),
+    "kid_effnet": Metric(
+        "KID (EfficientNet-lite0)",
+        True,
+        "Kernel distance: unbiased squared maximum mean discrepancy with the cubic polynomial "
+        "kernel, mean over subsets, on the same EfficientNet-lite0 features; not comparable with "
+        "KID on Inception-v3.",
+        of=(HELD_OUT,),
+    ),
+    "clip_t": Metric(
+        "CLIP-T",
+        False,
+        "Mean cosine between a sample and its own caption, embedded by the study's own judge. A "
+        "plain cosine: not CLIPScore, no percentage, not comparable across judges. With "
+        "DreamBooth, of the subject put elsewhere; the caption names its class instead.",
+    ),
+    "clip_i": Metric(
+        "CLIP-I",
+        False,
+        "Mean cosine over all pairs of a sample and a held-out image, embedded by the study's "
+        "own judge; with DreamBooth, of an image of the subject and an image trained on.",
+    ),
+    "clip_i_elsewhere": Metric(
+        "CLIP-I, elsewhere",
+        False,
+        "Mean cosine over all pairs of an image that puts the subject elsewhere and an image "
+        "trained on, embedded by the study's own judge.",
+        of=(SUBJECT,),
+    ),
+    "prior_drift": Metric(
+        "Prior drift",
+        True,
+        "One minus the mean cosine between what the tuned model and the untouched base draw of "
+        "the subject's class, from the same noise, embedded by the study's own judge.",
+        of=(SUBJECT,),
+    ),
+    "clip_i_paired": Metric(
+        "CLIP-I, paired",
+        False,
+        "Mean cosine between a sample and the held-out image of the same caption, embedded by "
+        "the study's own judge.",
+        of=(HELD_OUT,),
+    ),
+    "diversity": Metric(
+        "Diversity",
+        False,
+        "One minus the mean cosine over all pairs of different samples, embedded by the study's "
+        "own judge.",
+    ),
+    "precision": Metric(
+        "Precision",
+        False,
+        "Share of samples within the 3-nearest-neighbour manifold of the held-out images, on "
+        "EfficientNet-lite0 features.",
+        depends_on_n=True,
+        of=(HELD_OUT,),
+    ),
+    "recall": Metric(
+        "Recall",
+        False,
+        "Share of held-out images within the 3-nearest-neighbour manifold of the samples, on "
+        "EfficientNet-lite0 features.",
+        depends_on_n=True,
+        of=(HELD_OUT,),
+    ),
+}
+NAMES = tuple(METRICS)
+OF_HELD_OUT = tuple(name for name, row in METRICS.items() if HELD_OUT in row.of and name != FID)
+OF_SUBJECT = tuple(name for name, row in METRICS.items() if SUBJECT in row.of)
+
+# The Fréchet distance corrected for its bias in n, and the limits of its 95% interval.
+INTERVAL = ("fd_effnet_jackknife", "fd_effnet_low", "fd_effnet_high")
+# What the features of either kind of task are: dtype, rows and numbers a row.
+FEATURES = {
+    "judge_images": "F32 m e",
+    "judge_texts": "F32 p e",
+    "judge_paired": "F32 p e",
+    "effnet": "F32 m d",
+}
+INCEPTION_FEATURES = {"inception": "F32 m 2048"}  # beside FEATURES, for FID
+SUBJECT_FEATURES = {"judge_images": "F32 m e", "judge_texts": "F32 n e", "judge_class": "F32 n e"}
+SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the samples, in the curve against their number
+EXTRACTOR = "effnet-lite0-v1"
+EXTRACTOR_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+NEIGHBOURHOOD = 3  # of precision and recall (1904.06991, section 3.1)

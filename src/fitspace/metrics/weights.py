@@ -1,0 +1,113 @@
+"""The models that images are judged by: found, fetched, identified."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from fitspace.core import files, hashes, hub
+from fitspace.core.errors import UserError
+from fitspace.metrics.table import (
+    EXTRACTOR,
+    EXTRACTOR_SHA256,
+    VERSION,
+)
+
+HUB = "hf-hub:"  # as open_clip marks hub ids
+_HUB_FILES = ("*.json", "*.txt", "open_clip*.safetensors")
+
+
+def judge_folder(judge: str | Path) -> Path | None:
+    """The folder a judge lies in: its own, or that of a hub id's copy; None: ``NAME@WEIGHTS``.
+
+    Raises :class:`fitspace.core.hub.NotHere` for a hub id without a copy on this machine.
+    """
+    if not str(judge).startswith(HUB):
+        return Path(judge) if Path(judge).is_dir() else None
+    folder = hub.cached(_hub_id(judge), _HUB_FILES)
+    if folder is None or not _judge_files(folder):
+        raise hub.NotHere(f"judge: {str(judge)!r} is not on this machine; {hub.CURE}")
+    return folder
+
+
+def judge_files(judge: str | Path) -> list[Path]:
+    """The files that decide what a judge says: weights, configuration and tokenizer.
+
+    Raises UserError if ``judge`` is no open_clip folder, hub id of one, nor ``NAME@WEIGHTS``;
+    :class:`fitspace.core.hub.NotHere` for a hub id without a copy on this machine.
+    """
+    folder, weights = judge_folder(judge), Path(str(judge).partition("@")[2] or ".")
+    if folder is None and weights.is_file():
+        return [weights]
+    if folder is not None and (found := _judge_files(folder)):
+        return found
+    raise UserError(
+        f"judge: {str(judge)!r} is not a folder with open_clip_config.json and safetensors "
+        f"weights, nor {HUB}org/name of such a folder on the hub, nor NAME@WEIGHTS with an "
+        "open_clip model name and a weights file"
+    )
+
+
+def fetch_judge(judge: str) -> None:
+    """Download a hub id's open_clip model, unless it is here; other judges are left alone.
+
+    Raises UserError: no network, or a repository that holds no such model.
+    """
+    with contextlib.suppress(hub.NotHere):
+        judge_files(judge)
+        return
+    if not _judge_files(hub.fetch(_hub_id(judge), _HUB_FILES)):
+        raise UserError(
+            f"judge: {judge!r} holds no open_clip_config.json and open_clip*.safetensors"
+        )
+
+
+def _hub_id(judge: str | Path) -> str:
+    ref = str(judge).removeprefix(HUB)
+    if not hub.is_id(ref):
+        raise UserError(f"judge: {str(judge)!r}; allowed: {HUB}org/name")
+    return ref
+
+
+def _judge_files(folder: Path) -> list[Path]:
+    """What counts of an open_clip folder; empty when it lacks weights or configuration."""
+    weights = sorted(folder.glob("*.safetensors"))
+    # Of several open_clip reads the one with its own name.
+    weights = [p for p in weights if p.name.startswith("open_clip")] or weights
+    whole = weights and (folder / "open_clip_config.json").exists()
+    return sorted([*folder.glob("*.json"), *weights]) if whole else []
+
+
+def inception_file(path: str | Path) -> Path:
+    """The file with Inception-v3's weights.
+
+    Raises UserError for a file that is no safetensors; :class:`fitspace.core.hub.NotHere` for none.
+    """
+    file = Path(path)
+    if file.suffix != ".safetensors":
+        raise UserError(f"inception: {str(path)!r}; allowed: a .safetensors file")
+    if not os.path.isfile(file):  # Path's own raises for a name longer than file systems allow
+        raise hub.NotHere(
+            f"inception: {str(path)!r} is not on this machine; params/README.md says how to make it"
+        )
+    return file
+
+
+def identity(judge: str | Path, inception: str | Path | None = None) -> dict:
+    """What decides the metrics besides the images: versions, pins and the judge's digest.
+
+    And, where they are named, the SHA-256 of Inception-v3's weights.
+    """
+    found = hashes.hashes(judge_files(judge))
+    contents = {path.name: value for path, value in found.items()}
+    name = str(judge).partition("@")[0] if judge_folder(judge) is None else ""
+    evaluator = {
+        "metrics": VERSION,
+        "extractor": EXTRACTOR,
+        "extractor_sha256": EXTRACTOR_SHA256,
+        "judge": files.digest({"name": name, "files": contents}),
+    }
+    if inception is not None:
+        (evaluator["inception"],) = hashes.hashes([inception_file(inception)]).values()
+    return evaluator

@@ -1,0 +1,222 @@
+"""A study file read and checked against what its base and methods can do: every problem at once."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fitspace import bases, methods, metrics
+from fitspace.core.errors import UserError
+from fitspace.core.reading import (
+    explain,
+)
+from fitspace.plan.keys import Plan, build_plan
+from fitspace.plan.models import Models
+from fitspace.plan.points import chosen_cells, expand, in_words, legal_cells, settings_of
+from fitspace.study import Arm, Study, TrainSettings
+from fitspace.study.reading import parts
+
+MOST_CELLS, MOST_RUNS = 100_000, 1_000_000  # a few lines of factors can cross to any number
+
+
+def checked(path: str | Path) -> tuple[Study, Models]:
+    """A study file's study, and what it names outside itself.
+
+    Raises
+    ------
+    UserError : every problem of the file, each naming the key, the value and what is
+        allowed: unknown keys, wrong types, impossible levels and illegal cells alike.
+    """
+    study, base, arms, problems = parts(path)
+    problems = problems + arm_problems(arms, base, study)
+    models = None if study is None else Models(study)
+    if models is not None:
+        problems += task_problems(study) + models.problems
+    if problems:
+        raise UserError(f"{path}: {p}" for p in problems)
+    return study, models
+
+
+def load_study(path: str | Path) -> Study:
+    """Read and validate a study file; errors as :func:`checked` has them."""
+    return checked(path)[0]
+
+
+def planned(path: str | Path) -> Plan:
+    """The plan of a study file; errors as :func:`checked` and `build_plan` have them."""
+    return build_plan(*checked(path))
+
+
+def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, study: Study | None) -> list[str]:
+    """Everything wrong with the arms' levels and cells, and with what the analysis names."""
+    problems: list[str] = []
+    family = None
+    if isinstance(base, str):
+        try:
+            family = bases.family(base).name
+        except UserError as error:
+            problems += error.problems
+    for index, arm in arms:
+        problems += [f"arms[{index}].{p}" for p in _problems_of(arm, base, family)]
+    if study is not None and not problems:
+        points, _ = expand(study)
+        columns = sorted({c for p in points for c in p.factors} | {"method", "arm"})
+        problems += [
+            f"analysis.factors[{i}]: {f!r} is no factor of any arm; allowed: {', '.join(columns)}"
+            for i, f in enumerate(study.analysis.factors)
+            if f not in columns
+        ]
+        for key, named in (
+            ("responses", study.analysis.responses),
+            ("transform", list(study.analysis.transform)),
+        ):
+            problems += [
+                f"analysis.{key}: {name!r} is no metric; allowed: {', '.join(metrics.NAMES)}"
+                for name in named
+                if name not in metrics.NAMES
+            ]
+        same = Counter(p.identity for p in points)
+        alike = Counter((p.name, str(p.train)) for p in points)
+        counts = {p.name: max(same[p.identity], alike[p.name, str(p.train)]) for p in points}
+        problems += [
+            f"arms: the point {name!r} stands {count} times; each must be unique"
+            for name, count in counts.items()
+            if count > 1
+        ]
+        if (runs := len(points) * len(study.tasks) * len(study.seeds)) > MOST_RUNS:
+            problems.append(f"seeds: {runs} runs in all; allowed: at most {MOST_RUNS}")
+    return problems
+
+
+def task_problems(study: Study) -> list[str]:
+    """Everything that a study asks of its tasks and they cannot give."""
+    problems, family = [], None
+    with contextlib.suppress(UserError):  # arm_problems reports it
+        family = bases.family(study.base)
+    for i, task in enumerate(study.tasks):
+        of_task = metrics.OF_HELD_OUT if task.dreambooth is None else metrics.OF_SUBJECT
+        if task.dreambooth is None and study.inception is not None:
+            of_task = (metrics.FID, *of_task)
+        problems += [
+            f"analysis.responses: {name!r} is not measured on task {task.name!r}; allowed: "
+            f"{', '.join(of_task)}"
+            for name in study.analysis.responses
+            if name in metrics.NAMES and name not in of_task
+        ]
+        if task.scale != 1 and family and not family.scales:
+            problems.append(
+                f"tasks[{i}].scale: {task.scale}: base {study.base!r} is a {family.title}; "
+                "allowed: 1 (a DiT base takes more)"
+            )
+        if task.dreambooth is None:
+            continue
+        if family and family.by_class:
+            problems.append(
+                f"tasks[{i}].dreambooth: base {study.base!r} is told classes, not words; allowed: "
+                "a base with a text encoder (U-Net)"
+            )
+        asked = len(task.dreambooth.prompts)
+        if asked > study.sample.prompts:
+            problems.append(
+                f"sample.prompts: {study.sample.prompts}; task {task.name!r} has {asked} prompts "
+                f"elsewhere; allowed: at least {asked}"
+            )
+    return problems
+
+
+def _problems_of(arm: Arm, base: Any, family: str | None) -> list[str]:
+    if arm.method not in methods.METHODS:
+        return [f"method: {arm.method!r} is no method; allowed: {', '.join(methods.METHODS)}"]
+    method = methods.get(arm.method)
+    allowed = sorted(method.Settings.model_fields)
+    problems = []
+    for key, value in arm.settings.items():
+        problems += _level_problems(method.Settings, f"settings.{key}", key, value)
+        if key in arm.factors:
+            problems.append(f"settings.{key}: is also a factor of this arm; keep one of the two")
+    for key, value in arm.train.items():
+        problems += _level_problems(TrainSettings, f"train.{key}", key, value)
+        if f"train.{key}" in arm.factors:
+            problems.append(f"train.{key}: is also a factor of this arm; keep one of the two")
+    own_training = [*arm.train, *(f for f in arm.factors if f.startswith("train."))]
+    if own_training and not method.trains:
+        problems.append(f"train: method {arm.method!r} trains nothing; leave out {own_training}")
+    for factor, levels in arm.factors.items():
+        model, name = method.Settings, factor
+        if factor.startswith("train."):
+            model, name = TrainSettings, factor.removeprefix("train.")
+        if not levels:
+            problems.append(f"factors.{factor}: []: a factor needs at least one level")
+        first = {level: i for i, level in reversed(list(enumerate(levels)))}
+        for i, level in enumerate(levels):
+            problems += _level_problems(model, f"factors.{factor}[{i}]", name, level)
+            if first[level] < i:
+                problems.append(f"factors.{factor}[{i}]: {level!r} stands more than once")
+    for name, item in method.Settings.model_fields.items():
+        if item.is_required() and name not in arm.settings and name not in arm.factors:
+            problems.append(
+                f"settings.{name}: missing; method {arm.method!r} needs it as a setting or a "
+                f"factor (its settings: {', '.join(allowed)})"
+            )
+    problems += _budget_problems(arm)
+    if (cells := math.prod(map(len, arm.factors.values()))) > MOST_CELLS:
+        problems.append(f"factors: {cells} cells; allowed: at most {MOST_CELLS}")
+    if problems or family is None:
+        return problems
+    legal, left_out = legal_cells(arm, family)
+    illegal = []
+    if arm.illegal_cells == "error" or arm.factors == {}:
+        illegal = [_in_cell(factors, w) for factors, why in left_out for w in why]
+    if illegal and arm.factors:
+        illegal.append("illegal_cells: 'error': write `drop` to leave illegal cells out")
+    if not legal and not illegal:
+        reason = left_out[-1][1][0]
+        illegal = [f"factors: every cell is illegal, no point is left; of the last: {reason}"]
+    if not legal:
+        return illegal
+    try:
+        chosen = chosen_cells(arm, legal)
+    except UserError as error:
+        return illegal + error.problems
+    return illegal + [_in_cell(f, w) for f in chosen for w in _unmatched(arm, f, base)]
+
+
+def _in_cell(factors: dict[str, Any], problem: str) -> str:
+    return f"factors ({in_words(factors)}): {problem}" if factors else problem
+
+
+def _budget_problems(arm: Arm) -> list[str]:
+    """Why an arm's budget cannot be matched, whatever the base."""
+    if arm.match_trainable is None:
+        return []
+    name = methods.knob(arm.method)
+    if name is None:
+        able = ", ".join(m for m in methods.METHODS if methods.knob(m))
+        return [f"match_trainable: method {arm.method!r} has no width; allowed with: {able}"]
+    given = [f"{key}.{name}" for key in ("settings", "factors") if name in getattr(arm, key)]
+    return [f"{key}: match_trainable sets it; keep one of the two" for key in given]
+
+
+def _unmatched(arm: Arm, factors: dict[str, Any], base: str) -> list[str]:
+    try:
+        settings_of(arm, factors, base)
+    except UserError as error:
+        return error.problems
+    return []
+
+
+def _level_problems(model: type, key: str, name: str, value: Any) -> list[str]:
+    if name not in model.model_fields:
+        return [f"{key}: unknown; allowed: {', '.join(sorted(model.model_fields))}"]
+    try:
+        model.__pydantic_validator__.validate_assignment(model.model_construct(), name, value)
+    except ValidationError as error:
+        found = [p.partition(": ")[2] for p in explain(error, model)]
+        return [f"{key}: {p}" for p in dict.fromkeys(found)]
+    return []

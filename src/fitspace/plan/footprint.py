@@ -1,0 +1,225 @@
+"""What a training step and an image take: FLOPs and bytes, measured without weights.
+
+One step of a point is run on the meta device, where tensors have a shape and no content, so that
+models of any size are measured on any machine. A multiply-add counts as two FLOPs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fitspace import bases, methods
+from fitspace.core import hub
+from fitspace.core.files import digest, read_json, remember, remembered, sha256
+from fitspace.plan import counting
+from fitspace.plan.points import Point
+from fitspace.study import Study, Task
+
+if TYPE_CHECKING:
+    import torch
+
+# A step of Stable Diffusion takes one to three seconds to measure.
+CACHE = Path("results/.cache/footprints.json")
+WIDTH = {"fp32": 4, "bf16": 2}  # bytes
+TOKENS = 77  # of CLIP's text encoder, where a base's own is not here
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one point takes on one kind of task.
+
+    Attributes
+    ----------
+    forward : FLOPs of the denoiser, method included, for one latent.
+    step : FLOPs of a training step for one latent: forward, and backward as far as the point
+        needs it; 0 where nothing is trained. No recomputation is in it.
+    activations : bytes that a training step keeps for backward, the whole batch at once.
+    frozen, trainable : numbers of parameters, the method's among them.
+    """
+
+    forward: int
+    step: int
+    activations: int
+    frozen: int
+    trainable: int
+
+    def training(self, settings: dict[str, Any]) -> int:
+        """Bytes of a training step: weights, gradients, AdamW's state and what is kept.
+
+        The base is in the precision of the forward pass. Trainables are fp32 (with a copy in
+        that precision), their gradient and both moments too, and the moving average where
+        there is one. ``settings`` as :class:`fitspace.study.TrainSettings` has them.
+        """
+        width = WIDTH[settings["precision"]]
+        each = 16 + (4 if settings["ema"] is not None else 0) + (width if width < 4 else 0)
+        return width * self.frozen + each * self.trainable + self.activations
+
+    @property
+    def sampling(self) -> int:
+        """Bytes of the weights that sampling needs, in fp32; the decoder's are not in it."""
+        return 4 * (self.frozen + self.trainable)
+
+
+def of(study: Study, point: Point, task: Task) -> Footprint:
+    """The footprint of a study's point on a task; remembered in `CACHE`.
+
+    Raises UserError for a base whose architecture is not known.
+    """
+    precision = (point.train or {"precision": "fp32"})["precision"]
+    batch = latents(point, task)
+    return measure(study.base, point.method, point.settings, batch, precision, task.scale)
+
+
+def latents(point: Point, task: Task) -> int:
+    """How many latents a step trains on: class images come beside a subject's; 1 without steps."""
+    if point.train is None:
+        return 1
+    subject = task.dreambooth
+    return point.train["batch_size"] * (1 if subject is None or subject.prior_weight == 0 else 2)
+
+
+def measure(
+    base: str,
+    method: str,
+    settings: dict[str, Any],
+    batch: int = 1,
+    precision: str = "fp32",
+    scale: int = 1,
+) -> Footprint:
+    """Run one step of a method on a base, on the meta device; remembered in `CACHE`.
+
+    ``base`` as :func:`fitspace.bases.from_config` takes it; ``batch`` latents of ``scale`` times
+    the base's side.
+
+    Raises UserError as :func:`fitspace.plan.counting.count`.
+    """
+    tokens = _tokens(base)
+    given = [bases.architecture(base), method, settings, batch, precision, scale, tokens]
+    key, known = digest([*given, _code()]), remembered(CACHE)
+    if key not in known:
+        known[key] = asdict(_measure(base, method, settings, batch, precision, scale, tokens))
+        remember(CACHE, known)
+    return Footprint(**known[key])
+
+
+def _tokens(base: str) -> int:
+    """How many tokens of text a U-Net is told at once."""
+    if base in bases.CONFIGS:
+        return TOKENS
+    try:
+        folder = bases.resolve(base)
+    except hub.NotHere:
+        return TOKENS
+    settings = folder / "tokenizer" / "tokenizer_config.json"
+    return read_json(settings)["model_max_length"] if settings.exists() else TOKENS
+
+
+@cache
+def _code() -> str:
+    """What decides footprints besides their arguments."""
+    return digest([counting.code(), version("torch"), sha256(__file__)])
+
+
+def _measure(
+    base: str,
+    method: str,
+    settings: dict[str, Any],
+    batch: int,
+    precision: str,
+    scale: int,
+    tokens: int,
+) -> Footprint:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = bases.from_config(base)
+    if scale != 1:
+        bases.at_scale(model, scale)
+    attachment = methods.attach(model, method, settings, seed=0)
+    for layer in attachment.dropouts:
+        layer.train()
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    torch.nn.Module.to(model, dtype)  # diffusers' own warns of layers that it would keep in fp32
+    inputs = _inputs(model, batch, tokens, dtype)
+    kept = _Kept(model)
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
+    attention = _attention_mode()
+    with attention, FlopCounterMode(display=False, custom_mapping={backward: _backward}) as flops:
+        with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
+            predicted = model(*inputs).sample
+        forward = flops.get_total_flops()
+        if attachment.trainable:
+            predicted.backward(torch.empty_like(predicted))
+    total = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in attachment.trainable.values())
+    return Footprint(
+        forward=forward // batch,
+        step=flops.get_total_flops() // batch if attachment.trainable else 0,
+        activations=kept.bytes,
+        frozen=total - trainable,
+        trainable=trainable,
+    )
+
+
+def _inputs(model: torch.nn.Module, batch: int, tokens: int, dtype: torch.dtype) -> list:
+    """Latents, time steps and conditions without content."""
+    import torch
+
+    config = model.config
+    side = config.sample_size
+    shape, kind = (batch,), torch.long
+    if not bases.family_of(model).by_class:
+        shape, kind = (batch, tokens, config.cross_attention_dim), dtype
+    with torch.device("meta"):
+        latents = torch.empty(batch, config.in_channels, side, side, dtype=dtype)
+        return [latents, torch.empty(batch, dtype=torch.long), torch.empty(shape, dtype=kind)]
+
+
+class _Kept:
+    """Bytes of what autograd keeps: each storage once, and none of the model's own."""
+
+    def __init__(self, model: torch.nn.Module):
+        own = [*model.parameters(), *model.buffers()]
+        # A storage's address says which it is for as long as it lives: so all are held.
+        self.own = {t.untyped_storage()._cdata: t.untyped_storage() for t in own}
+        self.found: dict[int, torch.UntypedStorage] = {}
+
+    def add(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.own:
+            self.found[storage._cdata] = storage
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(storage.nbytes() for storage in self.found.values())
+
+
+def _attention_mode() -> torch.overrides.TorchFunctionMode:
+    """Attention as GPUs compute it: what the softmax yields is not kept.
+
+    On the meta device PyTorch would otherwise spell it out, and keep it.
+    """
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+    from torch.overrides import TorchFunctionMode
+
+    class Fused(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            kwargs = kwargs or {}
+            if function is scaled_dot_product_attention and kwargs.get("attn_mask") is None:
+                return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
+            return function(*args, **kwargs)
+
+    return Fused()
+
+
+def _backward(gradient, query, key, value, *_, out_shape=None, **__) -> int:
+    """FLOPs of attention's backward pass, from shapes: without the forward pass done again."""
+    from torch.utils.flop_counter import sdpa_flop_count
+
+    return 2 * sdpa_flop_count(query, key, value)

@@ -1,0 +1,173 @@
+"""A study's plan: its runs, each stage of a run with its key.
+
+A *point* is a method with all its settings; a *run* is (point, task, seed). The key of a
+stage is a short SHA-256 of the canonical JSON of exactly what determines its content, and
+stands in its path: a changed setting is a new path, an unchanged one is already there, and
+two studies that share a run share its files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fitspace.core.errors import UserError
+from fitspace.core.files import digest
+from fitspace.core.paths import RESULTS
+from fitspace.plan.models import Models
+from fitspace.plan.points import (
+    Point,
+    expand,
+)
+from fitspace.plan.table import STAGES, Making, Row
+from fitspace.study import Study, Task
+
+KEY_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of one run or task: its folder, its key and what the key was made of."""
+
+    name: str
+    folder: Path
+    key: str
+    material: dict[str, Any]
+
+    @property
+    def sidecar(self) -> Path:
+        return self.folder / f"{self.name}.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The experimental unit, with its stages by name.
+
+    Each stage is an attribute too: ``run.train``, None where nothing is trained; ``run.prior``
+    makes the class images of a DreamBooth task with prior preservation, else None.
+    """
+
+    point: Point
+    task: Task
+    seed: int
+    own: dict[str, Stage]
+
+    def __getattr__(self, name: str) -> Stage | None:
+        if name in STAGES:
+            return self.own.get(name)
+        raise AttributeError(name)
+
+    @property
+    def name(self) -> str:
+        return self.evaluate.folder.name
+
+    @property
+    def stages(self) -> list[Stage]:
+        return list(self.own.values())
+
+    def upstream(self, stage: str) -> list[Stage]:
+        """The stages whose results one of this run's stages reads."""
+        return [self.own[name] for name in STAGES[stage].reads.values() if name in self.own]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a study will do, known before anything runs."""
+
+    study: Study
+    models: Models
+    points: list[Point]
+    runs: list[Run]
+    dropped: list[str] = field(default_factory=list)
+
+    @cached_property
+    def factors(self) -> list[str]:
+        """The factors of all arms, each once."""
+        return list(dict.fromkeys(name for point in self.points for name in point.factors))
+
+    @cached_property
+    def stages(self) -> dict[tuple[str, str], Stage]:
+        """(stage name, folder name) -> stage, each once."""
+        return {(s.name, s.folder.name): s for run in self.runs for s in run.stages}
+
+    @cached_property
+    def _first_run(self) -> dict[tuple[str, str], Run]:
+        found: dict[tuple[str, str], Run] = {}
+        for run in self.runs:
+            for stage in run.stages:
+                found.setdefault((stage.name, stage.folder.name), run)
+        return found
+
+    def run_of(self, stage: str, folder: str) -> Run:
+        """A run that has this stage. Raises UserError when the study has none."""
+        try:
+            return self._first_run[stage, folder]
+        except KeyError:
+            known = sorted(f for s, f in self._first_run if s == stage)
+            raise UserError(
+                f"{stage}: {folder!r} is not in study {self.study.name!r} as it stands now; "
+                f"allowed: {', '.join(known[:5])}{' ...' if len(known) > 5 else ''}"
+            ) from None
+
+
+def build_plan(study: Study, models: Models | None = None) -> Plan:
+    """Expand a study into points, runs, keys and paths.
+
+    ``models`` are the study's, where they were looked at already.
+
+    Raises
+    ------
+    UserError : when the base, the judge or a task's images are not there, or are others than the
+        study holds them to.
+    """
+    models = models or Models(study)
+    if models.absent:
+        raise UserError(models.absent)
+    points, dropped = expand(study)
+    models.held  # noqa: B018 - raises
+    shared = {task.name: _made(Making(study, models, task, {})) for task in study.tasks}
+    # Seeds vary slowest: every point has its first run before any has its second.
+    runs = [
+        Run(
+            point,
+            task,
+            seed,
+            _made(Making(study, models, task, {}, point, seed), shared[task.name]),
+        )
+        for seed in study.seeds
+        for task in study.tasks
+        for point in points
+    ]
+    return Plan(study, models, points, runs, dropped)
+
+
+def unchanged(study: Study, run: Run) -> bool:
+    """Whether base and judge are still those that a run's keys were made of."""
+    models = Models(study)
+    try:
+        keys = {"prepare": run.prepare.key}
+        same_judge = _stage(STAGES["reference"], Making(study, models, run.task, keys))
+        return same_judge == run.reference and models.digest == run.sample.material["base"]
+    except UserError:
+        return False
+
+
+def _made(making: Making, shared: dict[str, Stage] | None = None) -> dict[str, Stage]:
+    """The stages of a run; or, without what is ``shared``, those that all runs of a task share."""
+    found = dict(shared or {})
+    making.keys.update((name, stage.key) for name, stage in found.items())
+    for row in STAGES.values():
+        if row.by_task == (shared is None) and (stage := _stage(row, making)) is not None:
+            found[row.name], making.keys[row.name] = stage, stage.key
+    return found
+
+
+def _stage(row: Row, making: Making) -> Stage | None:
+    own = row.material(making)
+    if own is None:
+        return None
+    material = {"stage": row.name, "version": row.version, **own}
+    key = digest(material)[:KEY_LENGTH]
+    return Stage(row.name, RESULTS / row.room / f"{row.slug(making)}~{key}", key, material)

@@ -1,0 +1,142 @@
+"""What a study names outside itself: its base, judge and data sets; found, fetched, identified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from fitspace import bases, data, metrics
+from fitspace.core import hub
+from fitspace.core.errors import UserError
+from fitspace.study import Study, Task
+from fitspace.study.reading import form
+
+
+class Models:
+    """What a study names outside itself, looked at once: when it is asked for.
+
+    Every attribute raises UserError where what it looks at is not there or is not right;
+    :class:`fitspace.core.hub.NotHere` where it can be fetched or made.
+    """
+
+    def __init__(self, study: Study):
+        self.study = study
+        self._sources: dict[str, dict[str, Any]] = {}
+
+    @cached_property
+    def base(self) -> Path:
+        """The base's folder."""
+        return bases.resolve(self.study.base)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the base."""
+        return bases.digest(self.base)
+
+    @cached_property
+    def evaluator(self) -> dict[str, Any]:
+        """What decides the metrics besides the images: versions and the judges' digests."""
+        return metrics.identity(self.study.judge, self.study.inception)
+
+    @cached_property
+    def by_class(self) -> bool:
+        """Whether the base is told classes, not words."""
+        return bases.family(self.study.base).by_class
+
+    def source(self, task: Task) -> dict[str, Any]:
+        """What determines a task's examples."""
+        if task.name not in self._sources:
+            # Only the embedded set has classes to tell: a folder's base need not be known.
+            by_class = task.source == "openmoji" and self.by_class
+            self._sources[task.name] = data.identity(task, by_class)
+        return self._sources[task.name]
+
+    @cached_property
+    def absent(self) -> list[str]:
+        """What is named by hub id, or to be made, and is not on this machine; with its cure.
+
+        Such a study is valid and can be planned; it runs once all is here.
+        """
+        return [problem for _, error in self._refusals if isinstance(error, hub.NotHere)
+                for problem in error.problems]  # fmt: skip
+
+    @cached_property
+    def problems(self) -> list[str]:
+        """What is wrong with it and no download would mend, but for the base's: arms need it."""
+        return [key + problem for key, error in self._refusals
+                if key != "base" and not isinstance(error, hub.NotHere)
+                for problem in error.problems]  # fmt: skip
+
+    @cached_property
+    def _refusals(self) -> list[tuple[str, UserError]]:
+        looks: list[tuple[str, Callable[[], Any]]] = [
+            ("base", lambda: self.base),
+            ("", partial(metrics.judge_files, self.study.judge)),
+        ]
+        if self.study.inception is not None:
+            looks.append(("", partial(metrics.inception_file, self.study.inception)))
+        for i, task in enumerate(self.study.tasks):
+            # Which needs no base where the base is what is missing.
+            look = partial(data.identity if task.source == "openmoji" else self.source, task)
+            looks.append((f"tasks[{i}]: ", look))
+        found = []
+        for key, look in looks:
+            try:
+                look()
+            except UserError as error:
+                found.append((key, error))
+        return found
+
+    @cached_property
+    def held(self) -> dict[str, str]:
+        """What the study can hold its models to: keys, such as ``base_sha256``, and their values.
+
+        Raises UserError also for a model that is another one than the study holds it to.
+        """
+        found = {"base": self.digest, "judge": self.evaluator["judge"]}
+        if self.study.inception is not None:
+            found["inception"] = self.evaluator["inception"]
+        if others := [
+            f"{key}_sha256: {wanted}; {getattr(self.study, key)!r} here is {value}; allowed: the "
+            f"{key} that the study was made for, or its new SHA-256"
+            for key, value in found.items()
+            if (wanted := getattr(self.study, f"{key}_sha256")) not in (None, value)
+        ]:
+            raise UserError(others)
+        return {f"{key}_sha256": value for key, value in found.items()}
+
+    @property
+    def pins(self) -> list[str]:
+        """Lines for the study's file that hold it to what is here; those that it lacks."""
+        lines = [f"{k}: {v}" for k, v in self.held.items() if getattr(self.study, k) is None]
+        loose = [t for t in self.study.tasks if t.source == "hub" and "@" not in t.dataset]
+        lines += [f"dataset: {task.dataset}@{self.source(task)['commit']}" for task in loose]
+        return list(dict.fromkeys(lines))
+
+
+def fetch(path: str | Path) -> Study:
+    """Download what a study file names by hub id and is not on this machine.
+
+    Returns the study. Only the file's form has to be right: an architecture may be known only once
+    it is here.
+
+    Raises
+    ------
+    UserError : a malformed study file, or everything that could not be downloaded.
+    """
+    study = form(path)
+    problems = []
+    for get, what in (
+        (bases.fetch, study.base),
+        (metrics.fetch_judge, study.judge),
+        *((data.fetch, task) for task in study.tasks),
+    ):
+        try:
+            get(what)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return study

@@ -1,0 +1,342 @@
+"""What `fitspace plan` says before anything runs, as data."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fitspace import bases
+from fitspace.core.errors import UserError
+from fitspace.plan import cost
+from fitspace.plan.checks import arm_problems
+from fitspace.plan.keys import Plan, build_plan
+from fitspace.plan.models import Models
+from fitspace.plan.points import Point, expand, legal_cells
+from fitspace.plan.table import STAGES
+from fitspace.stats.digits import plain
+from fitspace.study import Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+RATIOS = (0.5, 1.0, 1.5, 2.0, 3.0)  # delta/sigma of the power curve
+ALPHA, GOAL = 0.05, 0.8
+
+
+def describe(
+    study: Study,
+    models: Models | None = None,
+    *,
+    delta: float | None = None,
+    sigma: float | None = None,
+    pilot: Path | None = None,
+) -> dict[str, Any]:
+    """A study's plan as plain data: points with their trainables, runs, what is left out, to do.
+
+    ``absent`` names what is not on this machine. Where there is any, keys are not known: runs
+    go by their names without one, and ``cached`` and ``to_run`` are None.
+
+    Parameters
+    ----------
+    models : the study's, where they were looked at already.
+    delta, sigma : difference of two levels to be found and residual standard deviation, on
+        the scale on which the primary response is analysed.
+    pilot : runs.csv of a pilot study, for step times, and for sigma where it is not given.
+        Without one it is that of the study's own report, if there.
+
+    Raises
+    ------
+    UserError : as :func:`fitspace.plan.build_plan`, but for what is absent; a delta without
+        a sigma, numbers out of range, a pilot that cannot be used.
+    """
+    from fitspace.stats import rows_for_json
+
+    _check(("--delta", delta), ("--sigma", sigma))
+    models = models or Models(study)
+    missing = models.absent
+    points, dropped = expand(study)
+    plan = None if missing else build_plan(study, models)
+    recorded, source = _recorded(study, pilot)
+    design, factors = _design(study, points), study.analysis.factors
+    spread = _sigma(study, sigma, recorded, source, named=pilot is not None)
+    if delta is not None and spread["sigma"] is None:
+        why = f" ({spread['note']})" if spread["note"] else ""
+        raise UserError(f"--delta: {delta}: sigma is not known{why}; give --sigma or --pilot")
+    tables = _tables(design, factors)
+    times = {} if recorded is None else cost.step_times(recorded)
+    taken = cost.footprints(study, points, times)
+    counted = _points(study, points, times, taken)
+    trainable = {row["point"]: row["trainable"] for row in counted}
+    found = {
+        "study": study.name,
+        "tasks": [t.name for t in study.tasks],
+        "seeds": study.seeds,
+        "points": counted,
+        "runs": [run.name for run in plan.runs] if plan else _unkeyed(study, points),
+        "illegal_cells": dropped,
+        "subsets": _subsets(study, points),
+        "components": _components(design, factors),
+        "effects": rows_for_json(tables["effects"]),
+        "association": rows_for_json(tables["association"]),
+        "power": _power(study, design, points, delta, spread),
+        "notes": tables["notes"],
+        "cost": {
+            "pilot": source,
+            "flop_per_second": cost.FLOP_PER_SECOND,
+            **cost.describe(study, points, plan, trainable, times, taken),
+        },
+        "absent": missing,
+        "digests": models.held if plan else None,
+        "cached": _counts(plan, done=True) if plan else None,
+        "to_run": _counts(plan, done=False) if plan else None,
+    }
+    return plain(found)
+
+
+def with_subset(study: Study, n: int) -> Study:
+    """The study with ``subset: n`` in every arm that has a factor of two levels or more.
+
+    Raises
+    ------
+    UserError : a number that is not allowed in one of them, or no such arm.
+    """
+    crossed = [any(len(levels) > 1 for levels in arm.factors.values()) for arm in study.arms]
+    if not any(crossed):
+        raise UserError(f"--subset: {n}: no arm has a factor of two levels to choose cells from")
+    arms = [
+        arm.model_copy(update={"subset": n}) if has_cells else arm
+        for arm, has_cells in zip(study.arms, crossed, strict=True)
+    ]
+    study = study.model_copy(update={"arms": arms})
+    if problems := arm_problems(enumerate(arms), study.base, study):
+        raise UserError(problems)
+    return study
+
+
+def _points(
+    study: Study, points: list[Point], times: cost.Times, taken: cost.Taken
+) -> list[dict[str, Any]]:
+    from fitspace.plan import counting
+
+    counts: dict[str, dict[str, Any]] = {}
+    rows = []
+    for point in points:
+        # Points that differ in training alone have one count.
+        form = json.dumps([point.method, point.settings], sort_keys=True)
+        if form not in counts:
+            counts[form] = counting.count(study.base, point.method, point.settings)
+        rows.append(
+            {
+                "point": point.name,
+                "arm": point.arm,
+                "factors": point.factors,
+                "trainable": counts[form]["trainable"],
+                "percent": counts[form]["percent"],
+                "memory": cost.memory(study, point, times, taken),
+                "step_flop": cost.step_flop(study, point, times, taken),
+            }
+        )
+    return rows
+
+
+def _unkeyed(study: Study, points: list[Point]) -> list[str]:
+    return [
+        f"{point.name}~{task.name}~s{seed}"
+        for seed in study.seeds
+        for task in study.tasks
+        for point in points
+    ]
+
+
+def _counts(plan: Plan, done: bool) -> dict[str, int]:
+    """Stages by name whose sidecar is there, or is not."""
+    found = Counter(s.name for s in plan.stages.values() if s.sidecar.exists() == done)
+    return {name: found[name] for name in STAGES}
+
+
+def _subsets(study: Study, points: list[Point]) -> list[dict[str, Any]]:
+    """Arms that run part of their legal cells: which, and how efficient that part is."""
+    import pandas as pd
+
+    from fitspace.stats import d_efficiency
+
+    family = bases.family(study.base).name
+    rows = []
+    for arm in study.arms:
+        if arm.subset is None:
+            continue
+        legal, _ = legal_cells(arm, family)
+        chosen = [p.factors for p in points if p.arm == arm.title]
+        cells, factors = pd.DataFrame(legal), list(arm.factors)
+        part = cells.iloc[[legal.index(cell) for cell in chosen]]
+        row = {"arm": arm.title, "legal": len(legal), "cells": chosen}
+        rows.append(row | {"d_efficiency": d_efficiency(part, cells, factors)})
+    return rows
+
+
+def _design(study: Study, points: list[Point]) -> pd.DataFrame:
+    """One row per planned run that is analysed: its factors, task and seed."""
+    import pandas as pd
+
+    from fitspace.stats import in_design
+
+    rows = pd.DataFrame(
+        [
+            p.factors | {"arm": p.arm, "method": p.method, "task": task.name, "seed": seed}
+            for seed in study.seeds
+            for task in study.tasks
+            for p in points
+        ]
+    )
+    return rows[in_design(rows, study.analysis.factors)]
+
+
+def _components(design: pd.DataFrame, factors: list[str]) -> list[list[dict[str, Any]]]:
+    """Cells by connected component, the largest first: effects compare within one only."""
+    from fitspace.stats import components
+
+    found = components(design, factors)
+    return [part[factors].to_dict("records") for _, part in found.groupby("component", sort=True)]
+
+
+def _tables(design: pd.DataFrame, factors: list[str]) -> dict[str, Any]:
+    """What is estimable, how factors go together, and notes; empty where nothing can be."""
+    import pandas as pd
+
+    from fitspace.stats import association, estimable
+
+    # Tasks and seeds are crossed with every cell: they take nothing from its effects.
+    cells = design.drop_duplicates(factors)
+    try:
+        effects, pairs = estimable(cells, factors, ()), association(cells, factors)
+    except UserError as error:
+        empty = pd.DataFrame()
+        return {"effects": empty, "association": empty, "notes": error.problems}
+    return {"effects": effects, "association": pairs, "notes": effects.attrs["notes"]}
+
+
+def _check(*options: tuple[str, float | None]) -> None:
+    problems = [
+        f"{name}: {value!r}; allowed: a finite number above 0"
+        for name, value in options
+        if value is not None and not 0 < value < math.inf
+    ]
+    if problems:
+        raise UserError(problems)
+
+
+def _recorded(study: Study, pilot: Path | None) -> tuple[pd.DataFrame | None, str | None]:
+    """A pilot study's table, and its path: the one named, else the study's own, if there."""
+    from fitspace.core.paths import REPORTS
+    from fitspace.stats.linear import missing_columns
+    from fitspace.stats.reading import read_text
+
+    path = pilot or REPORTS / study.name / "runs.csv"
+    if pilot is None and not path.exists():
+        return None, None
+    table = read_text(path)
+    if problems := missing_columns(table, ["method", "status"]):
+        raise UserError(f"{path}: {problem}" for problem in problems)
+    return table, str(path)
+
+
+def _sigma(
+    study: Study,
+    given: float | None,
+    recorded: pd.DataFrame | None,
+    source: str | None,
+    named: bool,
+) -> dict[str, Any]:
+    """Residual standard deviation of the primary response: as given, else the pilot's.
+
+    A pilot that was ``named`` and cannot tell it is an error; of another ``note`` says why.
+    """
+    from fitspace.stats import pilot_sigma
+
+    response, *_ = study.analysis.responses
+    transform = study.analysis.transform.get(response)
+    unknown = dict.fromkeys(("sigma", "low", "high", "df", "source", "note"))
+    unknown["scale"] = transform or "identity"
+    if given is not None:
+        return unknown | {"sigma": given, "source": "--sigma"}
+    if recorded is None:
+        return unknown
+    try:
+        found = pilot_sigma(recorded, response, study.analysis.factors, transform=transform)
+    except UserError as error:
+        problems = [f"{source}: {problem}" for problem in error.problems]
+        if named:
+            raise UserError(problems) from None
+        return unknown | {"note": "; ".join(problems)}
+    return unknown | asdict(found) | {"source": source}
+
+
+def _power(
+    study: Study,
+    design: pd.DataFrame,
+    points: list[Point],
+    delta: float | None,
+    spread: dict[str, Any],
+) -> dict[str, Any]:
+    """Power per factor over delta/sigma, the smallest found, and at a delta what it takes."""
+    from fitspace.stats import detectable, power, power_curve, rows_for_json
+
+    facts = {
+        "response": study.analysis.responses[0],
+        "alpha": ALPHA,
+        "goal": GOAL,
+        "runs": len(design),
+        "delta": delta,
+        "sigma": spread,
+        "factors": [],
+        "at_delta": None,
+    }
+    factors = study.analysis.factors
+    try:
+        smallest = detectable(design, factors, goal=GOAL, alpha=ALPHA)
+    except UserError:  # no factor has two levels: the notes say so
+        return facts
+    tests = power(design, factors, delta=1, sigma=1, alpha=ALPHA)[["factor", "df", "residual_df"]]
+    facts["factors"] = rows_for_json(tests.assign(detectable=smallest["difference"]))
+    curve = rows_for_json(power_curve(design, factors, ratios=RATIOS, alpha=ALPHA))
+    for row in facts["factors"]:
+        ours = [point for point in curve if point["factor"] == row["factor"]]
+        row["power"] = {f"{point['ratio']:g}": point["power"] for point in ours}
+    if delta is not None:
+        per_seed = len(points) * len(study.tasks)
+        facts["at_delta"] = _at(design, factors, delta, spread, per_seed)
+    return facts
+
+
+def _at(
+    design: pd.DataFrame,
+    factors: list[str],
+    delta: float,
+    spread: dict[str, Any],
+    per_seed: int,
+) -> list[dict[str, Any]]:
+    """Per factor: power, seeds and the study's runs needed, at sigma and its upper limit."""
+    import pandas as pd
+
+    from fitspace.stats import power, rows_for_json, runs_needed
+
+    rows: dict[str, dict[str, Any]] = {}
+    for suffix, sigma in (("", spread["sigma"]), ("_at_high", spread["high"])):
+        if sigma is None:
+            continue
+        both = {"delta": delta, "sigma": sigma, "alpha": ALPHA}
+        found = power(design, factors, **both)
+        needed = runs_needed(design, factors, goal=GOAL, **both)
+        seeds = [None if pd.isna(count) else int(count) for count in needed["seeds"]]
+        runs = [None if count is None else count * per_seed for count in seeds]
+        found = found.assign(seeds=pd.Series(seeds, dtype=object), study_runs=runs)
+        for row in rows_for_json(found):
+            name = row["factor"]
+            told = {f"{key}{suffix}": row[key] for key in ("power", "seeds", "study_runs")}
+            rows[name] = rows.get(name, {"factor": name}) | told
+    return list(rows.values())

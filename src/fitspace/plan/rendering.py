@@ -1,0 +1,239 @@
+"""What `fitspace plan` says, as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from fitspace.plan.table import STAGES
+
+
+def render(overview: dict[str, Any]) -> str:
+    """The overview as text for a terminal."""
+    sections = (
+        _render_points(overview),
+        _render_cells(overview),
+        _render_effects(overview),
+        _render_power(overview["power"]),
+        _render_cost(overview),
+        _render_stages(overview),
+    )
+    return "\n\n".join("\n".join(lines) for lines in sections if lines)
+
+
+def _render_points(overview: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            p["point"],
+            f"{p['trainable']:,}",
+            f"{p['percent']:.3f}",
+            "-" if p["memory"]["train"] is None else _bytes(p["memory"]["train"]),
+            "-" if p["step_flop"] is None else f"{p['step_flop'] / 1e12:.3g}",
+        ]
+        for p in overview["points"]
+    ]
+    header = ["point", "trainable", "% of base", "memory", "TFLOP a step"]
+    if all(p["step_flop"] is None for p in overview["points"]):
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return [
+        f"study {overview['study']}: {len(overview['points'])} points × "
+        f"{len(overview['tasks'])} tasks × {len(overview['seeds'])} seeds = "
+        f"{len(overview['runs'])} runs",
+        "",
+        *_aligned(header, rows),
+    ]
+
+
+def _render_cells(overview: dict[str, Any]) -> list[str]:
+    lines = []
+    if overview["illegal_cells"]:
+        lines.append(f"left out, {len(overview['illegal_cells'])} illegal cells:")
+        lines += [f"  {cell}" for cell in overview["illegal_cells"]]
+    for subset in overview["subsets"]:
+        lines.append(
+            f"{subset['arm']}: {len(subset['cells'])} of {subset['legal']} legal cells, chosen "
+            f"D-optimally for the main effects; D-efficiency per run against all of them: "
+            f"{subset['d_efficiency']:.3f}"
+        )
+        lines += [f"  {', '.join(f'{k}={v}' for k, v in cell.items())}" for cell in subset["cells"]]
+    groups = overview["components"]
+    if len(groups) > 1:
+        sizes = ", ".join(str(len(g)) for g in groups)
+        lines.append(
+            f"{len(groups)} unconnected parts of {sizes} cells: effects are not comparable "
+            "between them; effects and power are of the first"
+        )
+    return lines
+
+
+def _render_effects(overview: dict[str, Any]) -> list[str]:
+    if not overview["effects"]:
+        return overview["notes"]
+    rows = [
+        [e["effect"], str(e["df"]), str(e["nominal_df"]), _aliased(e)] for e in overview["effects"]
+    ]
+    lines = ["estimable effects: degrees of freedom, and of how many"]
+    lines += _aligned(["effect", "df", "of", ""], rows, left=(0, 3))
+    lines += overview["notes"]
+    together = [a for a in overview["association"] if a["canonical"] > 1e-6]
+    for a in together:
+        lines.append(
+            f"{a['factor']} and {a['other']} go together: Cramér's V {a['cramers_v']:.2f}, "
+            f"canonical correlation {a['canonical']:.2f} (1: aliased)"
+        )
+    if overview["association"] and not together:
+        lines.append("all factors are orthogonal to each other")
+    return lines
+
+
+def _aliased(effect: dict[str, Any]) -> str:
+    others, whole = effect["aliased_with"], effect["df"] == effect["nominal_df"]
+    if not others:
+        return "" if whole else "the rest has no cells"
+    named = ", ".join(others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else "")
+    if whole:
+        return f"if {named} are nil, with which it is aliased"
+    return f"{'the rest ' if effect['df'] else ''}aliased with {named}"
+
+
+def _render_power(power: dict[str, Any]) -> list[str]:
+    if not power["factors"]:
+        return []
+    spread = power["sigma"]
+    scale = "as measured" if spread["scale"] == "identity" else f"on the scale {spread['scale']}"
+    ratios = list(power["factors"][0]["power"])
+    rows = [
+        [f["factor"], str(f["df"]), _text(f["residual_df"])]
+        + [_text(f["power"][r], ".2f") for r in ratios]
+        + [_text(f["detectable"], ".2f")]
+        for f in power["factors"]
+    ]
+    return [
+        f"power with {power['runs']} runs by delta/sigma, of {power['response']} {scale}:",
+        f"each factor's F test at level {power['alpha']:g}, before Holm, where two levels are "
+        "delta",
+        "apart and the others at their mean; of all pairs of levels the hardest",
+        *_aligned(["factor", "df", "error df", *ratios, f"{power['goal']:.0%} at"], rows),
+        *_render_sigma(power),
+        *_render_at(power),
+    ]
+
+
+def _render_sigma(power: dict[str, Any]) -> list[str]:
+    spread = power["sigma"]
+    if spread["sigma"] is None:
+        why = spread["note"] or "name a pilot study's runs.csv with --pilot, or --sigma"
+        return [f"sigma, the residual standard deviation, is not known: {why}"]
+    limits = ""
+    if spread["high"] is not None:
+        limits = f" (95% limits {spread['low']:.4g} to {spread['high']:.4g}, df {spread['df']})"
+    reach = ", ".join(
+        f"{f['factor']} {f['detectable'] * spread['sigma']:.4g}"
+        for f in power["factors"]
+        if f["detectable"] is not None
+    )
+    lines = [f"sigma {spread['sigma']:.4g}{limits}, from {spread['source']}"]
+    if reach:
+        lines.append(f"so the smallest delta found with {power['goal']:.0%} power: {reach}")
+    return lines
+
+
+def _render_at(power: dict[str, Any]) -> list[str]:
+    if power["at_delta"] is None:
+        return []
+    parts = [("sigma", "")]
+    if power["sigma"]["high"] is not None:
+        parts.append(("sigma's upper limit", "_at_high"))
+    lines = []
+    for name, suffix in parts:
+        rows = [
+            [row["factor"], _text(row[f"power{suffix}"], ".2f")]
+            + [_text(row[f"{key}{suffix}"], ",") for key in ("seeds", "study_runs")]
+            for row in power["at_delta"]
+        ]
+        header = ["factor", "power", f"seeds for {power['goal']:.0%}", "runs of the study"]
+        lines += ["", f"at delta {power['delta']:g} and {name}", *_aligned(header, rows)]
+    return lines
+
+
+def _render_cost(overview: dict[str, Any]) -> list[str]:
+    found = overview["cost"]
+    scopes = {name: found[key] for name, key in (("in all", "total"), ("to run", "to_run"))}
+    scopes = {name: scope for name, scope in scopes.items() if scope is not None}
+    rows = [
+        [
+            name,
+            f"{scope['runs']:,}",
+            _hours(scope, found["flop_per_second"]),
+            _bytes(scope["bytes"]["adapters"]),
+            _bytes(scope["bytes"]["samples"]),
+        ]
+        for name, scope in scopes.items()
+    ]
+    lines = ["cost", *_aligned(["", "runs", "hours", "adapters", "samples"], rows)]
+    lines.append("hours of training and sampling, one job after another; evaluation is not in them")
+    unknown = found["total"]["seconds"]["unknown"]
+    if found["pilot"] is not None:
+        lines += [
+            f"hours and memory: each method's medians in {found['pilot']},",
+            "so on their hardware and with their batches",
+        ]
+    if unknown:
+        work = found["total"]["flop"]
+        others = "" if found["pilot"] is None else f" of {', '.join(unknown)}"
+        lines += [
+            f"hours{others} by {work['train'] / 1e15:,.0f} PFLOP of training and "
+            f"{work['sample'] / 1e15:,.0f} of sampling, at {found['flop_per_second'] / 1e12:g} "
+            "TFLOP/s; a runs.csv",
+            "of finished runs, named by --pilot, tells the times of a machine",
+            f"memory{others} of a training step, estimated: weights, gradients, AdamW's moments, "
+            "what",
+            "backward needs; the weights that sampling needs are "
+            f"{_bytes(max(p['memory']['sample'] or 0 for p in overview['points']))}",
+        ]
+    return lines
+
+
+def _hours(scope: dict[str, Any], flop_per_second: float) -> str:
+    seconds, flop = scope["seconds"], scope["flop"]
+    counted = (flop["train"] + flop["sample"]) / flop_per_second
+    return f"{(seconds['train'] + seconds['sample'] + counted) / 3600:,.2f}"
+
+
+def _bytes(count: int | None) -> str:
+    if count is None:
+        return "not known"
+    power = max(0, min(4, (len(str(count)) - 1) // 3))
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def _render_stages(overview: dict[str, Any]) -> list[str]:
+    if overview["absent"]:
+        absences = [f"  {missing}" for missing in overview["absent"]]
+        return ["what is cached cannot be said before all is here:", *absences]
+    rows = [
+        [name, str(overview["cached"][name]), str(overview["to_run"][name])]
+        for name in STAGES
+        if overview["cached"][name] + overview["to_run"][name]
+    ]
+    pins = [f"{key}: {value}" for key, value in overview["digests"].items()]
+    return [*_aligned(["stage", "cached", "to run"], rows), "", *pins]
+
+
+def _text(value: float | None, form: str = "") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _aligned(
+    header: list[str], rows: Iterable[list[str]], left: tuple[int, ...] = (0,)
+) -> list[str]:
+    """Rows under their header, columns two spaces apart, those in ``left`` to the left."""
+    table = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]

@@ -1,0 +1,259 @@
+"""The table of stages: one row a stage, in an order in which they can be done.
+
+Keys, runs, rules, SLURM's profile, lineage, audit, PROV and progress read it. A new stage is a
+row here, a module in :mod:`fitspace.stages` and a rules file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fitspace.plan.models import Models
+    from fitspace.plan.points import Point
+    from fitspace.study import Study, Task
+
+PRIOR_STEPS = 20  # DPM-Solver++ steps of a class image
+
+
+@dataclass(frozen=True)
+class Making:
+    """What a key can be made of.
+
+    ``keys`` are those of the rows before, by stage; a stage that the run does not have is not
+    among them. A stage of a task, which all its runs share, is made without point and seed.
+    """
+
+    study: Study
+    models: Models
+    task: Task
+    keys: dict[str, str]
+    point: Point | None = None
+    seed: int | None = None
+
+
+def _of_task(making: Making) -> str:
+    return making.task.name
+
+
+def _of_run(making: Making) -> str:
+    return f"{making.point.slug}~{making.task.name}~s{making.seed}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage.
+
+    Attributes
+    ----------
+    version : raise it when the stage's results change: a golden test holds the numbers in place.
+    does : what its command does, for the command line.
+    title : what its folder holds, in words.
+    reads : entry of the key's material that holds another stage's key -> that stage.
+    outputs : the files in its folder, beside the sidecar.
+    material : all that determines its content; None for a run that does not have the stage.
+    slug : the readable part of its folder's name.
+    by_task : whether all runs of a task share it.
+    judged : whether it runs the judge and the other extractors of features.
+    gpu : whether a cluster gives it a GPU; other stages run on CPU nodes.
+    grouped : whether one process goes on to other runs, and several runs can be one job.
+    minutes, memory_mb : what a job may take at first; a cluster's site file says otherwise.
+    seconds : of a job of the default study; only their ratios matter, for the time left.
+    room : the folder below ``results``.
+    """
+
+    name: str
+    version: int
+    does: str
+    title: str
+    reads: dict[str, str]
+    outputs: tuple[str, ...]
+    material: Callable[[Making], dict[str, Any] | None]
+    slug: Callable[[Making], str]
+    minutes: int
+    memory_mb: int
+    seconds: int
+    by_task: bool = False
+    judged: bool = False
+    gpu: bool = False
+    grouped: bool = False
+    room: str = field(default="")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "room", self.room or self.name)
+
+
+# --- what keys are made of ----------------------------------------------------------------
+
+
+def _prior(making: Making) -> dict[str, Any] | None:
+    """Class images, shared by all tasks of one class."""
+    subject = making.task.dreambooth
+    if subject is None or subject.prior_weight == 0:
+        return None
+    (prompt,) = subject.asked["class"]
+    return {
+        "base": making.models.digest,
+        "prompt": prompt,
+        "images": subject.class_images,
+        "guidance": subject.class_guidance,
+        "steps": PRIOR_STEPS,
+    }
+
+
+def _of_prompt(making: Making) -> str:
+    (prompt,) = making.task.dreambooth.asked["class"]
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40] or "class"
+
+
+def _prepare(making: Making) -> dict[str, Any]:
+    task = making.task
+    material = {"base": making.models.digest, "source": making.models.source(task)}
+    if task.scale != 1:
+        material["scale"] = task.scale
+    if task.dreambooth is not None:
+        own = task.dreambooth.model_dump(exclude={"class_images", "class_guidance"})
+        material |= {"dreambooth": own, "prior": making.keys.get("prior")}
+    return material
+
+
+def _reference(making: Making) -> dict[str, Any]:
+    evaluator = making.models.evaluator
+    material = {"task": making.keys["prepare"], "evaluator": evaluator}
+    if making.task.dreambooth is not None:  # the base's own images of the class are among them
+        material["evaluator"] = {k: v for k, v in evaluator.items() if k != "inception"}
+        material["sample"] = making.study.sample.model_dump()
+    return material
+
+
+def _train(making: Making) -> dict[str, Any] | None:
+    point = making.point
+    if point.train is None:
+        return None
+    return {
+        "base": making.models.digest,
+        "task": making.keys["prepare"],
+        "method": point.method,
+        "settings": point.settings,
+        "train": point.train,
+        "seed": making.seed,
+    }
+
+
+def _sample(making: Making) -> dict[str, Any]:
+    return {
+        "base": making.models.digest,
+        "task": making.keys["prepare"],
+        "adapter": making.keys.get("train"),
+        "sample": making.study.sample.model_dump(),
+        "seed": making.seed,
+    }
+
+
+def _evaluate(making: Making) -> dict[str, Any]:
+    return {"samples": making.keys["sample"], "reference": making.keys["reference"]}
+
+
+# --- the table ------------------------------------------------------------------------------
+
+STAGES = {
+    row.name: row
+    for row in (
+        Row(
+            name="prior",
+            version=1,
+            does="Draw a class's images with the untouched base, once.",
+            title="class images",
+            reads={},
+            outputs=("images.safetensors", "sheet.png"),
+            material=_prior,
+            slug=_of_prompt,
+            by_task=True,
+            gpu=True,
+            minutes=60,
+            memory_mb=4000,
+            seconds=15,
+        ),
+        Row(
+            name="prepare",
+            version=1,
+            does="Encode a task's images and captions once.",
+            title="prepared task",
+            reads={"prior": "prior"},
+            outputs=(
+                "latents.safetensors", "text.safetensors", "images.safetensors", "manifest.json",
+            ),
+            material=_prepare,
+            slug=_of_task,
+            by_task=True,
+            minutes=30,
+            memory_mb=4000,
+            seconds=25,
+            room="tasks",
+        ),
+        Row(
+            name="reference",
+            version=1,
+            does="Compute a task's reference features once.",
+            title="reference features",
+            reads={"task": "prepare"},
+            outputs=("features.safetensors",),
+            material=_reference,
+            slug=_of_task,
+            by_task=True,
+            judged=True,
+            minutes=30,
+            memory_mb=4000,
+            seconds=7,
+        ),
+        Row(
+            name="train",
+            version=1,
+            does="Train one run's adapter.",
+            title="adapter",
+            reads={"task": "prepare"},
+            outputs=("adapter.safetensors", "history.csv"),
+            material=_train,
+            slug=_of_run,
+            gpu=True,
+            grouped=True,
+            minutes=60,
+            memory_mb=3000,
+            seconds=13,
+        ),
+        Row(
+            name="sample",
+            version=1,
+            does="Generate one run's samples.",
+            title="samples",
+            reads={"task": "prepare", "adapter": "train"},
+            outputs=("samples.safetensors", "sheet.png"),
+            material=_sample,
+            slug=_of_run,
+            gpu=True,
+            grouped=True,
+            minutes=60,
+            memory_mb=3000,
+            seconds=11,
+        ),
+        Row(
+            name="evaluate",
+            version=2,
+            does="Compute one run's metrics.",
+            title="metrics",
+            reads={"samples": "sample", "reference": "reference"},
+            outputs=("metrics.json",),
+            material=_evaluate,
+            slug=_of_run,
+            judged=True,
+            gpu=True,
+            grouped=True,
+            minutes=30,
+            memory_mb=3000,
+            seconds=6,
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""What finished runs amount to: the table of a study, and what made it."""

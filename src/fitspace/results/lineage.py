@@ -1,0 +1,371 @@
+"""What made a study's table: every stage behind its runs, kept in git beside the table.
+
+``reports/<study>/provenance.json`` holds, for each stage, what its key was made of and the
+SHA-256 of its sidecar and its files, as they were when the table was collected. Evaluate keys
+stand in runs.csv; from there the materials lead upstream, so that a number can be followed to
+its sources, and results that were pulled can be verified, from git alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+
+from fitspace import bases, metrics
+from fitspace.core import hashes
+from fitspace.core.errors import UserError
+from fitspace.core.files import canonical, digest, read_json, sha256, write_text
+from fitspace.core.reading import Recorded, Sha256, checked, names_a_file
+from fitspace.plan import KEY_LENGTH, STAGES, Plan, Stage
+from fitspace.stages.sidecars import Environment, load_sidecar
+
+NAME = "provenance.json"
+SCHEMA_VERSION = 1
+SHORT = 12  # characters of a digest that people read
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished stage. ``sidecar`` and ``outputs`` (by file name) are SHA-256.
+
+    ``environment`` names an entry of the lineage's environments. It and the times are None where
+    the stage's sidecar was not at hand when the table was collected.
+    """
+
+    stage: str
+    folder: str
+    key: str
+    material: dict[str, Any]
+    sidecar: str
+    outputs: dict[str, str]
+    environment: str | None
+    started: str | None
+    finished: str | None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """File name -> SHA-256 of the sidecar and the outputs."""
+        return {f"{self.stage}.json": self.sidecar} | self.outputs
+
+    @property
+    def is_of_its_material(self) -> bool:
+        """A key is made of its material, and stands in the folder's name."""
+        return self.key == digest(self.material)[:KEY_LENGTH] and self.folder.endswith(
+            f"~{self.key}"
+        )
+
+    @property
+    def upstream(self) -> list[tuple[str, str]]:
+        """(stage, key) of what it was made from."""
+        named = (
+            (stage, self.material.get(entry)) for entry, stage in STAGES[self.stage].reads.items()
+        )
+        return [(stage, key) for stage, key in named if key is not None]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """``base`` and ``judge``: path and the SHA-256 of their files; ``environments`` by name."""
+
+    study: str
+    base: dict[str, Any]
+    judge: dict[str, Any]
+    environments: dict[str, dict[str, Any]]
+    records: dict[tuple[str, str], Record]
+
+    def behind(self, record: Record) -> Iterator[Record]:
+        """A record and everything upstream of it, each once, downstream first."""
+        waiting, seen = [record], set()
+        while waiting:
+            current = waiting.pop(0)
+            if (current.stage, current.key) in seen:
+                continue
+            seen.add((current.stage, current.key))
+            yield current
+            waiting += [self.records[link] for link in current.upstream if link in self.records]
+
+
+def collect(plan: Plan, known: Lineage | None = None) -> Lineage:
+    """The lineage of a plan's finished runs, from their sidecars.
+
+    Where an upstream sidecar is not here (only metrics were pulled), its record is taken from
+    ``known``, if its sidecar is the very one that the stage downstream read; else the record
+    has what that stage says of it.
+
+    Raises
+    ------
+    UserError : a sidecar that cannot be read.
+    """
+    found = _Collected(known)
+    # Downstream first: what a stage read says what is upstream of it.
+    order = list(STAGES)
+    for stage in sorted(plan.stages.values(), key=lambda s: -order.index(s.name)):
+        found.add(stage)
+    base = bases.resolve(plan.study.base)
+    judge = metrics.judge_files(plan.study.judge)
+    return Lineage(
+        study=plan.study.name,
+        base={"path": plan.study.base, "files": _hashes(bases.files(base), base)},
+        judge={"path": plan.study.judge, "files": _hashes(judge, None)},
+        environments={name: json.loads(text) for text, name in found.environments.items()},
+        records={
+            (s.name, s.key): found.records[s.name, s.key]
+            for s in plan.stages.values()
+            if (s.name, s.key) in found.records
+        },
+    )
+
+
+class _Collected:
+    """Records as they are found.
+
+    ``read`` are files' SHA-256 as the stages downstream read them, ``vouched`` the stages upstream
+    of a known record that was taken: those of the same lineage are behind it.
+    """
+
+    def __init__(self, known: Lineage | None):
+        self.known = {} if known is None else known.records
+        self.of_known = {} if known is None else known.environments
+        self.environments: dict[str, str] = {}
+        self.records: dict[tuple[str, str], Record] = {}
+        self.read: dict[str, str] = {}
+        self.vouched: set[tuple[str, str]] = set()
+
+    def add(self, stage: Stage) -> None:
+        record = self._here(stage) if stage.sidecar.exists() else self._elsewhere(stage)
+        if record is not None:
+            self.records[stage.name, stage.key] = record
+
+    def _here(self, stage: Stage) -> Record:
+        record, sidecar = of_sidecar(stage.sidecar)
+        for item in sidecar["inputs"]:
+            self.read[in_results(item["path"])] = item["sha256"]
+        environment = self._environment(sidecar["environment"])
+        # The plan's own key and material: a sidecar of something else shows by its digest.
+        return replace(record, key=stage.key, material=stage.material, environment=environment)
+
+    def _elsewhere(self, stage: Stage) -> Record | None:
+        link, folder = (stage.name, stage.key), stage.folder.as_posix()
+        sidecar = self.read.get(stage.sidecar.as_posix())
+        before = self.known.get(link)
+        if before is not None and (
+            link in self.vouched if sidecar is None else before.sidecar == sidecar
+        ):
+            self.vouched.update(before.upstream)
+            if before.environment is None:
+                return before
+            return replace(before, environment=self._environment(self.of_known[before.environment]))
+        if sidecar is None:
+            return None
+        outputs = {
+            Path(path).name: value
+            for path, value in self.read.items()
+            if path.startswith(f"{folder}/") and path != stage.sidecar.as_posix()
+        }
+        return Record(
+            stage.name, folder, stage.key, stage.material, sidecar, outputs, None, None, None
+        )
+
+    def _environment(self, content: dict[str, Any]) -> str:
+        return self.environments.setdefault(canonical(content), f"e{len(self.environments) + 1}")
+
+
+def of_sidecar(path: Path) -> tuple[Record, dict[str, Any]]:
+    """The record of a stage by its sidecar, without the name of an environment; the sidecar.
+
+    Raises UserError for a sidecar that cannot be read.
+    """
+    sidecar = load_sidecar(path)
+    for name in ("started", "finished"):
+        if not _is_time(sidecar[name]):
+            raise UserError(f"{path}: {name}: {sidecar[name]!r} is no time")
+    record = Record(
+        path.stem,
+        path.parent.as_posix(),
+        sidecar["key"],
+        sidecar["material"],
+        sha256(path),
+        {Path(o["path"]).name: o["sha256"] for o in sidecar["outputs"]},
+        None,
+        sidecar["started"],
+        sidecar["finished"],
+    )
+    return record, sidecar
+
+
+def in_results(path: str) -> str:
+    """A file's path from the project's folder on, wherever that stood."""
+    return "/".join(path.split("/")[-4:])
+
+
+def _hashes(files: list[Path], root: Path | None) -> dict[str, str]:
+    named = {p: p.relative_to(root).as_posix() if root else p.name for p in files}
+    return {named[path]: value for path, value in hashes.hashes(files).items()}
+
+
+def program(made: dict[str, Any]) -> str:
+    """Code, packages and machine of an environment in one line."""
+    source = f"source {made['source_sha256'][:SHORT]}"
+    torch = f"torch {made['packages'].get('torch', '?')}"
+    return f"{code(made)}, {source}, Python {made['python']}, {torch}, {machine(made)}"
+
+
+def code(made: dict[str, Any]) -> str:
+    """Version and commit."""
+    git = made.get("git") or {}
+    commit = (git.get("commit") or "no commit")[:SHORT] + (" (changed)" * bool(git.get("dirty")))
+    return f"fitspace {made['fitspace']}, commit {commit}"
+
+
+def machine(made: dict[str, Any]) -> str:
+    """The GPU, or the processor with its family, model and stepping."""
+    device, cpu = made.get("device", "cpu"), made.get("cpu", {})
+    if device != "cpu":
+        return device
+    kind = ".".join(cpu[k] for k in ("cpu family", "model", "stepping") if k in cpu)
+    return cpu.get("model name", "unknown processor") + (f" ({kind})" if kind else "")
+
+
+# --- the file ---------------------------------------------------------------------------
+
+
+def text(lineage: Lineage) -> str:
+    """provenance.json: a line for each environment and each stage, for git to show what changed."""
+    parts = {
+        "environments": [{"name": n, **facts} for n, facts in lineage.environments.items()],
+        "stages": [vars(record) for record in lineage.records.values()],
+    }
+    lines = [f'"schema_version": {SCHEMA_VERSION}', f'"study": {_line(lineage.study)}']
+    lines += [f'"{name}": {_line(getattr(lineage, name))}' for name in ("base", "judge")]
+    lines += [
+        f'"{name}": [\n' + ",\n".join(map(_line, rows)) + "\n]" for name, rows in parts.items()
+    ]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _line(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
+
+def write(lineage: Lineage, folder: Path) -> None:
+    """Write provenance.json into a report's folder."""
+    write_text(Path(folder) / NAME, text(lineage))
+
+
+def read(folder: Path) -> Lineage:
+    """The lineage in a report's folder.
+
+    Raises
+    ------
+    UserError : the file is missing, or not what it should be.
+    """
+    path = Path(folder) / NAME
+    missing = "missing; `fitspace report --cached` writes it where the results are"
+    content = read_json(path, what="a study's provenance", missing=missing)
+    try:
+        checked(content, _Lineage, path, "a study's provenance")
+    except UserError as error:
+        raise UserError(f"{p}; deleted, it is collected anew" for p in error.problems) from None
+    rows = [Record(**row) for row in content["stages"]]
+    return Lineage(
+        study=content["study"],
+        base=content["base"],
+        judge=content["judge"],
+        environments={e["name"]: _without_name(e) for e in content["environments"]},
+        records={(r.stage, r.key): r for r in rows},
+    )
+
+
+def _is_time(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+def _time(text: str) -> str:
+    if not _is_time(text):
+        raise ValueError(f"{text!r} is no time")
+    return text
+
+
+_FileName = Annotated[str, Field(pattern=r"^[^/\x00]{1,255}$"), AfterValidator(names_a_file)]
+_Time = Annotated[str, AfterValidator(_time)] | None
+
+
+class _Evaluator(Recorded):
+    judge: str
+    extractor: str
+    extractor_sha256: str
+    inception: str = ""
+
+
+class _Material(Recorded):
+    """What is read of it again: the keys of what is upstream, and where the numbers come from."""
+
+    prior: str | None = None
+    task: str | None = None
+    adapter: str | None = None
+    samples: str | None = None
+    reference: str | None = None
+    source: dict[str, Any] = {}
+    evaluator: _Evaluator = Field(None)
+
+
+class _Record(Recorded):
+    stage: Literal[tuple(STAGES)]
+    # A file to look at stands in there: never one elsewhere.
+    folder: Annotated[
+        str, Field(pattern=r"^results/[a-z]+/[^/\x00]+$"), AfterValidator(names_a_file)
+    ]
+    key: str
+    material: _Material
+    sidecar: Sha256
+    outputs: dict[_FileName, Sha256]
+    environment: str | None
+    started: _Time
+    finished: _Time
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="after")
+    def _references_have_an_evaluator(self) -> _Record:
+        if self.stage == "reference" and self.material.evaluator is None:
+            raise ValueError("material.evaluator: missing; a reference is made by one")
+        return self
+
+
+class _Model(Recorded):
+    path: str
+    files: dict[str, Sha256]
+
+
+class _NamedEnvironment(Environment):
+    name: str
+
+
+class _Lineage(Recorded):
+    study: str
+    base: _Model
+    judge: _Model
+    environments: list[_NamedEnvironment]
+    stages: list[_Record]
+
+    @model_validator(mode="after")
+    def _environments_are_there(self) -> _Lineage:
+        known = {environment.name for environment in self.environments}
+        for record in self.stages:
+            if record.environment not in known | {None}:
+                raise ValueError(f"environments: none is named {record.environment!r}")
+        return self
+
+
+def _without_name(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name != "name"}

@@ -1,0 +1,300 @@
+"""From finished runs to what a report is made of: its tables, and a gallery of samples.
+
+Everything after this reads ``reports/<study>`` only, so a report can be made again from git
+alone, without results, models or torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from fitspace.core.errors import UserError
+from fitspace.core.files import read_json, write_json, write_text
+from fitspace.metrics import METRICS, read_metrics
+from fitspace.plan import Plan, Run
+from fitspace.results import lineage
+from fitspace.stages.sidecars import verified
+
+LOGS = Path("results/logs")
+
+
+GALLERY_IMAGES = 24
+
+
+_COST = ("trainable", "total", "final_loss", "train_seconds", "peak_memory_mb", "sample_seconds")
+
+
+def collect(plan: Plan, partial: bool = False) -> list[dict[str, Any]]:
+    """One tidy row per planned run, in the plan's order, every artefact's hash verified.
+
+    With ``partial`` a run that has not finished has a row with status missing and no numbers.
+
+    Raises
+    ------
+    UserError : every run whose metrics are missing or changed, by name.
+    """
+    rows, problems = [], []
+    for run in plan.runs:
+        if partial and not run.evaluate.sidecar.exists():
+            rows.append(identity(plan, run, "missing") | _keys(run))
+            continue
+        try:
+            rows.append(row(plan, run))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return rows
+
+
+def identity(plan: Plan, run: Run, status: str) -> dict[str, Any]:
+    return {
+        "run": run.name,
+        "point": run.point.name,
+        "arm": run.point.arm,
+        "method": run.point.method,
+        "task": run.task.name,
+        "seed": run.seed,
+        "status": status,
+        **{factor: run.point.factors.get(factor) for factor in plan.factors},
+    }
+
+
+def row(plan: Plan, run: Run) -> dict[str, Any]:
+    """The row of a finished run; of one that diverged with status failed, and why, in place of
+    metrics.
+
+    Raises UserError when its metrics are missing or changed.
+    """
+    facts = verified(run.evaluate)["facts"]
+    measured = read_metrics(run)
+    measured.pop("against_n", None)  # no cell of a table: see against_n
+    status = "failed" if "diverged" in measured else "ok"
+    # The evaluate sidecar carries the cost of what came before it: metrics pulled alone do.
+    upstream = facts["sample"] | (facts["sample"]["train"] or {"trainable": 0})
+    cost = {name: upstream[name] for name in _COST if name in upstream}
+    if cost.get("total"):
+        cost["trainable_percent"] = 100 * cost["trainable"] / cost["total"]
+    return {
+        **identity(plan, run, status),
+        "steps": (run.point.train or {}).get("steps"),
+        **cost,
+        **measured,
+        **_keys(run),
+    }
+
+
+def _keys(run: Run) -> dict[str, Any]:
+    return {
+        "train_key": run.train.key if run.train else None,
+        "sample_key": run.sample.key,
+        "evaluate_key": run.evaluate.key,
+    }
+
+
+def against_n(plan: Plan) -> list[dict[str, Any]]:
+    """Both distances of every run by its number of samples, a row for each run and number.
+
+    Runs of DreamBooth tasks have none: nothing is measured against held-out images.
+    """
+    finished = (r for r in plan.runs if (r.evaluate.folder / "metrics.json").exists())
+    return [
+        {"run": run.name, **row}
+        for run in finished
+        for row in read_metrics(run).get("against_n", [])
+    ]
+
+
+def write_table(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write rows as CSV, the keys last."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    last = ("train_key", "sample_key", "evaluate_key")
+    columns = [c for c in columns if c not in last] + [c for c in last if c in columns]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([cell(row.get(c)) for c in columns])
+    write_text(path, text.getvalue())
+
+
+def cell(value: Any) -> str:
+    """A value as it stands in a table: floats in their shortest exact form, None as nothing."""
+    if value is None:
+        return ""
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def write_gallery(plan: Plan, rows: list[dict[str, Any]], folder: Path) -> None:
+    """Strips of the first samples of the telling points, beside their target and captions.
+
+    Chosen by the study's first response, averaged over seeds: the best and the worst point of
+    the analysed arms and every baseline, for the first seed of each task. Writes
+    ``gallery.json`` and one PNG a strip: ``GALLERY_IMAGES`` images side by side. Where samples
+    are not there (only metrics pulled) a gallery that shows these very runs is kept.
+
+    Raises
+    ------
+    UserError : samples are missing, and the gallery shows other runs.
+    """
+    by_name = {run.name: run for run in plan.runs}
+    chosen = [(task, _telling(plan, rows, task)) for task in (t.name for t in plan.study.tasks)]
+    missing = [
+        f"{by_name[name].sample.folder}: missing; the gallery shows its samples"
+        for _, shown in chosen
+        for name in shown.values()
+        if not by_name[name].sample.sidecar.exists()
+    ]
+    if missing:
+        if _shown_already(folder, {name for _, shown in chosen for name in shown.values()}):
+            return
+        raise UserError(missing)
+    entries = []
+    for task, shown in chosen:
+        runs = {role: by_name[name] for role, name in shown.items()}
+        entries += _task_gallery(plan, task, runs, folder)
+    write_json(folder / "gallery.json", entries)
+    listed = {folder / entry["file"] for entry in entries}
+    for strip in set((folder / "gallery").rglob("*.png")) - listed:
+        strip.unlink()
+
+
+def _shown_already(folder: Path, names: set[str]) -> bool:
+    try:
+        entries = read_json(folder / "gallery.json", list)
+        present = all((folder / e["file"]).exists() for e in entries)
+        return present and {e["run"] for e in entries if e["run"]} == names
+    except (UserError, KeyError, TypeError):
+        return False
+
+
+def _task_gallery(plan: Plan, task: str, runs: dict[str, Run], folder: Path) -> list[dict]:
+    from fitspace.data.dreambooth import gallery
+    from fitspace.data.prepared import read_images, read_manifest
+    from fitspace.stages.evaluate import drawn
+
+    prepared = next(iter(runs.values())).prepare
+    manifest = read_manifest(prepared)
+    targets = read_images(prepared, manifest)
+    samples = plan.study.sample.prompts
+    if manifest.get("roles"):
+        numbers, captions, target = gallery(manifest, targets, samples, GALLERY_IMAGES)
+    else:
+        numbers = list(range(min(GALLERY_IMAGES, samples)))
+        captions = [manifest["captions"][manifest["prompts"][i]] for i in numbers]
+        target = targets[[manifest["prompt_images"][i] for i in numbers]]
+    strips = {"target": target}
+    for role, run in runs.items():
+        strips[role] = drawn(plan.study, run)[numbers]
+    entries = []
+    for role, images in strips.items():
+        file = f"gallery/{task}/{role}.png"
+        _write_strip(images, folder / file)
+        run = runs.get(role)
+        entries.append(
+            {
+                "task": task,
+                "role": role,
+                "run": run.name if run else None,
+                "point": run.point.name if run else None,
+                "file": file,
+                "size": int(images.shape[1]),
+                "captions": captions,
+                "attribution": manifest["attribution"],
+            }
+        )
+    return entries
+
+
+def _telling(plan: Plan, rows: list[dict[str, Any]], task: str) -> dict[str, str]:
+    """Role -> run name: best, worst, and each baseline arm by its title."""
+    response = plan.study.analysis.responses[0]
+    rows = [r for r in rows if r["task"] == task and r["status"] == "ok"]
+    if not rows:
+        raise UserError(f"task {task!r}: no finished run; nothing to report")
+    factors = plan.study.analysis.factors
+    means: dict[str, list[float]] = {}
+    for row in rows:
+        # The untouched base is what the others are held against, never one of them.
+        if row["method"] != "none" and all(row.get(f) is not None for f in factors):
+            means.setdefault(row["point"], []).append(row[response])
+    ranked = sorted(
+        means, key=lambda p: sum(means[p]) / len(means[p]), reverse=not METRICS[response].lower
+    )
+    run_of = {row["point"]: row["run"] for row in reversed(rows)}
+    shown = {}
+    if ranked:
+        shown = {"best": run_of[ranked[0]], "worst": run_of[ranked[-1]]}
+    for row in rows:
+        if row["point"] not in means:
+            shown.setdefault(row["arm"], run_of[row["point"]])
+    return shown
+
+
+def write_design(plan: Plan, path: Path) -> None:
+    """The design beside the table: points, planned runs and cells left out with their reason."""
+    points = [
+        {"point": p.name, "arm": p.arm, "method": p.method, "factors": p.factors,
+         "settings": p.settings, "train": p.train}
+        for p in plan.points
+    ]  # fmt: skip
+    write_json(
+        path,
+        {
+            "study": plan.study.model_dump(exclude_none=True),
+            "points": points,
+            "runs": len(plan.runs),
+            "dropped": plan.dropped,
+        },
+    )
+
+
+def _write_strip(images: Any, path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    from fitspace.core.files import replacing
+
+    with replacing(path) as temporary:
+        Image.fromarray(np.concatenate(list(images), axis=1)).save(temporary, "PNG")
+
+
+def unfinished(plan: Plan) -> list[str]:
+    """Each run without metrics, with the first of its stages that is missing and the last line of
+    that stage's log."""
+    found = []
+    for run in plan.runs:
+        if run.evaluate.sidecar.exists():
+            continue
+        stage = next(s for s in run.stages if not s.sidecar.exists())
+        log = LOGS / stage.name / f"{stage.folder.name}.log"
+        try:
+            # splitlines: a progress bar's carriage returns end lines as well.
+            said = [s for s in log.read_text("utf-8", errors="replace").splitlines() if s.strip()]
+        except OSError:
+            said = []
+        found.append(f"{run.name}: no {stage.name}: {said[-1] if said else 'never started'}")
+    return found
+
+
+def collect_into(plan: Plan, folder: Path, partial: bool = False) -> None:
+    """Everything a report is made of.
+
+    runs.csv, against_n.csv, design.json, provenance.json and the gallery. With ``partial`` runs
+    that have not finished are rows with status missing; else they are an error.
+    """
+    rows = collect(plan, partial)
+    curves = against_n(plan)
+    known = lineage.read(folder) if (folder / lineage.NAME).exists() else None
+    found = lineage.collect(plan, known)
+    write_gallery(plan, rows, folder)
+    write_design(plan, folder / "design.json")
+    if curves:
+        write_table(curves, folder / "against_n.csv")
+    else:
+        (folder / "against_n.csv").unlink(missing_ok=True)  # of an earlier study file
+    lineage.write(found, folder)
+    write_table(rows, folder / "runs.csv")

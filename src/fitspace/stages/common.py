@@ -1,0 +1,110 @@
+"""What several stages do: verified inputs, a base brought to its task, images drawn."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fitspace import bases
+from fitspace.core import devices
+from fitspace.core.errors import UserError
+from fitspace.plan import Run, Stage
+from fitspace.stages.sidecars import verified
+from fitspace.study import Study
+
+SD_SCALING_FACTOR = 0.18215  # diffusers' default, for configurations older than the key
+
+
+def peak_memory_mb() -> float:
+    """Largest memory of this process [MiB] since the run began: the GPU's where there is one."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next((int(s.split()[1]) for s in lines if s.startswith("VmHWM:")), peak)
+    return round(peak / 1024, 1)
+
+
+def forget_peak() -> None:
+    """Let the peak begin anew: what an earlier run of this process took is not this one's."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # on Linux (proc_pid_clear_refs(5)); elsewhere the process's own
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def generated(study: Study, model, task, rows: list[int], noise, description: str):
+    """Sample with the study's settings: one image for each row of ``task.conditions``."""
+    from fitspace.training import sampling
+
+    base = bases.resolve(study.base)
+    return sampling.generate(
+        model,
+        bases.load_vae(base).to(devices.device()),
+        bases.config(base, "scheduler"),
+        task.conditions[rows],
+        task.conditions[:1],
+        noise,
+        study.sample.steps,
+        study.sample.guidance,
+        description=description,
+    )
+
+
+def fit_task(model, run: Run, task) -> None:
+    """Bring the base to the task's size, and give it the task's own classes, where it has any.
+
+    Raises UserError when the run does not train them.
+    """
+    if run.task.scale != 1:
+        bases.at_scale(model, run.task.scale)
+    if task.own_classes is None:
+        return
+    if not (run.point.method == "full" or run.point.settings.get("class_embedding")):
+        raise UserError(
+            f"{run.name}: task {run.task.name!r} has classes that the base does not know, and "
+            f"method {run.point.method!r} does not train their embeddings; allowed: a method "
+            "that trains them (class_embedding: true)"
+        )
+    bases.new_classes(model, task.own_classes, run.seed)
+
+
+def check_prompts(study: Study, run: Run, prompts: list[int]) -> None:
+    if study.sample.prompts > len(prompts):
+        allowed = f"4 to {len(prompts)}" if len(prompts) >= 4 else "a task with 4 or more"
+        raise UserError(
+            f"sample.prompts: {study.sample.prompts}: task {run.task.name!r} has only "
+            f"{len(prompts)} held-out images (one of each group counts); allowed: {allowed}"
+        )
+
+
+def rehashed(stage: Stage) -> tuple[list[Path], dict[str, Any]]:
+    """A stage's files and the facts of its sidecar, rehashed once."""
+    sidecar = verified(stage)
+    files = [stage.sidecar, *(stage.folder / Path(o["path"]).name for o in sidecar["outputs"])]
+    return files, sidecar["facts"]
+
+
+def say_diverged(run: Run, why: str) -> None:
+    print(f"fitspace: {run.name} diverged: {why}", file=sys.stderr)
+
+
+def count(parameters) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+def seconds_since(clock: float) -> float:
+    return round(time.monotonic() - clock, 3)

@@ -1,0 +1,61 @@
+"""Measure a run's images."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fitspace.core.files import IMAGES, read_tensors, write_json
+from fitspace.plan import Run
+from fitspace.stages.common import (
+    rehashed,
+    seconds_since,
+)
+from fitspace.stages.sidecars import load_sidecar, now, write_sidecar
+from fitspace.study import Study
+
+
+def evaluate(study: Study, run: Run) -> None:
+    """All metrics of one run's samples against the task's reference features."""
+    from fitspace import metrics
+
+    started, clock = now(), time.monotonic()
+    inputs, cost = rehashed(run.sample)
+    inputs += rehashed(run.reference)[0]
+    of_subject = run.task.dreambooth is not None
+    path = run.reference.folder / "features.safetensors"
+    features = metrics.read_features(path, of_subject, study.inception is not None)
+    values = measure(study, run, features)
+    path = run.evaluate.folder / "metrics.json"
+    write_json(path, values)
+    # What the run cost travels with its metrics: a table needs no upstream file.
+    write_sidecar(
+        run.evaluate,
+        inputs=inputs,
+        outputs=[path],
+        started=started,
+        facts={"seconds": seconds_since(clock), "sample": cost},
+    )
+
+
+def measure(study: Study, run: Run, features: dict[str, Any]) -> dict[str, Any]:
+    """All metrics of one run's samples against reference features, computed and not written.
+
+    Of a run that diverged there are none, only why: ``{"diverged": ...}``.
+    """
+    from fitspace import metrics
+
+    facts = load_sidecar(run.sample.sidecar)["facts"]
+    if "diverged" in facts:
+        return {"diverged": facts["diverged"]}
+    if run.task.dreambooth is not None:
+        return metrics.evaluate_subject(drawn(study, run), features, study.judge)
+    return metrics.evaluate(drawn(study, run), features, study.judge, study.inception)
+
+
+def drawn(study: Study, run: Run) -> Any:
+    """The images of a finished sample stage, uint8 (n, h, h, 3); of a DreamBooth task, role by
+    role. Raises UserError for a file that has not as many."""
+    count = study.sample.prompts * (1 if run.task.dreambooth is None else 3)
+    path = run.sample.folder / "samples.safetensors"
+    return read_tensors(path, IMAGES, "np", n=count)["images"]

@@ -1,0 +1,62 @@
+"""Class images for prior preservation, drawn by the untouched base."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from fitspace import bases
+from fitspace.core import devices
+from fitspace.core.errors import UserError
+from fitspace.core.files import replacing
+from fitspace.core.rng import initial_noise
+from fitspace.data.encoding import encode_captions
+from fitspace.plan import Run
+from fitspace.stages.common import (
+    seconds_since,
+)
+from fitspace.stages.sidecars import now, write_sidecar
+from fitspace.study import Study
+from fitspace.training.sampling import generate
+
+
+def prior(study: Study, run: Run) -> None:
+    """What the untouched base draws of a class, to train on as well (2208.12242, section 3.3)."""
+
+    started, clock = now(), time.monotonic()
+    stage = run.prior
+    if stage is None:
+        raise UserError(f"prior: task {run.task.name!r} is without prior preservation")
+    images = class_images(bases.resolve(study.base), stage.material, devices.device())
+    path, sheet = stage.folder / "images.safetensors", stage.folder / "sheet.png"
+    with replacing(path) as temporary:
+        save_file({"images": torch.from_numpy(images)}, temporary)
+    sheet(images, sheet)
+    facts = {"images": len(images), "seconds": seconds_since(clock)}
+    write_sidecar(stage, inputs=[], outputs=[path, sheet], started=started, facts=facts)
+
+
+def class_images(base: Path, asked: dict[str, Any], device: str) -> np.ndarray:
+    """What the untouched base draws of a class; uint8, shape (images, h, w, 3).
+
+    ``asked``: ``prompt``, ``images`` (how many), solver ``steps`` and ``guidance`` scale.
+    """
+    nothing, prompt = encode_captions(base, ["", asked["prompt"]]).split(1)
+    model = bases.load_denoiser(base).to(device)
+    shape = (model.config.in_channels, *2 * [model.config.sample_size])
+    return generate(
+        model,
+        bases.load_vae(base).to(device),
+        bases.config(base, "scheduler"),
+        prompt.expand(asked["images"], -1, -1),
+        nothing,
+        initial_noise(0, asked["images"], shape, "class"),
+        asked["steps"],
+        asked["guidance"],
+        description=f"drawing {asked['prompt']!r}",
+    )

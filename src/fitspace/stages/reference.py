@@ -1,0 +1,67 @@
+"""Features of a task's references and prompts, computed once for all runs."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fitspace import bases
+from fitspace.core import devices
+from fitspace.core.files import replacing
+from fitspace.plan import Run
+from fitspace.stages.common import (
+    generated,
+    rehashed,
+    seconds_since,
+)
+from fitspace.stages.sidecars import now, write_sidecar
+from fitspace.study import Study
+
+
+def reference(study: Study, run: Run) -> None:
+    """Features of the task's references and prompts, computed once for all runs."""
+    from safetensors.torch import save_file
+
+    started, clock = now(), time.monotonic()
+    inputs, _ = rehashed(run.prepare)
+    features = reference_features(study, run)
+    path = run.reference.folder / "features.safetensors"
+    with replacing(path) as temporary:
+        save_file(features, temporary)
+    facts = {"references": len(features["judge_images"]), "seconds": seconds_since(clock)}
+    write_sidecar(run.reference, inputs=inputs, outputs=[path], started=started, facts=facts)
+
+
+def reference_features(study: Study, run: Run) -> dict[str, Any]:
+    """What the prepared task's images are judged by, computed and not written: tensors by name."""
+    of_subject = run.task.dreambooth is not None
+    features = (_subject_features if of_subject else _held_out_features)(study, run)
+    return {name: tensor.contiguous() for name, tensor in features.items()}
+
+
+def _held_out_features(study: Study, run: Run) -> dict[str, Any]:
+    from fitspace import metrics
+    from fitspace.data.prepared import read_images, read_manifest
+
+    manifest = read_manifest(run.prepare)
+    images = read_images(run.prepare, manifest)
+    captions = [manifest["captions"][row] for row in manifest["prompts"]]
+    shown = images[manifest["prompt_images"]]
+    return metrics.reference_features(shown, captions, captions, study.judge, study.inception)
+
+
+def _subject_features(study: Study, run: Run) -> dict[str, Any]:
+    """Of the subject's images, and of what the untouched base draws where runs draw its class."""
+    from fitspace import metrics
+    from fitspace.data import dreambooth
+    from fitspace.data.prepared import load, read_images, read_manifest
+
+    base, count = bases.resolve(study.base), study.sample.prompts
+    rehashed(run.prepare)
+    task = load(run.prepare, base)
+    subject = read_images(run.prepare, read_manifest(run.prepare))
+    texts = dreambooth.repeated(run.task.dreambooth.elsewhere_by_noun, count)
+    model = bases.load_denoiser(base).to(devices.device())
+    rows, noise = dreambooth.requests(task, 0, count)["class"]
+    of_class = generated(study, model, task, rows, noise, f"reference {run.task.name}")
+    return metrics.subject_features(subject, texts, of_class, study.judge)

@@ -1,0 +1,98 @@
+"""Draw a run's images."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fitspace import bases, methods
+from fitspace.core import devices
+from fitspace.core.files import canonical, replacing
+from fitspace.core.rng import initial_noise
+from fitspace.plan import Run
+from fitspace.stages.common import (
+    check_prompts,
+    fit_task,
+    generated,
+    rehashed,
+    say_diverged,
+    seconds_since,
+)
+from fitspace.stages.sidecars import now, write_sidecar
+from fitspace.study import Study
+
+
+def sample(study: Study, run: Run) -> None:
+    """Images of the first held-out captions, from the run's adapter or the untouched base.
+
+    Of a DreamBooth task, as many of the subject, of the subject elsewhere and of its class. Of a
+    run that diverged there are none.
+    """
+    import numpy as np
+    import torch
+    from safetensors.torch import save_file
+
+    from fitspace.data.prepared import load
+    from fitspace.training import sampling
+
+    started = now()
+    stage, settings = run.sample, study.sample
+    inputs, _ = rehashed(run.prepare)
+    base = bases.resolve(study.base)
+    model = bases.load_denoiser(base).to(devices.device())
+    cost = diverged = None
+    if run.train is not None:
+        files, cost = rehashed(run.train)
+        inputs += files
+        cost.pop("trainables", None)  # a long list, which nobody reads further on
+        diverged = cost.get("diverged")
+    task = load(run.prepare, base, run.task.scale)
+    if not task.roles:
+        check_prompts(study, run, task.prompts)
+    clock = time.monotonic()
+    side = bases.image_size(base) * run.task.scale
+    images = np.zeros((0, side, side, 3), np.uint8)
+    if diverged is None:
+        try:
+            images = _draw(study, run, model, task)
+        except sampling.NotFinite as error:
+            if run.train is None:
+                raise
+            diverged = str(error)
+    seconds = seconds_since(clock)
+    outcome = {} if diverged is None else {"diverged": diverged}
+    if outcome:
+        say_diverged(run, diverged)
+    samples, sheet = stage.folder / "samples.safetensors", stage.folder / "sheet.png"
+    with replacing(samples) as temporary:
+        # One metadata key: safetensors writes several in an order that varies.
+        facts = canonical({"key": stage.key, "settings": settings.model_dump()})
+        save_file({"images": torch.from_numpy(images)}, temporary, metadata={"fitspace": facts})
+    sampling.sheet(images, sheet)
+    write_sidecar(
+        stage,
+        inputs=inputs,
+        outputs=[samples, sheet],
+        started=started,
+        facts={"images": len(images), "sample_seconds": seconds, "train": cost, **outcome},
+    )
+
+
+def _draw(study: Study, run: Run, model, task) -> Any:
+    """A run's images, uint8 (n, h, w, 3); all roles of a DreamBooth task one after another."""
+    import numpy as np
+
+    from fitspace.data import dreambooth
+
+    if run.train is not None:
+        methods.load(model, run.train.folder / "adapter.safetensors")
+    else:
+        fit_task(model, run, task)
+    count = study.sample.prompts
+    if task.roles:
+        requests = [*dreambooth.requests(task, run.seed, count).values()]
+    else:
+        noise = initial_noise(run.seed, count, tuple(task.mean.shape[1:]))
+        requests = [(task.prompts[:count], noise)]
+    name = f"sample {run.sample.folder.name}"
+    return np.concatenate([generated(study, model, task, *request, name) for request in requests])

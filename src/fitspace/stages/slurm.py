@@ -1,0 +1,196 @@
+"""SLURM: what a site's file says, and which of a project's jobs are still there.
+
+``profiles/slurm/profile.yaml`` reads the site's file; a driver that starts asks for the jobs
+that an earlier one left behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from fitspace.core.errors import UserError
+from fitspace.plan.table import STAGES
+
+SITE = Path("profiles/slurm/site.yaml")
+LOGS = Path(".snakemake/slurm_logs")  # there as long as a driver's jobs are not all done
+# States that a job does not leave; every other one (held, requeued, suspended ..) may go on.
+OVER = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "PREEMPTED", "REVOKED", "TIMEOUT",
+}  # fmt: skip
+SQUEUE_SECONDS = 60
+GPU_STAGES = tuple(row.name for row in STAGES.values() if row.gpu)  # one GPU each
+GROUPED = tuple(row.name for row in STAGES.values() if row.grouped)  # several runs as one job
+
+
+def _text(pattern: str, allowed: str) -> Any:
+    """A string type: what matches a pattern, with words for what does."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value, re.ASCII):
+            raise ValueError(f"allowed: {allowed}")
+        return value
+
+    return Annotated[str, AfterValidator(check)]
+
+
+# What goes into sbatch's command line as it stands.
+Word = _text(r"[\w.:@+-]{1,100}", "letters, digits and _ . : @ + -")
+Words = _text(r"[\w.:@+-]+(,[\w.:@+-]+)*", "names of letters, digits and _ . : @ + -, by commas")
+Nodes = _text(r"[\w.,\[\]-]{1,400}", "names of nodes by commas, such as node03,node[07-09]")
+Features = _text(r"[\w.:&|()\[\]*,-]{1,200}", "features joined by & | and brackets")
+GPU = _text(r"[\w.]{1,60}", "letters, digits and _ .")
+Line = _text(r"[^\x00-\x1f\x7f]{1,1000}", "one line")
+Minutes = Annotated[int, Field(ge=1, le=525_600)]
+Memory = Annotated[int, Field(ge=100, le=100_000_000)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _of_stages(name: str, kind: Any, column: str) -> type[_Strict]:
+    """A model with a number for each stage, at first that of a column of the table."""
+    fields = {row.name: (kind, getattr(row, column)) for row in STAGES.values()}
+    return create_model(name, __base__=_Strict, **fields)
+
+
+Time = _of_stages("Time", Minutes, "minutes")
+MemoryMB = _of_stages("MemoryMB", Memory, "memory_mb")
+
+
+class Site(_Strict):
+    """What differs from cluster to cluster; ``docs/slurm.md`` explains every key."""
+
+    account: Word | None = None
+    partition: Words | None = None
+    gpu_partition: Words | None = None
+    gpu_type: GPU | None = None
+    qos: Word | None = None
+    constraint: Features | None = None
+    exclude_nodes: Nodes | None = None
+    setup: Line | None = None
+    max_jobs: int = Field(100, ge=1, le=100_000)
+    runs_per_job: int = Field(1, ge=1, le=1000)
+    minutes: Time = Time()
+    max_minutes: Minutes = 525_600
+    memory_mb: MemoryMB = MemoryMB()
+    max_memory_mb: Memory = 100_000_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of SLURM that is not over: its id, state, node ("" before it has one) and comment.
+
+    The comment is the plugin's: ``rule_train_wildcards_<folder>``.
+    """
+
+    id: str
+    state: str
+    node: str
+    comment: str
+
+    def __str__(self) -> str:
+        what = self.comment.removeprefix("rule_").replace("_wildcards_", " ")
+        where = f" on {self.node}" if self.node else ""
+        return f"{what} (SLURM job {self.id}, {self.state.lower()}{where})"
+
+
+def site(path: Path | None = None) -> Site:
+    """A site's file, by default ``FITSPACE_SITE`` or ``profiles/slurm/site.yaml``.
+
+    Raises
+    ------
+    UserError : a file that is missing or not YAML, and every key that is unknown or wrong.
+    """
+    path = path or Path(os.environ.get("FITSPACE_SITE") or SITE)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; it says how this cluster is used") from None
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as YAML ({error})") from None
+    if not isinstance(content, dict | None):
+        raise UserError(f"{path}: holds no keys; allowed: {', '.join(Site.model_fields)}")
+    try:
+        return Site.model_validate(content or {})
+    except ValidationError as error:
+        raise UserError([f"{path}: {_problem(e)}" for e in error.errors()]) from None
+
+
+def _problem(error: dict[str, Any]) -> str:
+    key = ".".join(map(str, error["loc"]))
+    by_stage = ", ".join(Time.model_fields)
+    if error["type"] == "extra_forbidden":
+        allowed = by_stage if len(error["loc"]) > 1 else ", ".join(Site.model_fields)
+        return f"{key}: unknown key; allowed: {allowed}"
+    if error["type"] == "model_type":
+        return f"{key}: {error['input']!r}; allowed: a number for each of {by_stage}"
+    value = repr(error["input"])
+    value = value if len(value) <= 80 else f"{value[:77]}..."
+    return f"{key}: {value}: {error['msg'].removeprefix('Value error, ').lower()}"
+
+
+def site_or_exit() -> Site:
+    """The site's file, for the profile; with problems the process ends, code 2.
+
+    An exception would reach Snakemake, which prints its whole usage above it.
+    """
+    try:
+        return site()
+    except UserError as error:
+        for problem in error.problems:
+            print(f"fitspace: {problem}", file=sys.stderr)
+        sys.exit(2)
+
+
+def prefix(project: Path | None = None) -> str:
+    """What the names of a project's jobs begin with: one for each project folder."""
+    folder = str((project or Path.cwd()).resolve())
+    return f"fitspace-{hashlib.sha256(folder.encode()).hexdigest()[:12]}"
+
+
+def unfinished(project: Path | None = None) -> list[Job]:
+    """This user's jobs of a project that SLURM has and that are not over.
+
+    None where there is no SLURM.
+
+    Raises
+    ------
+    UserError : SLURM does not answer, and the project has submitted jobs before.
+    """
+    project = project or Path.cwd()
+    if shutil.which("squeue") is None:
+        return []
+    # Only the name and the comment can hold a |, and our names have none.
+    command = ["squeue", "--noheader", "--me", "--states=all", "--format=%i|%T|%N|%j|%k"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=SQUEUE_SECONDS
+        )
+        problem = done.stderr.strip() if done.returncode else None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = str(error)
+    if problem is not None:
+        if not (project / LOGS).exists():
+            return []
+        raise UserError(
+            f"squeue: {problem}: cannot tell whether jobs of an earlier start still run; "
+            f"try again, or delete {project / LOGS} if there are none"
+        )
+    name = re.escape(prefix(project))
+    line = re.compile(rf"([^|]*)\|([^|]*)\|([^|]*)\|{name}_[^|]*\|(.*)")
+    found = (match for text in done.stdout.splitlines() if (match := line.fullmatch(text.strip())))
+    return [Job(id, state, node, comment) for id, state, node, comment in
+            (match.groups() for match in found) if state not in OVER]  # fmt: skip

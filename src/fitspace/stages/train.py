@@ -1,0 +1,173 @@
+"""Fit a run's trainables."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+from fitspace import bases, methods
+from fitspace.core import devices
+from fitspace.core.errors import UserError
+from fitspace.core.files import write_text
+from fitspace.core.paths import RESULTS
+from fitspace.plan import Run
+from fitspace.stages.common import (
+    SD_SCALING_FACTOR,
+    count,
+    fit_task,
+    forget_peak,
+    peak_memory_mb,
+    rehashed,
+    say_diverged,
+)
+from fitspace.stages.sidecars import now, write_sidecar
+from fitspace.study import Study
+
+OnLoss = Callable[[int, float, float], None]  # step, loss, learning rate
+
+
+def train(
+    study: Study,
+    *runs: Run,
+    gradient_checkpointing: bool = False,
+    compiled: bool = False,
+    live: Callable[[Study, Run], AbstractContextManager[OnLoss | None]] = lambda *_: nullcontext(),
+) -> None:
+    """Fit a run's trainables; resumes where an earlier attempt was killed.
+
+    Several runs are fitted in one folded batch: see :func:`folds`. What each of them writes is its
+    own. ``gradient_checkpointing`` and ``compiled``, for one run alone, are no part of a key: see
+    :func:`fitspace.core.devices.prepare`. ``live`` yields, for as long as a run is fitted, what is
+    called with each of its steps.
+
+    That a run diverges is an outcome like another: it is written with its losses and its last
+    parameters, its sidecar says why, and no samples are drawn from it.
+
+    Raises
+    ------
+    UserError : changed or missing inputs.
+    """
+    from fitspace import training
+    from fitspace.data.prepared import load
+
+    started, run = now(), runs[0]
+    if len(runs) > 1 and (gradient_checkpointing or compiled):
+        # A block computed again in the backward pass would see the first run's parameters.
+        raise ValueError("gradient_checkpointing and compiled are for one run alone")
+    for each in runs:
+        if each.train is None:
+            method = each.point.method
+            raise UserError(f"train: {each.name!r} is of method {method!r}: nothing to train")
+    forget_peak()
+    inputs, _ = rehashed(run.prepare)
+    base = bases.resolve(study.base)
+    task = load(run.prepare, base, run.task.scale)
+    model = bases.load_denoiser(base).to(devices.device())
+    total = count(model.parameters())
+    attachment = _attached(model, run, task)
+    precision = run.point.train["precision"]
+    prepared = devices.prepare(model, precision, gradient_checkpointing, compiled)
+
+    def member(each: Run) -> training.Member:
+        own = attachment.trainable
+        if len(runs) > 1:  # all of the model is shared, but what is trained
+            mine = attachment if each is run else _attached(bases.load_denoiser(base), each, task)
+            own = training.leaves(mine.trainable, devices.device())
+        on_loss = curves.enter_context(live(study, each))
+        return training.Member(own, each.point.train, each.seed, _checkpoint(each), on_loss)
+
+    with ExitStack() as curves:
+        results = training.fit_members(
+            model,
+            [member(each) for each in runs],
+            task,
+            bases.load_scheduler(base),
+            bases.config(base, "vae").get("scaling_factor", SD_SCALING_FACTOR),
+            description=f"train {run.train.folder.name}",
+            dropouts=attachment.dropouts,
+            folded=len(runs) > 1,
+        )
+    facts = {
+        "trainable": count(attachment.trainable.values()),
+        "total": total,
+        "trainables": {n: list(p.shape) for n, p in attachment.trainable.items()},
+        **({"prepared": prepared} if prepared else {}),
+    }
+    memory = peak_memory_mb()
+    for each, result in zip(runs, results, strict=True):
+        _write_trained(each, attachment, result, inputs, started, facts, memory)
+
+
+def folds(run: Run, other: Run) -> bool:
+    """Whether two runs of a task are trained in one folded batch here.
+
+    On a GPU, where a small batch leaves most of it idle; on a CPU each run's bits are those that
+    it has alone. They need the same structure, the same number of steps and examples, and
+    checkpoints at the same step. Dropout draws its masks for a batch, so none of that.
+    """
+    from fitspace import training
+
+    a, b = run.point, other.point
+    return (
+        devices.device() == "cuda"
+        and getattr(methods.get(a.method), "folds", False)
+        and (a.method, a.settings) == (b.method, b.settings)
+        and not a.settings.get("dropout")
+        and all(a.train[key] == b.train[key] for key in training.COMMON)
+        and training.steps_done(_checkpoint(run)) == training.steps_done(_checkpoint(other))
+    )
+
+
+def _attached(model, run: Run, task) -> methods.Attachment:
+    """A run's method on a fresh base, brought to its task."""
+    fit_task(model, run, task)
+    return methods.attach(model, run.point.method, run.point.settings, run.seed)
+
+
+def _checkpoint(run: Run) -> Path:
+    return RESULTS / ".resume" / run.train.folder.name / "checkpoint.safetensors"
+
+
+def _write_trained(run: Run, attachment, result, inputs, started, facts, memory: float) -> None:
+    """One run's adapter, history and sidecar; its checkpoint is needed no more."""
+    import torch
+
+    from fitspace import training
+
+    stage = run.train
+    with torch.no_grad():
+        for name, value in result.parameters.items():
+            attachment.trainable[name].copy_(value)
+    adapter, history = stage.folder / "adapter.safetensors", stage.folder / "history.csv"
+    said = {"base": stage.material["base"], "key": stage.key, "run": stage.folder.name}
+    last = result.losses[-20:]
+    outcome: dict[str, Any] = {"final_loss": sum(last) / len(last)}
+    if result.diverged is not None:
+        outcome = {"diverged": result.diverged}
+        said |= outcome
+        say_diverged(run, result.diverged)
+    if result.folded > 1:
+        outcome["folded"] = result.folded
+    methods.save(attachment, adapter, said)
+    rows = (
+        f"{step},{loss!r},{training.learning_rate(run.point.train, step)!r}"
+        for step, loss in enumerate(result.losses)
+    )
+    write_text(history, "\n".join(["step,loss,lr", *rows]) + "\n")
+    write_sidecar(
+        stage,
+        inputs=inputs,
+        outputs=[adapter, history],
+        started=started,
+        facts={
+            **facts,
+            **outcome,
+            "examples_at_once": result.examples_at_once,
+            "train_seconds": round(result.seconds, 3),
+            "peak_memory_mb": memory,
+        },
+    )
+    shutil.rmtree(_checkpoint(run).parent, ignore_errors=True)

@@ -1,0 +1,357 @@
+"""The models of a study file, strict: what a user may write, key by key.
+
+A study names a base, tasks, arms (a method with fixed settings and crossed factors), seeds
+and the settings of each stage. ``params/README.md`` explains every key to a user; the JSON
+Schema in ``workflow/schemas`` is generated from these models.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
+
+from fitspace.core import hub
+from fitspace.core.reading import (
+    Sha256,
+    short,
+)
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+
+
+def _scalar(value: Any) -> Any:
+    if not isinstance(value, str | int | float | bool):
+        raise ValueError(f"{short(value)} is not a single value; allowed: text, number, bool")
+    return value
+
+
+Level = Annotated[
+    Any,
+    AfterValidator(_scalar),
+    WithJsonSchema({"type": ["string", "number", "boolean"]}),
+]
+# Snakemake, shells and people all have to live with these paths.
+PathText = Annotated[str, Field(min_length=1, max_length=400, pattern=r"^[^\x00-\x1f]+$")]
+HubId = Annotated[str, Field(max_length=200, pattern=f"^{hub.PATTERN}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _template(text: str) -> str:
+    if text.count("{}") != 1:
+        raise ValueError(f"{short(text)} holds {{}} {text.count('{}')} times; allowed: once")
+    return text
+
+
+Phrase = Annotated[str, Field(max_length=200, pattern=r"^[^\s](?:[^\x00-\x1f]*[^\s])?$")]
+Template = Annotated[Phrase, AfterValidator(_template)]
+
+
+class DreamBooth(_Strict):
+    """One subject, taught from a few images under a rare word (2208.12242)."""
+
+    noun: Phrase = Field(description="The class that the subject belongs to, such as `dog`.")
+    prompts: list[Template] = Field(
+        min_length=1, description="Prompts that put the subject, `{}`, elsewhere: `{} in snow`."
+    )
+    token: Phrase = Field("sks", description="The rare word that is to name the subject.")
+    template: Template = Field(
+        "photo of a {}", description="What the images trained on show, the class images too."
+    )
+    prior_weight: float = Field(
+        1.0, ge=0, le=1000, description="Weight of prior preservation; 0: none, no class images."
+    )
+    class_images: int = Field(
+        200, ge=1, le=100_000, description="Images of the class that the base draws to train on."
+    )
+    class_guidance: float = Field(3.0, ge=1, description="Guidance scale of the class images.")
+
+    @property
+    def asked(self) -> dict[str, list[str]]:
+        """Prompts by role: the subject as trained on, the subject elsewhere, its class."""
+        subject = f"{self.token} {self.noun}"
+        return {
+            "subject": [self.template.replace("{}", subject)],
+            "elsewhere": [prompt.replace("{}", subject) for prompt in self.prompts],
+            "class": [self.template.replace("{}", self.noun)],
+        }
+
+    @property
+    def elsewhere_by_noun(self) -> list[str]:
+        """The prompts elsewhere without the rare word, for a judge that never learnt it."""
+        return [prompt.replace("{}", self.noun) for prompt in self.prompts]
+
+
+class Task(_Strict):
+    """One target domain: a style of the embedded OpenMoji set, a folder, or a hub data set.
+
+    Or, with ``dreambooth``, one subject: a figure of OpenMoji, a folder with its images, or a
+    folder of a hub data set.
+    """
+
+    name: Name = Field(description="Short name, part of result paths.")
+    source: Literal["openmoji", "folder", "hub"] = Field(description="Where the images come from.")
+    style: (
+        Literal["full", "line", "flat", "blueprint", "night", "sepia", "pixel", "invert"] | None
+    ) = Field(None, description="The visual style; only with `source: openmoji`.")
+    path: PathText | None = Field(
+        None,
+        description="Image folder with metadata.jsonl or .csv, or with one subject's images; only "
+        "with `source: folder`.",
+    )
+    dataset: HubId | None = Field(
+        None, description="Hub id of a data set, org/name[@revision]; only with `source: hub`."
+    )
+    folder: PathText | None = Field(
+        None, description="The data set's folder to read; only with `source: hub`; null: all."
+    )
+    scale: int = Field(
+        1,
+        ge=1,
+        le=4,
+        description="Side of the images as a multiple of the base's own; DiT bases only.",
+    )
+    dreambooth: DreamBooth | None = Field(
+        None, description="Teaches one subject instead: all images are of it, none is held out."
+    )
+    subject: Phrase | None = Field(
+        None,
+        description="A figure, whose skin tones are the images, by its name; only with "
+        "`source: openmoji` and `dreambooth`.",
+    )
+
+    @model_validator(mode="after")
+    def _source_has_what_it_needs(self) -> Task:
+        needed = {"openmoji": "style", "folder": "path", "hub": "dataset"}
+        wrong = []
+        for source, key in needed.items():
+            if (getattr(self, key) is not None) != (self.source == source):
+                verb = "needs" if self.source == source else "does not take"
+                wrong.append(f"source: {self.source} {verb} the key {key!r}")
+        if self.folder is not None:
+            inside = PurePosixPath(self.folder)
+            if self.source != "hub":
+                wrong.append(f"source: {self.source} does not take the key 'folder'")
+            if inside.is_absolute() or ".." in inside.parts or str(inside) != self.folder:
+                wrong.append(f"folder: {self.folder!r}; allowed: a plain path inside the data set")
+        figure = self.dreambooth is not None and self.source == "openmoji"
+        if (self.subject is not None) != figure:
+            wrong.append(
+                "subject: missing; a figure of OpenMoji, for dreambooth"
+                if figure
+                else f"subject: {self.subject!r} is only for source: openmoji with dreambooth"
+            )
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+
+class TrainSettings(_Strict):
+    """How one adapter is trained. Everything here is part of the run's key."""
+
+    steps: int = Field(ge=1, le=10_000_000, description="Optimizer steps.")
+    batch_size: int = Field(ge=1, le=65_536, description="Examples per step.")
+    lr: float = Field(gt=0, le=10, description="AdamW learning rate.")
+    lr_schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="After warm-up: constant, or half a cosine down to zero."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Linear warm-up from zero.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW weight decay.")
+    grad_clip: float | None = Field(
+        1.0, gt=0, description="Largest gradient norm; null leaves gradients alone."
+    )
+    ema: float | None = Field(
+        None, ge=0, lt=1, description="Decay of the moving average of the trainables; null: none."
+    )
+    caption_dropout: float = Field(
+        0.1, ge=0, le=1, description="Share of captions replaced by the empty one."
+    )
+    min_snr_gamma: float | None = Field(
+        None, gt=0, description="Min-SNR loss weighting (2303.09556); null weighs steps equally."
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Of the forward pass; trainables stay in fp32."
+    )
+
+
+class SampleSettings(_Strict):
+    """How images are generated. Everything here is part of the sample key."""
+
+    prompts: int = Field(
+        ge=4,
+        le=1_000_000,
+        description="Held-out captions to sample, one image each; with dreambooth images of each "
+        "kind: the subject, the subject elsewhere, its class.",
+    )
+    steps: int = Field(20, ge=1, le=1000, description="DPM-Solver++ steps.")
+    guidance: float = Field(3.0, ge=1, description="Guidance scale; 1 turns guidance off.")
+
+
+class Arm(_Strict):
+    """A method with fixed settings and factors whose levels are crossed."""
+
+    name: Name | None = Field(None, description="Shown in tables; defaults to the method's name.")
+    method: Name = Field(description="Any method of fitspace.")
+    settings: dict[str, Level] = Field(
+        default_factory=dict, description="Settings of the method that all points share."
+    )
+    factors: dict[str, Annotated[list[Level], Field(max_length=10_000)]] = Field(
+        default_factory=dict,
+        description="Factor -> levels: a setting of the method, or `train.<key>`.",
+    )
+    illegal_cells: Literal["error", "drop"] = Field(
+        "error", description="What to do with crossed cells that the method cannot build."
+    )
+    match_trainable: int | None = Field(
+        None,
+        ge=1,
+        description="Number of trainable parameters: sets each point's width (rank) so that it "
+        "trains the nearest number, within 1%.",
+    )
+    subset: int | None = Field(
+        None,
+        ge=1,
+        description="Run only this many of the arm's legal cells, chosen D-optimally for the main "
+        "effects.",
+    )
+    train: dict[str, Level | None] = Field(
+        default_factory=dict, description="Training settings that differ from the study's."
+    )
+
+    @property
+    def title(self) -> str:
+        return self.name or self.method
+
+
+# An adapter that copies its training images has the highest of these, so none stands alone.
+_LIKENESS = ("clip_i", "clip_i_paired", "clip_i_elsewhere")
+_BESIDE_LIKENESS = ("clip_t", "diversity")
+
+
+def _likeness_not_alone(responses: list[str]) -> list[str]:
+    alone = [name for name in responses if name in _LIKENESS]
+    if alone and not set(responses) & set(_BESIDE_LIKENESS):
+        raise ValueError(
+            f"{', '.join(alone)} without a metric of the text or of diversity: an adapter that "
+            "copies its training images has the highest CLIP-I; needed beside it: "
+            f"{' or '.join(_BESIDE_LIKENESS)}"
+        )
+    return responses
+
+
+class Analysis(_Strict):
+    """What is tested. Declared before the runs, never chosen by p."""
+
+    factors: list[str] = Field(
+        min_length=1, max_length=100, description="Columns of runs.csv to test."
+    )
+    responses: Annotated[list[str], AfterValidator(_likeness_not_alone)] = Field(
+        min_length=1,
+        max_length=100,
+        description="Metrics to analyse; the first is the primary one. Beside a CLIP-I stands "
+        "clip_t or diversity.",
+    )
+    transform: dict[str, Literal["log", "logit", "box-cox"]] = Field(
+        default_factory=dict, description="Response -> scale on which it is analysed."
+    )
+    margins: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict,
+        description="Response -> how much worse than full fine-tuning, in the response's own "
+        "units, still counts as good as it.",
+    )
+
+
+class Study(_Strict):
+    """A whole study file."""
+
+    name: Name = Field(description="Names the report's folder.")
+    title: str = Field(min_length=1, max_length=200, description="The report's heading.")
+    question: str = Field("", max_length=2000, description="What the study asks, in a sentence.")
+    base: PathText = Field(description="Diffusers pipeline: a folder, or a hub id.")
+    judge: PathText = Field(description="open_clip model: a folder.")
+    inception: PathText | None = Field(
+        None, description="Inception-v3's weights, a safetensors file, for `fid`; null: no FID."
+    )
+    base_sha256: Sha256 | None = Field(
+        None, description="The digest that the base must have, as `fitspace plan` says it."
+    )
+    judge_sha256: Sha256 | None = Field(
+        None, description="The digest that the judge must have, as `fitspace plan` says it."
+    )
+    inception_sha256: Sha256 | None = Field(
+        None, description="SHA-256 that the file of `inception` must have."
+    )
+    tasks: list[Task] = Field(min_length=1, max_length=1000)
+    arms: list[Arm] = Field(min_length=1, max_length=1000)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
+        min_length=1,
+        max_length=10_000,
+        description="Each point is run once per task and seed.",
+    )
+    train: TrainSettings
+    sample: SampleSettings
+    analysis: Analysis
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Study:
+        lists = {
+            "seeds": list(self.seeds),
+            "tasks": [t.name for t in self.tasks],
+            "arms": [a.title for a in self.arms],
+            "analysis.factors": self.analysis.factors,
+            "analysis.responses": self.analysis.responses,
+        }
+        repeated = [
+            f"{key}: {value!r} stands more than once; each must be unique"
+            for key, values in lists.items()
+            for value, times in Counter(values).items()
+            if times > 1
+        ]
+        wrong = repeated + [
+            f"analysis.{key}: {name!r} is not among analysis.responses"
+            for key in ("transform", "margins")
+            for name in getattr(self.analysis, key)
+            if name not in self.analysis.responses
+        ]
+        full = [arm.factors for arm in self.arms if arm.method == "full"]
+        if self.analysis.margins and full != [{}]:
+            found = "one with factors" if len(full) == 1 else f"{len(full)} of them"
+            wrong.append(
+                "analysis.margins: hold the points against one arm of method full without "
+                f"factors; the study has {found}"
+            )
+        needing = {
+            "analysis.responses: 'fid'": "fid" in self.analysis.responses,
+            "inception_sha256": self.inception_sha256 is not None,
+        }
+        wrong += [
+            f"{what}: needs the key 'inception', the path of Inception-v3's weights"
+            for what, given in needing.items()
+            if given and self.inception is None
+        ]
+        if self.train.warmup_steps > self.train.steps:
+            wrong.append(
+                f"train.warmup_steps: {self.train.warmup_steps}; allowed: at most train.steps"
+            )
+        reserved = ("target", "best", "worst")
+        wrong += [
+            f"arms[{i}].name: {arm.title!r} is a name of the report; allowed: any but "
+            f"{', '.join(reserved)}"
+            for i, arm in enumerate(self.arms)
+            if arm.title in reserved
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self

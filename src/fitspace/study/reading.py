@@ -1,0 +1,44 @@
+"""A study file, read: its form is right, whatever its base and methods can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fitspace.core.errors import UserError
+from fitspace.core.reading import explain, read_yaml
+from fitspace.study.models import Arm, Study
+
+
+def form(path: str | Path) -> Study:
+    """The study in a file. Raises UserError with every problem of the file's form."""
+    study, _, _, problems = parts(path)
+    if study is None:
+        raise UserError(f"{path}: {problem}" for problem in problems)
+    return study
+
+
+def parts(path: str | Path) -> tuple[Study | None, Any, list[tuple[int, Arm]], list[str]]:
+    """The study, its base, its sound arms by number, and the problems of the file's form.
+
+    Of a file with problems the study is None; what else is sound of it can be checked further.
+    Raises UserError for a file that holds no mapping.
+    """
+    content = read_yaml(Path(path))
+    try:
+        study = Study.model_validate(content)
+    except ValidationError as error:
+        return None, content.get("base"), _sound_arms(content), explain(error, Study)
+    return study, study.base, list(enumerate(study.arms)), []
+
+
+def _sound_arms(content: dict[str, Any]) -> list[tuple[int, Arm]]:
+    arms = []
+    for index, item in enumerate(content["arms"] if isinstance(content.get("arms"), list) else []):
+        try:
+            arms.append((index, Arm.model_validate(item)))
+        except ValidationError:
+            continue
+    return arms

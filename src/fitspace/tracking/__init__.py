@@ -1,0 +1,10 @@
+"""A study's runs as MLflow shows them; the only room that imports mlflow."""
+
+from fitspace.tracking.importing import Tracked, track
+from fitspace.tracking.sending import live
+
+__all__ = [
+    "Tracked",
+    "live",
+    "track",
+]

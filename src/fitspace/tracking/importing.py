@@ -1,0 +1,296 @@
+"""Import a study's finished runs into MLflow.
+
+Files and sidecars are the truth, MLflow a view of them that can be deleted and imported again.
+A run is known by its evaluate key within its study's experiment. It counts as imported once it
+has ended and its content tag is that of the files: whatever an interrupted import leaves, or
+files that came later, are made good by the next import.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import getpass
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from fitspace.core.errors import UserError
+from fitspace.core.files import digest
+from fitspace.plan import Plan
+from fitspace.stages.sidecars import now
+from fitspace.tracking.entries import (
+    DIVERGED,
+    Entry,
+    entries_of,
+)
+from fitspace.tracking.sending import LIVE, SEEN
+from fitspace.tracking.server import (
+    client_uri,
+    database_of,
+    experiment_of,
+    library,
+    tracking_uri,
+    without_password,
+)
+
+STUDY_RUN = "study"  # the key of the run that the others are children of
+KEY, CONTENT, FILES = "fitspace.key", "fitspace.content", "fitspace.files"
+IMPORTER = "fitspace.importer"
+PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
+# An import of another machine, or a live run, of which nothing was heard for so long is dead.
+DEAD_AFTER = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What an import did: the plan's runs now in MLflow, new and updated ones, those not finished.
+
+    ``uri`` is where, without a password.
+    """
+
+    study: str
+    uri: str
+    runs: int
+    new: int
+    updated: int
+    unfinished: int
+
+    def __str__(self) -> str:
+        local = self.uri.startswith("sqlite:")
+        look = f"mlflow ui --backend-store-uri {self.uri} --host 127.0.0.1" if local else self.uri
+        waiting = f"; {self.unfinished} not finished" if self.unfinished else ""
+        return (
+            f"{self.runs} runs of study {self.study} in {self.uri} ({self.new} new, "
+            f"{self.updated} updated{waiting}); look: {look}"
+        )
+
+
+def track(plan: Plan) -> Tracked:
+    """Import a plan's finished runs as children of its study's run; repeated, nothing new.
+
+    Raises
+    ------
+    UserError : files that were changed (nothing is imported then), or what MLflow refused.
+    """
+    uri = tracking_uri()
+    entries = entries_of(plan)
+    mlflow = library()
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        with _alone(uri):
+            store = _Store(mlflow.MlflowClient(tracking_uri=client_uri(uri)), uri, plan)
+            new, updated = store.bring(entries)
+    except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(
+            f"MLFLOW_TRACKING_URI: {without_password(uri)}: {without_password(why)}"
+        ) from None
+    unfinished = len(plan.runs) - len(entries)
+    return Tracked(plan.study.name, without_password(uri), len(entries), new, updated, unfinished)
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """One import at a time: of a database file, or of this user on this machine to a server."""
+    database = database_of(uri)
+    if database is not None:
+        path = database.with_name(f"{database.name}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    else:
+        path = Path(tempfile.gettempdir()) / f"fitspace-{os.getuid()}-{digest(uri)[:12]}.lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+class _Store:
+    """A study's experiment in MLflow, by one importer."""
+
+    def __init__(self, client: Any, uri: str, plan: Plan):
+        self.client, self.plan = client, plan
+        self.experiment = experiment_of(client, uri, plan.study.name)
+        self.host = f"{getpass.getuser()}@{socket.gethostname()}"
+
+    def bring(self, entries: list[Entry]) -> tuple[int, int]:
+        """Import what is not there yet, clear away what is not whole; returns (new, updated)."""
+        from tqdm import tqdm
+
+        there = self._runs()
+        parent = self._parent(there, entries)
+        known = {run.data.tags[KEY] for run in there if not self._unfinished(run)}
+        whole = self._whole(entries, there)
+        todo = [entry for entry in entries if not whole[entry.key]]
+        for entry in tqdm(todo, desc=f"track {self.plan.study.name}", disable=None):
+            self._import(entry, parent.info.run_id)
+        if todo:  # another machine may have imported at the same time: one of each is kept
+            there = self._runs()
+            parent = self._parent(there, entries)
+        self._clear(there, entries, parent.info.run_id)
+        self._close_live(entries)
+        self._finish(parent, entries)
+        updated = sum(entry.key in known for entry in todo)
+        return len(todo) - updated, updated
+
+    def _search(self) -> Iterator[Any]:
+        token = None
+        while True:
+            page = self.client.search_runs([self.experiment], max_results=1000, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _runs(self) -> list[Any]:
+        """The runs that imports made, in an order on which all importers agree."""
+        found = [run for run in self._search() if KEY in run.data.tags]
+        return sorted(found, key=lambda run: run.info.run_id)
+
+    @staticmethod
+    def _unfinished(run: Any) -> bool:
+        return run.info.status not in ("FINISHED", "FAILED") or CONTENT not in run.data.tags
+
+    def _whole(self, entries: list[Entry], there: list[Any]) -> dict[str, list[Any]]:
+        """By each entry's key the runs that say all of it, those with the most files first.
+
+        A run with more files than are here stays: elsewhere more was pulled.
+        """
+        shown: dict[tuple[str, str], list] = {}
+        for run in there:
+            if not self._unfinished(run):
+                of = run.data.tags[KEY], run.data.tags[CONTENT]
+                shown.setdefault(of, []).append((run, set(run.data.tags.get(FILES, "").split())))
+        found = {}
+        for entry in entries:
+            pairs = shown.get((entry.key, entry.content), [])
+            fit = [(run, files) for run, files in pairs if files >= set(entry.files)]
+            found[entry.key] = [run for run, _ in sorted(fit, key=lambda pair: -len(pair[1]))]
+        return found
+
+    def _parent(self, there: list[Any], entries: list[Entry]) -> Any:
+        for run in there:
+            if run.data.tags[KEY] == STUDY_RUN:
+                return run
+        study = self.plan.study
+        return self.client.create_run(
+            self.experiment,
+            start_time=min((e.started for e in entries), default=None),
+            run_name=study.name,
+            tags={KEY: STUDY_RUN, IMPORTER: f"{self.host} {now()}"},
+        )
+
+    def _import(self, entry: Entry, parent: str) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+
+        tags = entry.tags | {
+            KEY: entry.key,
+            PARENT: parent,
+            IMPORTER: f"{self.host} {now()}",
+            FILES: " ".join(entry.files),
+        }
+        run = self.client.create_run(
+            self.experiment, start_time=entry.started, run_name=entry.name, tags=tags
+        ).info.run_id
+        params = [Param(name, str(value)) for name, value in entry.params.items()]
+        points = [Metric(name, v, entry.finished, step) for name, v, step in entry.metrics]
+        if "history.csv" in entry.files:
+            points += _curves(entry, Metric)
+        self.client.log_batch(run, metrics=points, params=params)
+        use = InputTag("mlflow.data.context", "training" if entry.train else "evaluation")
+        self.client.log_inputs(run, [DatasetInput(Dataset(**entry.dataset), [use])])
+        # One look at the samples is why people open a run: the sheet is small and copied.
+        # Adapters and samples are large and stay where they are, named with their SHA-256.
+        if "sheet.png" in entry.files:
+            self.client.log_artifact(run, str(entry.files["sheet.png"]))
+        self.client.log_dict(run, {"files": entry.references}, "references.json")
+        self.client.set_tag(run, CONTENT, entry.content)
+        status = "FAILED" if DIVERGED in entry.tags else "FINISHED"
+        self.client.set_terminated(run, status, entry.finished)
+
+    def _clear(self, there: list[Any], entries: list[Entry], parent: str) -> None:
+        """Delete what an import left unfinished, outdated runs and duplicates.
+
+        Which of two equal runs stays is the same for every importer: the first by run id.
+        """
+        keep = {key: runs[0] for key, runs in self._whole(entries, there).items() if runs}
+        for run in there:
+            key, number = run.data.tags[KEY], run.info.run_id
+            if key == STUDY_RUN:
+                doomed = number != parent
+            elif self._unfinished(run):
+                doomed = self._dead(run)
+            else:
+                doomed = key in keep and keep[key].info.run_id != number
+            if doomed:
+                self.client.delete_run(number)
+            elif key != STUDY_RUN and run.data.tags.get(PARENT) != parent:
+                self.client.set_tag(number, PARENT, parent)
+
+    def _dead(self, run: Any) -> bool:
+        """Nobody writes an unfinished run of this user and machine: we hold the lock."""
+        host, _, time = run.data.tags.get(IMPORTER, "").partition(" ")
+        return host == self.host or _long_ago(time)
+
+    def _close_live(self, entries: list[Entry]) -> None:
+        """Delete live runs whose curves are imported; end those whose training has ended.
+
+        A run that was killed cannot say so: it counts as killed when its training is not
+        finished and nothing was heard of it for ``DEAD_AFTER``.
+        """
+        shown = {e.train for e in entries if "history.csv" in e.files}
+        trained = {r.train.key for r in self.plan.runs if r.train and r.train.sidecar.exists()}
+        for run in [run for run in self._search() if LIVE in run.data.tags]:
+            key, number = run.data.tags[LIVE], run.info.run_id
+            if key in shown:
+                self.client.delete_run(number)
+            elif run.info.status == "RUNNING" and key in trained:
+                self.client.set_terminated(number, "FINISHED")
+            elif run.info.status == "RUNNING" and _long_ago(run.data.tags.get(SEEN, "")):
+                self.client.set_terminated(number, "KILLED")
+
+    def _finish(self, parent: Any, entries: list[Entry]) -> None:
+        """What the study's run says: tags can be changed, parameters could not."""
+        study, number = self.plan.study, parent.info.run_id
+        note = "\n\n".join(text for text in (study.title, study.question) if text)
+        tags = {
+            NOTE: note,
+            "fitspace.study": study.name,
+            "fitspace.study.sha256": digest(study.model_dump(mode="json")),
+            "fitspace.runs": f"{len(entries)} of {len(self.plan.runs)} finished",
+            CONTENT: digest(sorted(e.content for e in entries)),
+        }
+        changed = {n: v for n, v in tags.items() if parent.data.tags.get(n) != v}
+        for name, value in changed.items():
+            self.client.set_tag(number, name, value)
+        if changed or parent.info.status != "FINISHED":
+            end = max((e.finished for e in entries), default=None)
+            self.client.set_terminated(number, "FINISHED", end)
+
+
+def _curves(entry: Entry, metric: type) -> list[Any]:
+    """Loss and learning rate of every step, at the times of an even pace."""
+    with entry.files["history.csv"].open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    pace = 1000 * entry.seconds / max(1, len(rows))
+    return [
+        metric(name, float(row[name]), entry.started + round(pace * (i + 1)), int(row["step"]))
+        for i, row in enumerate(rows)
+        for name in ("loss", "lr")
+    ]
+
+
+def _long_ago(time: str) -> bool:
+    try:
+        return datetime.now(UTC) - datetime.fromisoformat(time) > DEAD_AFTER
+    except ValueError:
+        return True

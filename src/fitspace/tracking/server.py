@@ -1,0 +1,74 @@
+"""MLflow as it is spoken to: its address, its experiments; the only import of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+KIND = "mlflow.experimentKind"  # else the pages take the study for one of language models
+
+
+def tracking_uri() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def library() -> Any:
+    """The library, without telemetry, and quiet but for warnings."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    for name, value in {
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_DISABLE_AGENT_HINT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        # A server that is not there is an error within seconds, not after minutes.
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    }.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    for name, level in {
+        "alembic": logging.WARNING,
+        "urllib3.connectionpool": logging.ERROR,
+    }.items():
+        logging.getLogger(name).setLevel(level)
+    return mlflow
+
+
+def without_password(text: str) -> str:
+    """An address without the password in it."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+def database_of(uri: str) -> Path | None:
+    found = re.match(r"sqlite:///([^?]+)", uri)
+    return Path(found[1]) if found else None
+
+
+def client_uri(uri: str) -> str:
+    """MLflow remembers stores by their address: a relative one would be another folder's."""
+    database = database_of(uri)
+    return uri if database is None else uri.replace(str(database), str(database.resolve()), 1)
+
+
+def experiment_of(client: Any, uri: str, name: str) -> str:
+    """The id of the study's experiment, made or taken out of the trash where need be."""
+    from mlflow import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        database = database_of(uri)
+        place = database and (database.parent / "mlartifacts" / name).resolve().as_uri()
+        try:
+            return client.create_experiment(name, place, {KIND: "custom_model_development"})
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # another one was faster
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        client.restore_experiment(found.experiment_id)
+    return found.experiment_id

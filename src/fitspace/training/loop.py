@@ -1,0 +1,221 @@
+"""Fit a method's trainables on a prepared task.
+
+A run killed at any step and started again ends in the same bits (on one kind of CPU).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import trange
+
+from fitspace.core import rng
+from fitspace.core.errors import UserError
+from fitspace.core.memory import fewer_at_once
+from fitspace.data.prepared import PreparedTask
+from fitspace.training import objectives
+from fitspace.training.batch import Batch, make_batch
+from fitspace.training.member import (
+    Fit,
+    Member,
+)
+
+CHECKPOINT_SECONDS = 20.0
+TOGETHER = "dropout masks are drawn for all of a batch together"
+COMMON = ("steps", "batch_size", "precision")  # what runs of a fold have in common
+
+
+def fit(
+    model: torch.nn.Module,
+    trainable: dict[str, torch.nn.Parameter],
+    task: PreparedTask,
+    scheduler,
+    scaling: float,
+    settings: dict[str, Any],
+    seed: int,
+    checkpoint: Path,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    description: str = "training",
+    on_step: Callable[[int], None] | None = None,
+    on_loss: Callable[[int, float, float], None] | None = None,
+    dropouts: Sequence[torch.nn.Module] = (),
+) -> Fit:
+    """Train ``trainable`` by AdamW and return their final values.
+
+    Parameters
+    ----------
+    model : the denoiser with the method attached; called as ``model(x, t, condition).sample``.
+    settings : a resolved :class:`fitspace.study.TrainSettings` as a dict.
+    checkpoint : file that is written about every ``checkpoint_seconds``; when it is there,
+        training continues from it. The caller deletes it when the result is safe.
+    on_loss : called with each step, its loss and its learning rate.
+    dropouts : the method's dropout layers, at work here and nowhere else; the base stays in
+        evaluation mode (its own label dropout, drawn once per block, would undo ours).
+
+    A loss that is not finite ends it: see :class:`Fit`.
+
+    Raises
+    ------
+    UserError : a checkpoint of another run, or the device's memory does not hold one example.
+    """
+    member = Member(trainable, settings, seed, checkpoint, on_loss)
+    (result,) = fit_members(
+        model, [member], task, scheduler, scaling, checkpoint_seconds, description, on_step,
+        dropouts,
+    )  # fmt: skip
+    return result
+
+
+def fit_members(
+    model: torch.nn.Module,
+    members: Sequence[Member],
+    task: PreparedTask,
+    scheduler,
+    scaling: float,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    description: str = "training",
+    on_step: Callable[[int], None] | None = None,
+    dropouts: Sequence[torch.nn.Module] = (),
+    folded: bool = False,
+) -> list[Fit]:
+    """Train one run, or the members of a fold in one batch; see :func:`fit`.
+
+    In a fold ``model`` is computed with each member's own leaves in place of its parameters, and
+    shares the rest. A member whose loss is not finite leaves it; the others go on.
+
+    Raises
+    ------
+    UserError : as :func:`fit`, or checkpoints that do not stand at one step.
+    """
+    for member in members:
+        member.resume()
+        member.folded = max(member.folded, len(members))
+    settings, start = members[0].settings, len(members[0].losses)
+    if any(len(member.losses) != start for member in members):
+        raise UserError(f"{members[0].checkpoint}: others of the fold are at another step")
+    device = members[0].parameters[0].device
+    at_once = settings["batch_size"] * (2 if task.prior else 1)
+    runs_at_once, active = len(members), list(members)
+    last = saved = time.monotonic()
+    for layer in dropouts:
+        layer.train()
+    progress = trange(start, settings["steps"], initial=start, total=settings["steps"],
+                      desc=description, disable=None)  # fmt: skip
+    for step in progress:
+        batches = [
+            make_batch(task, scheduler, scaling, m.settings, m.seed, step).to(device)
+            for m in active
+        ]
+        if dropouts:  # the only numbers that torch itself draws
+            seed = members[0].seed
+            torch.manual_seed(int(rng.generator(seed, "dropout", step).integers(2**63)))
+        half = settings["precision"] == "bf16"
+        losses: list[float] = []
+        while not losses:
+            for member in active:
+                member.optimizer.zero_grad()
+            try:
+                if folded:
+                    losses = _backward_folded(
+                        model, scheduler, active, batches, runs_at_once, at_once, half
+                    )
+                else:
+                    losses = [_backward(model, scheduler, batches[0], at_once, half)]
+                continue
+            except torch.OutOfMemoryError:
+                pass  # and out of the handler: a traceback keeps the step's tensors alive
+            runs_at_once = min(runs_at_once, len(active))
+            if runs_at_once > 1:
+                runs_at_once = fewer_at_once(runs_at_once, "train: runs")
+            else:
+                never = TOGETHER if dropouts else None
+                at_once = fewer_at_once(at_once, "train: examples", never)
+        for member, loss in zip(active, losses, strict=True):
+            member.update(step, loss)
+        now = time.monotonic()
+        for member in active:
+            member.seconds += (now - last) / len(active)
+        last = now
+        active = [member for member in active if member.diverged is None]
+        if not active:
+            break
+        progress.set_postfix(loss=f"{np.mean(active[0].losses[-50:]):.4f}", refresh=False)
+        if now - saved > checkpoint_seconds:
+            for member in active:
+                member.save()
+            saved = time.monotonic()
+            # Of a large model a checkpoint takes long: a tenth of the time at most.
+            checkpoint_seconds = max(checkpoint_seconds, 9 * (saved - now))
+        if on_step is not None:
+            on_step(step)
+    progress.close()
+    for layer in dropouts:
+        layer.eval()
+    return [member.result(at_once) for member in members]
+
+
+def _backward(model, scheduler, batch: Batch, at_once: int, half: bool) -> float:
+    """The batch's mean loss; its gradient is added up over parts of ``at_once`` examples."""
+    total = 0.0
+    for first in range(0, len(batch), at_once):
+        part = batch[first : first + at_once]
+        with torch.autocast(part.t.device.type, dtype=torch.bfloat16, enabled=half):
+            predicted = model(part.noisy, part.t, part.condition).sample
+        loss = _loss(scheduler, predicted, part, len(batch))
+        total += loss.item()
+        loss.backward()
+    return total
+
+
+def _loss(scheduler, predicted: torch.Tensor, part: Batch, size: int) -> torch.Tensor:
+    """A part's share of the mean loss of a batch of ``size``."""
+    loss = objectives.loss(scheduler, predicted.float(), part)
+    return loss.mean() if len(part) == size else loss.sum() / size
+
+
+def _backward_folded(
+    model,
+    scheduler,
+    members: Sequence[Member],
+    batches: Sequence[Batch],
+    runs_at_once: int,
+    at_once: int,
+    half: bool,
+) -> list[float]:
+    """As :func:`_backward`, of every member's batch; so many runs are one batch of the device.
+
+    vmap makes (runs * examples) rows of what meets the shared weights alone, and batched
+    products and grouped convolutions of what meets the members' own.
+    """
+
+    def predict(own, noisy, t, condition) -> torch.Tensor:
+        return torch.func.functional_call(model, own, (noisy, t, condition)).sample
+
+    if len(members) > runs_at_once:
+        return [
+            loss
+            for first in range(0, len(members), runs_at_once)
+            for loss in _backward_folded(
+                model, scheduler, members[first : first + runs_at_once],
+                batches[first : first + runs_at_once], runs_at_once, at_once, half,
+            )
+        ]  # fmt: skip
+    totals = [0.0] * len(members)
+    for first in range(0, len(batches[0]), at_once):
+        parts = [batch[first : first + at_once] for batch in batches]
+        stacked = {n: torch.stack([m.trainable[n] for m in members]) for n in members[0].trainable}
+        inputs = [torch.stack([getattr(p, n) for p in parts]) for n in ("noisy", "t", "condition")]
+        with torch.autocast(inputs[0].device.type, dtype=torch.bfloat16, enabled=half):
+            predicted = torch.vmap(predict)(stacked, *inputs)
+        losses = [
+            _loss(scheduler, own, part, len(batch))
+            for own, part, batch in zip(predicted, parts, batches, strict=True)
+        ]
+        torch.stack(losses).sum().backward()
+        totals = [total + loss.item() for total, loss in zip(totals, losses, strict=True)]
+    return totals

@@ -1,0 +1,116 @@
+"""The embedded models as a user of plain diffusers meets them."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fitspace import bases
+from fitspace.core import rng
+from fitspace.data.encoding import encode_captions
+from fitspace.training import sampling
+
+ROOT = Path(__file__).parents[2]
+BASE = ROOT / "models/emoji-unet"
+DIT = ROOT / "models/emoji-dit"
+CAPTIONS = ["cat face", "flag of Japan", "waving hand, dark skin tone"]
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(
+        bases.resolve(BASE), use_safetensors=True, local_files_only=True, torch_dtype=torch.float32
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_plain_diffusers_draws_what_the_sample_stage_draws(pipeline):
+    noise = rng.initial_noise(3, len(CAPTIONS), (8, 8, 8))
+    theirs = pipeline(
+        CAPTIONS, latents=noise, num_inference_steps=5, guidance_scale=3.0, output_type="np",
+        height=32, width=32,
+    ).images  # fmt: skip
+    text = encode_captions(BASE, ["", *CAPTIONS])
+    ours = sampling.generate(
+        bases.load_denoiser(BASE), bases.load_vae(BASE), bases.config(BASE, "scheduler"),
+        text[1:], text[:1], noise, steps=5, guidance=3.0,
+    )  # fmt: skip
+    difference = np.abs(np.rint(theirs * 255) - ours.astype(float))
+    assert difference.max() <= 1
+
+
+def test_an_adapter_changes_the_pipeline_and_comes_off_again(pipeline, tmp_path):
+    import fitspace
+    from fitspace import methods
+
+    noise = rng.initial_noise(3, 1, (8, 8, 8))
+
+    def draw():
+        return pipeline(
+            CAPTIONS[:1], latents=noise, num_inference_steps=2, output_type="np",
+            height=32, width=32,
+        ).images  # fmt: skip
+
+    before = draw()
+    settings = {"input": "CA_out", "output": "FFN_in", "width": 4, "init": "default"}
+    made = methods.attach(bases.load_denoiser(BASE), "adapter", settings, seed=1)
+    methods.save(made, tmp_path / "adapter.safetensors", {})
+    attached = fitspace.load_adapter(pipeline, tmp_path / "adapter.safetensors")
+    assert np.abs(draw() - before).max() > 0.01
+    attached.remove()
+    assert np.array_equal(draw(), before)
+
+
+def test_plain_diffusers_draws_the_categories_that_the_sample_stage_draws():
+    from diffusers import DiTPipeline
+
+    pipeline = DiTPipeline.from_pretrained(
+        DIT, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    chosen = pipeline.get_label_ids(["cat-face", "country-flag", "time"])
+    assert chosen == [bases.labels(DIT)[name] for name in ("cat-face", "country-flag", "time")]
+    # The pipeline draws its noise itself.
+    noise = torch.randn(3, 8, 8, 8, generator=torch.Generator().manual_seed(5))
+    theirs = pipeline(
+        chosen, guidance_scale=1.0, num_inference_steps=5, output_type="np",
+        generator=torch.Generator().manual_seed(5),
+    ).images  # fmt: skip
+    ours = sampling.generate(
+        bases.load_denoiser(DIT), bases.load_vae(DIT), bases.config(DIT, "scheduler"),
+        torch.tensor(chosen), torch.tensor([100]), noise, steps=5, guidance=1.0,
+    )  # fmt: skip
+    assert np.abs(np.rint(theirs * 255) - ours.astype(float)).max() <= 1
+
+
+def test_the_dit_knows_every_category_and_keeps_one_embedder():
+    from fitspace.data import openmoji
+
+    drawn = {openmoji.categories().get(row[2], "other") for row in openmoji.catalogue()}
+    assert set(bases.labels(DIT)) == drawn
+    model = bases.load_denoiser(DIT)  # refuses blocks whose embedders differ
+    assert model.config.num_embeds_ada_norm == len(drawn)
+    assert model.config.out_channels == 2 * model.config.in_channels
+
+
+def test_embedded_weights_are_small():
+    command = ["git", "-C", str(ROOT), "ls-files", "models"]
+    files = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    sizes = [(ROOT / f).stat().st_size for f in files if f.endswith(".safetensors")]
+    assert sizes and sum(sizes) < 25_000_000
+    assert not [f for f in files if Path(f).suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
+
+
+@pytest.mark.parametrize("model", ["emoji-unet", "emoji-dit", "emoji-clip"])
+def test_cards_say_where_a_model_comes_from(model):
+    card = (ROOT / "models" / model / "README.md").read_text()
+    for word in ("CC BY-SA 4.0", "OpenMoji", "seed", "hours" if model == "emoji-clip" else " h,"):
+        assert word.lower() in card.lower()
+    for line in card.splitlines():
+        if line.startswith("!["):
+            assert (ROOT / "models" / model / line.partition("](")[2].rstrip(")")).exists()

@@ -1,0 +1,227 @@
+"""The papers' tables in params/published: their own sums, and what the analysis reads in them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy import stats as distributions
+
+from fitspace.cli import main
+from fitspace.methods import adapter
+from fitspace.plan import counting, footprint, load_study
+from fitspace.plan.footprint import Footprint
+from fitspace.plan.overview import describe
+from fitspace.stats import anova, anova_of_file, pairs
+
+PARAMS = Path(__file__).parents[2] / "params"
+PUBLISHED = PARAMS / "published"
+HEAT_MAP = PUBLISHED / "adapter-heat-map.csv"
+
+
+@pytest.fixture
+def fid():
+    table = pd.read_csv(PUBLISHED / "difffit-fid.csv")
+    return table.assign(log_fid=np.log(table["fid"]))
+
+
+def test_heat_map_has_the_legal_cells_once():
+    table = pd.read_csv(HEAT_MAP)
+    cells = list(zip(table["input"], table["output"], strict=True))
+    assert sorted(cells) == sorted(adapter.legal_cells()) and len(cells) == 20
+
+
+# Factor -> degrees of freedom, F, p, eta squared. Cells are known to 0.003: more digits would
+# say nothing of the paper.
+ONE_WAY = {
+    "input": ((9, 10), 11.9, 3e-4, 0.915),
+    "output": ((6, 13), 0.77, 0.61, None),
+}
+
+
+@pytest.mark.parametrize(("factor", "expected"), ONE_WAY.items(), ids=ONE_WAY)
+def test_heat_map_gives_the_papers_claim(factor, expected, capsys):
+    df, f, p, eta2 = expected
+    table = anova_of_file(HEAT_MAP, response="clip_i", factors=[factor])
+    effect, residual = table.to_dict("records")
+    assert (effect["df"], residual["df"]) == df
+    assert effect["F"] == pytest.approx(f, abs=0.05 if f > 1 else 0.005)
+    assert effect["p"] == pytest.approx(p, rel=0.01)
+    if eta2:
+        assert effect["eta2_p"] == pytest.approx(eta2, abs=5e-4)
+    # An independent program's one-way F.
+    groups = pd.read_csv(HEAT_MAP).groupby(factor)["clip_i"].apply(list)
+    outside = distributions.f_oneway(*groups)
+    assert effect["F"] == pytest.approx(outside.statistic, rel=1e-10)
+    assert effect["p"] == pytest.approx(outside.pvalue, rel=1e-8)
+
+    arguments = ["--response", "clip_i", "--factors", factor, "--json"]
+    assert main(["anova", str(HEAT_MAP), *arguments]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [row["source"] for row in shown] == [factor, "residual"]
+    assert shown[0]["F"] == effect["F"] and shown[0]["p"] == effect["p"]
+
+
+def test_means_of_difffits_rows_are_the_printed_ones(fid):
+    printed = pd.read_csv(PUBLISHED / "difffit-methods.csv").set_index("method")["average_fid"]
+    means = fid.groupby("method")["fid"].mean()
+    assert len(printed) == 8 and (fid.groupby("method")["dataset"].nunique() == 8).all()
+    # Cells and means are rounded to 0.01 each: 0.005 + 0.005.
+    assert (means - printed).abs().max() <= 0.01
+
+
+def by_hand(table):
+    """F of the methods in a complete block design, from the table of cells."""
+    cells = table.pivot(index="method", columns="dataset", values="log_fid").to_numpy()
+    centred = cells - cells.mean()
+    rows, columns = centred.mean(1, keepdims=True), centred.mean(0, keepdims=True)
+    methods, datasets = cells.shape
+    between = datasets * (rows**2).sum() / (methods - 1)
+    within = ((centred - rows - columns) ** 2).sum() / ((methods - 1) * (datasets - 1))
+    return between / within
+
+
+SUBSETS = {"all methods": ("", (7, 49), 61.2), "without LoRA": ("LoRA", (5, 35), 18.8)}
+
+
+@pytest.mark.parametrize(("left_out", "df", "f"), SUBSETS.values(), ids=SUBSETS)
+def test_difffits_methods_differ_with_data_sets_as_blocks(fid, left_out, df, f):
+    if left_out:
+        fid = fid[~fid["method"].str.startswith(left_out)]
+    found = anova(fid, "log_fid", ["method"], block="dataset").set_index("source")
+    assert (found["df"]["method"], found["df"]["residual"]) == df
+    assert found["F"]["method"] == pytest.approx(by_hand(fid), rel=1e-10)
+    assert found["F"]["method"] == pytest.approx(f, abs=0.05)
+
+
+def test_difffit_is_best_but_not_separable_from_full_fine_tuning(fid):
+    fid = fid[~fid["method"].str.startswith("LoRA")]
+    assert fid.groupby("method")["log_fid"].mean().idxmin() == "DiffFit"
+    found = pairs(fid, "log_fid", "method", block="dataset")
+    p = {frozenset(names): x for *names, x in found[["level", "other", "p_tukey"]].to_numpy()}
+    against = {m: p[frozenset(("DiffFit", m))] for m in set(fid["method"]) - {"DiffFit"}}
+    separable = {m for m, x in against.items() if x < 0.05}
+    assert separable == {"VPT-Deep", "Adapt-Parallel"}
+    # scipy's studentized range, from the cell means and the residual mean square.
+    wide = fid.pivot(index="dataset", columns="method", values="log_fid")
+    centred = wide.sub(wide.mean(), axis=1).sub(wide.mean(axis=1) - wide.to_numpy().mean(), axis=0)
+    error = (centred**2).to_numpy().sum() / 35
+    q = abs(wide["DiffFit"].mean() - wide["Full"].mean()) / np.sqrt(error / 8)
+    assert against["Full"] == pytest.approx(distributions.studentized_range.sf(q, 6, 35), rel=1e-6)
+
+
+# The papers' designs, planned without weights, judge or images.
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch):
+    """What is said of a shipped study, or of one with another content; no step is measured."""
+    from huggingface_hub import constants
+
+    def planned(name, **changes):
+        content = yaml.safe_load((PARAMS / f"{name}.yaml").read_text()) | changes
+        Path("study.yaml").write_text(yaml.safe_dump(content))
+        return describe(load_study("study.yaml"))
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(footprint, "measure", lambda *arguments: Footprint(1, 3, 0, 1, 1))
+    monkeypatch.chdir(tmp_path)
+    return planned
+
+
+def test_the_adapter_papers_design(plan):
+    found = plan("sd15-dreambooth")
+    cells = {tuple(p["factors"].values()): p["trainable"] for p in found["points"] if p["factors"]}
+    assert sorted(cells) == sorted(adapter.legal_cells())
+    # The released widths: 60; 6, 7 and 9 at the ResNet positions.
+    released = {
+        ("CA_c", "CA_c"): 1_487_808,
+        ("Res_in", "Res_in"): 3_303_492,
+        ("Res_in", "Res_out"): 3_224_794,
+        ("Res_out", "Res_out"): 3_326_598,
+    }
+    assert cells == dict.fromkeys(adapter.legal_cells(), 1_511_040) | released
+    arms = {p["arm"]: p["trainable"] for p in found["points"] if not p["factors"]}
+    assert arms == {"full": 859_520_964, "none": 0}
+    assert len(found["runs"]) == len(set(found["runs"])) == 22 * 4 * 3
+    assert sorted(len(part) for part in found["components"]) == [1, 3, 16]
+    assert len(found["illegal_cells"]) == 8 * 5 - 17
+    assert len(found["absent"]) == 1 + 1 + 4
+
+
+def test_difffits_design(plan):
+    found = plan("dit-xl-difffit")
+    # The paper's counts, for 101 classes and none; here the table has ImageNet's 1,000 and none.
+    tables = 1152 * (1001 - 102)
+    millions = {p["arm"]: (p["trainable"] - tables) / 1e6 for p in found["points"]}
+    printed = pd.read_csv(PUBLISHED / "difffit-methods.csv").set_index("method")["params_million"]
+    named = {
+        "full": "Full",
+        "adaptformer-parallel": "Adapt-Parallel",
+        "adaptformer-sequential": "Adapt-Sequential",
+        "bitfit": "BitFit",
+        "vpt": "VPT-Deep",
+        "lora-r8": "LoRA-R8",
+        "lora-r16": "LoRA-R16",
+        "difffit": "DiffFit",
+    }
+    assert millions.keys() == named.keys() and set(named.values()) == set(printed.index)
+    for arm, method in named.items():
+        # Prompts are not in the paper's 2.81 M: one in each block is 0.03 M.
+        tolerance = {"full": 0.05, "vpt": 0.04}.get(arm, 0.005)
+        assert millions[arm] == pytest.approx(printed[method], abs=tolerance), arm
+    assert len(found["runs"]) == 8 * 7 * 3 and len(found["absent"]) == 3 + 7
+    assert [len(part) for part in found["components"]] == [8]
+
+
+FINER = {
+    "twice the base's size": lambda tasks: {"tasks": [task | {"scale": 2} for task in tasks]},
+    "a base of 512 px": lambda tasks: {"base": "facebook/DiT-XL-2-512"},
+}
+
+
+@pytest.mark.parametrize("change", FINER.values(), ids=FINER)
+def test_difffits_design_at_512_px(plan, change):
+    tasks = yaml.safe_load((PARAMS / "dit-xl-difffit.yaml").read_text())["tasks"]
+    assert len(plan("dit-xl-difffit", **change(tasks))["runs"]) == 8 * 7 * 3
+
+
+@pytest.fixture
+def counted_by_width(monkeypatch):
+    """Each width counted at one cell only."""
+    counts, count = {}, counting.count
+
+    def counted(base, method, settings):
+        key = method, settings.get("width")
+        if key not in counts:
+            counts[key] = count(base, method, settings)
+        return counts[key]
+
+    monkeypatch.setattr(counting, "count", counted)
+
+
+def test_the_adapter_papers_factors(counted_by_width, plan):
+    _check_factors(plan("sd15-adapters"))
+
+
+@pytest.mark.slow
+def test_the_adapter_papers_factors_counted_at_every_point(plan):
+    _check_factors(plan("sd15-adapters"))
+
+
+def _check_factors(found):
+    cells = [p["factors"] for p in found["points"] if p["factors"]]
+    widths = {60: 1_511_040, 256: 6_406_336}
+    counts = {p["trainable"] for p in found["points"] if p["factors"]}
+    assert len(cells) == 48 and counts == set(widths.values())
+    for point in found["points"]:
+        assert point["trainable"] == widths.get(point["factors"].get("width"), point["trainable"])
+    pairs = {(cell["input"], cell["output"]) for cell in cells}
+    assert pairs <= set(adapter.legal_cells()) and [len(c) for c in found["components"]] == [48]
+    levels = [(e["effect"], e["df"]) for e in found["effects"] if ":" not in e["effect"]]
+    factors = [("input", 6), ("output", 3), ("activation", 3), ("scale", 2), ("width", 1)]
+    assert levels == factors
+    assert len(found["runs"]) == 50 * 2 and len(found["absent"]) == 4
+    assert found["subsets"][0]["legal"] == 16 * 4 * 3 * 2

@@ -1,0 +1,161 @@
+"""What is committed has the same bytes on every processor.
+
+OpenBLAS takes its kernels by the processor, and with them the order of sums;
+``OPENBLAS_CORETYPE`` makes it take those of another.
+"""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from numpy._core._multiarray_umath import __cpu_features__ as CAN
+
+from fitspace.audit.regenerate import INPUTS
+from fitspace.stats.digits import DIGITS
+
+ROOT = Path(__file__).parents[2]
+CASES = ROOT / "tests/data/stats"
+REPORTS = sorted(path.parent.name for path in ROOT.glob("reports/*/runs.csv"))
+# Kernels -> what a processor needs to run them, and what OpenBLAS then says it uses.
+KERNELS = {
+    "Prescott": ("SSE3", {"Prescott", "Katmai"}),
+    "SandyBridge": ("AVX", {"Sandybridge"}),
+    "Haswell": ("AVX2", {"Haswell"}),
+    "Zen": ("AVX2", {"Zen", "Haswell"}),
+    "SkylakeX": ("AVX512_SKX", {"SkylakeX"}),
+}
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import numpy
+from threadpoolctl import threadpool_info
+from fitspace.cli import main
+from fitspace.plan import load_study
+from fitspace.report import build
+
+kernels = {{i["architecture"] for i in threadpool_info() if i["internal_api"] == "openblas"}}
+print(json.dumps(sorted(kernels)))
+{body}
+"""
+MADE_AGAIN = """
+for name, folder in json.loads(sys.argv[1]).items():
+    build(load_study(Path("params") / f"{name}.yaml"), Path(folder))
+"""
+COMMANDS = """
+for command in json.loads(sys.argv[1]):
+    print(command, main(command))
+"""
+
+
+def _under(kernel: str, body: str, content) -> list[str]:
+    """Lines that a program prints in a process of its own whose OpenBLAS has these kernels."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(body=body), json.dumps(content)],
+        cwd=ROOT,
+        env=os.environ | {"OPENBLAS_CORETYPE": kernel},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+    found, *lines = done.stdout.splitlines()
+    assert found and set(json.loads(found)) <= KERNELS[kernel][1]
+    return lines
+
+
+def _files(reports: Path) -> dict[str, bytes]:
+    paths = (path for name in REPORTS for path in (reports / name).rglob("*") if path.is_file())
+    return {path.relative_to(reports).as_posix(): path.read_bytes() for path in paths}
+
+
+def _needs(kernel: str) -> None:
+    needed, _ = KERNELS[kernel]
+    if not CAN.get(needed):
+        pytest.skip(f"this processor has no {needed}")
+
+
+def _rest_slow(first: str):
+    return [k if k == first else pytest.param(k, marks=pytest.mark.slow) for k in KERNELS]
+
+
+@pytest.mark.parametrize("kernel", _rest_slow("Prescott"))
+def test_committed_reports_have_the_same_bytes(kernel, tmp_path):
+    _needs(kernel)
+    for name in REPORTS:
+        shutil.copytree(ROOT / "reports" / name / "gallery", tmp_path / name / "gallery")
+        for file in INPUTS:
+            if (ROOT / "reports" / name / file).exists():
+                shutil.copy(ROOT / "reports" / name / file, tmp_path / name / file)
+    _under(kernel, MADE_AGAIN, {name: str(tmp_path / name) for name in REPORTS})
+    committed, made = _files(ROOT / "reports"), _files(tmp_path)
+    assert REPORTS and committed.keys() == made.keys()
+    assert [name for name in committed if committed[name] != made[name]] == []
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_every_number_of_a_figure_was_read_or_has_the_digits_of_the_tables(name):
+    """What a figure computes by itself would show the rounding of the machine it was drawn on."""
+    folder = ROOT / "reports" / name
+    read = {c for file in ("runs.csv", "against_n.csv") for c in _cells(folder / file)}
+    figures = sorted((folder / "figures").glob("*.csv"))
+    odd = {(path.name, cell) for path in figures for cell in _cells(path) - read if _long(cell)}
+    assert figures and odd == set()
+
+
+def _cells(path: Path) -> set[str]:
+    if not path.exists():
+        return set()
+    with path.open(encoding="utf-8", newline="") as file:
+        return {cell for row in csv.reader(file) for cell in row}
+
+
+def _long(cell: str) -> bool:
+    number = re.fullmatch(r"-?(\d*)\.?(\d*)(e[+-]?\d+)?", cell)
+    return bool(number) and len((number[1] + number[2]).strip("0")) > DIGITS
+
+
+def _analyses() -> list[list[str]]:
+    """`fitspace anova` of every shared case that a command can analyse, plain and otherwise."""
+    commands = []
+    for path in sorted(CASES.glob("*.csv")):
+        with path.open(newline="") as file:
+            columns = next(csv.reader(file))
+        formula = json.loads(path.with_suffix(".json").read_text()).get("formula")
+        if path.name.startswith("nist_"):
+            model = ["--response", columns[-1], "--factors", columns[0]]
+            more = [["--exact-decimals"]]
+        elif isinstance(formula, str) and "|" not in formula:
+            model = ["--formula", formula]
+            more = [["--robust", "hc3"], ["--permutations", "499"], ["--type", "1"]]
+        else:
+            continue
+        commands += [["anova", str(path), *model, "--json", *m] for m in ([], *more)]
+    return commands
+
+
+def _plans() -> list[list[str]]:
+    """`fitspace plan` of the studies of the embedded models; one with a D-optimal subset."""
+    studies = [str(path) for path in sorted(ROOT.glob("params/emoji*.yaml"))]
+    plans = [["plan", path, "--json"] for path in studies]
+    return [*plans, ["plan", str(ROOT / "params/emoji.yaml"), "--json", "--subset", "12"]]
+
+
+@pytest.fixture(scope="module")
+def here():
+    """What the commands print with the kernels that every processor has."""
+    return _under("Prescott", COMMANDS, _analyses() + _plans())
+
+
+@pytest.mark.parametrize(
+    "kernel", [pytest.param(k, marks=pytest.mark.slow) for k in list(KERNELS)[1:]]
+)
+def test_analyses_and_plans_are_the_same_text(kernel, here):
+    _needs(kernel)
+    assert len(_analyses()) > 15
+    assert _under(kernel, COMMANDS, _analyses() + _plans()) == here

@@ -1,0 +1,206 @@
+"""The whole way: a study of two points and the base, by Snakemake, to its report."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from project import content
+
+ROOT = Path(__file__).parents[2]
+
+
+def _study(**changes):
+    return content() | {"title": "Two <b>points</b>"} | changes
+
+
+@pytest.fixture(scope="module")
+def project(origin, tmp_path_factory):
+    """The folder of a copy of the finished project, with a title that wants escaping."""
+    folder = origin.copy(tmp_path_factory.mktemp("workflow") / "project").folder
+    _write(folder, _study())
+    done = _snakemake(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def _write(project: Path, study: dict) -> None:
+    (project / "params/two.yaml").write_text(yaml.safe_dump(study))
+
+
+def _snakemake(project: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = ["snakemake", "--cores", "2", *arguments, "--config", "study=params/two.yaml"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        command, cwd=project, capture_output=True, text=True, env=os.environ | {"PATH": path}
+    )
+
+
+def _would_run(project: Path) -> dict[str, int]:
+    """Rule -> jobs of a dry run."""
+    done = _snakemake(project, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in (done.stdout + done.stderr).splitlines()]
+    rules = ("prepare", "reference", "train", "sample", "evaluate", "report")
+    counts = {w[0]: int(w[1]) for w in lines if len(w) == 2 and w[0] in rules and w[1].isdigit()}
+    return counts
+
+
+def _rows(project: Path) -> list[dict]:
+    with (project / "reports/two/runs.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_run_has_its_row_with_metrics_cost_and_keys(project):
+    rows = _rows(project)
+    assert [r["arm"] for r in rows] == ["adapter", "adapter", "none"] * 2
+    for row in rows:
+        assert row["status"] == "ok" and row["evaluate_key"] in row["run"]
+        for metric in ("fd_effnet", "clip_t", "clip_i", "kid_effnet"):
+            assert np.isfinite(float(row[metric]))
+        assert float(row["fd_effnet_low"]) < float(row["fd_effnet_jackknife"])
+        assert (row["n"], row["m"]) == ("6", "6") and "against_n" not in row
+        assert (int(row["trainable"]) > 0) == (row["arm"] == "adapter")
+
+
+def test_distances_by_number_of_samples_are_there_for_every_run(project):
+    runs = {row["run"]: row for row in _rows(project)}
+    with (project / "reports/two/against_n.csv").open() as file:
+        curves = list(csv.DictReader(file))
+    assert [c["run"] for c in curves if c["n"] == "6"] == list(runs)
+    for curve in curves:
+        same = [curve[k] == runs[curve["run"]][k] for k in ("fd_effnet", "kid_effnet")]
+        assert same == [curve["n"] == "6"] * 2
+
+
+def test_report_is_there_self_contained_and_escaped(project):
+    page = (project / "reports/two/report.html").read_text()
+    assert "Two &lt;b&gt;points&lt;/b&gt;" in page and "Two <b>points" not in page
+    assert "thing 1 <i>" not in page
+    assert 'src="http' not in page and 'href="http' not in page.replace('href="https://arxiv', "")
+    for name in ("anova.csv", "effects.csv", "gallery.json", "design.json"):
+        assert (project / "reports/two" / name).stat().st_size > 0
+
+
+def test_stages_leave_what_they_declare_and_no_trace_of_work_in_progress(project):
+    for stage in ("train", "sample", "evaluate"):
+        for folder in (project / "results" / stage).iterdir():
+            assert (folder / f"{stage}.json").exists()
+            assert not [f for f in folder.iterdir() if f.name.startswith(".")]
+    assert list((project / "results").glob(".resume/*")) == []
+
+
+def test_second_run_has_nothing_to_do(project):
+    done = _snakemake(project)
+    assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
+
+
+CHANGES = {
+    "training setting": (
+        {"train": {"steps": 4, "batch_size": 4, "lr": 1.0e-3}},
+        {"train": 4, "sample": 4, "evaluate": 4, "report": 1},
+    ),
+    "training setting of one arm": (
+        {"arms": [_study()["arms"][0] | {"train": {"lr": 0.01}}, {"method": "none"}]},
+        {"train": 4, "sample": 4, "evaluate": 4, "report": 1},
+    ),
+    "sampling setting": (
+        {"sample": {"prompts": 6, "steps": 2, "guidance": 2.0}},
+        {"sample": 6, "evaluate": 6, "report": 1},
+    ),
+    "new seed": (
+        {"seeds": [0, 1, 2]},
+        {"train": 2, "sample": 3, "evaluate": 3, "report": 1},
+    ),
+    "fewer levels": ({"arms": _study()["arms"][:1]}, {"report": 1}),
+    "title": ({"title": "Other"}, {"report": 1}),
+}
+
+
+@pytest.mark.parametrize("change, expected", CHANGES.values(), ids=CHANGES)
+def test_a_change_runs_only_what_it_touches(project, change, expected):
+    study = project / "params/two.yaml"
+    times = study.stat().st_atime_ns, study.stat().st_mtime_ns
+    _write(project, _study(**change))
+    try:
+        assert _would_run(project) == expected
+    finally:
+        _write(project, _study())
+        os.utime(study, ns=times)
+
+
+def test_changing_back_runs_nothing(project):
+    assert _would_run(project) == {}
+
+
+def test_report_made_again_is_byte_identical(project):
+    folder = project / "reports/two"
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    done = _fitspace(project, "report", "params/two.yaml", "--cached")
+    assert done.returncode == 0, done.stderr
+    after = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert before.keys() == after.keys()
+    assert [p.name for p in before if before[p] != after[p]] == []
+
+
+def _fitspace(project: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "fitspace.cli", *arguments]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True)
+
+
+def test_a_retrained_run_has_the_same_bits(project):
+    folder = next(f for f in sorted((project / "results/train").iterdir()) if "~s0" in f.name)
+    before = (folder / "adapter.safetensors").read_bytes()
+    kept = folder.rename(project / "kept")
+    try:
+        done = _fitspace(project, "train", "params/two.yaml", folder.name)
+        assert done.returncode == 0, done.stderr
+        assert (folder / "adapter.safetensors").read_bytes() == before
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        kept.rename(folder)
+
+
+def test_a_changed_artefact_is_refused_by_the_next_stage(project):
+    folder = next(f for f in sorted((project / "results/train").iterdir()) if "~s0" in f.name)
+    adapter = folder / "adapter.safetensors"
+    good = adapter.read_bytes()
+    sample = next(
+        f for f in (project / "results/sample").iterdir()
+        if f.name.rpartition("~")[0] == folder.name.rpartition("~")[0]
+    )  # fmt: skip
+    kept = sample.rename(project / "kept")  # what is finished is not made again
+    try:
+        adapter.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        done = _fitspace(project, "sample", "params/two.yaml", sample.name)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert "adapter.safetensors: changed since it was written" in done.stderr
+    finally:
+        adapter.write_bytes(good)
+        shutil.rmtree(sample, ignore_errors=True)
+        kept.rename(sample)
+
+
+def test_a_missing_metric_is_an_error_that_names_the_run(project):
+    folder = next((project / "results/evaluate").iterdir())
+    kept = folder.rename(project / "kept")
+    try:
+        done = _fitspace(project, "report", "params/two.yaml", "--cached")
+        assert done.returncode == 2 and folder.name in done.stderr
+    finally:
+        kept.rename(folder)
+
+
+def test_too_many_prompts_is_one_clear_message(project):
+    _write(project, _study(sample={"prompts": 7, "steps": 3, "guidance": 2.0}))
+    try:
+        done = _snakemake(project)
+        text = done.stdout + done.stderr
+        assert done.returncode != 0 and "sample.prompts: 7" in text and "4 to 6" in text
+    finally:
+        _write(project, _study())
