@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-import recorded as keeping
 from project import STUDY
+from recorded import light_copy
 
 from fitspace.audit import EXIT, audit
 from fitspace.audit.again import seed_spread
@@ -25,7 +25,7 @@ ELSEWHERE = {"model name": "Another Processor", "cpu family": "7", "model": "1",
 @pytest.fixture
 def project(origin, tmp_path, monkeypatch):
     """A copy of the finished project as the current folder."""
-    copy = keeping.light_copy(origin, tmp_path / "project")
+    copy = light_copy(origin, tmp_path / "project")
     monkeypatch.chdir(copy.folder)
     return copy
 
@@ -167,9 +167,10 @@ def test_one_run_beyond_the_seeds_is_named_among_honest_ones(project):
 
 
 @pytest.fixture
-def remade(project, tmp_path):
+def remade(recorded, tmp_path, monkeypatch):
     """A recorded project whose study was made anew, report and all; DVC knows nothing of it."""
-    keeping.recorded(project, tmp_path / "store")
+    project = light_copy(recorded, tmp_path / "remade")
+    monkeypatch.chdir(project.folder)
     shutil.rmtree(project / ".dvc/cache")  # a clone has none
     make_anew(change=rounded_otherwise)
     assert main(["report", STUDY, "--cached"]) == 0

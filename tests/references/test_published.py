@@ -15,6 +15,7 @@ from fitspace.plan import counting, footprint, load_study
 from fitspace.plan.footprint import Footprint
 from fitspace.plan.overview import describe
 from fitspace.stats import anova, anova_of_file, pairs
+from fitspace.stats.digits import significant
 
 PARAMS = Path(__file__).parents[2] / "params"
 PUBLISHED = PARAMS / "published"
@@ -61,7 +62,7 @@ def test_heat_map_gives_the_papers_claim(factor, expected, capsys):
     assert main(["anova", str(HEAT_MAP), *arguments]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert [row["source"] for row in shown] == [factor, "residual"]
-    assert shown[0]["F"] == effect["F"] and shown[0]["p"] == effect["p"]
+    assert [shown[0][name] for name in ("F", "p")] == [significant(effect[n]) for n in ("F", "p")]
 
 
 def test_means_of_difffits_rows_are_the_printed_ones(fid):

@@ -186,7 +186,7 @@ def test_the_runs_behind_a_cell_are_its_runs(report, page):
     runs = rows_of(report / "runs.csv")
     origins = json.loads((report / "origins.json").read_text(encoding="utf-8"))
     cells = rows_of(report / "cells.csv")
-    assert len(cells) == len(origins["rows"]["cells.csv"]) > 40
+    assert len(cells) == len(origins["rows"]["cells.csv"]) == 17 * len(TWO)
     for cell, name in zip(cells, origins["rows"]["cells.csv"], strict=True):
         of_cell = {
             run["evaluate_key"]

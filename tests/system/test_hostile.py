@@ -522,8 +522,13 @@ def test_prepared_tasks_of_other_kinds_are_checked_too(tmp_path, change, labels,
     kind = "unet" if of_subject else "transformer"
     config = {"in_channels": 4, "sample_size": 2, "cross_attention_dim": 3}
     config |= {} if of_subject else {"num_embeds_ada_norm": 5}
-    files.write_json(base / "model_index.json", {kind: ["diffusers", kind]})
-    files.write_json(base / kind / "config.json", config)
+    config["_class_name"] = "UNet2DConditionModel" if of_subject else "DiTTransformer2DModel"
+    others = ("vae", "scheduler", *(("text_encoder", "tokenizer") if of_subject else ()))
+    index = {kind: ["diffusers", config["_class_name"]], **{c: ["diffusers", c] for c in others}}
+    files.write_json(base / "model_index.json", index)
+    for component in index:
+        files.write_json(base / component / "config.json", config if component == kind else {})
+        (base / component / "model.safetensors").touch()
     example = {"caption": 1, "group": "a", "split": "train"}
     manifest = {"attribution": "", "captions": ["", "a", "b"], "examples": [example], "prompts": []}
     manifest |= {"roles": SUBJECT, "prior_weight": 1} if of_subject else {"prompt_images": []}

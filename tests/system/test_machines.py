@@ -7,7 +7,6 @@ OpenBLAS takes its kernels by the processor, and with them the order of sums;
 import csv
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,6 @@ import pytest
 from numpy._core._multiarray_umath import __cpu_features__ as CAN
 
 from fitspace.audit.regenerate import INPUTS
-from fitspace.stats.digits import DIGITS
 
 ROOT = Path(__file__).parents[2]
 CASES = ROOT / "tests/data/stats"
@@ -96,28 +94,6 @@ def test_committed_reports_have_the_same_bytes(kernel, tmp_path):
     committed, made = _files(ROOT / "reports"), _files(tmp_path)
     assert REPORTS and committed.keys() == made.keys()
     assert [name for name in committed if committed[name] != made[name]] == []
-
-
-@pytest.mark.parametrize("name", REPORTS)
-def test_every_number_of_a_figure_was_read_or_has_the_digits_of_the_tables(name):
-    """What a figure computes by itself would show the rounding of the machine it was drawn on."""
-    folder = ROOT / "reports" / name
-    read = {c for file in ("runs.csv", "against_n.csv") for c in _cells(folder / file)}
-    figures = sorted((folder / "figures").glob("*.csv"))
-    odd = {(path.name, cell) for path in figures for cell in _cells(path) - read if _long(cell)}
-    assert figures and odd == set()
-
-
-def _cells(path: Path) -> set[str]:
-    if not path.exists():
-        return set()
-    with path.open(encoding="utf-8", newline="") as file:
-        return {cell for row in csv.reader(file) for cell in row}
-
-
-def _long(cell: str) -> bool:
-    number = re.fullmatch(r"-?(\d*)\.?(\d*)(e[+-]?\d+)?", cell)
-    return bool(number) and len((number[1] + number[2]).strip("0")) > DIGITS
 
 
 def _analyses() -> list[list[str]]:

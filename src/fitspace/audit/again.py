@@ -6,6 +6,7 @@ Nothing here writes into ``results`` or ``reports``.
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 import signal
@@ -416,17 +417,24 @@ def _unusable(stage: Stage) -> list[Finding]:
 def read_rows(path: Path) -> Rows:
     """A study's table as text, rows by run."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return {row["run"]: row for row in csv.DictReader(file)}
+        return rows_of(path.read_bytes().decode(), path)
     except FileNotFoundError:
         raise UserError(f"{path}: missing; `fitspace report --cached` collects it") from None
-    except (UnicodeDecodeError, csv.Error, KeyError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a study's table ({error})") from None
+
+
+def rows_of(text: str, path: Path) -> Rows:
+    """The rows of a table's text. Raises UserError for what is no study's table."""
+    try:
+        return {row["run"]: row for row in csv.DictReader(io.StringIO(text, newline=""))}
+    except (csv.Error, KeyError) as error:
         raise UserError(f"{path}: not a study's table ({error})") from None
 
 
 def _cell(content: Any) -> Any:
     """A cell's number; as it stands where it is none."""
     try:
-        return float(content) if content else content
-    except (TypeError, ValueError):
+        return float(content) if isinstance(content, str) and content else content
+    except ValueError:
         return content

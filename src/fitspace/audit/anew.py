@@ -8,17 +8,16 @@ not what was recorded either.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from fitspace.audit.again import Rows, held_to, measured, read_rows, same_kind
+from fitspace.audit.again import Rows, held_to, measured, read_rows, rows_of, same_kind
 from fitspace.audit.findings import Anew, Distance, Finding
 from fitspace.audit.lock import Lock
 from fitspace.audit.sources import committed
 from fitspace.core.errors import UserError
-from fitspace.core.files import read_json, write_bytes
+from fitspace.core.files import parse_json, read_json
 from fitspace.plan import STAGES
 from fitspace.results import lineage
 from fitspace.results.lineage import Lineage, Record
@@ -108,16 +107,17 @@ def _recorded_by_dvc(folder: Path, lock: Lock) -> tuple[Lineage, Rows] | None:
     locked = {name: lock.md5((folder / name).as_posix()) for name in (lineage.NAME, RUNS)}
     if _md5((folder / lineage.NAME).read_bytes()) == locked[lineage.NAME]:
         return None
-    with tempfile.TemporaryDirectory(prefix="fitspace-audit-") as name:
-        for file, md5 in locked.items():
-            try:
-                content = committed((folder / file).as_posix())
-            except LookupError:
-                return None
-            if _md5(content) != md5:
-                return None
-            write_bytes(Path(name) / file, content)
-        return lineage.read(Path(name)), read_rows(Path(name) / RUNS)
+    found = {}
+    for name, md5 in locked.items():
+        try:
+            found[name] = committed((folder / name).as_posix())
+        except LookupError:
+            return None
+        if _md5(found[name]) != md5:
+            return None
+    known, path = found[lineage.NAME], folder / lineage.NAME
+    content = parse_json(known, path, what="a study's provenance")
+    return lineage.of_content(content, path), rows_of(found[RUNS].decode(), folder / RUNS)
 
 
 def _hold(

@@ -10,11 +10,11 @@ from fitspace.cli.commands import Commands
 def add(commands: Commands) -> None:
     text = 'Print what completes commands in a shell: eval "$(fitspace completion bash)".'
     completion = commands.add(_completion, "completion", text, study=False)
+    completion.set_defaults(parser=commands.parser)
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
-    completion.set_defaults(completed=commands.parser)
 
 
 def _completion(arguments: argparse.Namespace) -> None:
     import shtab
 
-    print(shtab.complete(arguments.completed, arguments.shell))
+    print(shtab.complete(arguments.parser, arguments.shell))

@@ -82,8 +82,12 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, study: Study | None
                 if name not in metrics.NAMES
             ]
         same = Counter(p.identity for p in points)
-        alike = Counter((p.name, str(p.train)) for p in points)
-        counts = {p.name: max(same[p.identity], alike[p.name, str(p.train)]) for p in points}
+        named = [(point.name, str(point.train)) for point in points]
+        alike = Counter(named)
+        counts = {
+            name[0]: max(same[point.identity], alike[name])
+            for name, point in zip(named, points, strict=True)
+        }
         problems += [
             f"arms: the point {name!r} stands {count} times; each must be unique"
             for name, count in counts.items()

@@ -10,7 +10,7 @@ import pandas as pd
 from fitspace import stats
 from fitspace.report import words
 from fitspace.report.inputs import COSTS, Inputs
-from fitspace.stats.digits import rounded
+from fitspace.stats.digits import on_scale, rounded
 from fitspace.study import Study
 
 
@@ -96,7 +96,7 @@ def analyse(study: Study, given: Inputs) -> Results:
         "ledger.csv": analysis.ledger,
         "spread.csv": analysis.spread,
         "variances.csv": analysis.variances,
-        "residuals.csv": analysis.residuals,
+        "residuals.csv": _residuals(analysis),
     }
     scaled = ("anova.csv", "effects.csv", "spread.csv", "power.csv", "residuals.csv")
     tables |= {name: _with_scale(tables[name], analysis) for name in scaled}
@@ -222,6 +222,18 @@ def _levels(every: pd.Series, filled: pd.Series) -> list[str]:
     """A factor's levels, unfinished ones too, but not those that only baselines have."""
     only_baselines = set(every.dropna()) - set(filled)
     return [level for level in every.cat.categories if level not in only_baselines]
+
+
+def _residuals(analysis: stats.Analysis) -> pd.DataFrame:
+    """Residuals to the digits that the response's deviations have, influences to the largest's."""
+    table = analysis.residuals.copy()
+    for _, rows in table.groupby("response"):
+        y, influence = rows["fitted"] + rows["residual"], rows["cooks_distance"]
+        table.loc[rows.index, "residual"] = on_scale(
+            rows["residual"], float((y - y.mean()).abs().max())
+        )
+        table.loc[rows.index, "cooks_distance"] = on_scale(influence, influence.max())
+    return table
 
 
 def _with_scale(table: pd.DataFrame, analysis: stats.Analysis) -> pd.DataFrame:

@@ -267,7 +267,11 @@ def read(folder: Path) -> Lineage:
     """
     path = Path(folder) / NAME
     missing = "missing; `fitspace report --cached` writes it where the results are"
-    content = read_json(path, what="a study's provenance", missing=missing)
+    return of_content(read_json(path, what="a study's provenance", missing=missing), path)
+
+
+def of_content(content: Any, path: Path) -> Lineage:
+    """The lineage that provenance.json says. Raises UserError for what is none."""
     try:
         checked(content, _Lineage, path, "a study's provenance")
     except UserError as error:

@@ -17,12 +17,10 @@ from fitspace.core.files import replacing
 from fitspace.core.rng import initial_noise
 from fitspace.data.encoding import encode_captions
 from fitspace.plan import Run
-from fitspace.stages.common import (
-    seconds_since,
-)
+from fitspace.stages.common import seconds_since
 from fitspace.stages.sidecars import now, write_sidecar
 from fitspace.study import Study
-from fitspace.training.sampling import generate
+from fitspace.training.sampling import generate, sheet
 
 
 def prior(study: Study, run: Run) -> None:
@@ -33,12 +31,12 @@ def prior(study: Study, run: Run) -> None:
     if stage is None:
         raise UserError(f"prior: task {run.task.name!r} is without prior preservation")
     images = class_images(bases.resolve(study.base), stage.material, devices.device())
-    path, sheet = stage.folder / "images.safetensors", stage.folder / "sheet.png"
+    path, overview = stage.folder / "images.safetensors", stage.folder / "sheet.png"
     with replacing(path) as temporary:
         save_file({"images": torch.from_numpy(images)}, temporary)
-    sheet(images, sheet)
+    sheet(images, overview)
     facts = {"images": len(images), "seconds": seconds_since(clock)}
-    write_sidecar(stage, inputs=[], outputs=[path, sheet], started=started, facts=facts)
+    write_sidecar(stage, inputs=[], outputs=[path, overview], started=started, facts=facts)
 
 
 def class_images(base: Path, asked: dict[str, Any], device: str) -> np.ndarray:

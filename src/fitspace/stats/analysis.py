@@ -11,7 +11,6 @@ import pandas as pd
 from fitspace.core.errors import UserError
 from fitspace.stats import best, planning
 from fitspace.stats.anova import anova, lack_of_fit, model_of
-from fitspace.stats.digits import on_scale
 from fitspace.stats.equivalence import equivalence
 from fitspace.stats.estimability import components, in_design, largest
 from fitspace.stats.lenth import lenth
@@ -282,7 +281,7 @@ def _one(chosen, cells, main, design: _Design, factors: list[str]) -> dict[str, 
         "power": pd.DataFrame() if alone else _power(main.loc[residuals.index], table, design),
         "spread": _spread(main, design),
         "variances": _variances(main, residuals, design.factors),
-        "residuals": _without_rounding(residuals, design.response, main),
+        "residuals": residuals.reset_index(drop=True),
     }
 
 
@@ -435,16 +434,6 @@ def _residuals(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
     run = main["run"] if "run" in main else pd.Series(main.index, main.index)
     residuals.insert(0, "run", run.loc[data.index])
     return residuals
-
-
-def _without_rounding(residuals: pd.DataFrame, response: str, main: pd.DataFrame) -> pd.DataFrame:
-    """Residuals to the digits that the response's deviations have, influences to the largest's."""
-    y = main.loc[residuals.index, response].astype(float)
-    influence = residuals["cooks_distance"]
-    return residuals.assign(
-        residual=on_scale(residuals["residual"], float((y - y.mean()).abs().max())),
-        cooks_distance=on_scale(influence, influence.max()),
-    ).reset_index(drop=True)
 
 
 def _spread(main: pd.DataFrame, design: _Design) -> pd.DataFrame:

@@ -16,7 +16,6 @@ from fitspace.report.figures.output import numbered
 from fitspace.report.figures.style import INK, MARKERS, SECOND, THIRD
 from fitspace.report.results import Results
 from fitspace.stats import in_design
-from fitspace.stats.digits import significant
 
 _COLOURS, _DASHES = (SECOND, THIRD, INK), ("--", ":", "-.")
 
@@ -56,7 +55,7 @@ def of(found: Results, response: str, task: str | None = None) -> list[Baseline]
         rows = rows[(rows["status"] == "ok") & rows[response].notna()]
         rows = rows if task is None else rows[rows["task"] == task]
         if len(rows):
-            every.append(Baseline(label, rows, significant(rows[response].mean()), index))
+            every.append(Baseline(label, rows, rows[response].mean(), index))
     return every
 
 

@@ -15,7 +15,6 @@ from fitspace.report.figures.names import metric_label, short
 from fitspace.report.figures.output import Figure, figure, numbered
 from fitspace.report.figures.style import LINES
 from fitspace.report.results import Results
-from fitspace.stats.digits import significant
 
 MOST_PAIRS = 3
 FONT = 8
@@ -76,7 +75,7 @@ def _means(found: Results, factor: str, across: str) -> pd.DataFrame:
     cells = found.rows("cells.csv", response=found.primary, component=0).dropna(subset="mean")
     rows = [
         {"table": "cells.csv", "row": numbered(ours), factor: one, across: two}
-        | {"mean": significant(ours["mean"].mean())}
+        | {"mean": ours["mean"].mean()}
         for (one, two), ours in cells.groupby([factor, across], sort=False)
     ]
     return pd.DataFrame(rows)

@@ -16,7 +16,6 @@ from fitspace.report.figures.output import Figure, figure, numbered
 from fitspace.report.figures.style import LINES, WIDTH
 from fitspace.report.results import Results
 from fitspace.stats import in_design
-from fitspace.stats.digits import significant
 
 METRICS = {"fd_effnet": "Fréchet distance", "kid_effnet": "KID"}
 
@@ -70,8 +69,7 @@ def _curves(found: Results, table: pd.DataFrame) -> pd.DataFrame:
         for n, rows in ours.groupby("n"):
             if rows["run"].nunique() == ours["run"].nunique():  # else not of the same runs
                 row = {"table": "against_n.csv", "row": numbered(rows), "of": name, "n": n}
-                means = {column: significant(rows[column].mean()) for column in METRICS}
-                curves.append(row | means)
+                curves.append(row | {column: rows[column].mean() for column in METRICS})
     return pd.DataFrame(curves)
 
 
