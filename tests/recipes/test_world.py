@@ -133,7 +133,10 @@ def parts(world, vae):
     }
 
 
-@pytest.mark.parametrize("part", ["autoencoder", "judge", "unet", "dit"])
+SLOW = [pytest.param(part, marks=pytest.mark.slow) for part in ("judge", "unet")]
+
+
+@pytest.mark.parametrize("part", ["autoencoder", "dit", *SLOW])
 def test_a_killed_training_ends_in_the_same_bits(part, world, vae, tmp_path, monkeypatch):
     train = parts(world, vae)[part]
     whole = train(tmp_path / "whole")
@@ -294,6 +297,7 @@ def test_no_figure_has_the_number_of_no_class(world):
 # --- judge ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_open_clip_loads_the_judge_and_its_measures_are_its_own(world, vae, tmp_path):
     from fitspace.metrics import clip
 
@@ -365,6 +369,7 @@ def tiny(world, monkeypatch):
     monkeypatch.setattr(drawn, "load", lambda folder: world)
 
 
+@pytest.mark.slow
 def test_all_parts_are_made_once_and_their_cards_say_what_was_measured(tiny, tmp_path, capsys):
     places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "models")]
     assert main(["unet", *places]) == 2
