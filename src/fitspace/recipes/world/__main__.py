@@ -1,0 +1,113 @@
+"""``python -m fitspace.recipes.world PART...``: train parts of the embedded world, or go on.
+
+Everything half done lies in ``--work``; what is finished is written to ``--out``, and is not made
+again while it is there. The bases need the autoencoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fitspace.core.errors import UserError
+from fitspace.core.files import write_json
+from fitspace.core.imports import import_torchvision
+
+
+def _autoencoder(work: Path, out: Path) -> None:
+    from fitspace.recipes.world import autoencoder, drawings
+
+    world, settings = drawings.load(work), autoencoder.Settings()
+    trained = autoencoder.train(world, work / "autoencoder", settings)
+    report = autoencoder.measure(trained.model, world)
+    autoencoder.save(trained, report, settings, out)
+
+
+def _judge(work: Path, out: Path) -> None:
+    from fitspace.recipes.world import drawings, judge
+
+    world, settings = drawings.load(work), judge.Settings()
+    judge.save(judge.train(world, work / "judge", settings), world, settings, out)
+
+
+def _unet(work: Path, out: Path) -> None:
+    from fitspace.recipes.world import denoiser, drawings, unet
+
+    unet.train(drawings.load(work), _vae(out), work / "unet")
+    denoiser.copy_pipeline(work / "unet" / "pipeline", out)
+
+
+def _dit(work: Path, out: Path) -> None:
+    from fitspace.recipes.world import denoiser, dit, drawings
+
+    dit.train(drawings.load(work), _vae(out), work / "dit")
+    denoiser.copy_pipeline(work / "dit" / "pipeline", out)
+
+
+def _vae(out: Path) -> Path:
+    vae = out.parent / "vae"
+    if not (vae / "training.json").exists():
+        raise UserError(f"{vae}: no finished autoencoder; train that part first")
+    return vae
+
+
+def _cards(work: Path, out: Path) -> None:
+    """Measure all finished parts together, and write what they are into their folders."""
+    from fitspace import bases
+    from fitspace.recipes.world import autoencoder, card, drawings, judge
+
+    found = out.parent
+    if missing := [n for n in ("vae", "emoji-clip") if not (found / n / "training.json").exists()]:
+        raise UserError(f"{found / name}: not finished; train that part first" for name in missing)
+    world, vae = drawings.load(work), autoencoder.load(found / "vae")
+    report = {"autoencoder": autoencoder.measure(vae, world)}
+    reconstructed = {"reconstructed": lambda images: autoencoder.copies(vae, images)}
+    report["judge"] = judge.measure(found / "emoji-clip", world, reconstructed)
+    finished = [bases.resolve(found / n) for n in card.RECIPES if (found / n).exists()]
+    for base in finished:
+        report[base.name] = card.RECIPES[base.name].measure(base, found / "emoji-clip", world)
+    write_json(out, report)
+    card.write_judge(found / "emoji-clip", world, report)
+    for base in finished:
+        card.write_base(base, world, report)
+
+
+PARTS = {  # part -> how it is made, and what it is called when it is finished
+    "autoencoder": (_autoencoder, "vae"),
+    "judge": (_judge, "emoji-clip"),
+    "unet": (_unet, "emoji-unet"),
+    "dit": (_dit, "emoji-dit"),
+    "cards": (_cards, "measured.json"),
+}
+
+
+def main(given: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fitspace.recipes.world", description=__doc__)
+    parser.add_argument("parts", choices=PARTS, nargs="+", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--work", type=Path, default=Path("results/base"))
+    parser.add_argument("--out", type=Path, default=Path("results/base/finished"))
+    arguments = parser.parse_args(given)
+    import_torchvision()
+    import torch
+
+    torch.set_num_threads(1)  # sums in one order, whatever the machine
+    try:
+        for part in arguments.parts:
+            make, name = PARTS[part]
+            out = arguments.out / name
+            if not _finished(out):
+                make(arguments.work, out)
+    except UserError as error:
+        print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
+        return 2
+    return 0
+
+
+def _finished(out: Path) -> bool:
+    """Whether a part is there: the last file that is written of each says so."""
+    return (out / "training.json").exists() or (out / "model_index.json").exists()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""What the embedded bases have in common: the source domain as latents, training, samples.
+
+A base is an ordinary diffusers pipeline folder. `unet` and `dit` say what differs: the model,
+and what it is told of a drawing.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from fitspace import bases, training
+from fitspace.core import rng
+from fitspace.core.files import replacing, sha256, write_json
+from fitspace.data.prepared import PreparedTask
+from fitspace.recipes.world import autoencoder, judge, loop
+from fitspace.recipes.world.drawings import SOURCE, Drawings
+from fitspace.training import objectives, sampling
+
+# Zero terminal SNR (2305.08891), so that adapters can move the mean colour of an image.
+SCHEDULER = dict(
+    num_train_timesteps=1000,
+    beta_schedule="scaled_linear",
+    beta_start=0.00085,
+    beta_end=0.012,
+    prediction_type="v_prediction",
+    rescale_betas_zero_snr=True,
+    timestep_spacing="trailing",
+)
+SAMPLING = dict(steps=10, guidance=3.0)  # as studies use the bases
+SHOWN = 48  # samples of a sheet
+
+
+@dataclass(frozen=True)
+class Settings(loop.Schedule):
+    """How a denoiser is trained; ``caption_dropout``: share of examples without a condition."""
+
+    caption_dropout: float = 0.1
+
+
+def source(
+    vae: nn.Module,
+    drawings: Drawings,
+    captions: Tensor,
+    groups: list[list[int]],
+    conditions: Tensor,
+) -> PreparedTask:
+    """All drawings in the source style, as training reads a task.
+
+    ``captions``: each drawing's row of ``conditions``, whose row 0 is no condition.
+    """
+    mean, std = autoencoder.encode(vae, drawings.images[:, SOURCE])
+    return PreparedTask(mean, std, captions, groups, conditions, prompts=[])
+
+
+def train(
+    model: nn.Module,
+    task: PreparedTask,
+    pipeline: Path,
+    folder: Path,
+    settings: Settings,
+    made_of: dict[str, Any],
+    shown: Sequence[int],
+    description: str,
+) -> loop.Trained:
+    """Train a denoiser, or go on with it; ``pipeline`` has the scheduler and the autoencoder.
+
+    ``shown``: rows of the task's conditions that the sheets show.
+    """
+    scheduler, vae = bases.load_scheduler(pipeline), bases.load_vae(pipeline)
+    facts = asdict(settings) | {"min_snr_gamma": None}
+
+    def loss_at(step: int) -> Tensor:
+        batch = training.make_batch(
+            task, scheduler, vae.config.scaling_factor, facts, settings.seed, step
+        )
+        predicted = model(batch.noisy, batch.t, batch.condition).sample
+        return objectives.loss(scheduler, predicted, batch).mean()
+
+    def sheet(averaged: nn.Module, path: Path) -> None:
+        sampling.sheet(sample(averaged, pipeline, task, list(shown)), path)
+
+    made_of = made_of | {"vae": weights_digest(pipeline / "vae"), "scheduler": SCHEDULER}
+    return loop.train(model, loss_at, settings, made_of, folder, sheet, description)
+
+
+def weights_digest(component: Path) -> str:
+    return sha256(component / "diffusion_pytorch_model.safetensors")
+
+
+def sample(
+    model: nn.Module, pipeline: Path, task: PreparedTask, rows: list[int], seed: int = 0
+) -> np.ndarray:
+    """Samples of the conditions ``rows`` at the studies' own settings: uint8 (n, h, w, 3)."""
+    return sampling.generate(
+        model,
+        bases.load_vae(pipeline),
+        bases.config(pipeline, "scheduler"),
+        task.conditions[rows],
+        task.conditions[:1],
+        rng.initial_noise(seed, len(rows), tuple(task.mean.shape[1:])),
+        **SAMPLING,
+    )
+
+
+def shown_rows(count: int, number: int = SHOWN) -> list[int]:
+    """Which of ``count`` conditions a sheet shows: drawn by chance, not selected; none is row 0."""
+    return (1 + rng.generator(0, "sheet").permutation(count)[:number]).tolist()
+
+
+def precision(
+    samples: np.ndarray, rows: np.ndarray, judge_folder: Path, drawings: Drawings
+) -> dict[str, float]:
+    """R-precision: how often the judge finds each sample's own caption among all captions.
+
+    ``rows``: the drawing whose caption each sample was told. See :func:`judge.retrieval`.
+    """
+    from fitspace.metrics import clip
+
+    loaded = clip.load(judge_folder)
+    texts = judge.all_texts(loaded, drawings)
+    return judge.retrieval(
+        judge.embed(loaded.model.visual, samples), rows, SOURCE, texts, drawings.figures
+    )
+
+
+# --- the pipeline folder --------------------------------------------------------------------
+
+
+def assemble(pipeline: Path, vae: Path, index: dict[str, Any]) -> None:
+    """Everything that all bases have: index, scheduler, and a copy of the autoencoder."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    DPMSolverMultistepScheduler(**SCHEDULER).save_pretrained(pipeline / "scheduler")
+    copy_files(vae, pipeline / "vae")
+    common = {
+        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_json(pipeline / "model_index.json", index | common)
+
+
+def save(
+    trained: loop.Trained,
+    settings: Settings,
+    component: Path,
+    prepared: Callable[[nn.Module], nn.Module] = lambda model: model,
+) -> None:
+    """Write a denoiser as diffusers reads it, in half precision, and how it was trained.
+
+    ``prepared``: what is done to the copy that is saved.
+    """
+    prepared(copy.deepcopy(trained.model)).half().save_pretrained(component)
+    facts = {"settings": asdict(settings), "hours": round(trained.hours, 3)}
+    write_json(component / "training.json", facts | {"losses": trained.losses})
+
+
+def copy_files(folder: Path, target: Path) -> None:
+    """Copy a folder's files one by one, each atomically; what a package ships stays there."""
+    shipped = folder / "model.safetensors" if (folder / "package.json").exists() else None
+    for file in sorted(p for p in folder.iterdir() if p.is_file() and p != shipped):
+        with replacing(target / file.name) as temporary:
+            shutil.copyfile(file, temporary)
+
+
+def copy_pipeline(pipeline: Path, out: Path) -> None:
+    """Copy a finished pipeline, its index last."""
+    for component in sorted(p for p in pipeline.iterdir() if p.is_dir()):
+        copy_files(component, out / component.name)
+    copy_files(pipeline, out)

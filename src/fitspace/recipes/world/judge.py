@@ -1,0 +1,415 @@
+"""The judge of the embedded world: an open_clip model that knows every drawing in every style.
+
+It is an instrument, so it has seen everything. It shares nothing with the sentence encoder that
+conditions the embedded generators: neither weights nor vocabulary. Its image tower is
+EfficientNet-lite0, tuned from ImageNet; it learns which of all captions a drawing has, each
+caption a vector of its own. The text tower learns, beside it, to give those vectors.
+"""
+
+from __future__ import annotations
+
+import copy
+import string
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fitspace.core import files, rng
+from fitspace.core.imports import import_torchvision
+from fitspace.data import openmoji
+from fitspace.recipes.world import loop
+from fitspace.recipes.world.drawings import SIZE, SOURCE, Drawings
+
+VOCABULARY = 2560
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+PAD, UNKNOWN, START, END = range(4)
+MODEL = {
+    "embed_dim": 256,
+    "vision_cfg": {
+        "image_size": SIZE,
+        "timm_model_name": "tf_efficientnet_lite0",
+        "timm_model_pretrained": False,
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+    },
+    "text_cfg": {
+        "context_length": 20,
+        "vocab_size": VOCABULARY,
+        "hf_tokenizer_name": "emoji-clip",
+        "tokenizer_kwargs": {"clean": "lower"},
+        "width": 128,
+        "heads": 4,
+        "layers": 2,
+        "pool_type": "eos",
+        "pad_id": PAD,
+        "eos_id": END,
+    },
+}
+PREPROCESS = {"size": SIZE, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+MAX_SCALE = 100.0  # of the logits, as in CLIP (2103.00020, section 2.5)
+SETTLING = 24  # batches that settle the batch norms of averaged weights
+BATCH = 128  # images embedded at once; no result depends on it
+NOISE = 0.1  # standard deviation of the noise that robustness is measured with, pixels in [0, 1]
+SHIFT = 3  # and how far drawings are moved for it [px]
+
+
+@dataclass(frozen=True)
+class Settings(loop.Schedule):
+    """How the judge is trained; ``texts``: captions a step that the text tower learns."""
+
+    steps: int = 3200
+    batch_size: int = 128
+    lr: float = 1e-3
+    warmup_steps: int = 200
+    ema: float = 0.995
+    weight_decay: float = 0.02
+    texts: int = 128
+
+
+def styled(caption: str, style: str) -> str:
+    """The caption that names the style too."""
+    return f"{caption}, {style} style"
+
+
+class Learner(nn.Module):
+    """The judge and what it learns by: a vector for each caption, and what each style adds."""
+
+    def __init__(self, clip: nn.Module, captions: int):
+        super().__init__()
+        width = MODEL["embed_dim"]
+        self.clip = clip
+        self.captions = nn.Parameter(torch.randn(captions, width) / width**0.5)
+        self.styles = nn.Parameter(torch.randn(len(openmoji.STYLES), width) / width**0.5)
+
+    def named(self, rows: Tensor) -> Tensor:
+        """Unit vectors of captions that name each style: (n, styles, width)."""
+        return F.normalize(F.normalize(self.captions[rows], dim=1)[:, None] + self.styles, dim=2)
+
+
+def new_learner(captions: int, seed: int) -> Learner:
+    """The image tower as ImageNet left it, the rest untrained."""
+    import_torchvision()
+    import open_clip
+
+    from fitspace.metrics.extractors import load_network
+
+    torch.manual_seed(seed)
+    clip = open_clip.CLIP(**MODEL)
+    clip.visual.trunk.load_state_dict(load_network(classes=0).state_dict())
+    clip.visual.to(memory_format=torch.channels_last)
+    return Learner(clip, captions)
+
+
+def train(drawings: Drawings, folder: Path, settings: Settings = Settings()) -> loop.Trained:
+    """Train on all drawings in all styles, or go on with it. The model is a settled `Learner`."""
+    learner = new_learner(len(drawings), settings.seed).train()
+    tokens = _tokens(drawings)
+
+    def loss_at(step: int) -> Tensor:
+        rows, styles, images = batch(drawings, settings, step)
+        texts = text_rows(len(drawings), settings, step)
+        return image_loss(learner, images, rows, styles) + text_loss(learner, tokens, *texts)
+
+    def sheet(averaged: nn.Module, path: Path) -> None:
+        draw_mistakes(settled(averaged, drawings, settings), drawings, path)
+
+    made_of = {"drawings": drawings.key, "model": MODEL}
+    trained = loop.train(learner, loss_at, settings, made_of, folder, sheet, "judge")
+    model = settled(trained.model, drawings, settings)
+    return loop.Trained(model, trained.losses, trained.hours)
+
+
+# --- one step -----------------------------------------------------------------------------
+
+
+def batch(drawings: Drawings, settings: Settings, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (n,), styles (n,) and changed images (n, 3, h, w) of one step."""
+    size = settings.batch_size
+    rows = rng.order(settings.seed, step, size, len(drawings))
+    draw = rng.generator(settings.seed, "judge.batch", step)
+    styles = np.array([draw.choice(np.flatnonzero(drawings.drawn[row])) for row in rows])
+    images = augment(drawings.images[rows, styles], draw)
+    # The layout in which a CPU computes this network a fifth faster.
+    images = images.contiguous(memory_format=torch.channels_last)
+    return torch.from_numpy(rows), torch.from_numpy(styles), images
+
+
+def text_rows(count: int, settings: Settings, step: int) -> tuple[Tensor, Tensor]:
+    """Which captions a step's texts are, and which style each names; -1 for none."""
+    draw = rng.generator(settings.seed, "judge.texts", step)
+    rows = draw.permutation(count)[: settings.texts]
+    styles = np.where(
+        draw.random(len(rows)) < 0.5, draw.integers(len(openmoji.STYLES), size=len(rows)), -1
+    )
+    return torch.from_numpy(rows), torch.from_numpy(styles)
+
+
+def augment(images: np.ndarray, draw: np.random.Generator) -> Tensor:
+    """Move, turn, scale, tint, blur or sharpen, roughen and partly cover uint8 (n, h, w, 3).
+
+    Returns float in [-1, 1], (n, 3, h, w). No drawing is mirrored: arrows, flags and letters
+    would change their meaning.
+    """
+    n, size = len(images), images.shape[1]
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.from_numpy(draw.uniform(low, high, (n, *shape))).float()
+
+    angle, scale = uniform(-0.2, 0.2), uniform(0.85, 1.2)
+    cos, sin, shift = scale * angle.cos(), scale * angle.sin(), uniform(-0.15, 0.15, 2)
+    theta = torch.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], 1).view(n, 2, 3)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    x = x * uniform(0.85, 1.15, 3, 1, 1) + uniform(-0.1, 0.1, 3, 1, 1)
+    kernel = torch.tensor([1.0, 2.0, 1.0]) / 4
+    kernel = (kernel[:, None] * kernel).expand(3, 1, 3, 3)
+    blurred = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
+    x = x + uniform(-0.5, 1.0, 1, 1, 1) * (blurred - x)
+    strength = uniform(-0.2, 0.3, 1, 1, 1).clamp(min=0)
+    x = x + strength * torch.from_numpy(draw.standard_normal(x.shape, dtype=np.float32))
+    # A grey or coloured square hides up to a sixth of every second drawing.
+    corner, side = uniform(0, size, 2, 1, 1), size * uniform(0.1, 0.4, 1, 1)
+    side = torch.where(uniform(0, 1, 1, 1) < 0.5, side, 0.0)
+    place = torch.arange(size).float()
+    inside = [(place >= c) & (place < c + side[:, 0]) for c in corner[..., 0].unbind(1)]
+    covered = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+    return torch.where(covered, uniform(-1, 1, 3, 1, 1), x).clamp(-1, 1)
+
+
+def image_loss(learner: Learner, images: Tensor, rows: Tensor, styles: Tensor) -> Tensor:
+    """Cross-entropy of the right caption among all, and of its right style among the styles."""
+    seen = learner.clip.encode_image(images, normalize=True)
+    scale = _scale(learner)
+    by_caption = scale * seen @ F.normalize(learner.captions, dim=1).T
+    by_style = scale * (learner.named(rows) @ seen[:, :, None]).squeeze(2)
+    return F.cross_entropy(by_caption, rows) + F.cross_entropy(by_style, styles)
+
+
+def text_loss(learner: Learner, tokens: Tensor, rows: Tensor, styles: Tensor) -> Tensor:
+    """Cross-entropy of each text's own vector among those of the step's texts; they stay put.
+
+    ``tokens``: (captions, 1 + styles, context), without a style first.
+    """
+    with torch.no_grad():
+        plain = F.normalize(learner.captions[rows], dim=1)
+        named = learner.named(rows)[torch.arange(len(rows)), styles]
+        goal = torch.where(styles[:, None] < 0, plain, named)
+    said = learner.clip.encode_text(tokens[rows, styles + 1], normalize=True)
+    scale = _scale(learner).detach()
+    apart = F.cross_entropy(scale * said @ goal.T, torch.arange(len(rows)))
+    return apart + 4 * (1 - (said * goal).sum(1)).mean()
+
+
+def _scale(learner: Learner) -> Tensor:
+    return learner.clip.logit_scale.exp().clamp(max=MAX_SCALE)
+
+
+@torch.no_grad()
+def settled(learner: nn.Module, drawings: Drawings, settings: Settings) -> nn.Module:
+    """The learner with batch norms that know its weights: their statistics, measured anew.
+
+    Training uses each batch's own statistics; so they are no state of it.
+    """
+    learner = copy.deepcopy(learner)
+    norms = [m for m in learner.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+    learner.train()
+    for number in range(SETTLING):
+        learner.clip.encode_image(batch(drawings, settings, number)[2])
+    for norm in norms:
+        norm.momentum = 0.1
+    return learner.eval()
+
+
+# --- texts --------------------------------------------------------------------------------
+
+
+def build_tokenizer(captions: Sequence[str]):
+    """A ``tokenizers.Tokenizer`` of the captions' commonest words and all single characters.
+
+    WordPiece, lower case, at most ``VOCABULARY`` entries; other words fall back to the longest
+    known beginning and characters. The library's own trainer breaks ties by an unseeded hash
+    and gives another vocabulary in every process, so the words are counted here.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    counts = Counter(
+        word
+        for caption in captions
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption))
+    )
+    characters = string.ascii_lowercase + string.digits + string.punctuation
+    entries = [*SPECIAL, *characters, *(f"##{c}" for c in characters)]
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    entries = list(dict.fromkeys([*entries, *words]))[:VOCABULARY]
+    vocabulary = {entry: i for i, entry in enumerate(entries)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", START), ("[SEP]", END)]
+    )
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
+
+
+def _vocabulary(drawings: Drawings):
+    styles = [styled("", style) for style in openmoji.STYLES]
+    return build_tokenizer([*map(str, drawings.captions), *styles * 100])
+
+
+def _tokens(drawings: Drawings) -> Tensor:
+    """Every caption alone, then naming each style: int64 (captions, 1 + styles, context)."""
+    tokenizer, length = _vocabulary(drawings), MODEL["text_cfg"]["context_length"]
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length, pad_id=PAD)
+    texts = [t for c in drawings.captions for t in (c, *(styled(c, s) for s in openmoji.STYLES))]
+    ids = [e.ids for e in tokenizer.encode_batch([str(t) for t in texts])]
+    return torch.tensor(ids).view(len(drawings), 1 + len(openmoji.STYLES), length)
+
+
+# --- written ------------------------------------------------------------------------------
+
+
+def save(trained: loop.Trained, drawings: Drawings, settings: Settings, out: Path) -> None:
+    """Write the judge as open_clip reads it, weights in half precision."""
+    from safetensors.torch import save
+
+    names = ("pad_token", "unk_token", "cls_token", "sep_token")
+    tokenizer = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": MODEL["text_cfg"]["context_length"],
+        **dict(zip(names, SPECIAL, strict=True)),
+    }
+    buffers = {name for name, _ in trained.model.clip.named_buffers()}
+    weights = {
+        name: (value if name in buffers else value.half()).contiguous()
+        for name, value in sorted(trained.model.clip.state_dict().items())
+    }
+    config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
+    files.write_json(out / "open_clip_config.json", config)
+    files.write_text(out / "tokenizer.json", _vocabulary(drawings).to_str(pretty=False) + "\n")
+    files.write_json(out / "tokenizer_config.json", tokenizer)
+    files.write_bytes(out / "open_clip_model.safetensors", save(weights))
+    facts = {"settings": asdict(settings), "hours": round(trained.hours, 3)}
+    files.write_json(out / "training.json", facts | {"losses": trained.losses})
+
+
+# --- measured -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Unit vectors of all captions, (n, d), and of them naming each style, (n, styles, d)."""
+
+    plain: Tensor
+    named: Tensor
+
+
+def all_texts(judge: Any, drawings: Drawings) -> Texts:
+    """The texts of all drawings, by a loaded :class:`fitspace.metrics.clip.Judge`."""
+    from fitspace.metrics import clip
+
+    captions = [str(c) for c in drawings.captions]
+    named = [styled(c, s) for c in captions for s in openmoji.STYLES]
+    return Texts(
+        clip.text_embeddings(judge, captions),
+        clip.text_embeddings(judge, named).view(len(captions), len(openmoji.STYLES), -1),
+    )
+
+
+def retrieval(seen: Tensor, rows: np.ndarray, style: int, texts: Texts, figures: np.ndarray):
+    """How often images (unit vectors, (m, d)) of the drawings ``rows`` find their captions.
+
+    Among all captions: ``caption`` and ``figure`` (whatever the skin tone) first, ``caption5``:
+    the caption among the first five; ``style``: of the captions that name a style, the right
+    one is nearest. Captions of equal similarity share the first place.
+    """
+    similarity = seen @ texts.plain.T
+    best = similarity.argmax(1).numpy()
+    own = similarity[torch.arange(len(rows)), torch.from_numpy(rows)][:, None]
+    before = (similarity > own + 1e-6).sum(1)
+    equal = ((similarity - own).abs() <= 1e-6).sum(1)
+    found = (texts.named[torch.from_numpy(rows)] @ seen[:, :, None]).squeeze(2).argmax(1)
+    return {
+        "figure": float((figures[best] == figures[rows]).mean()),
+        "caption": ((1 - before) / equal).clamp(0, 1).mean().item(),
+        "caption5": ((5 - before) / equal).clamp(0, 1).mean().item(),
+        "style": (found == style).double().mean().item(),
+        "n": len(rows),
+    }
+
+
+@torch.inference_mode()
+def embed(visual: nn.Module, images: np.ndarray) -> Tensor:
+    """Unit vectors of uint8 images of the judge's own size, (n, h, w, 3): float32 (n, d)."""
+    parts = torch.from_numpy(images).permute(0, 3, 1, 2).split(BATCH)
+    return torch.cat([F.normalize(visual(part.float() / 127.5 - 1), dim=1) for part in parts])
+
+
+def measure(folder: Path, drawings: Drawings, changes: dict[str, Any] | None = None):
+    """`retrieval` of all drawings, by style and by what was done to them, by the saved judge.
+
+    ``changes``: name -> what makes uint8 images (n, h, w, 3) of such; "clean", "noised" and
+    "shifted" are there anyway.
+    """
+    from fitspace.metrics import clip
+
+    judge = clip.load(folder)
+    texts = all_texts(judge, drawings)
+    report: dict[str, Any] = {}
+    for change, make in (CHANGES | (changes or {})).items():
+        report[change] = {}
+        for style, name in enumerate(openmoji.STYLES):
+            rows = np.flatnonzero(drawings.drawn[:, style])
+            seen = embed(judge.model.visual, make(drawings.images[rows, style]))
+            report[change][name] = retrieval(seen, rows, style, texts, drawings.figures)
+    return report
+
+
+def _noised(images: np.ndarray) -> np.ndarray:
+    noise = rng.generator(0, "judge.noised").standard_normal(images.shape, dtype=np.float32)
+    return np.rint(images + 255 * NOISE * noise).clip(0, 255).astype(np.uint8)
+
+
+def _shifted(images: np.ndarray) -> np.ndarray:
+    padded = np.pad(images, ((0, 0), (SHIFT, 0), (SHIFT, 0), (0, 0)), mode="edge")
+    return padded[:, : images.shape[1], : images.shape[2]]
+
+
+CHANGES = {"clean": lambda images: images, "noised": _noised, "shifted": _shifted}
+
+
+def draw_mistakes(learner: Learner, drawings: Drawings, path: Path) -> None:
+    """A sheet of drawings taken for another figure, each beside that figure; says how many.
+
+    Looks at every fifteenth drawing, in the source style and in one other, in turn.
+    """
+    from fitspace.training.sampling import sheet
+
+    rows = np.arange(0, len(drawings), 15)
+    texts = F.normalize(learner.captions.detach(), dim=1)
+    pairs, right = [], []
+    for styles in (np.full(len(rows), SOURCE), np.arange(len(rows)) % len(openmoji.STYLES)):
+        images = drawings.images[rows, styles]
+        best = (embed(learner.clip.visual, images) @ texts.T).argmax(1).numpy()
+        wrong = drawings.figures[best] != drawings.figures[rows]
+        right.append(1 - wrong.mean())
+        pairs += [
+            picture
+            for i in np.flatnonzero(wrong)[:18]
+            for picture in (images[i], drawings.images[best[i], styles[i]])
+        ]
+    print(f"judge: right figures {right[0]:.3f} (source style), {right[1]:.3f} (all)", flush=True)
+    if pairs:
+        sheet(np.stack(pairs), path)
