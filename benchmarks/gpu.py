@@ -143,7 +143,9 @@ def a_task(model):
         std=torch.rand(shape),
         captions=torch.arange(64) % 8 + 1,
         groups=[[i] for i in range(64)],
-        conditions=torch.randn(9, 77, text) if text else torch.arange(9),
+        conditions={"embeddings": torch.randn(9, 77, text)}
+        if text
+        else {"labels": torch.arange(9)},
         prompts=[1],
     )
 
@@ -162,9 +164,9 @@ def ours(
 ) -> Measured:
     """Train by fitspace; ``seeds`` > 1 in one folded batch, ``how`` as `devices.prepare` has it."""
     import torch
-    from diffusers import DDPMScheduler
 
     from fitspace import bases, methods, training
+    from fitspace.bases.process import Diffusion
     from fitspace.core import devices
 
     forget_peak(options.device)
@@ -180,11 +182,11 @@ def ours(
         "ema": None, "caption_dropout": 0.1, "min_snr_gamma": None,
         "precision": options.precision,
     }  # fmt: skip
-    scheduler = DDPMScheduler(beta_schedule="scaled_linear")
+    process = Diffusion({"beta_schedule": "scaled_linear"})
     task, timer, flops = a_task(model), Timer(options.device), None
     if count_flops:
-        inputs = training.make_batch(task, scheduler, 0.18, train, 0, 0).to(options.device)
-        flops = flops_of(model, scheduler, inputs, attachment.trainable, options)
+        inputs = training.make_batch(task, process, 0.18, train, 0, 0).to(options.device)
+        flops = flops_of(model, process, inputs, attachment.trainable, options)
         forget_peak(options.device)
     with tempfile.TemporaryDirectory() as folder:
         members = []
@@ -195,7 +197,7 @@ def ours(
             path = Path(folder) / f"{seed}.safetensors"
             members.append(training.Member(own, train, seed, path))
         results = training.fit_members(
-            model, members, task, scheduler, 0.18, checkpoint_seconds=math.inf, on_step=timer,
+            model, members, task, process, 0.18, checkpoint_seconds=math.inf, on_step=timer,
             dropouts=attachment.dropouts, folded=seeds > 1,
         )  # fmt: skip
     if any(result.examples_at_once < batch for result in results):
@@ -205,18 +207,19 @@ def ours(
     return Measured(timer.median, seeds * batch, memory, flops, trainable, ", ".join(done))
 
 
-def flops_of(model, scheduler, batch, trainable, options) -> int:
+def flops_of(model, process, batch, trainable, options) -> int:
     """FLOPs of the forward pass and the backward pass that the trainables need."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from fitspace.training import objectives
+    from fitspace import bases
 
     half = options.precision == "bf16"
     with FlopCounterMode(display=False) as counter:
         with torch.autocast(options.device, dtype=torch.bfloat16, enabled=half):
-            predicted = model(batch.noisy, batch.t, batch.condition).sample
-        loss = objectives.loss(scheduler, predicted.float(), batch).mean()
+            told = bases.family_of(model).hand(batch.conditions)
+            predicted = model(batch.noisy, batch.t, **told).sample
+        loss = batch.losses(process, predicted.float()).mean()
         torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
     return counter.get_total_flops()
 

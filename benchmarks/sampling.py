@@ -33,15 +33,15 @@ def main() -> None:
     )
     pipeline.set_progress_bar_config(disable=True)
     model, vae = bases.load_denoiser(base), bases.load_vae(base)
-    conditions = encode_captions(base, ["", *prompts])
+    told = {"embeddings": encode_captions(base, ["", *prompts])}
     shape = (model.config.in_channels, model.config.sample_size, model.config.sample_size)
     noise = rng.initial_noise(0, len(prompts), shape)
     steps, guidance = study.sample.steps, study.sample.guidance
 
     def ours() -> np.ndarray:
         return sampling.generate(
-            model, vae, bases.config(base, "scheduler"), conditions[1:], conditions[:1], noise,
-            steps, guidance,
+            model, vae, bases.load_process(base), bases.picked(told, slice(1, None)),
+            bases.picked(told, [0]), noise, steps, guidance,
         )  # fmt: skip
 
     def called(rows: slice) -> np.ndarray:

@@ -34,7 +34,6 @@ def main() -> None:
     from fitspace import bases, methods, training
     from fitspace.data.encoding import encode_captions, encode_images
     from fitspace.data.prepared import PreparedTask
-    from fitspace.training import objectives
 
     found = [e for e in found if e.split == "train"][:128]
     captions = ["", *dict.fromkeys(e.caption for e in found)]
@@ -44,10 +43,10 @@ def main() -> None:
         std=std,
         captions=torch.tensor([captions.index(e.caption) for e in found]),
         groups=[[i] for i in range(len(found))],
-        conditions=encode_captions(base, captions),
+        conditions={"embeddings": encode_captions(base, captions)},
         prompts=[1],
     )
-    scheduler = bases.load_scheduler(base)
+    process = bases.load_process(base)
     scaling = bases.config(base, "vae")["scaling_factor"]
     settings = study.train.model_dump() | {"steps": STEPS}
     print("| method | step | floor | ratio |")
@@ -55,7 +54,7 @@ def main() -> None:
     for name, (method, chosen) in METHODS.items():
         model = bases.load_denoiser(base)
         attachment = methods.attach(model, method, chosen, 0)
-        batch = training.make_batch(task, scheduler, scaling, settings, 0, 0)
+        batch = training.make_batch(task, process, scaling, settings, 0, 0)
         parameters = list(attachment.trainable.values())
         ours, floor = [], []
         since = 0.0
@@ -71,8 +70,8 @@ def main() -> None:
             nonlocal since
             ours.append(time.perf_counter() - since)
             start = time.perf_counter()
-            predicted = model(batch.noisy, batch.t, batch.condition).sample
-            loss = objectives.loss(scheduler, predicted, batch).mean()
+            predicted = model(batch.noisy, batch.t, batch.conditions["embeddings"]).sample
+            loss = batch.losses(process, predicted).mean()
             torch.autograd.grad(loss, parameters)
             floor.append(time.perf_counter() - start)
             since = time.perf_counter()
@@ -83,7 +82,7 @@ def main() -> None:
                 model,
                 attachment.trainable,
                 task,
-                scheduler,
+                process,
                 scaling,
                 settings,
                 0,

@@ -87,15 +87,15 @@ def task():
         std=torch.rand(10, 4, 4, 4, generator=g),
         captions=torch.arange(1, 11),
         groups=[[0, 1, 2], [3], [4, 5], [6], [7], [8], [9]],
-        conditions=torch.randn(12, 5, 12, generator=g),
+        conditions={"embeddings": torch.randn(12, 5, 12, generator=g)},
         prompts=[11],
     )
 
 
-def scheduler(prediction_type: str = "v_prediction"):
-    from diffusers import DDPMScheduler
+def process(prediction_type: str = "v_prediction"):
+    from fitspace.bases.process import Diffusion
 
-    return DDPMScheduler(beta_schedule="scaled_linear", prediction_type=prediction_type)
+    return Diffusion({"beta_schedule": "scaled_linear", "prediction_type": prediction_type})
 
 
 def fit(checkpoint: Path, method: str = "adapter", seed: int = 0, **changes):
@@ -110,7 +110,7 @@ def fit(checkpoint: Path, method: str = "adapter", seed: int = 0, **changes):
         attachment.model,
         attachment.trainable,
         task(),
-        scheduler(kind),
+        process(kind),
         0.5,
         SETTINGS | changes,
         seed,

@@ -440,8 +440,8 @@ def test_load_vae(base):
     assert vae.encode(given).latent_dist.mean.shape == (2, 4, 8, 8)
 
 
-def test_load_scheduler_is_the_training_process(base):
-    scheduler = bases.load_scheduler(base)
+def test_load_process_is_the_training_process(base):
+    scheduler = bases.load_process(base).scheduler
     expected = diffusers.DDPMScheduler(**SCHEDULER)
     assert isinstance(scheduler, diffusers.DDPMScheduler)
     assert {k: scheduler.config[k] for k in SCHEDULER} == SCHEDULER
@@ -449,10 +449,10 @@ def test_load_scheduler_is_the_training_process(base):
     assert scheduler.alphas_cumprod[-1].item() == pytest.approx(0, abs=1e-6)
 
 
-def test_load_scheduler_refuses_other_processes(base):
+def test_load_process_refuses_other_processes(base):
     diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(base / "scheduler")
     with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler has no beta_schedule"):
-        bases.load_scheduler(base)
+        bases.load_process(base)
 
 
 CAPTIONS = ["a red apple", "", "an apple a house a red green tree a house", "tree"]

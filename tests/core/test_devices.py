@@ -135,7 +135,7 @@ def test_a_run_with_frozen_layers_in_bf16_trains_and_resumes_to_the_same_bits(tm
         if prepared:
             devices.prepare(attachment.model, "bf16", gradient_checkpointing=True)
         return training.fit(
-            attachment.model, attachment.trainable, tiny.task(), tiny.scheduler(), 0.5,
+            attachment.model, attachment.trainable, tiny.task(), tiny.process(), 0.5,
             tiny.SETTINGS | {"precision": "bf16"}, 0, tmp_path / name, **options,
         )  # fmt: skip
 
@@ -206,8 +206,8 @@ def test_images_encoded_and_decoded_in_parts_are_the_same_up_to_rounding(monkeyp
     base = Path(__file__).parents[2] / "models/emoji-unet"
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     vae, model = bases.load_vae(base), bases.load_denoiser(base)
-    text, noise = torch.zeros(5, 16, 384), rng.initial_noise(0, 5, (8, 8, 8))
-    given = (bases.config(base, "scheduler"), text, text[:1], noise)
+    text, noise = {"embeddings": torch.zeros(5, 16, 384)}, rng.initial_noise(0, 5, (8, 8, 8))
+    given = (bases.load_process(base), text, bases.picked(text, [0]), noise)
 
     def both() -> tuple:
         return *encode_images(base, images), sampling.generate(model, vae, *given, 2, 1.0)

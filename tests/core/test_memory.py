@@ -13,26 +13,26 @@ from fitspace.core.errors import UserError
 from fitspace.training import sampling
 
 
-class Small(torch.nn.Module):
-    """A model on a device that holds ``room`` examples at once."""
+class Small:
+    """In place of a model's forward pass: a device that holds ``room`` examples at once."""
 
     def __init__(self, model, room: int):
-        super().__init__()
-        self.model, self.room, self.seen = model, room, []
+        self.room, self.seen = room, []
+        self.compute, model.forward = model.forward, self
 
-    def forward(self, x, t, condition):
+    def __call__(self, x, t, **told):
         if len(x) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         self.seen.append(len(x))
-        return self.model(x, t, condition)
+        return self.compute(x, t, **told)
 
 
 class Shrinking(Small):
     """Its room changes: a whole batch twice, half of one, and less when that half is done."""
 
-    def forward(self, x, t, condition):
+    def __call__(self, x, t, **told):
         self.room = {2: 4, 3: 3}.get(len(self.seen), self.room)
-        return super().forward(x, t, condition)
+        return super().__call__(x, t, **told)
 
 
 def fit_on(path, room: int, method="adapter", settings=None, device=Small, **changes):
@@ -40,7 +40,7 @@ def fit_on(path, room: int, method="adapter", settings=None, device=Small, **cha
     attachment = methods.attach(tiny.unet(), method, given, 0)
     small = device(attachment.model, room)
     result = training.fit(
-        small, attachment.trainable, tiny.task(), tiny.scheduler(), 0.5,
+        attachment.model, attachment.trainable, tiny.task(), tiny.process(), 0.5,
         tiny.SETTINGS | {"batch_size": 8, "steps": 4, **changes}, 0, path,
         dropouts=attachment.dropouts,
     )  # fmt: skip
@@ -95,12 +95,12 @@ class Decoder:
 
 
 def draw(room: int, guidance: float = 2.0) -> tuple[np.ndarray, list[int]]:
-    small = Small(tiny.unet(), room)
+    model = tiny.unet()
+    small = Small(model, room)
     text = torch.randn(10, 5, 12, generator=torch.Generator().manual_seed(0))
+    told, none = {"embeddings": text[1:]}, {"embeddings": text[:1]}
     noise = rng.initial_noise(0, 9, (4, 4, 4))
-    images = sampling.generate(
-        small, Decoder(), tiny.scheduler().config, text[1:], text[:1], noise, 3, guidance
-    )
+    images = sampling.generate(model, Decoder(), tiny.process(), told, none, noise, 3, guidance)
     return images, small.seen
 
 
@@ -126,8 +126,6 @@ def test_images_that_are_not_finite_are_no_pictures():
     with torch.no_grad():
         model.conv_out.bias.fill_(torch.inf)
     noise = rng.initial_noise(0, 2, (4, 4, 4))
-    text = torch.zeros(3, 5, 12)
+    told, none = {"embeddings": torch.zeros(2, 5, 12)}, {"embeddings": torch.zeros(1, 5, 12)}
     with pytest.raises(sampling.NotFinite, match="the samples are not finite"):
-        sampling.generate(
-            model, Decoder(), tiny.scheduler().config, text[1:], text[:1], noise, 2, 1
-        )
+        sampling.generate(model, Decoder(), tiny.process(), told, none, noise, 2, 1)

@@ -264,9 +264,9 @@ def fit(checkpoint, method, settings, on_step=None, **changes):
     if on_step is not None:
         options["checkpoint_seconds"] = 0.0
     model, own = attachment.model, attachment.trainable
-    task, scheduler = tiny.task(), tiny.scheduler()
+    task, process = tiny.task(), tiny.process()
     resolved = tiny.SETTINGS | changes
-    result = training.fit(model, own, task, scheduler, 0.5, resolved, 0, checkpoint, **options)
+    result = training.fit(model, own, task, process, 0.5, resolved, 0, checkpoint, **options)
     return attachment, result
 
 

@@ -37,8 +37,8 @@ def test_plain_diffusers_draws_what_the_sample_stage_draws(pipeline):
     ).images  # fmt: skip
     text = encode_captions(BASE, ["", *CAPTIONS])
     ours = sampling.generate(
-        bases.load_denoiser(BASE), bases.load_vae(BASE), bases.config(BASE, "scheduler"),
-        text[1:], text[:1], noise, steps=5, guidance=3.0,
+        bases.load_denoiser(BASE), bases.load_vae(BASE), bases.load_process(BASE),
+        {"embeddings": text[1:]}, {"embeddings": text[:1]}, noise, steps=5, guidance=3.0,
     )  # fmt: skip
     difference = np.abs(np.rint(theirs * 255) - ours.astype(float))
     assert difference.max() <= 1
@@ -82,8 +82,9 @@ def test_plain_diffusers_draws_the_categories_that_the_sample_stage_draws():
         generator=torch.Generator().manual_seed(5),
     ).images  # fmt: skip
     ours = sampling.generate(
-        bases.load_denoiser(DIT), bases.load_vae(DIT), bases.config(DIT, "scheduler"),
-        torch.tensor(chosen), torch.tensor([100]), noise, steps=5, guidance=1.0,
+        bases.load_denoiser(DIT), bases.load_vae(DIT), bases.load_process(DIT),
+        {"labels": torch.tensor(chosen)}, {"labels": torch.tensor([100])},
+        noise, steps=5, guidance=1.0,
     )  # fmt: skip
     assert np.abs(np.rint(theirs * 255) - ours.astype(float)).max() <= 1
 

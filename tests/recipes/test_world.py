@@ -247,7 +247,7 @@ def test_plain_diffusers_samples_the_unet(world, vae, tmp_path):
     assert images.shape == (1, 64, 64, 3) and np.isfinite(images).all()
     task = unet.source(tmp_path / "pipeline", world)
     assert sorted(len(group) for group in task.groups) == [1, 1, 1, 2]
-    assert task.conditions.shape[::2] == (6, 384)
+    assert task.conditions["embeddings"].shape[::2] == (6, 384)
 
 
 def test_six_skin_tones_count_as_two_items():
@@ -273,8 +273,9 @@ def test_plain_diffusers_samples_the_dit(world, vae, tmp_path):
     task = dit.source(folder, world)
     tomato = [1 + list(dit.names(world).values()).index("tomato")]
     ours = sampling.generate(
-        bases.load_denoiser(folder), bases.load_vae(folder), bases.config(folder, "scheduler"),
-        task.conditions[tomato], task.conditions[:1], noise, steps=2, guidance=3.0,
+        bases.load_denoiser(folder), bases.load_vae(folder), bases.load_process(folder),
+        bases.picked(task.conditions, tomato), bases.picked(task.conditions, [0]),
+        noise, steps=2, guidance=3.0,
     )  # fmt: skip
     assert images.shape == (1, 64, 64, 3)
     # Its guidance is ours: it finds no class where it looks for it.

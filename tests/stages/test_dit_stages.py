@@ -79,7 +79,8 @@ def test_labels_are_the_bases_or_new_ones(runs, task, captions, labels, own):
     found = prepared.load(runs[task].prepare)
     manifest = prepared.read_manifest(runs[task].prepare)
     assert manifest["captions"] == captions
-    assert found.conditions.tolist() == labels and found.conditions.dtype == torch.int64
+    told = found.conditions["labels"]
+    assert told.tolist() == labels and told.dtype == torch.int64
     assert found.own_classes == own
     expected = [LABELS[task][int(e["name"].removesuffix(".png")) // 2 % 2]
                 for e in manifest["examples"]]  # fmt: skip
@@ -166,10 +167,10 @@ def test_samples_differ_by_class_and_not_only_by_noise(runs):
     run, model = runs["known"], bases.load_denoiser(Path("base"))
     methods.load(model, run.train.folder / "adapter.safetensors")
     noise = rng.initial_noise(0, 1, (4, 8, 8)).expand(3, -1, -1, -1)
-    conditions = torch.tensor([1, 1, 0])
+    conditions, none = {"labels": torch.tensor([1, 1, 0])}, {"labels": torch.tensor([3])}
     images = sampling.generate(
-        model, bases.load_vae(Path("base")), bases.config(Path("base"), "scheduler"),
-        conditions, torch.tensor([3]), noise, STEPS, guidance=2.0,
+        model, bases.load_vae(Path("base")), bases.load_process(Path("base")),
+        conditions, none, noise, STEPS, guidance=2.0,
     )  # fmt: skip
     assert np.array_equal(images[0], images[1]) and not np.array_equal(images[0], images[2])
 
@@ -187,7 +188,7 @@ def test_a_plain_pipeline_with_the_adapter_draws_the_same(runs, task, monkeypatc
         return rng.initial_noise(3, PROMPTS, shape[1:])
 
     monkeypatch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", noise)
-    labels = found.conditions[found.prompts[:PROMPTS]].tolist()
+    labels = found.conditions["labels"][found.prompts[:PROMPTS]].tolist()
     drawn = pipeline(labels, guidance_scale=1.0, num_inference_steps=STEPS, output_type="np").images
     apart = np.abs(samples(run) - 255 * drawn.astype(float))
     assert apart.max() <= 1

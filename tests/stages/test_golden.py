@@ -55,7 +55,7 @@ def train() -> list[float]:
     from fitspace import training
 
     subject = replace(tiny.task(), prior=[7, 8, 9], prior_weight=0.5)
-    batch = training.make_batch(subject, tiny.scheduler(), 0.5, tiny.SETTINGS, 0, 3)
+    batch = training.make_batch(subject, tiny.process(), 0.5, tiny.SETTINGS, 0, 3)
     with tempfile.TemporaryDirectory() as folder:
         result = tiny.fit(Path(folder) / "c.safetensors")
     parameters = [v.abs().sum() for v in list(result.parameters.values())[:4]]
@@ -70,8 +70,9 @@ def sample() -> list[float]:
 
     text = encode_captions(BASE, ["", "red heart", "cat face", "sun"])
     images = sampling.generate(
-        bases.load_denoiser(BASE), bases.load_vae(BASE), bases.config(BASE, "scheduler"),
-        text[1:], text[:1], rng.initial_noise(7, 3, (8, 8, 8)), steps=4, guidance=3.0,
+        bases.load_denoiser(BASE), bases.load_vae(BASE), bases.load_process(BASE),
+        {"embeddings": text[1:]}, {"embeddings": text[:1]},
+        rng.initial_noise(7, 3, (8, 8, 8)), steps=4, guidance=3.0,
     )  # fmt: skip
     return [float(image.mean()) for image in images]
 

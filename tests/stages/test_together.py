@@ -432,7 +432,7 @@ def task(kind: str):
         found,
         mean=torch.randn(10, 4, 8, 8, generator=g),
         std=torch.rand(10, 4, 8, 8, generator=g),
-        conditions=torch.tensor([3, *([0, 1, 2] * 4)[:11]]),
+        conditions={"labels": torch.tensor([3, *([0, 1, 2] * 4)[:11]])},
     )
 
 
@@ -446,7 +446,7 @@ def each_alone(folder: Path, kind: str, method: str, given: dict, own=OWN) -> li
         attachment = methods.attach(getattr(tiny, kind)(), method, given, seed)
         found.append(
             training.fit(
-                attachment.model, attachment.trainable, task(kind), tiny.scheduler(), 0.5,
+                attachment.model, attachment.trainable, task(kind), tiny.process(), 0.5,
                 settings(change), seed, folder / f"alone{i}",
             )
         )  # fmt: skip
@@ -463,7 +463,7 @@ def fold(
         leaves = training.leaves(mine, "cpu")
         members.append(training.Member(leaves, settings(change), seed, folder / f"fold{i}"))
     return training.fit_members(
-        model(shared.model), members, task(kind), tiny.scheduler(), 0.5, folded=True, **options
+        model(shared.model), members, task(kind), tiny.process(), 0.5, folded=True, **options
     )
 
 

@@ -27,7 +27,6 @@ from fitspace.plan import STAGES, build_plan, load_study
 from fitspace.results.table import collect, collect_into
 from fitspace.stages import function
 from fitspace.study import Study
-from fitspace.training import objectives
 
 ROOT = Path(__file__).parents[2]
 GOOD = yaml.safe_load((ROOT / "params/emoji-dreambooth.yaml").read_text())
@@ -259,16 +258,18 @@ def _with_prior(weight: float):
 
 def _batch(task, step: int = 3, **settings):
     settings = tiny.SETTINGS | {"caption_dropout": 0.0} | settings
-    return training.make_batch(task, tiny.scheduler(), 0.5, settings, 0, step)
+    return training.make_batch(task, tiny.process(), 0.5, settings, 0, step)
 
 
 def test_class_examples_follow_and_leave_the_others_bit_identical():
     task, size = _with_prior(1.0), tiny.SETTINGS["batch_size"]
     both, alone = _batch(task), _batch(replace(task, prior=[]))
     assert len(both.t) == 2 * size and len(alone.t) == size
-    for name in ("clean", "noise", "noisy", "t", "condition"):
+    for name in ("clean", "noise", "noisy", "t"):
         assert torch.equal(getattr(both, name)[:size], getattr(alone, name))
-    assert torch.equal(both.condition[size:], task.conditions[[11] * size])
+    told, before = both.conditions["embeddings"], alone.conditions["embeddings"]
+    assert torch.equal(told[:size], before)
+    assert torch.equal(told[size:], task.conditions["embeddings"][[11] * size])
     assert (both.noise[size:] != both.noise[:size]).all((1, 2, 3)).all()
     assert (both.t[size:] != both.t[:size]).all()
     seen = {
@@ -284,12 +285,12 @@ def test_class_examples_follow_and_leave_the_others_bit_identical():
 @pytest.mark.parametrize("gamma", [None, 5.0], ids=["plain", "min-SNR"])
 @pytest.mark.parametrize("weight", [0.25, 1.0, 3.0])
 def test_loss_is_the_subjects_plus_the_weighted_class_images(weight, gamma):
-    batch, scheduler, model = _batch(_with_prior(weight), min_snr_gamma=gamma), None, tiny.unet()
-    scheduler, size = tiny.scheduler(), tiny.SETTINGS["batch_size"]
+    batch, model = _batch(_with_prior(weight), min_snr_gamma=gamma), tiny.unet()
+    process, size = tiny.process(), tiny.SETTINGS["batch_size"]
     with torch.no_grad():
-        predicted = model(batch.noisy, batch.t, batch.condition).sample
-    found = objectives.loss(scheduler, predicted, batch).mean()
-    alpha = scheduler.alphas_cumprod[batch.t].view(-1, 1, 1, 1)
+        predicted = model(batch.noisy, batch.t, batch.conditions["embeddings"]).sample
+    found = batch.losses(process, predicted).mean()
+    alpha = process.scheduler.alphas_cumprod[batch.t].view(-1, 1, 1, 1)
     velocity = alpha.sqrt() * batch.noise - (1 - alpha).sqrt() * batch.clean
     errors = (predicted - velocity).square().mean((1, 2, 3))
     if gamma is not None:
@@ -375,7 +376,7 @@ def _pipeline(path: Path) -> Path:
         sample_size=8,
     )  # fmt: skip
     diffusers.StableDiffusionPipeline(
-        vae=vae, unet=tiny.unet(), scheduler=tiny.scheduler(), safety_checker=None,
+        vae=vae, unet=tiny.unet(), scheduler=tiny.process().scheduler, safety_checker=None,
         tokenizer=transformers.BertTokenizer(str(path / "vocab.txt"), model_max_length=8),
         text_encoder=transformers.BertModel(config), feature_extractor=None,
         requires_safety_checker=False,

@@ -15,6 +15,7 @@ import torch
 
 import fitspace
 from fitspace import bases, cli, methods
+from fitspace.bases.process import Diffusion
 from fitspace.core import rng
 from fitspace.core.errors import UserError
 from fitspace.core.imports import import_peft
@@ -73,8 +74,9 @@ def drawn_by(pipeline):
 def drawn_by_us(model):
     tokenizer, encoder = bases.load_text(EMOJI)
     text = bases.encode_captions(tokenizer, encoder, ["", *CAPTIONS])
-    vae, scheduler = bases.load_vae(EMOJI), bases.config(EMOJI, "scheduler")
-    return sampling.generate(model, vae, scheduler, text[1:], text[:1], noise(), STEPS, GUIDANCE)
+    vae, process = bases.load_vae(EMOJI), bases.load_process(EMOJI)
+    told, none = {"embeddings": text[1:]}, {"embeddings": text[:1]}
+    return sampling.generate(model, vae, process, told, none, noise(), STEPS, GUIDANCE)
 
 
 def assert_same_images(found, expected):
@@ -149,8 +151,9 @@ def test_adapters_work_in_a_dit_pipeline(dit_pipeline, tmp_path, method):
     adapter = fitspace.load_adapter(dit_pipeline, path)
     torch.manual_seed(3)
     expected = sampling.generate(
-        ours.model, dit_pipeline.vae, dict(dit_pipeline.scheduler.config), torch.tensor(classes),
-        torch.tensor([1000]), torch.randn(2, 4, 8, 8), STEPS, GUIDANCE,
+        ours.model, dit_pipeline.vae, Diffusion(dict(dit_pipeline.scheduler.config)),
+        {"labels": torch.tensor(classes)}, {"labels": torch.tensor([1000])},
+        torch.randn(2, 4, 8, 8), STEPS, GUIDANCE,
     )  # fmt: skip
     with_adapter = drawn_by_pipeline()
     assert_same_images(with_adapter, expected)

@@ -52,7 +52,7 @@ def fit(path: Path, device: str, method: str = "adapter", room=None, **options) 
         model.to(memory_format=torch.channels_last)
     task = replace(tiny.task(), prior=[7, 8, 9], prior_weight=0.5)
     return training.fit(
-        model, attachment.trainable, task, tiny.scheduler(), 0.5, train, 0, path, **options
+        model, attachment.trainable, task, tiny.process(), 0.5, train, 0, path, **options
     )
 
 
@@ -120,7 +120,7 @@ def test_runs_in_one_folded_batch_are_what_they_are_alone(tmp_path, device, prec
         # A model in a fold's frozen parts is what it is alone; see devices.halve_frozen.
         if device == "cuda":
             devices.prepare(attachment.model, precision)
-        given = tiny.task(), tiny.scheduler(), 0.5
+        given = tiny.task(), tiny.process(), 0.5
         path = tmp_path / f"{seed}"
         alone.append(
             training.fit(attachment.model, attachment.trainable, *given, train, seed, path)

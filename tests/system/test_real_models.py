@@ -182,12 +182,12 @@ def test_every_arm_draws_something_else(finished):
 def test_what_the_models_predict_and_are_told(finished):
     study, runs = finished
     base, run = bases.resolve(study.base), next(iter(runs.values()))
-    process, task = bases.load_scheduler(base), prepared.load(run.prepare, base)
-    assert process.config.prediction_type == "epsilon"
+    process, task = bases.load_process(base), prepared.load(run.prepare, base)
+    assert process.predicts == "epsilon"
     model = bases.load_denoiser(base)
     if bases.family(base).name == "unet":
         heads = {m.heads for m in model.modules() if hasattr(m, "heads")}
-        assert heads == {8} and task.conditions.shape[1:] == (77, 16)
+        assert heads == {8} and task.conditions["embeddings"].shape[1:] == (77, 16)
     else:
         assert model.config.out_channels == 8 and model.config.num_attention_heads == 16
         assert task.own_classes == 2

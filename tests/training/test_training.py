@@ -71,11 +71,13 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 def test_points_of_a_seed_see_the_same_noise_steps_and_data():
     def batch(seed, step, **point):
         settings = tiny.SETTINGS | point
-        return training.make_batch(tiny.task(), tiny.scheduler(), 0.5, settings, seed, step)
+        return training.make_batch(tiny.task(), tiny.process(), 0.5, settings, seed, step)
 
     again, other = batch(0, 3, lr=0.5, ema=None, steps=99), batch(1, 3)
-    for name in ("clean", "noise", "noisy", "t", "condition", "weight"):
+    for name in ("clean", "noise", "noisy", "t", "weight"):
         assert torch.equal(getattr(batch(0, 3), name), getattr(again, name))
+    told = (made.conditions["embeddings"] for made in (batch(0, 3), again))
+    assert torch.equal(*told)
     assert not torch.equal(again.noisy, other.noisy)
     assert not torch.equal(again.noisy, batch(0, 4).noisy)
 
@@ -83,7 +85,7 @@ def test_points_of_a_seed_see_the_same_noise_steps_and_data():
 def test_a_longer_batch_starts_with_the_examples_of_a_shorter_one():
     def first(size):
         settings = tiny.SETTINGS | {"batch_size": size}
-        return training.make_batch(tiny.task(), tiny.scheduler(), 0.5, settings, 0, 0)
+        return training.make_batch(tiny.task(), tiny.process(), 0.5, settings, 0, 0)
 
     assert torch.equal(first(6).noisy[:4], first(4).noisy)
 
@@ -97,7 +99,7 @@ def test_training_lowers_the_loss_and_changes_nothing_frozen(tmp_path):
         model, "adapter", {"input": "CA_out", "output": "FFN_in", "width": 8}, 0
     )
     result = training.fit(
-        model, attachment.trainable, tiny.task(), tiny.scheduler(), 0.5,
+        model, attachment.trainable, tiny.task(), tiny.process(), 0.5,
         tiny.SETTINGS | {"steps": 150, "batch_size": 8}, 0, tmp_path / "c.safetensors",
     )  # fmt: skip
     assert np.mean(result.losses[-30:]) < 0.95 * np.mean(result.losses[:30])
@@ -143,7 +145,7 @@ def test_parameters_that_are_not_finite_after_the_last_step_are_a_divergence_too
 
     attachment = methods.attach(tiny.unet(), "bitfit", {}, 0)
     result = training.fit(
-        attachment.model, attachment.trainable, tiny.task(), tiny.scheduler(), 0.5,
+        attachment.model, attachment.trainable, tiny.task(), tiny.process(), 0.5,
         tiny.SETTINGS | {"steps": 3, "ema": None}, 0, tmp_path / "e.safetensors", on_step=spoil,
     )  # fmt: skip
     assert result.diverged == "parameters are not finite after step 2"

@@ -11,7 +11,7 @@ from fitspace.bases.dit import (
     scale,
 )
 from fitspace.bases.families import BY_COMPONENT, FAMILIES, family_of
-from fitspace.bases.family import Family
+from fitspace.bases.family import Conditions, Family, picked
 from fitspace.bases.finding import (
     CONFIGS,
     architecture,
@@ -32,15 +32,17 @@ from fitspace.bases.loading import (
     encode_captions,
     from_config,
     load_denoiser,
-    load_scheduler,
+    load_process,
     load_text,
     load_vae,
     to_model,
 )
 
 __all__ = [
+    "picked",
     "CONFIGS",
     "BY_COMPONENT",
+    "Conditions",
     "FAMILIES",
     "Family",
     "architecture",
@@ -60,7 +62,7 @@ __all__ = [
     "image_size",
     "labels",
     "load_denoiser",
-    "load_scheduler",
+    "load_process",
     "load_text",
     "load_vae",
     "named_config",

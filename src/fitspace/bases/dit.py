@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fitspace.bases.family import Family
+from fitspace.bases.family import Conditions, Family
 from fitspace.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -117,6 +117,16 @@ def at_scale(model: nn.Module, factor: int) -> Callable[[], None]:
     return lambda: put(*before)
 
 
+def _hand(conditions: Conditions) -> dict[str, torch.Tensor]:
+    return {"class_labels": conditions["labels"]}
+
+
+def _blank(config: Any, images: int, tokens: int, dtype: torch.dtype) -> Conditions:
+    import torch
+
+    return {"labels": torch.empty(images, dtype=torch.long)}
+
+
 def _is_early(kind: str, config: dict[str, Any]) -> bool:
     """Saved when diffusers had one class for all transformers, as DiT's authors' are."""
     return kind == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"
@@ -128,7 +138,10 @@ DIT = Family(
     component="transformer",
     kind="DiTTransformer2DModel",
     needs=(),
-    told="classes",
+    told={"labels": "I64 n"},
+    hand=_hand,
+    blank=_blank,
+    sizes={"classes": "num_embeds_ada_norm"},
     scales=True,
     also=_is_early,
     settle=share_embedders,

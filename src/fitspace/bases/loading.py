@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import nn
+
+    from fitspace.bases.process import Diffusion
 from fitspace.bases.families import BY_COMPONENT, family_of
 from fitspace.bases.finding import (
     architecture,
@@ -66,21 +68,20 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def load_scheduler(folder: Path) -> Any:
-    """The diffusion process the pipeline was trained with, as diffusers' DDPMScheduler.
+def load_process(folder: Path) -> Diffusion:
+    """The process the pipeline was trained with.
 
     Raises
     ------
     UserError : a scheduler of another kind of process (no ``beta_schedule``).
     """
-    _prepare_imports()
-    from diffusers import DDPMScheduler
+    from fitspace.bases.process import Diffusion
 
     settings = config(folder, "scheduler")
     if "beta_schedule" not in settings:
         name, path = settings.get("_class_name"), folder / "scheduler" / "scheduler_config.json"
         raise UserError(f"{path}: {name} has no beta_schedule; allowed: DDPM and its solvers")
-    return DDPMScheduler.from_config(settings)
+    return Diffusion(settings)
 
 
 def load_text(folder: Path) -> tuple[Any, nn.Module]:

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from fitspace import bases
+from fitspace.bases.family import Conditions
 from fitspace.core import devices
 
 BATCH = 64
@@ -30,6 +31,18 @@ def encode_images(base: Path, images: np.ndarray) -> tuple[torch.Tensor, torch.T
     return torch.cat(means), torch.cat(stds)
 
 
+def conditions(base: Path, captions: Sequence[str]) -> tuple[Conditions, int | None]:
+    """What a base's denoiser is told of the captions: text embeddings, float32, or labels.
+
+    The second value is the number of classes where they are not the base's own; then its table of
+    class embeddings has to be new as well.
+    """
+    if bases.family(base).by_class:
+        labels, own = _class_labels(base, captions)
+        return {"labels": labels}, own
+    return {"embeddings": encode_captions(base, captions)}, None
+
+
 @torch.no_grad()
 def encode_captions(base: Path, captions: Sequence[str]) -> torch.Tensor:
     """What the pipeline's own text encoder makes of the captions, (m, tokens, dim)."""
@@ -43,11 +56,10 @@ def encode_captions(base: Path, captions: Sequence[str]) -> torch.Tensor:
     )
 
 
-def class_labels(base: Path, names: Sequence[str]) -> tuple[torch.Tensor, int | None]:
+def _class_labels(base: Path, names: Sequence[str]) -> tuple[torch.Tensor, int | None]:
     """A class-conditional base's labels of category names, int64; the empty name is no class.
 
-    Where the base does not know all of the names they are numbered anew, and the second value
-    says how many they are: the table of class embeddings then has to be new as well.
+    Where the base does not know all of the names they are numbered anew, and counted.
     """
     known = bases.labels(base)
     empty = bases.config(base, "transformer")["num_embeds_ada_norm"]

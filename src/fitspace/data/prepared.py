@@ -15,6 +15,7 @@ import torch
 from pydantic import Field, model_validator
 
 from fitspace import bases
+from fitspace.bases.family import Conditions
 from fitspace.core.errors import UserError
 from fitspace.core.files import (
     IMAGES,
@@ -38,8 +39,9 @@ class PreparedTask:
         latents, not yet multiplied by the autoencoder's scaling factor.
     captions : int64, shape (n,): row of each example's caption in ``conditions``.
     groups : training examples' indices by group, drawn as one item each.
-    conditions : what the denoiser is told: text embeddings, float32 (m, tokens, dim), or class
-        labels, int64 (m,); row 0 is the empty caption, or no class.
+    conditions : what the denoiser is told: name -> tensor, first axis m, such as text embeddings,
+        float32 (m, tokens, dim), or class labels, int64 (m,); row 0 is the empty caption, or no
+        class.
     prompts : rows of ``conditions`` of the held-out captions, in a fixed shuffled order; the
         manifest's ``prompt_images`` are the rows of ``images.safetensors`` that show them.
     own_classes : how many classes the task has that are not the base's; None: the base's own.
@@ -52,7 +54,7 @@ class PreparedTask:
     std: torch.Tensor
     captions: torch.Tensor
     groups: list[list[int]]
-    conditions: torch.Tensor
+    conditions: Conditions
     prompts: list[int]
     own_classes: int | None = None
     prior: Sequence[int] = ()
@@ -156,24 +158,20 @@ def load(stage: Stage, base: Path | None = None, scale: int = 1) -> PreparedTask
         if example["split"] == "train":
             groups.setdefault(example["group"], []).append(i)
     sizes = {} if base is None else _sizes(base, scale)
-    told_classes = base is not None and bases.family(base).by_class
     path = stage.folder / "latents.safetensors"
     wanted = dict.fromkeys(("mean", "std"), "F16 n c h h")
     latents = read_tensors(path, wanted, n=len(manifest["examples"]), **sizes)
     path = stage.folder / "text.safetensors"
-    with opened(path) as file:
-        by_class = told_classes if base is not None else "labels" in file.keys()  # noqa: SIM118
-    wanted = {"labels": "I64 n"} if by_class else {"embeddings": "F16 n tokens dim"}
-    (conditions,) = read_tensors(path, wanted, n=len(manifest["captions"]), **sizes).values()
-    classes = manifest.get("own_classes", sizes.get("classes"))
-    if by_class and classes and not 0 <= conditions.min() <= conditions.max() <= classes:
+    conditions = read_tensors(path, _told(path, base), n=len(manifest["captions"]), **sizes)
+    classes, labels = manifest.get("own_classes", sizes.get("classes")), conditions.get("labels")
+    if labels is not None and classes and not 0 <= labels.min() <= labels.max() <= classes:
         raise UserError(f"{path}: labels: needed: from 0 to {classes}")
     return PreparedTask(
         mean=latents["mean"][: len(training)].float(),
         std=latents["std"][: len(training)].float(),
         captions=torch.tensor([e["caption"] for e in training]),
         groups=list(groups.values()),
-        conditions=conditions.float() if conditions.is_floating_point() else conditions,
+        conditions={n: v.float() if v.is_floating_point() else v for n, v in conditions.items()},
         prompts=manifest["prompts"],
         own_classes=manifest.get("own_classes"),
         prior=[i for i, e in enumerate(training) if e["split"] == "class"],
@@ -182,13 +180,22 @@ def load(stage: Stage, base: Path | None = None, scale: int = 1) -> PreparedTask
     )
 
 
+def _told(path: Path, base: Path | None) -> dict[str, str]:
+    """The conditions of a base's family, or without one of the family whose names a file has."""
+    if base is not None:
+        return bases.family(base).told
+    with opened(path) as file:
+        names = {*file.keys()}
+    families = bases.FAMILIES.values()
+    return next((f.told for f in families if f.told.keys() <= names), next(iter(families)).told)
+
+
 def _sizes(base: Path, scale: int) -> dict[str, int]:
-    """Of what a base takes: latents (c, h, h), embeddings of ``dim``, labels up to ``classes``."""
+    """Of what a base takes: latents (c, h, h), and what its family's conditions need."""
     config = bases.config(base, bases.denoiser(base))
     found = {
         "c": config.get("in_channels"),
         "h": config["sample_size"] * scale,
-        "dim": config.get("cross_attention_dim"),
-        "classes": config.get("num_embeds_ada_norm"),
+        **{name: config.get(key) for name, key in bases.family(base).sizes.items()},
     }
     return {name: size for name, size in found.items() if isinstance(size, int)}

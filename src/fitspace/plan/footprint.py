@@ -144,13 +144,13 @@ def _measure(
         layer.train()
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     torch.nn.Module.to(model, dtype)  # diffusers' own warns of layers that it would keep in fp32
-    inputs = _inputs(model, batch, tokens, dtype)
+    latents, t, told = _inputs(model, batch, tokens, dtype)
     kept = _Kept(model)
     backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
     attention = _attention_mode()
     with attention, FlopCounterMode(display=False, custom_mapping={backward: _backward}) as flops:
         with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
-            predicted = model(*inputs).sample
+            predicted = model(latents, t, **told).sample
         forward = flops.get_total_flops()
         if attachment.trainable:
             predicted.backward(torch.empty_like(predicted))
@@ -165,18 +165,20 @@ def _measure(
     )
 
 
-def _inputs(model: torch.nn.Module, batch: int, tokens: int, dtype: torch.dtype) -> list:
-    """Latents, time steps and conditions without content."""
+def _inputs(
+    model: torch.nn.Module, batch: int, tokens: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Latents, time steps, and what conditions hand over; all without content."""
     import torch
 
-    config = model.config
+    config, family = model.config, bases.family_of(model)
     side = config.sample_size
-    shape, kind = (batch,), torch.long
-    if not bases.family_of(model).by_class:
-        shape, kind = (batch, tokens, config.cross_attention_dim), dtype
     with torch.device("meta"):
-        latents = torch.empty(batch, config.in_channels, side, side, dtype=dtype)
-        return [latents, torch.empty(batch, dtype=torch.long), torch.empty(shape, dtype=kind)]
+        return (
+            torch.empty(batch, config.in_channels, side, side, dtype=dtype),
+            torch.empty(batch, dtype=torch.long),
+            family.hand(family.blank(config, batch, tokens, dtype)),
+        )
 
 
 class _Kept:

@@ -77,9 +77,9 @@ def _sample(out: Path, data: prepared.PreparedTask, rows: list[int]) -> np.ndarr
     return sampling.generate(
         bases.load_denoiser(out),
         bases.load_vae(out),
-        bases.config(out, "scheduler"),
-        data.conditions[rows],
-        data.conditions[:1],
+        bases.load_process(out),
+        bases.picked(data.conditions, rows),
+        bases.picked(data.conditions, slice(1)),
         rng.initial_noise(embedded.SEED, len(rows), tuple(data.mean.shape[1:])),
         **SAMPLING,
     )

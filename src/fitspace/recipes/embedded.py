@@ -118,7 +118,7 @@ def build_denoiser(out: Path, work: Path = WORK) -> None:
         model,
         dict(model.named_parameters()),
         prepared.load(stage),
-        bases.load_scheduler(pipeline),
+        bases.load_process(pipeline),
         bases.load_vae(pipeline).config.scaling_factor,
         settings,
         SEED,

@@ -47,16 +47,16 @@ def forget_peak() -> None:
 
 
 def generated(study: Study, model, task, rows: list[int], noise, description: str):
-    """Sample with the study's settings: one image for each row of ``task.conditions``."""
+    """Sample with the study's settings: one image for each of these rows of ``task.conditions``."""
     from fitspace.training import sampling
 
     base = bases.resolve(study.base)
     return sampling.generate(
         model,
         bases.load_vae(base).to(devices.device()),
-        bases.config(base, "scheduler"),
-        task.conditions[rows],
-        task.conditions[:1],
+        bases.load_process(base),
+        bases.picked(task.conditions, rows),
+        bases.picked(task.conditions, slice(1)),
         noise,
         study.sample.steps,
         study.sample.guidance,

@@ -25,7 +25,7 @@ from fitspace.core.files import (
 )
 from fitspace.data import identity, load_examples
 from fitspace.data.dreambooth import ROLES
-from fitspace.data.encoding import class_labels, encode_captions, encode_images
+from fitspace.data.encoding import conditions, encode_images
 from fitspace.data.examples import Example
 from fitspace.data.prepared import (
     read_manifest,
@@ -69,14 +69,10 @@ def prepare_task(task: Task, base: str, stage: Stage) -> None:
     rows = {caption: i for i, caption in enumerate(captions)}
 
     mean, std = encode_images(source, np.stack([e.image for e in found]))
-    own_classes = None
-    if by_class:
-        conditions, own_classes = class_labels(source, captions)
-    else:
-        conditions = encode_captions(source, captions).half()
+    told, own_classes = conditions(source, captions)
     files = {
         "latents": {"mean": mean.half(), "std": std.half()},
-        "text": {"labels" if by_class else "embeddings": conditions},
+        "text": halved(told),
         "images": {"images": torch.from_numpy(np.stack([e.image for e in held_out]))},
     }
     shown = _prompt_images(held_out)
@@ -101,6 +97,11 @@ def prepare_task(task: Task, base: str, stage: Stage) -> None:
         "seconds": round(time.monotonic() - clock, 3),
     }
     write(stage, files, manifest, inputs=[], started=started, facts=facts)
+
+
+def halved(told: bases.Conditions) -> bases.Conditions:
+    """As files hold them: numbers in 16 bits, labels as they are."""
+    return {name: v.half() if v.is_floating_point() else v for name, v in told.items()}
 
 
 def listed(examples: Sequence[Example], rows: dict[str, int]) -> list[dict[str, Any]]:
@@ -170,7 +171,7 @@ def prepare_subject(task: Task, base: str, stage: Stage, prior: Stage | None) ->
     mean, std = encode_images(source, np.stack([e.image for e in found]))
     files = {
         "latents": {"mean": mean.half(), "std": std.half()},
-        "text": {"embeddings": encode_captions(source, captions).half()},
+        "text": halved(conditions(source, captions)[0]),
         "images": {"images": torch.from_numpy(np.stack([e.image for e in subject]))},
     }
     manifest = {

@@ -15,7 +15,7 @@ from fitspace.core import devices
 from fitspace.core.errors import UserError
 from fitspace.core.files import replacing
 from fitspace.core.rng import initial_noise
-from fitspace.data.encoding import encode_captions
+from fitspace.data.encoding import conditions
 from fitspace.plan import Run
 from fitspace.stages.common import seconds_since
 from fitspace.stages.sidecars import now, write_sidecar
@@ -44,15 +44,15 @@ def class_images(base: Path, asked: dict[str, Any], device: str) -> np.ndarray:
 
     ``asked``: ``prompt``, ``images`` (how many), solver ``steps`` and ``guidance`` scale.
     """
-    nothing, prompt = encode_captions(base, ["", asked["prompt"]]).split(1)
+    told, _ = conditions(base, ["", asked["prompt"]])
     model = bases.load_denoiser(base).to(device)
     shape = (model.config.in_channels, *2 * [model.config.sample_size])
     return generate(
         model,
         bases.load_vae(base).to(device),
-        bases.config(base, "scheduler"),
-        prompt.expand(asked["images"], -1, -1),
-        nothing,
+        bases.load_process(base),
+        bases.picked(told, [1] * asked["images"]),
+        bases.picked(told, slice(1)),
         initial_noise(0, asked["images"], shape, "class"),
         asked["steps"],
         asked["guidance"],

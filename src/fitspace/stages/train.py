@@ -84,7 +84,7 @@ def train(
             model,
             [member(each) for each in runs],
             task,
-            bases.load_scheduler(base),
+            bases.load_process(base),
             bases.config(base, "vae").get("scaling_factor", SD_SCALING_FACTOR),
             description=f"train {run.train.folder.name}",
             dropouts=attachment.dropouts,

@@ -6,15 +6,17 @@ seed see the same data, noise and time steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from fitspace.bases.family import Conditions, picked
+from fitspace.bases.process import Diffusion
 from fitspace.core import rng
 from fitspace.data.prepared import PreparedTask
-from fitspace.training import objectives
 
 
 @dataclass(frozen=True)
@@ -25,21 +27,35 @@ class Batch:
     noise: torch.Tensor
     noisy: torch.Tensor
     t: torch.Tensor
-    condition: torch.Tensor
+    conditions: Conditions
     weight: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.t)
 
     def __getitem__(self, rows: slice) -> Batch:
-        return Batch(**{name: value[rows] for name, value in vars(self).items()})
+        return self._each(lambda value: value[rows])
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(**{name: value.to(device) for name, value in vars(self).items()})
+        return self._each(lambda value: value.to(device))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        conditions = {name: change(value) for name, value in self.conditions.items()}
+        own = {n: change(value) for n, value in vars(self).items() if n != "conditions"}
+        return Batch(conditions=conditions, **own)
+
+    def losses(self, process: Diffusion, predicted: torch.Tensor) -> torch.Tensor:
+        """Loss of each example, shape (n,)."""
+        return process.losses(predicted, self.clean, self.noise, self.noisy, self.t, self.weight)
 
 
 def make_batch(
-    task: PreparedTask, scheduler, scaling: float, settings: dict[str, Any], seed: int, step: int
+    task: PreparedTask,
+    process: Diffusion,
+    scaling: float,
+    settings: dict[str, Any],
+    seed: int,
+    step: int,
 ) -> Batch:
     """Draw one step's batch: the same for every point of a seed.
 
@@ -58,21 +74,21 @@ def make_batch(
         dropped = draw.random() < settings["caption_dropout"]
         chosen.append(example)
         captions.append(0 if dropped else int(task.captions[example]))
-        times.append(int(draw.integers(scheduler.config.num_train_timesteps)))
+        times.append(process.draw_time(draw))
         resample.append(draw.standard_normal(shape, dtype=np.float32))
         noise.append(draw.standard_normal(shape, dtype=np.float32))
     t = torch.tensor(times)
     epsilon = torch.from_numpy(np.stack(noise))
     latents = task.mean[chosen] + task.std[chosen] * torch.from_numpy(np.stack(resample))
     latents = latents * scaling
-    weight = objectives.weights(scheduler, t, settings["min_snr_gamma"])
+    weight = process.weights(t, settings["min_snr_gamma"])
     if task.prior:
         weight = weight * torch.tensor([2.0] * size + [2.0 * task.prior_weight] * size)
     return Batch(
         clean=latents,
         noise=epsilon,
-        noisy=scheduler.add_noise(latents, epsilon, t),
+        noisy=process.mix(latents, epsilon, t),
         t=t,
-        condition=task.conditions[captions],
+        conditions=picked(task.conditions, captions),
         weight=weight,
     )

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from tqdm import trange
 
+from fitspace.bases import family_of
+from fitspace.bases.process import Diffusion
 from fitspace.core import rng
 from fitspace.core.errors import UserError
 from fitspace.core.memory import fewer_at_once
 from fitspace.data.prepared import PreparedTask
-from fitspace.training import objectives
 from fitspace.training.batch import Batch, make_batch
 from fitspace.training.member import (
     Fit,
@@ -34,7 +35,7 @@ def fit(
     model: torch.nn.Module,
     trainable: dict[str, torch.nn.Parameter],
     task: PreparedTask,
-    scheduler,
+    process: Diffusion,
     scaling: float,
     settings: dict[str, Any],
     seed: int,
@@ -49,7 +50,7 @@ def fit(
 
     Parameters
     ----------
-    model : the denoiser with the method attached; called as ``model(x, t, condition).sample``.
+    model : the denoiser with the method attached.
     settings : a resolved :class:`fitspace.study.TrainSettings` as a dict.
     checkpoint : file that is written about every ``checkpoint_seconds``; when it is there,
         training continues from it. The caller deletes it when the result is safe.
@@ -65,7 +66,7 @@ def fit(
     """
     member = Member(trainable, settings, seed, checkpoint, on_loss)
     (result,) = fit_members(
-        model, [member], task, scheduler, scaling, checkpoint_seconds, description, on_step,
+        model, [member], task, process, scaling, checkpoint_seconds, description, on_step,
         dropouts,
     )  # fmt: skip
     return result
@@ -75,7 +76,7 @@ def fit_members(
     model: torch.nn.Module,
     members: Sequence[Member],
     task: PreparedTask,
-    scheduler,
+    process: Diffusion,
     scaling: float,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     description: str = "training",
@@ -108,8 +109,7 @@ def fit_members(
                       desc=description, disable=None)  # fmt: skip
     for step in progress:
         batches = [
-            make_batch(task, scheduler, scaling, m.settings, m.seed, step).to(device)
-            for m in active
+            make_batch(task, process, scaling, m.settings, m.seed, step).to(device) for m in active
         ]
         if dropouts:  # the only numbers that torch itself draws
             seed = members[0].seed
@@ -122,10 +122,10 @@ def fit_members(
             try:
                 if folded:
                     losses = _backward_folded(
-                        model, scheduler, active, batches, runs_at_once, at_once, half
+                        model, process, active, batches, runs_at_once, at_once, half
                     )
                 else:
-                    losses = [_backward(model, scheduler, batches[0], at_once, half)]
+                    losses = [_backward(model, process, batches[0], at_once, half)]
                 continue
             except torch.OutOfMemoryError:
                 pass  # and out of the handler: a traceback keeps the step's tensors alive
@@ -159,28 +159,28 @@ def fit_members(
     return [member.result(at_once) for member in members]
 
 
-def _backward(model, scheduler, batch: Batch, at_once: int, half: bool) -> float:
+def _backward(model, process, batch: Batch, at_once: int, half: bool) -> float:
     """The batch's mean loss; its gradient is added up over parts of ``at_once`` examples."""
-    total = 0.0
+    total, hand = 0.0, family_of(model).hand
     for first in range(0, len(batch), at_once):
         part = batch[first : first + at_once]
         with torch.autocast(part.t.device.type, dtype=torch.bfloat16, enabled=half):
-            predicted = model(part.noisy, part.t, part.condition).sample
-        loss = _loss(scheduler, predicted, part, len(batch))
+            predicted = model(part.noisy, part.t, **hand(part.conditions)).sample
+        loss = _loss(process, predicted, part, len(batch))
         total += loss.item()
         loss.backward()
     return total
 
 
-def _loss(scheduler, predicted: torch.Tensor, part: Batch, size: int) -> torch.Tensor:
+def _loss(process, predicted: torch.Tensor, part: Batch, size: int) -> torch.Tensor:
     """A part's share of the mean loss of a batch of ``size``."""
-    loss = objectives.loss(scheduler, predicted.float(), part)
+    loss = part.losses(process, predicted.float())
     return loss.mean() if len(part) == size else loss.sum() / size
 
 
 def _backward_folded(
     model,
-    scheduler,
+    process: Diffusion,
     members: Sequence[Member],
     batches: Sequence[Batch],
     runs_at_once: int,
@@ -193,15 +193,17 @@ def _backward_folded(
     products and grouped convolutions of what meets the members' own.
     """
 
-    def predict(own, noisy, t, condition) -> torch.Tensor:
-        return torch.func.functional_call(model, own, (noisy, t, condition)).sample
+    hand = family_of(model).hand
+
+    def predict(own, noisy, t, conditions) -> torch.Tensor:
+        return torch.func.functional_call(model, own, (noisy, t), hand(conditions)).sample
 
     if len(members) > runs_at_once:
         return [
             loss
             for first in range(0, len(members), runs_at_once)
             for loss in _backward_folded(
-                model, scheduler, members[first : first + runs_at_once],
+                model, process, members[first : first + runs_at_once],
                 batches[first : first + runs_at_once], runs_at_once, at_once, half,
             )
         ]  # fmt: skip
@@ -209,11 +211,12 @@ def _backward_folded(
     for first in range(0, len(batches[0]), at_once):
         parts = [batch[first : first + at_once] for batch in batches]
         stacked = {n: torch.stack([m.trainable[n] for m in members]) for n in members[0].trainable}
-        inputs = [torch.stack([getattr(p, n) for p in parts]) for n in ("noisy", "t", "condition")]
+        inputs = [torch.stack([getattr(p, n) for p in parts]) for n in ("noisy", "t")]
+        told = {n: torch.stack([p.conditions[n] for p in parts]) for n in parts[0].conditions}
         with torch.autocast(inputs[0].device.type, dtype=torch.bfloat16, enabled=half):
-            predicted = torch.vmap(predict)(stacked, *inputs)
+            predicted = torch.vmap(predict)(stacked, *inputs, told)
         losses = [
-            _loss(scheduler, own, part, len(batch))
+            _loss(process, own, part, len(batch))
             for own, part, batch in zip(predicted, parts, batches, strict=True)
         ]
         torch.stack(losses).sum().backward()

@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from fitspace.bases import family_of
+from fitspace.bases.family import Conditions, picked
+from fitspace.bases.process import Diffusion
 from fitspace.core import devices
 from fitspace.core.errors import UserError
 from fitspace.core.memory import fewer_at_once
@@ -25,9 +28,9 @@ BATCH = 32
 def generate(
     model: torch.nn.Module,
     vae: torch.nn.Module,
-    scheduler_config: dict,
-    conditions: torch.Tensor,
-    unconditional: torch.Tensor,
+    process: Diffusion,
+    conditions: Conditions,
+    unconditional: Conditions,
     noise: torch.Tensor,
     steps: int,
     guidance: float,
@@ -37,10 +40,9 @@ def generate(
 
     Parameters
     ----------
-    model : the denoiser, called as ``model(x, t, condition).sample``; learned variances, which
-        the solver does not use, are left aside.
-    conditions : caption embeddings (n, tokens, dim), or class labels (n,).
-    unconditional : the condition of the empty caption or of no class, the first axis 1.
+    model : the denoiser; learned variances, which the solver does not use, are left aside.
+    conditions : name -> tensor, first axis n.
+    unconditional : those of the empty caption or of no class, first axis 1.
     noise : starting noise, shape (n, c, h, w).
 
     Raises
@@ -48,26 +50,25 @@ def generate(
     NotFinite : the model draws no finite numbers.
     UserError : the device's memory does not hold one image.
     """
-    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+    hand = family_of(model).hand
 
-    def denoise(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        return model(x, t.expand(len(x)), condition).sample[:, : noise.shape[1]]
+    def denoise(x: torch.Tensor, t: torch.Tensor, told: Conditions) -> torch.Tensor:
+        return model(x, t.expand(len(x)), **hand(told)).sample[:, : noise.shape[1]]
 
     def draw(rows: slice) -> torch.Tensor:
-        # A solver keeps a history: one per batch.
-        scheduler = DPMSolverMultistepScheduler.from_config(scheduler_config)
-        scheduler.set_timesteps(steps, device=device)
-        x = noise[rows].to(device) * scheduler.init_noise_sigma
-        condition = conditions[rows].to(device)
+        solver = process.solver(steps, device)
+        x = noise[rows].to(device) * solver.init_noise_sigma
+        told = {name: v.to(device) for name, v in picked(conditions, rows).items()}
         if guidance > 1:
-            condition = torch.cat([unconditional.to(device).expand_as(condition), condition])
-        for t in scheduler.timesteps:
+            none = {n: unconditional[n].to(device).expand_as(v) for n, v in told.items()}
+            told = {n: torch.cat([none[n], v]) for n, v in told.items()}
+        for t in solver.timesteps:
             if guidance > 1:
-                without, given = denoise(torch.cat([x, x]), t, condition).chunk(2)
+                without, given = denoise(torch.cat([x, x]), t, told).chunk(2)
                 predicted = without + guidance * (given - without)
             else:
-                predicted = denoise(x, t, condition)
-            x = scheduler.step(predicted, t, x).prev_sample
+                predicted = denoise(x, t, told)
+            x = solver.step(predicted, t, x).prev_sample
             progress.update(len(x))
         # Large images a few at a time: decoding takes more memory than denoising.
         side = 2 ** (len(vae.config.block_out_channels) - 1) * noise.shape[-1]

@@ -24,7 +24,7 @@ def write_base(folder: Path, drawings: Drawings, measured: dict[str, Any]) -> No
     name, component = folder.name, bases.denoiser(folder)
     model, vae = bases.load_denoiser(folder), bases.load_vae(folder)
     task = RECIPES[name].source(folder, drawings)
-    rows = denoiser.shown_rows(len(task.conditions) - 1, SHEET)
+    rows = denoiser.shown_rows(int(task.captions.max()), SHEET)
     sampling.sheet(denoiser.sample(model, folder, task, rows), folder / "sheet.png")
     trained = {part: read_json(folder / part / "training.json") for part in ("vae", component)}
     draw_losses({p: facts["losses"] for p, facts in trained.items()}, folder / "losses.png")

@@ -22,7 +22,7 @@ from fitspace.core.files import replacing, sha256, write_json
 from fitspace.data.prepared import PreparedTask
 from fitspace.recipes.world import autoencoder, judge, loop
 from fitspace.recipes.world.drawings import SOURCE, Drawings
-from fitspace.training import objectives, sampling
+from fitspace.training import sampling
 
 # Zero terminal SNR (2305.08891), so that adapters can move the mean colour of an image.
 SCHEDULER = dict(
@@ -50,7 +50,7 @@ def source(
     drawings: Drawings,
     captions: Tensor,
     groups: list[list[int]],
-    conditions: Tensor,
+    conditions: bases.Conditions,
 ) -> PreparedTask:
     """All drawings in the source style, as training reads a task.
 
@@ -74,15 +74,15 @@ def train(
 
     ``shown``: rows of the task's conditions that the sheets show.
     """
-    scheduler, vae = bases.load_scheduler(pipeline), bases.load_vae(pipeline)
+    process, vae = bases.load_process(pipeline), bases.load_vae(pipeline)
     facts = asdict(settings) | {"min_snr_gamma": None}
 
     def loss_at(step: int) -> Tensor:
         batch = training.make_batch(
-            task, scheduler, vae.config.scaling_factor, facts, settings.seed, step
+            task, process, vae.config.scaling_factor, facts, settings.seed, step
         )
-        predicted = model(batch.noisy, batch.t, batch.condition).sample
-        return objectives.loss(scheduler, predicted, batch).mean()
+        told = bases.family_of(model).hand(batch.conditions)
+        return batch.losses(process, model(batch.noisy, batch.t, **told).sample).mean()
 
     def sheet(averaged: nn.Module, path: Path) -> None:
         sampling.sheet(sample(averaged, pipeline, task, list(shown)), path)
@@ -102,9 +102,9 @@ def sample(
     return sampling.generate(
         model,
         bases.load_vae(pipeline),
-        bases.config(pipeline, "scheduler"),
-        task.conditions[rows],
-        task.conditions[:1],
+        bases.load_process(pipeline),
+        bases.picked(task.conditions, rows),
+        bases.picked(task.conditions, slice(1)),
         rng.initial_noise(seed, len(rows), tuple(task.mean.shape[1:])),
         **SAMPLING,
     )

@@ -120,7 +120,7 @@ def source(pipeline: Path, drawings: Drawings) -> PreparedTask:
     for i, own in enumerate(members):
         rows[torch.from_numpy(own)] = 1 + i
     classes = bases.config(pipeline, "transformer")["num_embeds_ada_norm"]
-    conditions = torch.tensor([classes, *names(drawings)])
+    conditions = {"labels": torch.tensor([classes, *names(drawings)])}
     groups = [own.tolist() for own in members]
     return denoiser.source(bases.load_vae(pipeline), drawings, rows, groups, conditions)
 

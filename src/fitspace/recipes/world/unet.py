@@ -93,7 +93,7 @@ def assemble(pipeline: Path, vae: Path, model: nn.Module) -> None:
 
 def source(pipeline: Path, drawings: Drawings) -> PreparedTask:
     """The source domain: row 1 + i of the conditions is drawing i's caption."""
-    conditions = encode_captions(pipeline, ["", *map(str, drawings.captions)])
+    conditions = {"embeddings": encode_captions(pipeline, ["", *map(str, drawings.captions)])}
     groups = [
         part.tolist()
         for rows in drawings.members()

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from diffusers import DDPMScheduler
 from scipy.stats import norm
 
 from fitspace import methods, training
+from fitspace.bases.process import Diffusion
 from fitspace.core.errors import UserError
 from fitspace.data.prepared import PreparedTask
-from fitspace.training import objectives
 
 STEPS = 1000
 
@@ -51,8 +50,8 @@ every_bound = pytest.mark.parametrize(
 TIMES = np.array([0, 1, 2, 30, 400, 800, 998, 999])
 
 
-def scheduler(schedule: str, kind: str, **other) -> DDPMScheduler:
-    return DDPMScheduler(prediction_type=kind, **SCHEDULES[schedule][1], **other)
+def process(schedule: str, kind: str, **other) -> Diffusion:
+    return Diffusion({"prediction_type": kind, **SCHEDULES[schedule][1], **other})
 
 
 class Truth:
@@ -120,7 +119,7 @@ class Truth:
             noise=torch.from_numpy(self.noise),
             noisy=torch.from_numpy(self.noisy).float(),
             t=torch.from_numpy(self.times),
-            condition=torch.zeros(len(self.times)),
+            conditions={},
             weight=torch.full((len(self.times),), weight),
         )
 
@@ -137,14 +136,14 @@ def some_widths(truth: Truth) -> np.ndarray:
 def test_targets(schedule, kind):
     truth = Truth(schedule, kind)
     batch = truth.batch()
-    got = objectives.target(scheduler(schedule, kind), batch.clean, batch.noise, batch.t)
+    got = process(schedule, kind).target(batch.clean, batch.noise, batch.t)
     torch.testing.assert_close(got.double().numpy(), truth.wanted, atol=1e-5, rtol=0)
 
 
 def test_a_target_without_a_formula_is_refused():
     batch = Truth("linear", "epsilon").batch()
     with pytest.raises(ValueError, match="'sample'; allowed: epsilon, v_prediction"):
-        objectives.target(scheduler("linear", "sample"), batch.clean, batch.noise, batch.t)
+        process("linear", "sample").target(batch.clean, batch.noise, batch.t)
 
 
 @every_kind
@@ -159,12 +158,12 @@ def test_min_snr_weights(schedule, kind):
         expected = np.minimum(snr, 5) / (snr + 1)
     if schedule == "zero terminal SNR":
         assert snr[-1] == 0 and expected[-1] == (kind == "epsilon")
-    got = objectives.weights(scheduler(schedule, kind), torch.from_numpy(TIMES), 5.0)
+    got = process(schedule, kind).weights(torch.from_numpy(TIMES), 5.0)
     torch.testing.assert_close(got.double().numpy(), expected, rtol=1e-3, atol=1e-7)
 
 
 def test_no_gamma_weighs_all_steps_alike():
-    got = objectives.weights(scheduler("linear", "epsilon"), torch.from_numpy(TIMES), None)
+    got = process("linear", "epsilon").weights(torch.from_numpy(TIMES), None)
     assert torch.equal(got, torch.ones(len(TIMES)))
 
 
@@ -175,8 +174,7 @@ def test_no_gamma_weighs_all_steps_alike():
 def test_the_variational_term(schedule, kind):
     truth = Truth(schedule, kind)
     widths, batch = some_widths(truth), truth.batch()
-    got = objectives.variational_bound(
-        scheduler(schedule, kind),
+    got = process(schedule, kind).variational_bound(
         torch.from_numpy(truth.predicted).float(),
         torch.from_numpy(widths),
         batch.clean,
@@ -191,14 +189,10 @@ def test_the_true_posterior_costs_nothing_after_the_first_step(schedule, kind):
     truth = Truth(schedule, kind, error=0, times=TIMES[1:])
     batch = truth.batch()
     exact = torch.from_numpy(truth.predicted).float()
-    process, narrowest = scheduler(schedule, kind), -torch.ones_like(exact)
-    bound = objectives.variational_bound(
-        process, exact, narrowest, batch.clean, batch.noisy, batch.t
-    )
-    torch.testing.assert_close(bound, torch.zeros(len(bound)), atol=1e-5, rtol=0)
-    wider = objectives.variational_bound(
-        process, exact, narrowest + 1, batch.clean, batch.noisy, batch.t
-    )
+    bound, narrowest = process(schedule, kind).variational_bound, -torch.ones_like(exact)
+    found = bound(exact, narrowest, batch.clean, batch.noisy, batch.t)
+    torch.testing.assert_close(found, torch.zeros(len(found)), atol=1e-5, rtol=0)
+    wider = bound(exact, narrowest + 1, batch.clean, batch.noisy, batch.t)
     assert wider[0] > 0.01
 
 
@@ -207,11 +201,14 @@ def test_the_true_posterior_costs_nothing_after_the_first_step(schedule, kind):
 def test_widths_are_diffusers_learned_range(schedule, width):
     truth = Truth(schedule, "v_prediction", error=0, times=TIMES[1:])
     batch, exact = truth.batch(), torch.from_numpy(truth.predicted).float()
-    process = scheduler(schedule, "v_prediction", variance_type="learned_range")
+    learned = process(schedule, "v_prediction", variance_type="learned_range")
     widths = torch.full_like(exact, width)
-    got = objectives.variational_bound(process, exact, widths, batch.clean, batch.noisy, batch.t)
+    got = learned.variational_bound(exact, widths, batch.clean, batch.noisy, batch.t)
     # Equal means: what is left is the divergence of the two variances.
-    log = [process._get_variance(t, predicted_variance=torch.tensor(width)) for t in truth.times]
+    log = [
+        learned.scheduler._get_variance(t, predicted_variance=torch.tensor(width))
+        for t in truth.times
+    ]
     spread = torch.stack(log).double().exp().sqrt()
     narrow = torch.from_numpy(truth.narrowest.ravel()).sqrt()
     normals = (torch.distributions.Normal(0.0, s) for s in (narrow, spread))
@@ -224,9 +221,7 @@ def test_the_loss_is_the_weighted_error_plus_the_bound(kind):
     truth = Truth("scaled linear", kind)
     widths, batch = some_widths(truth), truth.batch(weight=0.3)
     predicted = np.concatenate([truth.predicted, widths], axis=1)
-    got = objectives.loss(
-        scheduler("scaled linear", kind), torch.from_numpy(predicted).float(), batch
-    )
+    got = batch.losses(process("scaled linear", kind), torch.from_numpy(predicted).float())
     error = np.square(truth.predicted - truth.wanted).mean((1, 2, 3))
     expected = 0.3 * error + truth.bound(widths)
     torch.testing.assert_close(got.double().numpy(), expected, rtol=1e-3, atol=1e-7)
@@ -235,11 +230,8 @@ def test_the_loss_is_the_weighted_error_plus_the_bound(kind):
 @every_kind
 def test_without_widths_the_loss_is_the_weighted_error(kind):
     truth = Truth("scaled linear", kind)
-    got = objectives.loss(
-        scheduler("scaled linear", kind),
-        torch.from_numpy(truth.predicted).float(),
-        truth.batch(weight=0.3),
-    )
+    predicted = torch.from_numpy(truth.predicted).float()
+    got = truth.batch(weight=0.3).losses(process("scaled linear", kind), predicted)
     expected = 0.3 * np.square(truth.predicted - truth.wanted).mean((1, 2, 3))
     torch.testing.assert_close(got.double().numpy(), expected, rtol=1e-4, atol=0)
 
@@ -250,7 +242,7 @@ def test_the_bound_trains_the_widths_alone(kind):
     predicted = np.concatenate([truth.predicted, some_widths(truth)], axis=1)
     predicted = torch.from_numpy(predicted).float().requires_grad_()
     batch = truth.batch(weight=0.0)
-    objectives.loss(scheduler("scaled linear", kind), predicted, batch).sum().backward()
+    batch.losses(process("scaled linear", kind), predicted).sum().backward()
     of_mean, of_widths = predicted.grad.chunk(2, dim=1)
     assert (of_mean == 0).all()
     # At the last steps both ends of the range of variances are all but one.
@@ -260,9 +252,9 @@ def test_the_bound_trains_the_widths_alone(kind):
 def test_noise_prediction_from_noise_alone_has_no_bound():
     truth = Truth("zero terminal SNR", "epsilon", times=TIMES[:-1])
     predicted = torch.from_numpy(np.concatenate([truth.predicted, truth.predicted], axis=1))
-    process = scheduler("zero terminal SNR", "epsilon")
+    without = process("zero terminal SNR", "epsilon")
     with pytest.raises(UserError, match="prediction_type: 'epsilon'.* allowed: v_prediction"):
-        objectives.loss(process, predicted.float(), truth.batch())
+        truth.batch().losses(without, predicted.float())
 
 
 # --- label dropout ----------------------------------------------------------------------
@@ -278,20 +270,21 @@ def labelled() -> PreparedTask:
         std=torch.rand(10, 4, 8, 8, generator=g),
         captions=torch.arange(10) % CLASSES + 1,
         groups=[[i] for i in range(10)],
-        conditions=torch.tensor([CLASSES, 2, 0, 1]),
+        conditions={"labels": torch.tensor([CLASSES, 2, 0, 1])},
         prompts=[1],
     )
 
 
 def batches(rate: float, count: int = 100) -> list[training.Batch]:
     settings = tiny.SETTINGS | {"caption_dropout": rate, "batch_size": 10}
-    process = tiny.scheduler()
-    return [training.make_batch(labelled(), process, 0.5, settings, 0, i) for i in range(count)]
+    return [
+        training.make_batch(labelled(), tiny.process(), 0.5, settings, 0, i) for i in range(count)
+    ]
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
 def test_labels_are_dropped_at_the_rate(rate):
-    dropped = torch.cat([b.condition == CLASSES for b in batches(rate)]).float()
+    dropped = torch.cat([b.conditions["labels"] == CLASSES for b in batches(rate)]).float()
     assert dropped.numel() == 1000
     # Four standard deviations of a share of 1000; none at the ends.
     assert abs(dropped.mean().item() - rate) <= 4 * (rate * (1 - rate) / 1000) ** 0.5
@@ -300,8 +293,8 @@ def test_labels_are_dropped_at_the_rate(rate):
 def test_dropping_a_label_changes_nothing_else():
     for kept, some in zip(batches(0.0, 5), batches(0.3, 5), strict=True):
         assert torch.equal(kept.noisy, some.noisy) and torch.equal(kept.t, some.t)
-        stays = some.condition != CLASSES
-        assert torch.equal(kept.condition[stays], some.condition[stays])
+        stays = some.conditions["labels"] != CLASSES
+        assert torch.equal(kept.conditions["labels"][stays], some.conditions["labels"][stays])
 
 
 def test_no_label_is_dropped_inside_the_model(tmp_path):
@@ -316,7 +309,7 @@ def test_no_label_is_dropped_inside_the_model(tmp_path):
             modes.extend(module.training for module in model.modules())
 
         result = training.fit(
-            model, attachment.trainable, labelled(), tiny.scheduler(), 0.5,
+            model, attachment.trainable, labelled(), tiny.process(), 0.5,
             tiny.SETTINGS | {"batch_size": 16, "steps": 3}, 0, tmp_path / f"{seed}.safetensors",
             on_step=look,
         )  # fmt: skip
@@ -328,7 +321,7 @@ def test_no_label_is_dropped_inside_the_model(tmp_path):
 
 def test_in_training_mode_each_block_would_drop_labels_of_its_own():
     model, batch = tiny.tiny_dit(classes=CLASSES).train(), batches(0.0, 1)[0]
-    inputs = [torch.cat([x] * 10) for x in (batch.noisy, batch.t, batch.condition)]
+    inputs = [torch.cat([x] * 10) for x in (batch.noisy, batch.t, batch.conditions["labels"])]
     outputs = []
     for seed in (1, 2):
         torch.manual_seed(seed)
