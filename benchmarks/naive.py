@@ -114,7 +114,7 @@ def evaluate(made: Path, held_out: Path, prompts: list[str], judge: str) -> dict
     import torch_fidelity
     from PIL import Image
 
-    from fitspace.metrics.extractors import EXTRACTOR
+    from fitspace.metrics.effnet import EXTRACTOR
 
     found = torch_fidelity.calculate_metrics(
         input1=str(made),

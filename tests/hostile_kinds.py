@@ -751,7 +751,7 @@ def tensors(finished: Path, folder: Path) -> Kind:
             mock.patch.multiple(
                 "fitspace.metrics.clip", load=mock.DEFAULT, image_embeddings=lambda *_: embedded
             ),
-            mock.patch("fitspace.metrics.extractors.features", lambda *_: effnet),
+            mock.patch("fitspace.metrics.effnet.features", lambda *_: effnet),
         ):
             measured = metrics.evaluate(samples, reference, study.judge)
         json.dumps(measured, allow_nan=False)

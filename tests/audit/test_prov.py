@@ -109,7 +109,7 @@ def test_the_number_leads_to_metrics_samples_adapter_task_models_and_images(line
 
 
 def test_a_model_is_its_files(lineage, document):
-    for model in (lineage.base, lineage.judge):
+    for model in lineage.models.values():
         for file, value in model["files"].items():
             (entity,) = document.get_record(f"fitspace:{model['path']}/{file}")
             assert _facts(entity)["fitspace:sha256"] == value

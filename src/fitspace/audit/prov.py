@@ -79,6 +79,9 @@ def reads(lineage: Lineage, record: Record) -> tuple[list[Record], list[str]]:
         models.append("base")
     if STAGES[record.stage].judged:
         models.append("judge")
+        if any("inception" in evaluator for evaluator in _evaluators(record, upstream)):
+            models.append("inception")
+    models = [name for name in models if name in lineage.models]
     return upstream, models
 
 
@@ -99,7 +102,7 @@ def _stage(made: ProvDocument, lineage: Lineage, record: Record) -> None:
         made.wasAssociatedWith(activity, _agent(made, lineage.environments[record.environment]))
     upstream, models = reads(lineage, record)
     used = [_name(r.folder) for r in upstream]
-    used += [_model(made, getattr(lineage, model)) for model in models]
+    used += [_model(made, lineage.models[model]) for model in models]
     used += _elsewhere(made, record, upstream)
     for entity in used:
         made.used(activity, entity)
@@ -112,14 +115,14 @@ def _elsewhere(made: ProvDocument, record: Record, upstream: list[Record]) -> It
     if source is not None:
         name = _name(f"source/{digest(source)[:_SHORT]}")
         yield _once(made, name, _attributes(flat(source)))
-    for reference in (record, *upstream):
-        if reference.stage == "reference":
-            evaluator = reference.material["evaluator"]
-            weights = {evaluator["extractor"]: evaluator["extractor_sha256"]}
-            if "inception" in evaluator:
-                weights["inception-v3"] = evaluator["inception"]
-            for extractor, value in weights.items():
-                yield _once(made, _name(f"extractor/{extractor}"), {"fitspace:sha256": value})
+    for evaluator in _evaluators(record, upstream):
+        name, value = evaluator["extractor"], evaluator["extractor_sha256"]
+        yield _once(made, _name(f"extractor/{name}"), {"fitspace:sha256": value})
+
+
+def _evaluators(record: Record, upstream: list[Record]) -> list[dict[str, Any]]:
+    """What references among a record and those upstream of it were made by."""
+    return [r.material["evaluator"] for r in (record, *upstream) if r.stage == "reference"]
 
 
 def _model(made: ProvDocument, model: Mapping[str, Any]) -> str:

@@ -13,12 +13,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from fitspace import bases, metrics
 from fitspace.audit.findings import Finding
 from fitspace.core.errors import UserError
 from fitspace.core.files import canonical, digest, read_json, sha256
 from fitspace.core.paths import UNCOMMITTED
 from fitspace.core.reading import Sha256
+from fitspace.plan.models import MODELS
 from fitspace.results.lineage import Lineage
 from fitspace.study import Study
 
@@ -27,7 +27,7 @@ SOURCE = "src/fitspace"
 
 
 def check(study: Study, lineage: Lineage, environments: Iterable[dict[str, Any]]) -> list[Finding]:
-    """Changed and absent files of base and judge; code and packages other than recorded."""
+    """Changed and absent files of models; code and packages other than recorded."""
     findings = _models(study, lineage)
     for made in {canonical(made): made for made in environments}.values():
         findings += _environment(made)
@@ -67,14 +67,14 @@ def committed(path: str) -> bytes:
 
 def _models(study: Study, lineage: Lineage) -> list[Finding]:
     findings = []
-    for key, recorded in (("base", lineage.base), ("judge", lineage.judge)):
+    for key, recorded in lineage.models.items():
         reference = getattr(study, key)
         if reference != recorded["path"]:
             message = f"the study names {reference!r}; the runs were made with {recorded['path']!r}"
             findings.append(Finding("changed", key, message))
             continue
         try:
-            here = _files(key, reference)
+            here = MODELS[key](reference)
         except UserError as error:
             findings += [Finding("absent", key, problem) for problem in error.problems]
             continue
@@ -89,13 +89,6 @@ def _models(study: Study, lineage: Lineage) -> list[Finding]:
                 message = f"SHA-256 is {now}; the runs were made with {before}"
                 findings.append(Finding("changed", subject, message))
     return findings
-
-
-def _files(key: str, reference: str) -> dict[str, Path]:
-    if key == "judge":
-        return {path.name: path for path in metrics.judge_files(reference)}
-    folder = bases.resolve(reference)
-    return {path.relative_to(folder).as_posix(): path for path in bases.files(folder)}
 
 
 def _environment(made: dict[str, Any]) -> list[Finding]:

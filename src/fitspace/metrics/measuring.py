@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fitspace.core.errors import UserError
@@ -10,8 +11,9 @@ from fitspace.core.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+from fitspace.metrics import extractors
+from fitspace.metrics.extractors import Weights
 from fitspace.metrics.table import FID, INTERVAL, NEIGHBOURHOOD, SHARES
-from fitspace.metrics.weights import inception_file
 
 
 def reference_features(
@@ -19,7 +21,7 @@ def reference_features(
     captions: list[str],
     prompts: list[str],
     judge: str | Path,
-    inception: str | Path | None = None,
+    weights: Weights = MappingProxyType({}),
 ) -> dict[str, Tensor]:
     """What every evaluation of a task needs of its held-out images, computed once.
 
@@ -29,20 +31,20 @@ def reference_features(
     captions : the caption of each image.
     prompts : the caption each sample is generated from; every one has a held-out image.
     judge : an open_clip folder, ``hf-hub:org/name``, or ``NAME@WEIGHTS``.
-    inception : safetensors file with Inception-v3's weights; None: no FID.
+    weights : of the extractors that the study names, such as ``inception`` for FID: name -> file.
 
     Returns
     -------
     float32 tensors: ``judge_images`` (m, e), ``judge_texts`` (p, e) of the prompts,
     ``judge_paired`` (p, e), the mean embedding of the images that have the prompt as their
-    caption, ``effnet`` (m, 1280), and ``inception`` (m, 2048) where its weights are given.
+    caption, ``effnet`` (m, 1280), and those of each extractor in ``weights``.
 
     Raises UserError if images and captions do not match, a prompt has no image, or a feature
     is not finite.
     """
     import torch
 
-    from fitspace.metrics import clip, extractors
+    from fitspace.metrics import clip
 
     images = _images("reference images", images)
     where = {p: [i for i, c in enumerate(captions) if c == p] for p in dict.fromkeys(prompts)}
@@ -59,24 +61,16 @@ def reference_features(
         "judge_images": embedded,
         "judge_texts": clip.text_embeddings(loaded, prompts),
         "judge_paired": torch.stack([embedded[where[p]].mean(0) for p in prompts]),
-        "effnet": extractors.features(images).float(),
     }
-    return finite("reference", found | _of_inception(images, inception))
-
-
-def _of_inception(images: Tensor, weights: str | Path | None) -> dict[str, Tensor]:
-    if weights is None:
-        return {}
-    from fitspace.metrics import inception
-
-    return {"inception": inception.features(images, inception_file(weights)).float()}
+    others = extractors.features(images, weights)
+    return finite("reference", found | {name: f.float() for name, f in others.items()})
 
 
 def evaluate(
     samples,
     reference: dict[str, Tensor],
     judge: str | Path,
-    inception: str | Path | None = None,
+    weights: Weights = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Every metric of one run.
 
@@ -85,9 +79,9 @@ def evaluate(
     samples : uint8 array or tensor, shape (n, h, w, 3); sample i was generated from prompt i,
         n of them at most as many as the reference has prompts.
     reference : what ``reference_features`` returned for the task, with the same judge and the
-        same ``inception``.
+        same ``weights``.
     judge : an open_clip folder, ``hf-hub:org/name``, or ``NAME@WEIGHTS``.
-    inception : safetensors file with Inception-v3's weights; None: no FID.
+    weights : of the extractors that the study names, such as ``inception`` for FID: name -> file.
 
     Returns
     -------
@@ -102,7 +96,7 @@ def evaluate(
 
     Raises UserError if the samples do not match the prompts or a feature is not finite.
     """
-    from fitspace.metrics import clip, extractors
+    from fitspace.metrics import clip
     from fitspace.metrics.frechet import frechet_distance
 
     samples = _images("samples", samples)
@@ -111,14 +105,13 @@ def evaluate(
         raise UserError(f"samples: {n}; allowed: one for each of the {prompts} prompts at most")
     computed = {
         "judge_images": clip.image_embeddings(clip.load(judge), samples),
-        "effnet": extractors.features(samples),
-        **_of_inception(samples, inception),
+        **extractors.features(samples, weights),
     }
-    embedded, effnet, *_ = finite("samples", computed).values()
+    embedded, effnet = (finite("samples", computed)[name] for name in ("judge_images", "effnet"))
     _same_widths(reference, computed)
     fid = {}
-    if inception is not None:
-        fid[FID] = frechet_distance(computed["inception"], reference["inception"])
+    if "inception" in weights:
+        fid[FID] = frechet_distance(computed["inception"].float(), reference["inception"])
     return fid | {
         "clip_t": clip.clip_t(embedded, reference["judge_texts"][:n]),
         "clip_i": clip.clip_i(embedded, reference["judge_images"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +16,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fitspace.plan import Run
-from fitspace.metrics.measuring import (
-    finite,
-)
+from fitspace.metrics.extractors import in_use
+from fitspace.metrics.measuring import finite
 from fitspace.metrics.table import (
-    FEATURES,
     FID,
-    INCEPTION_FEATURES,
     INTERVAL,
+    JUDGE_FEATURES,
     NEIGHBOURHOOD,
     OF_HELD_OUT,
     OF_SUBJECT,
@@ -31,12 +29,15 @@ from fitspace.metrics.table import (
 )
 
 
-def read_features(path: Path, of_subject: bool, of_inception: bool = False) -> dict[str, Tensor]:
+def read_features(path: Path, of_subject: bool, named: Collection[str] = ()) -> dict[str, Tensor]:
     """What `reference_features`, or `subject_features`, returned, from a file.
+
+    ``named`` are the extractors whose weights the study names.
 
     Raises UserError for a file that holds anything else.
     """
-    held_out = FEATURES | (INCEPTION_FEATURES if of_inception else {})
+    others = {name: f"F32 m {row.width}" for name, row in in_use(named).items()}
+    held_out = JUDGE_FEATURES | others
     features = files.read_tensors(path, SUBJECT_FEATURES if of_subject else held_out)
     count, fewest = len(features["judge_images"]), 1 if of_subject else NEIGHBOURHOOD + 1
     if count < fewest:

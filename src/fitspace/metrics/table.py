@@ -5,6 +5,7 @@ A new metric is a row here and a value in :mod:`fitspace.metrics.measuring`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 VERSION = 1
@@ -24,6 +25,8 @@ class Metric:
     definition : in a sentence.
     depends_on_n : whether its expected value depends on the number of samples.
     of : the kinds of tasks on which it is measured.
+    rewards_copies : whether an adapter that copies its training images has the highest value.
+    shows_copies : whether copying costs some of it: what stands beside such a metric.
     """
 
     label: str
@@ -31,6 +34,8 @@ class Metric:
     definition: str
     depends_on_n: bool = False
     of: tuple[str, ...] = (HELD_OUT, SUBJECT)
+    rewards_copies: bool = False
+    shows_copies: bool = False
 
 
 METRICS = {
@@ -68,12 +73,14 @@ METRICS = {
         "Mean cosine between a sample and its own caption, embedded by the study's own judge. A "
         "plain cosine: not CLIPScore, no percentage, not comparable across judges. With "
         "DreamBooth, of the subject put elsewhere; the caption names its class instead.",
+        shows_copies=True,
     ),
     "clip_i": Metric(
         "CLIP-I",
         False,
         "Mean cosine over all pairs of a sample and a held-out image, embedded by the study's "
         "own judge; with DreamBooth, of an image of the subject and an image trained on.",
+        rewards_copies=True,
     ),
     "clip_i_elsewhere": Metric(
         "CLIP-I, elsewhere",
@@ -81,6 +88,7 @@ METRICS = {
         "Mean cosine over all pairs of an image that puts the subject elsewhere and an image "
         "trained on, embedded by the study's own judge.",
         of=(SUBJECT,),
+        rewards_copies=True,
     ),
     "prior_drift": Metric(
         "Prior drift",
@@ -95,12 +103,14 @@ METRICS = {
         "Mean cosine between a sample and the held-out image of the same caption, embedded by "
         "the study's own judge.",
         of=(HELD_OUT,),
+        rewards_copies=True,
     ),
     "diversity": Metric(
         "Diversity",
         False,
         "One minus the mean cosine over all pairs of different samples, embedded by the study's "
         "own judge.",
+        shows_copies=True,
     ),
     "precision": Metric(
         "Precision",
@@ -123,16 +133,21 @@ NAMES = tuple(METRICS)
 OF_HELD_OUT = tuple(name for name, row in METRICS.items() if HELD_OUT in row.of and name != FID)
 OF_SUBJECT = tuple(name for name, row in METRICS.items() if SUBJECT in row.of)
 
+SHOW_COPIES = tuple(name for name, row in METRICS.items() if row.shows_copies)
+
+
+def alone(responses: Collection[str]) -> list[str]:
+    """Those that reward copies, where nothing beside them shows that a run only copies."""
+    if set(responses) & set(SHOW_COPIES):
+        return []
+    return [name for name in responses if name in METRICS and METRICS[name].rewards_copies]
+
+
 # The Fréchet distance corrected for its bias in n, and the limits of its 95% interval.
 INTERVAL = ("fd_effnet_jackknife", "fd_effnet_low", "fd_effnet_high")
-# What the features of either kind of task are: dtype, rows and numbers a row.
-FEATURES = {
-    "judge_images": "F32 m e",
-    "judge_texts": "F32 p e",
-    "judge_paired": "F32 p e",
-    "effnet": "F32 m d",
-}
-INCEPTION_FEATURES = {"inception": "F32 m 2048"}  # beside FEATURES, for FID
+# What the judge's features of either kind of task are: dtype, rows and numbers a row. Beside them
+# stand the other extractors' of held-out images.
+JUDGE_FEATURES = {"judge_images": "F32 m e", "judge_texts": "F32 p e", "judge_paired": "F32 p e"}
 SUBJECT_FEATURES = {"judge_images": "F32 m e", "judge_texts": "F32 n e", "judge_class": "F32 n e"}
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the samples, in the curve against their number
 EXTRACTOR = "effnet-lite0-v1"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from fitspace.core import files, hashes, hub
 from fitspace.core.errors import UserError
@@ -94,10 +96,10 @@ def inception_file(path: str | Path) -> Path:
     return file
 
 
-def identity(judge: str | Path, inception: str | Path | None = None) -> dict:
+def identity(judge: str | Path, weights: Mapping[str, str | Path] = MappingProxyType({})) -> dict:
     """What decides the metrics besides the images: versions, pins and the judge's digest.
 
-    And, where they are named, the SHA-256 of Inception-v3's weights.
+    And the SHA-256 of the ``weights`` that a study names: extractor -> file.
     """
     found = hashes.hashes(judge_files(judge))
     contents = {path.name: value for path, value in found.items()}
@@ -108,6 +110,6 @@ def identity(judge: str | Path, inception: str | Path | None = None) -> dict:
         "extractor_sha256": EXTRACTOR_SHA256,
         "judge": files.digest({"name": name, "files": contents}),
     }
-    if inception is not None:
-        (evaluator["inception"],) = hashes.hashes([inception_file(inception)]).values()
+    for extractor, path in weights.items():
+        (evaluator[extractor],) = hashes.hashes([inception_file(path)]).values()
     return evaluator

@@ -81,6 +81,12 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, study: Study | None
                 for name in named
                 if name not in metrics.NAMES
             ]
+        if copying := metrics.alone(study.analysis.responses):
+            problems.append(
+                f"analysis.responses: {', '.join(copying)} without a metric of the text or of "
+                "diversity: an adapter that copies its training images has the highest CLIP-I; "
+                f"needed beside it: {' or '.join(metrics.SHOW_COPIES)}"
+            )
         same = Counter(p.identity for p in points)
         named = [(point.name, str(point.train)) for point in points]
         alike = Counter(named)

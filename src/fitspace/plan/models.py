@@ -14,6 +14,33 @@ from fitspace.study import Study, Task
 from fitspace.study.reading import form
 
 
+def _of_base(reference: str) -> dict[str, Path]:
+    folder = bases.resolve(reference)
+    return {path.relative_to(folder).as_posix(): path for path in bases.files(folder)}
+
+
+def _of_judge(reference: str) -> dict[str, Path]:
+    return {path.name: path for path in metrics.judge_files(reference)}
+
+
+def _of_inception(reference: str) -> dict[str, Path]:
+    return {Path(reference).name: metrics.inception_file(reference)}
+
+
+# The models that a study can name -> the files that decide what one does, by name.
+MODELS: dict[str, Callable[[str], dict[str, Path]]] = {
+    "base": _of_base,
+    "judge": _of_judge,
+    "inception": _of_inception,
+}
+
+
+def named(study: Study) -> dict[str, str]:
+    """The models that a study names: name -> reference."""
+    found = {name: getattr(study, name) for name in MODELS}
+    return {name: reference for name, reference in found.items() if reference is not None}
+
+
 class Models:
     """What a study names outside itself, looked at once: when it is asked for.
 
@@ -38,7 +65,7 @@ class Models:
     @cached_property
     def evaluator(self) -> dict[str, Any]:
         """What decides the metrics besides the images: versions and the judges' digests."""
-        return metrics.identity(self.study.judge, self.study.inception)
+        return metrics.identity(self.study.judge, self.study.weights)
 
     @cached_property
     def by_class(self) -> bool:
@@ -71,12 +98,12 @@ class Models:
 
     @cached_property
     def _refusals(self) -> list[tuple[str, UserError]]:
-        looks: list[tuple[str, Callable[[], Any]]] = [
-            ("base", lambda: self.base),
-            ("", partial(metrics.judge_files, self.study.judge)),
+        looks: list[tuple[str, Callable[[], Any]]] = [("base", lambda: self.base)]
+        looks += [
+            ("", partial(MODELS[name], reference))
+            for name, reference in named(self.study).items()
+            if name != "base"
         ]
-        if self.study.inception is not None:
-            looks.append(("", partial(metrics.inception_file, self.study.inception)))
         for i, task in enumerate(self.study.tasks):
             # Which needs no base where the base is what is missing.
             look = partial(data.identity if task.source == "openmoji" else self.source, task)
@@ -96,8 +123,7 @@ class Models:
         Raises UserError also for a model that is another one than the study holds it to.
         """
         found = {"base": self.digest, "judge": self.evaluator["judge"]}
-        if self.study.inception is not None:
-            found["inception"] = self.evaluator["inception"]
+        found |= {name: self.evaluator[name] for name in self.study.weights}
         if others := [
             f"{key}_sha256: {wanted}; {getattr(self.study, key)!r} here is {value}; allowed: the "
             f"{key} that the study was made for, or its new SHA-256"

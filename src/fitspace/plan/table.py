@@ -124,7 +124,9 @@ def _reference(making: Making) -> dict[str, Any]:
     evaluator = making.models.evaluator
     material = {"task": making.keys["prepare"], "evaluator": evaluator}
     if making.task.dreambooth is not None:  # the base's own images of the class are among them
-        material["evaluator"] = {k: v for k, v in evaluator.items() if k != "inception"}
+        material["evaluator"] = {
+            k: v for k, v in evaluator.items() if k not in making.study.weights
+        }
         material["sample"] = making.study.sample.model_dump()
     return material
 

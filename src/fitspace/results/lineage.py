@@ -17,12 +17,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from fitspace import bases, metrics
 from fitspace.core import hashes
 from fitspace.core.errors import UserError
 from fitspace.core.files import canonical, digest, read_json, sha256, write_text
 from fitspace.core.reading import Recorded, Sha256, checked, names_a_file
 from fitspace.plan import KEY_LENGTH, STAGES, Plan, Stage
+from fitspace.plan.models import MODELS, named
 from fitspace.stages.sidecars import Environment, load_sidecar
 
 NAME = "provenance.json"
@@ -71,11 +71,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Lineage:
-    """``base`` and ``judge``: path and the SHA-256 of their files; ``environments`` by name."""
+    """``models``: name -> path and the SHA-256 of the files; ``environments`` by name."""
 
     study: str
-    base: dict[str, Any]
-    judge: dict[str, Any]
+    models: dict[str, dict[str, Any]]
     environments: dict[str, dict[str, Any]]
     records: dict[tuple[str, str], Record]
 
@@ -107,12 +106,12 @@ def collect(plan: Plan, known: Lineage | None = None) -> Lineage:
     order = list(STAGES)
     for stage in sorted(plan.stages.values(), key=lambda s: -order.index(s.name)):
         found.add(stage)
-    base = bases.resolve(plan.study.base)
-    judge = metrics.judge_files(plan.study.judge)
     return Lineage(
         study=plan.study.name,
-        base={"path": plan.study.base, "files": _hashes(bases.files(base), base)},
-        judge={"path": plan.study.judge, "files": _hashes(judge, None)},
+        models={
+            name: {"path": reference, "files": _hashes(MODELS[name](reference))}
+            for name, reference in named(plan.study).items()
+        },
         environments={name: json.loads(text) for text, name in found.environments.items()},
         records={
             (s.name, s.key): found.records[s.name, s.key]
@@ -204,9 +203,9 @@ def in_results(path: str) -> str:
     return "/".join(path.split("/")[-4:])
 
 
-def _hashes(files: list[Path], root: Path | None) -> dict[str, str]:
-    named = {p: p.relative_to(root).as_posix() if root else p.name for p in files}
-    return {named[path]: value for path, value in hashes.hashes(files).items()}
+def _hashes(files: dict[str, Path]) -> dict[str, str]:
+    found = hashes.hashes(list(files.values()))
+    return {name: found[path] for name, path in files.items()}
 
 
 def program(made: dict[str, Any]) -> str:
@@ -242,7 +241,7 @@ def text(lineage: Lineage) -> str:
         "stages": [vars(record) for record in lineage.records.values()],
     }
     lines = [f'"schema_version": {SCHEMA_VERSION}', f'"study": {_line(lineage.study)}']
-    lines += [f'"{name}": {_line(getattr(lineage, name))}' for name in ("base", "judge")]
+    lines += [f'"{name}": {_line(model)}' for name, model in lineage.models.items()]
     lines += [
         f'"{name}": [\n' + ",\n".join(map(_line, rows)) + "\n]" for name, rows in parts.items()
     ]
@@ -279,8 +278,7 @@ def of_content(content: Any, path: Path) -> Lineage:
     rows = [Record(**row) for row in content["stages"]]
     return Lineage(
         study=content["study"],
-        base=content["base"],
-        judge=content["judge"],
+        models={name: content[name] for name in MODELS if name in content},
         environments={e["name"]: _without_name(e) for e in content["environments"]},
         records={(r.stage, r.key): r for r in rows},
     )
@@ -359,6 +357,7 @@ class _Lineage(Recorded):
     study: str
     base: _Model
     judge: _Model
+    inception: _Model = Field(None)
     environments: list[_NamedEnvironment]
     stages: list[_Record]
 

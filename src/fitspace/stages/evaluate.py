@@ -24,7 +24,7 @@ def evaluate(study: Study, run: Run) -> None:
     inputs += rehashed(run.reference)[0]
     of_subject = run.task.dreambooth is not None
     path = run.reference.folder / "features.safetensors"
-    features = metrics.read_features(path, of_subject, study.inception is not None)
+    features = metrics.read_features(path, of_subject, study.weights)
     values = measure(study, run, features)
     path = run.evaluate.folder / "metrics.json"
     write_json(path, values)
@@ -50,7 +50,7 @@ def measure(study: Study, run: Run, features: dict[str, Any]) -> dict[str, Any]:
         return {"diverged": facts["diverged"]}
     if run.task.dreambooth is not None:
         return metrics.evaluate_subject(drawn(study, run), features, study.judge)
-    return metrics.evaluate(drawn(study, run), features, study.judge, study.inception)
+    return metrics.evaluate(drawn(study, run), features, study.judge, study.weights)
 
 
 def drawn(study: Study, run: Run) -> Any:

@@ -47,7 +47,7 @@ def _held_out_features(study: Study, run: Run) -> dict[str, Any]:
     images = read_images(run.prepare, manifest)
     captions = [manifest["captions"][row] for row in manifest["prompts"]]
     shown = images[manifest["prompt_images"]]
-    return metrics.reference_features(shown, captions, captions, study.judge, study.inception)
+    return metrics.reference_features(shown, captions, captions, study.judge, study.weights)
 
 
 def _subject_features(study: Study, run: Run) -> dict[str, Any]:

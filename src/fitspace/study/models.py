@@ -235,29 +235,13 @@ class Arm(_Strict):
         return self.name or self.method
 
 
-# An adapter that copies its training images has the highest of these, so none stands alone.
-_LIKENESS = ("clip_i", "clip_i_paired", "clip_i_elsewhere")
-_BESIDE_LIKENESS = ("clip_t", "diversity")
-
-
-def _likeness_not_alone(responses: list[str]) -> list[str]:
-    alone = [name for name in responses if name in _LIKENESS]
-    if alone and not set(responses) & set(_BESIDE_LIKENESS):
-        raise ValueError(
-            f"{', '.join(alone)} without a metric of the text or of diversity: an adapter that "
-            "copies its training images has the highest CLIP-I; needed beside it: "
-            f"{' or '.join(_BESIDE_LIKENESS)}"
-        )
-    return responses
-
-
 class Analysis(_Strict):
     """What is tested. Declared before the runs, never chosen by p."""
 
     factors: list[str] = Field(
         min_length=1, max_length=100, description="Columns of runs.csv to test."
     )
-    responses: Annotated[list[str], AfterValidator(_likeness_not_alone)] = Field(
+    responses: list[str] = Field(
         min_length=1,
         max_length=100,
         description="Metrics to analyse; the first is the primary one. Beside a CLIP-I stands "
@@ -303,6 +287,11 @@ class Study(_Strict):
     train: TrainSettings
     sample: SampleSettings
     analysis: Analysis
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """Files with the weights of the extractors that the study names, by extractor."""
+        return {} if self.inception is None else {"inception": self.inception}
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Study:

@@ -98,7 +98,7 @@ def new_learner(captions: int, seed: int) -> Learner:
     import_torchvision()
     import open_clip
 
-    from fitspace.metrics.extractors import load_network
+    from fitspace.metrics.effnet import load_network
 
     torch.manual_seed(seed)
     clip = open_clip.CLIP(**MODEL)
