@@ -7,18 +7,20 @@ everything of a dry run are printed as Snakemake prints them.
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections import Counter
 from logging import WARNING, LogRecord
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 from tqdm import tqdm
 
+from fitspace.core.paths import RESULTS
 from fitspace.plan.table import STAGES
+from fitspace.stages import running
+from fitspace.stages.timeleft import Progress
 
-# Seconds a job of a rule takes before any was seen; only their ratios matter for long.
-EXPECTED = {row.name: row.seconds for row in STAGES.values()} | {"report": 6, "track": 5}
+LOOK_SECONDS = 1.0  # between two looks at what processes work on
 # Where nobody watches a terminal, a line now and then.
 QUIET_SECONDS = 15.0
 _NOT_JOBS = ("study", "all", "prepared", "trained", "sampled", "evaluated", "base", "total")
@@ -26,7 +28,6 @@ _SILENT = {
     LogEvent.PROGRESS,
     LogEvent.JOB_STARTED,
     LogEvent.SHELLCMD,
-    LogEvent.RESOURCES_INFO,
     LogEvent.WORKFLOW_STARTED,
     LogEvent.RULEGRAPH,
     LogEvent.DEBUG_DAG,
@@ -52,27 +53,40 @@ class LogHandler(LogHandlerBase):
     needs_rulegraph = False
 
     def __post_init__(self) -> None:
-        self.remaining: Counter[str] = Counter()
-        self.running: dict[int, tuple[str, str, float]] = {}
-        self.spent: dict[str, list[float]] = {}
+        self.progress = Progress({})
+        self.cores = 1
+        self.running: dict[int, tuple[str, str]] = {}  # jobs under way
+        self.done = 0
         self.bar: tqdm | None = None
         self.said = 0.0
-        self.abreast = 1  # most jobs seen at once
+        self.lock = threading.RLock()  # events come from the driver, looks from a thread
+        self.over = threading.Event()
 
     def emit(self, record: LogRecord) -> None:
+        with self.lock:
+            self._emit(record)
+
+    def _emit(self, record: LogRecord) -> None:
         event = getattr(record, "event", None)
-        if event == LogEvent.JOB_ERROR:
-            self.running.pop(getattr(record, "jobid", None), None)
+        if event == LogEvent.JOB_ERROR and (
+            job := self.running.pop(getattr(record, "jobid", None), None)
+        ):
+            self.progress.fail(job)
         if record.getMessage().startswith(_MEANS_NOTHING):
             return
         if self.common_settings.dryrun or record.levelno >= WARNING:
             self._print(self.format(record))
+        elif event == LogEvent.RESOURCES_INFO:
+            self.cores = (
+                1 if getattr(record, "nodes", None) else getattr(record, "cores", None) or 1
+            )
         elif event == LogEvent.RUN_INFO:
             self._begin(record.stats)
         elif event == LogEvent.JOB_INFO:
-            label = next(iter(getattr(record, "wildcards", {}).values()), "")
-            self.running[record.jobid] = (record.rule_name, label, time.monotonic())
-            self.abreast = max(self.abreast, len(self.running))
+            job = (record.rule_name, next(iter(getattr(record, "wildcards", {}).values()), ""))
+            if job[0] in self.progress.jobs:
+                self.running[record.jobid] = job
+                self.progress.begin(time.monotonic(), job)
             self._show()
         elif event == LogEvent.JOB_FINISHED:
             self._finish(record.job_id)
@@ -80,6 +94,7 @@ class LogHandler(LogHandlerBase):
             self._print(self.format(record))
 
     def close(self) -> None:
+        self.over.set()
         if self.bar is not None:
             self.bar.close()
             self.bar = None
@@ -91,50 +106,50 @@ class LogHandler(LogHandlerBase):
         return text in ("", "None") or text.startswith(_CHATTER)
 
     def _begin(self, stats: dict[str, int]) -> None:
-        self.remaining = Counter({r: n for r, n in stats.items() if r not in _NOT_JOBS})
-        total = sum(self.remaining.values())
-        counts = ", ".join(f"{n} {rule}" for rule, n in self.remaining.items())
-        self._print(f"{total} jobs: {counts}")
+        self.progress = Progress({r: n for r, n in stats.items() if r not in _NOT_JOBS}, self.cores)
+        counts = ", ".join(f"{n} {rule}" for rule, n in self.progress.jobs.items())
+        self._print(f"{self.progress.jobs.total()} jobs: {counts}")
         self.bar = tqdm(
-            total=total,
+            total=self.progress.jobs.total(),
             disable=None,
             file=sys.stderr,
             bar_format="{n_fmt}/{total_fmt} {bar} {elapsed}{desc}",
         )
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        """Look at what processes work on, until the driver is done."""
+        while not self.over.wait(LOOK_SECONDS):
+            with self.lock:
+                self._look()
+                self._show()
+
+    def _look(self) -> None:
+        now, held = time.monotonic(), running.at_work()
+        for stage, folder in self.progress.held.keys() - held.keys():
+            if (RESULTS / STAGES[stage].room / folder / f"{stage}.json").exists():
+                self.progress.make(now, (stage, folder))
+        self.progress.hold(now, held)
 
     def _finish(self, job_id: int) -> None:
-        rule, _, since = self.running.pop(job_id, ("", "", 0.0))
-        if rule not in self.remaining:
-            return
-        self.remaining[rule] -= 1
-        self.spent.setdefault(rule, []).append(time.monotonic() - since)
-        if self.bar is not None:
-            self.bar.update()
-        self._show()
-
-    def _seconds_left(self) -> float:
-        """Jobs to come times their rule's mean so far, over how many run abreast."""
-        seen = sum(EXPECTED.get(r, 60) * len(s) for r, s in self.spent.items())
-        pace = sum(map(sum, self.spent.values())) / seen if seen else 1.0
-        total = 0.0
-        for rule, count in self.remaining.items():
-            spent = self.spent.get(rule)
-            total += count * (sum(spent) / len(spent) if spent else EXPECTED.get(rule, 60) * pace)
-        now = time.monotonic()
-        total -= sum(now - since for _, _, since in self.running.values())
-        return max(0.0, total / self.abreast)
+        if job := self.running.pop(job_id, None):
+            self._look()
+            self.progress.end(time.monotonic(), job)
+            self.done += 1
+            if self.bar is not None:
+                self.bar.update()
+            self._show()
 
     def _show(self) -> None:
-        left = tqdm.format_interval(self._seconds_left())
+        left = tqdm.format_interval(self.progress.left(time.monotonic()))
         doing = ", ".join(f"{rule} {label.rpartition('~')[0] or label}".strip()
-                          for rule, label, _ in self.running.values())  # fmt: skip
+                          for rule, label in self.running.values())  # fmt: skip
         if self.bar is not None and not self.bar.disable:
             self.bar.set_description_str(f", about {left} left: {doing}"[:120])
         elif time.monotonic() - self.said > QUIET_SECONDS and doing:
             self.said = time.monotonic()
-            done = sum(map(len, self.spent.values()))
-            total = done + sum(self.remaining.values())
-            self._print(f"{done} of {total} jobs done, about {left} left: {doing}")
+            total = self.progress.jobs.total()
+            self._print(f"{self.done} of {total} jobs done, about {left} left: {doing}")
 
     def _print(self, text: str) -> None:
         if text and text != "None":

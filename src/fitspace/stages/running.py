@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -240,6 +240,18 @@ def _holder(path: Path) -> str:
     except (OSError, ValueError):
         who = ""
     return f"{stage} {folder} ({who or 'just started'})"
+
+
+def at_work() -> dict[tuple[str, str], str]:
+    """Stage and folder of what processes work on -> which process; nothing else is looked at."""
+    found = {}
+    for path in CLAIMS.glob("*~*"):
+        with suppress(OSError, ValueError):  # given back meanwhile
+            who = path.read_text(encoding="utf-8").partition(", since ")[0]
+            if who:  # else just taken
+                stage, _, folder = path.name.partition("~")
+                found[stage, folder] = who
+    return found
 
 
 def others() -> list[str]:
