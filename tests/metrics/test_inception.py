@@ -195,6 +195,6 @@ def test_weights_that_are_not_here_stop_no_plan(folder, capsys):
     said = capsys.readouterr().err
     assert "not here yet: inception: 'none.safetensors'" in said and "params/README.md" in said
     with pytest.raises(NotHere, match="inception"):
-        metrics.identity(JUDGE, "none.safetensors")
+        metrics.identity(JUDGE, {"inception": "none.safetensors"})
     with pytest.raises(UserError, match="'none.safetensors' is not on this machine"):
         build_plan(Study.model_validate(content))
