@@ -4,7 +4,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from fitspace.core.errors import UserError
-from fitspace.plan import STAGES, planned
+from fitspace.plan import ENDS, STAGES, planned
 from fitspace.stages.running import wait_for_others
 
 

@@ -14,7 +14,7 @@ _HOMES = {
     "keys": ("KEY_LENGTH", "Plan", "Run", "Stage", "build_plan", "unchanged"),
     "models": ("Models", "fetch"),
     "points": ("Point", "chosen_cells", "expand", "legal_cells"),
-    "table": ("STAGES",),
+    "table": ("ENDS", "STAGES"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

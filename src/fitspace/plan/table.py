@@ -259,3 +259,5 @@ STAGES = {
         ),
     )
 }  # fmt: skip
+# What a study is done with: the stages that no other one reads.
+ENDS = tuple(STAGES.keys() - {read for row in STAGES.values() for read in row.reads.values()})
