@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,10 @@ from typing import Any
 from fitspace.core.errors import UserError
 
 Pathish = str | os.PathLike
+_DTYPES = {"float16": "F16", "int64": "I64", "uint8": "U8"}  # of NumPy, as safetensors has them
 IMAGES = {"images": "U8 n h h 3"}  # what `read_tensors` is to find where a stage wrote images
+POINTER = b"version https://git-lfs"  # how a file begins that Git LFS has not put there yet
+POINTER_CURE = "a pointer of Git LFS, not the file itself; run: git lfs pull"
 DEPTH = 40  # what fitspace writes is nested less than ten deep
 
 
@@ -160,6 +164,63 @@ def _sound(content: Any, finite: bool) -> None:
         layer = inner
 
 
+class Growing:
+    """Tensors of a safetensors file that grow along their first axis; see :func:`growing`."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._parts = folder, {}
+
+    def append(self, name: str, values: Any) -> None:
+        """More rows of a tensor: a NumPy array, of the same dtype and row shape each time."""
+        kind, shape = values.dtype, list(values.shape)
+        if name not in self._parts:
+            handle = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+            self._parts[name] = (handle, kind, [0, *shape[1:]])
+        handle, first, grown = self._parts[name]
+        if (kind, shape[1:]) != (first, grown[1:]):
+            raise ValueError(f"{name}: {kind} {shape} after {first} {grown}")
+        handle.write(values.reshape(-1).view("u1"))
+        grown[0] += len(values)
+
+    def write(self, path: Path) -> None:
+        header, end = {}, 0
+        order = sorted(self._parts, key=lambda n: (-self._parts[n][1].itemsize, n))
+        for name in order:
+            handle, dtype, shape = self._parts[name]
+            handle.flush()
+            start, end = end, end + handle.seek(0, os.SEEK_END)
+            kind = _DTYPES[dtype.name]
+            header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        with open(path, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                handle = self._parts[name][0]
+                handle.seek(0)
+                shutil.copyfileobj(handle, file, 2**24)
+
+    def close(self) -> None:
+        for handle, *_ in self._parts.values():
+            handle.close()
+
+
+@contextlib.contextmanager
+def growing(path: Pathish) -> Iterator[Growing]:
+    """Write a safetensors file piece by piece, atomically: for what memory does not hold at once.
+
+    The same bytes as ``safetensors``' ``save_file`` writes. While it grows its tensors are files
+    without a name beside it.
+    """
+    with replacing(path) as temporary:
+        pieces = Growing(temporary.parent)
+        try:
+            yield pieces
+            pieces.write(temporary)
+        finally:
+            pieces.close()
+
+
 @contextlib.contextmanager
 def opened(path: Pathish, framework: str = "pt") -> Iterator[Any]:
     """A safetensors file, opened to read tensors of ``framework`` ("pt" or "np") from it.
@@ -244,6 +305,15 @@ def canonical(content: Any) -> str:
 def digest(content: Any) -> str:
     """SHA-256 (hex) of the canonical JSON of ``content``."""
     return hashlib.sha256(canonical(content).encode("utf-8")).hexdigest()
+
+
+def is_pointer(path: Pathish) -> bool:
+    """Whether a file is what Git LFS keeps in git in place of the file itself."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(POINTER)) == POINTER
+    except OSError:
+        return False
 
 
 def sha256(path: Pathish) -> str:
