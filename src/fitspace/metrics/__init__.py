@@ -27,6 +27,7 @@ from fitspace.metrics.table import (
     VERSION,
     Metric,
 )
+from fitspace.metrics.trying import cut_captions, problems
 from fitspace.metrics.weights import (
     fetch_judge,
     identity,
@@ -49,6 +50,7 @@ __all__ = [
     "OF_SUBJECT",
     "SUBJECT_FEATURES",
     "VERSION",
+    "cut_captions",
     "evaluate",
     "evaluate_subject",
     "fetch_judge",
@@ -56,6 +58,7 @@ __all__ = [
     "inception_file",
     "judge_files",
     "judge_folder",
+    "problems",
     "read_features",
     "read_metrics",
     "reference_features",
