@@ -17,7 +17,9 @@ from fitspace.plan import Plan
 from fitspace.results import table
 from fitspace.results.lineage import NAME
 
-INPUTS = ("runs.csv", "against_n.csv", "design.json", "gallery.json", NAME, UNCOMMITTED)
+INPUTS = (
+    "runs.csv", "against_n.csv", "design.json", "gallery.json", table.DATA_NOTES, NAME, UNCOMMITTED,
+)  # fmt: skip
 _NUMBER = re.compile(
     r'<data value="([^"]*)" data-table="([^"]*)" data-row="([^"]*)" '
     r'data-column="([^"]*)" data-runs="([^"]*)">([^<]*)</data>'
@@ -42,6 +44,7 @@ def check(plan: Plan, folder: Path) -> list[Finding]:
         try:
             build(plan.study, again)
             table.write_design(plan, again / "design.json")
+            table.write_data_notes(plan, again)
             _gallery(plan, again)
         except UserError as error:
             return [

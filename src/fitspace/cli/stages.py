@@ -44,7 +44,7 @@ def _stage(arguments: argparse.Namespace) -> None:
     from fitspace.plan import planned
     from fitspace.stages import running
 
-    plan = planned(arguments.study)
+    plan = planned(arguments.study, in_job=True)
     run = plan.run_of(stage, arguments.folder)
     options, fold = {}, None
     if stage == "train":

@@ -27,10 +27,13 @@ def add(commands: Commands) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from fitspace.plan import checked
+    from fitspace.plan import checked, looked
 
     study, models = checked(arguments.study)
+    said = looked(study, models)
     print(f"{arguments.study}: study {study.name!r} is valid")
+    for line in said:
+        print(f"  {line}")
     for missing in models.absent:
         print(f"fitspace: not here yet: {missing}", file=sys.stderr)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fitspace import bases, data, metrics
 from fitspace.core import hub
 from fitspace.core.errors import UserError
 from fitspace.study import Study, Task
 from fitspace.study.reading import form
+
+if TYPE_CHECKING:
+    from fitspace.data.examples import Outline
 
 
 class Models:
@@ -24,6 +27,7 @@ class Models:
     def __init__(self, study: Study):
         self.study = study
         self._sources: dict[str, dict[str, Any]] = {}
+        self._outlines: dict[str, Outline | None] = {}
 
     @cached_property
     def base(self) -> Path:
@@ -53,6 +57,13 @@ class Models:
             self._sources[task.name] = data.identity(task, by_class)
         return self._sources[task.name]
 
+    def outline(self, task: Task) -> Outline | None:
+        """What is known of a task before its images are decoded."""
+        if task.name not in self._outlines:
+            by_class = task.source == "openmoji" and self.by_class
+            self._outlines[task.name] = data.outline(task, by_class)
+        return self._outlines[task.name]
+
     @cached_property
     def absent(self) -> list[str]:
         """What is named by hub id, or to be made, and is not on this machine; with its cure.
@@ -61,6 +72,12 @@ class Models:
         """
         return [problem for _, error in self._refusals if isinstance(error, hub.NotHere)
                 for problem in error.problems]  # fmt: skip
+
+    def here(self, what: str) -> bool:
+        """Whether ``base``, ``judge`` or a task, by its name, is on this machine and no error."""
+        places = {"base": "base", "judge": ""}
+        places |= {task.name: f"tasks[{i}]: " for i, task in enumerate(self.study.tasks)}
+        return places[what] not in {key for key, _ in self._refusals}
 
     @cached_property
     def problems(self) -> list[str]:

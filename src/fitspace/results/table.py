@@ -16,12 +16,13 @@ from fitspace.core.files import read_json, write_json, write_text
 from fitspace.metrics import METRICS, read_metrics
 from fitspace.plan import Plan, Run
 from fitspace.results import lineage
-from fitspace.stages.sidecars import verified
+from fitspace.stages.sidecars import load_sidecar, verified
 
 LOGS = Path("results/logs")
 
 
 GALLERY_IMAGES = 24
+DATA_NOTES = "notes.json"
 
 
 _COST = ("trainable", "total", "final_loss", "train_seconds", "peak_memory_mb", "sample_seconds")
@@ -252,6 +253,37 @@ def write_design(plan: Plan, path: Path) -> None:
     )
 
 
+def write_data_notes(plan: Plan, folder: Path) -> None:
+    """What was changed, left out, cut or guessed in a study's images and captions: notes.json.
+
+    Task -> notes; those on images are counted by what was done. There is no file where there is
+    none. Of a task whose prepared files are not here what the file says stays.
+    """
+    from fitspace.data.survey import kinds
+
+    path = folder / DATA_NOTES
+    before = read_json(path) if path.exists() else {}
+    found = {}
+    for run in {run.task.name: run for run in plan.runs}.values():
+        task, prepared = run.task.name, run.prepare.folder / "manifest.json"
+        if not prepared.exists():
+            found[task] = before.get(task, [])
+            continue
+        manifest = read_json(prepared)
+        images = {example["name"] for example in manifest["examples"]}
+        of_image = [n for n in manifest["notes"] if n.partition(": ")[0] in images]
+        of_task = [n for n in manifest["notes"] if n.partition(": ")[0] not in images]
+        counted = [f"images: {kind}" for kind in kinds(of_image)]
+        found[task] = [*counted, *of_task]
+        if run.reference.sidecar.exists():
+            found[task] += load_sidecar(run.reference.sidecar)["facts"].get("notes", [])
+    found = {task: notes for task, notes in found.items() if notes}
+    if found:
+        write_json(path, found)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _write_strip(images: Any, path: Path) -> None:
     import numpy as np
     from PIL import Image
@@ -283,8 +315,8 @@ def unfinished(plan: Plan) -> list[str]:
 def collect_into(plan: Plan, folder: Path, partial: bool = False) -> None:
     """Everything a report is made of.
 
-    runs.csv, against_n.csv, design.json, provenance.json and the gallery. With ``partial`` runs
-    that have not finished are rows with status missing; else they are an error.
+    runs.csv, against_n.csv, design.json, notes.json, provenance.json and the gallery. With
+    ``partial`` runs that have not finished are rows with status missing; else they are an error.
     """
     rows = collect(plan, partial)
     curves = against_n(plan)
@@ -292,6 +324,7 @@ def collect_into(plan: Plan, folder: Path, partial: bool = False) -> None:
     found = lineage.collect(plan, known)
     write_gallery(plan, rows, folder)
     write_design(plan, folder / "design.json")
+    write_data_notes(plan, folder)
     if curves:
         write_table(curves, folder / "against_n.csv")
     else:
