@@ -13,7 +13,7 @@ from PIL import Image
 
 from fitspace.cli import main
 from fitspace.core.errors import UserError
-from fitspace.plan import build_plan, checked, expand
+from fitspace.plan import build_plan, expand, planned
 from fitspace.study import Study
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +54,7 @@ def problems_of(changes: dict) -> list[str]:
     path = Path("study.yaml")
     path.write_text(yaml.safe_dump(copy.deepcopy(STUDY) | changes))
     try:
-        checked(path)
+        planned(path)
     except UserError as error:
         return [problem.partition(": ")[2] for problem in error.problems]
     return []
@@ -235,7 +235,7 @@ def test_check_counts_what_is_refused_and_says_why_on_one_screen(folder, capsys)
     (folder / "9.png").write_bytes(b"nothing")
     code, out, err = say(capsys)
     assert code == 2 and out == []
-    assert "task own: 3 images usable" in err[0]
+    assert any("task own: 3 images usable" in line for line in err)
     (animated,) = [line for line in err if "8 images refused: animated" in line]
     assert animated.count("metadata.jsonl:") == 5 and animated.endswith(", ...")
     (odd,) = [line for line in err if "1 image refused: not an image" in line]

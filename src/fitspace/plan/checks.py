@@ -57,13 +57,19 @@ def load_study(path: str | Path) -> Study:
 
 
 def planned(path: str | Path, in_job: bool = False) -> Plan:
-    """The plan of a study file; errors as :func:`checked` and `build_plan` have them."""
-    return build_plan(*checked(path, in_job))
+    """The plan of a study file that is to be run.
+
+    Errors as :func:`checked` and `build_plan` have them; and where nothing could be analysed.
+    """
+    study, models = checked(path, in_job)
+    if not in_job and (problems := analysis_problems(study)):
+        raise UserError(f"{path}: {problem}" for problem in problems)
+    return build_plan(study, models)
 
 
 def content_problems(study: Study, models: Models) -> list[str]:
-    """What a study asks of its points, and of its tasks' images and captions, and is not there."""
-    problems = _nothing_to_compare(study)
+    """What a study asks of its tasks' images and captions and is not among them."""
+    problems = []
     asked = study.sample.prompts
     for i, task in enumerate(study.tasks):
         if not models.here(task.name):
@@ -96,19 +102,19 @@ def looked(study: Study, models: Models) -> list[str]:
     ------
     UserError : everything that would fail a job.
     """
-    problems, lines = [], []
+    problems, lines = analysis_problems(study), []
     if models.here("base"):
         problems += [f"base: {study.base}: {problem}" for problem in bases.problems(models.base)]
     if models.here("judge"):
         problems += metrics.problems(study.judge)
     if models.here("base") and not problems:
-        problems += _unbuilt(study)
+        problems = _unbuilt(study)
     for task in study.tasks:
         if models.here(task.name) and (found := _survey(study, models, task)):
             problems += [f"task {task.name!r}: {problem}" for problem in found.refused]
             lines += _said(task.name, found)
     if problems:
-        raise UserError([*lines, *problems])
+        raise UserError([*problems, *lines])
     return lines
 
 
@@ -216,7 +222,7 @@ def _too_short(study: Study, points: list[Point]) -> list[str]:
     return problems
 
 
-def _nothing_to_compare(study: Study) -> list[str]:
+def analysis_problems(study: Study) -> list[str]:
     """Why an analysis of the study's factors could test nothing, however its runs come out."""
     import pandas as pd
 
