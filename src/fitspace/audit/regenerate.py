@@ -16,6 +16,7 @@ from fitspace.core.paths import UNCOMMITTED
 from fitspace.plan import Plan
 from fitspace.results import table
 from fitspace.results.lineage import NAME
+from fitspace.study import Study
 
 INPUTS = (
     "runs.csv", "against_n.csv", "design.json", "gallery.json", table.DATA_NOTES, NAME, UNCOMMITTED,
@@ -26,10 +27,11 @@ _NUMBER = re.compile(
 )
 
 
-def check(plan: Plan, folder: Path) -> list[Finding]:
+def check(study: Study, plan: Plan | None, folder: Path) -> list[Finding]:
     """Files of a report that differ from those made again from its inputs.
 
-    The design is made again from the study, and the gallery from the samples, where they are here.
+    The design is made again from the study, and the gallery from the samples, where they are here;
+    neither without a plan.
     """
     from fitspace.report import build
 
@@ -42,10 +44,11 @@ def check(plan: Plan, folder: Path) -> list[Finding]:
         if (folder / "gallery").is_dir():
             shutil.copytree(folder / "gallery", again / "gallery")
         try:
-            build(plan.study, again)
-            table.write_design(plan, again / "design.json")
-            table.write_data_notes(plan, again)
-            _gallery(plan, again)
+            build(study, again)
+            if plan is not None:
+                table.write_design(plan, again / "design.json")
+                table.write_data_notes(plan, again)
+                _gallery(plan, again)
         except UserError as error:
             return [
                 Finding("changed", folder.as_posix(), f"cannot be made again: {problem}")

@@ -37,8 +37,9 @@ def _stage(arguments: argparse.Namespace) -> None:
     stage, together = arguments.stage, arguments.together
     if together < 1:
         raise UserError(f"--together: {together}; allowed: a whole number from 1")
-    from fitspace.stages import sidecars
+    from fitspace.stages import sidecars, slurm
 
+    slurm.need_gpu(stage)
     sidecars.snapshot()
     from fitspace import stages
     from fitspace.plan import planned

@@ -60,7 +60,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
     study, models = checked(arguments.study)
     if arguments.subset is not None:
-        study = with_subset(study, arguments.subset)
+        study, models = with_subset(study, models, arguments.subset)
     overview = describe(
         study, models, delta=arguments.delta, sigma=arguments.sigma, pilot=arguments.pilot
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import glob
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -162,6 +165,65 @@ def _sound(content: Any, finite: bool) -> None:
             elif isinstance(item, int) and abs(item) > 2**63:
                 raise ValueError("a whole number beyond 64 bits")
         layer = inner
+
+
+@contextlib.contextmanager
+def renewing(folder: Pathish) -> Iterator[Path]:
+    """Yield a copy of a folder to change; on success it takes the folder's place, all at once.
+
+    On an error the copy goes and the folder stays as it was; the error names the folder, not the
+    copy. What a killed process left of its own copies, the next one removes.
+    """
+    folder = Path(os.path.realpath(folder) if os.path.islink(folder) else folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    start = f".{folder.name}.new-{socket.gethostname()}-"
+    for left in folder.parent.glob(f"{glob.escape(start)}*"):
+        if not _alive(left.name.removeprefix(start)):
+            shutil.rmtree(left, ignore_errors=True)
+    copy = folder.with_name(f"{start}{os.getpid()}")
+    shutil.rmtree(copy, ignore_errors=True)
+    try:
+        if folder.exists():
+            shutil.copytree(folder, copy, symlinks=True)
+        else:
+            copy.mkdir()
+        yield copy
+        if folder.exists():
+            _exchange(copy, folder)
+        else:
+            copy.rename(folder)
+        _sync_folder(folder.parent)
+    except UserError as error:
+        raise UserError(p.replace(str(copy), str(folder)) for p in error.problems) from None
+    except OSError as error:
+        error.filename = str(error.filename or folder).replace(str(copy), str(folder))
+        raise
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def _alive(process: str) -> bool:
+    if not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # another user's
+    return True
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two folders take each other's place in one step (renameat2(2)); else in three."""
+    with contextlib.suppress(AttributeError, OSError):
+        library, here = ctypes.CDLL(None, use_errno=True), -100  # AT_FDCWD
+        if library.renameat2(here, os.fsencode(one), here, os.fsencode(other), 2) == 0:
+            return
+    between = one.with_name(f"{one.name}.old")
+    other.rename(between)
+    one.rename(other)
+    between.rename(one)
 
 
 class Growing:

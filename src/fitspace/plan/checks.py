@@ -17,7 +17,7 @@ from fitspace.core.reading import explain
 from fitspace.core.texts import shown
 from fitspace.plan.keys import Plan, build_plan
 from fitspace.plan.models import Models
-from fitspace.plan.points import Point, chosen_cells, expand, in_words, legal_cells, settings_of
+from fitspace.plan.points import Point, chosen_cells, in_words, legal_cells, settings_of
 from fitspace.study import Arm, Study, Task, TrainSettings
 from fitspace.study.reading import parts
 
@@ -40,8 +40,8 @@ def checked(path: str | Path, in_job: bool = False) -> tuple[Study, Models]:
         allowed: unknown keys, wrong types, impossible levels and illegal cells alike.
     """
     study, base, arms, problems = parts(path)
-    problems = problems + arm_problems(arms, base, study)
     models = None if study is None else Models(study)
+    problems = problems + arm_problems(arms, base, models)
     if models is not None:
         problems += task_problems(study) + models.problems
         if not problems and not in_job:
@@ -62,7 +62,7 @@ def planned(path: str | Path, in_job: bool = False) -> Plan:
     Errors as :func:`checked` and `build_plan` have them; and where nothing could be analysed.
     """
     study, models = checked(path, in_job)
-    if not in_job and (problems := analysis_problems(study)):
+    if not in_job and (problems := analysis_problems(models)):
         raise UserError(f"{path}: {problem}" for problem in problems)
     return build_plan(study, models)
 
@@ -89,8 +89,20 @@ def content_problems(study: Study, models: Models) -> list[str]:
             )
         if models.here("base") and models.by_class:
             new = sorted(known.told - bases.labels(models.base).keys())
-            problems += _untrained(study, task.name, new) if new else []
+            problems += _untrained(models, task.name, new) if new else []
     return problems
+
+
+def usable(plan: Plan) -> None:
+    """That base and judge can be used, where a run of the plan has yet to be made.
+
+    Raises UserError with what is wrong with them: before anything runs, and not in its jobs.
+    """
+    if all(run.evaluate.sidecar.exists() for run in plan.runs):
+        return
+    problems = [f"base: {plan.study.base}: {p}" for p in bases.problems(plan.models.base)]
+    if problems := problems + metrics.problems(plan.study.judge):
+        raise UserError(problems)
 
 
 def looked(study: Study, models: Models) -> list[str]:
@@ -102,19 +114,21 @@ def looked(study: Study, models: Models) -> list[str]:
     ------
     UserError : everything that would fail a job.
     """
-    problems, lines = analysis_problems(study), []
+    problems, lines = analysis_problems(models), []
     if models.here("base"):
         problems += [f"base: {study.base}: {problem}" for problem in bases.problems(models.base)]
     if models.here("judge"):
         problems += metrics.problems(study.judge)
     if models.here("base") and not problems:
-        problems = _unbuilt(study)
+        problems = _unbuilt(models)
     for task in study.tasks:
         if models.here(task.name) and (found := _survey(study, models, task)):
             problems += [f"task {task.name!r}: {problem}" for problem in found.refused]
             lines += _said(task.name, found)
     if problems:
         raise UserError([*problems, *lines])
+    if models.here("base") and models.here("judge") and (why := models.line_endings):
+        lines.append(f"note: {why.removeprefix('; ')}")
     return lines
 
 
@@ -134,14 +148,14 @@ def _said(task: str, found: Survey) -> list[str]:
     return lines + [f"task {task}: note: {note}" for note in found.notes]
 
 
-def _unbuilt(study: Study) -> list[str]:
+def _unbuilt(models: Models) -> list[str]:
     """Points that cannot be built on the base, though their settings are right."""
     from fitspace.plan import counting
 
     problems = []
-    for point in expand(study)[0]:
+    for point in models.points[0]:
         try:
-            counting.count(study.base, point.method, point.settings)
+            counting.count(models.study.base, point.method, point.settings)
         except UserError as error:
             problems += [f"arm {point.arm!r}, point {point.name!r}: {p}" for p in error.problems]
         except Exception as error:  # of a denoiser that nobody tried this on, anything
@@ -149,14 +163,14 @@ def _unbuilt(study: Study) -> list[str]:
     return problems
 
 
-def _untrained(study: Study, task: str, classes: list[str]) -> list[str]:
+def _untrained(models: Models, task: str, classes: list[str]) -> list[str]:
     """The arms that leave the embeddings of a task's own classes as they are drawn at first."""
-    arms = {p.arm for p in expand(study)[0] if not trains_classes(p.method, p.settings)}
+    arms = {p.arm for p in models.points[0] if not trains_classes(p.method, p.settings)}
     return [
         f"arms[{i}]: task {task!r} has classes that the base does not know ({shown(classes)}), and "
         f"method {arm.method!r} does not train their embeddings; allowed: a method that trains "
         "them (full, or class_embedding: true)"
-        for i, arm in enumerate(study.arms)
+        for i, arm in enumerate(models.study.arms)
         if arm.title in arms
     ]
 
@@ -166,7 +180,7 @@ def trains_classes(method: str, settings: dict[str, Any]) -> bool:
     return method == "full" or bool(settings.get("class_embedding"))
 
 
-def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, study: Study | None) -> list[str]:
+def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, models: Models | None) -> list[str]:
     """Everything wrong with the arms' levels and cells, and with what the analysis names."""
     problems: list[str] = []
     family = None
@@ -177,8 +191,8 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, study: Study | None
             problems += error.problems
     for index, arm in arms:
         problems += [f"arms[{index}].{p}" for p in _problems_of(arm, base, family)]
-    if study is not None and not problems:
-        points, _ = expand(study)
+    if models is not None and not problems:
+        study, (points, _) = models.study, models.points
         columns = sorted({c for p in points for c in p.factors} | {"method", "arm"})
         problems += [
             f"analysis.factors[{i}]: {f!r} is no factor of any arm; allowed: {', '.join(columns)}"
@@ -222,13 +236,13 @@ def _too_short(study: Study, points: list[Point]) -> list[str]:
     return problems
 
 
-def analysis_problems(study: Study) -> list[str]:
+def analysis_problems(models: Models) -> list[str]:
     """Why an analysis of the study's factors could test nothing, however its runs come out."""
     import pandas as pd
 
     from fitspace.stats.estimability import components, in_design, largest
 
-    points, factors = expand(study)[0], study.analysis.factors
+    points, factors = models.points[0], models.study.analysis.factors
     rows = pd.DataFrame([p.factors | {"arm": p.arm, "method": p.method} for p in points])
     design = rows[in_design(rows, factors)].reset_index(drop=True)
     named = ", ".join(factors)

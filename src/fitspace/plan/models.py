@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fitspace import bases, data, metrics
 from fitspace.core import hub
 from fitspace.core.errors import UserError
+from fitspace.plan.points import Point, expand
 from fitspace.study import Study, Task
 from fitspace.study.reading import form
 
@@ -56,6 +57,17 @@ class Models:
             by_class = task.source == "openmoji" and self.by_class
             self._sources[task.name] = data.identity(task, by_class)
         return self._sources[task.name]
+
+    @cached_property
+    def points(self) -> tuple[list[Point], list[str]]:
+        """The study's points, and the cells left out; see :func:`fitspace.plan.points.expand`."""
+        return expand(self.study)
+
+    def of(self, study: Study) -> Models:
+        """The same for a study with other arms: what was looked at is not looked at again."""
+        other = Models(study)
+        vars(other).update({k: v for k, v in vars(self).items() if k not in ("study", "points")})
+        return other
 
     def outline(self, task: Task) -> Outline | None:
         """What is known of a task before its images are decoded."""
@@ -117,12 +129,25 @@ class Models:
             found["inception"] = self.evaluator["inception"]
         if others := [
             f"{key}_sha256: {wanted}; {getattr(self.study, key)!r} here is {value}; allowed: the "
-            f"{key} that the study was made for, or its new SHA-256"
+            f"{key} that the study was made for, or its new SHA-256{self.line_endings}"
             for key, value in found.items()
             if (wanted := getattr(self.study, f"{key}_sha256")) not in (None, value)
         ]:
             raise UserError(others)
         return {f"{key}_sha256": value for key, value in found.items()}
+
+    @cached_property
+    def line_endings(self) -> str:
+        """Which files of base and judge have another digest for their line endings alone."""
+        files = [*bases.files(self.base), *metrics.judge_files(self.study.judge)]
+        texts = [path for path in files if path.suffix in (".json", ".txt")]
+        names = [str(path) for path in texts if b"\r\n" in path.read_bytes()]
+        if not names:
+            return ""
+        return (
+            f"; {', '.join(names[:3])}{', ...' * (len(names) > 3)} end lines as Windows does, "
+            "which changes the digest: git's core.autocrlf did it, where these files came by git"
+        )
 
     @property
     def pins(self) -> list[str]:

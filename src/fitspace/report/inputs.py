@@ -89,6 +89,7 @@ def read(study: Study, folder: Path) -> Inputs:
         for name in study.analysis.factors:
             given = text[name].str.strip()
             runs[name] = pd.Categorical(given, levels(study, given, name))
+        problems += _twice(path, text)
         problems += _unequal(path, runs, study.analysis.responses)
         notes += _lost(runs, study.analysis.factors)
     curves, odd_curves = _against_n(folder / "against_n.csv", text)
@@ -186,6 +187,21 @@ def _unequal(path: Path, runs: pd.DataFrame, responses: list[str]) -> list[str]:
         for name, where, rows in groups
         if rows[name].nunique(dropna=False) > 1
     ]
+
+
+def _twice(path: Path, text: pd.DataFrame) -> list[str]:
+    """Runs, and points of a task and seed, in more than one row: all but one are wrong."""
+    unit = ["point", "task", "seed"]
+    same = text[text.duplicated("run", keep=False)]
+    problems = [
+        f"{path}: run {name!r} stands {len(rows)} times" for name, rows in same.groupby("run")
+    ]
+    alike = text[text.duplicated(unit, keep=False) & ~text["run"].isin(same["run"])]
+    problems += [
+        f"{path}: {' and '.join(map(repr, rows['run'][:3]))} have the same point, task and seed"
+        for _, rows in alike.groupby(unit)
+    ]
+    return problems[:20]
 
 
 def _runs_by(rows: pd.DataFrame, name: str, shown: int = 3) -> str:

@@ -22,7 +22,7 @@ LOGS = Path("results/logs")
 
 
 GALLERY_IMAGES = 24
-DATA_NOTES = "notes.json"
+AGAINST_N, DATA_NOTES = "against_n.csv", "notes.json"
 
 
 _COST = ("trainable", "total", "final_loss", "train_seconds", "peak_memory_mb", "sample_seconds")
@@ -102,11 +102,12 @@ def against_n(plan: Plan) -> list[dict[str, Any]]:
     Runs of DreamBooth tasks have none: nothing is measured against held-out images.
     """
     finished = (r for r in plan.runs if (r.evaluate.folder / "metrics.json").exists())
-    return [
-        {"run": run.name, **row}
-        for run in finished
-        for row in read_metrics(run).get("against_n", [])
-    ]
+    return [row for run in finished for row in curve(run)]
+
+
+def curve(run: Run) -> list[dict[str, Any]]:
+    """The rows of `against_n` of a finished run."""
+    return [{"run": run.name, **row} for row in read_metrics(run).get("against_n", [])]
 
 
 def write_table(rows: list[dict[str, Any]], path: Path) -> None:
@@ -326,8 +327,8 @@ def collect_into(plan: Plan, folder: Path, partial: bool = False) -> None:
     write_design(plan, folder / "design.json")
     write_data_notes(plan, folder)
     if curves:
-        write_table(curves, folder / "against_n.csv")
+        write_table(curves, folder / AGAINST_N)
     else:
-        (folder / "against_n.csv").unlink(missing_ok=True)  # of an earlier study file
+        (folder / AGAINST_N).unlink(missing_ok=True)  # of an earlier study file
     lineage.write(found, folder)
     write_table(rows, folder / "runs.csv")
