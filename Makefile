@@ -45,13 +45,22 @@ bench: .venv/ready
 
 # Torch comes first, at its pin: pip takes a CPU build where one is at hand (--find-links, an
 # index of the machine), else the ordinary build, which brings CUDA packages of several GB.
+# One make at a time: who waited finds it done.
+ALONE = set -e; exec 9> .install.lock; if command -v flock > /dev/null; then flock 9; fi
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
 .venv/ready: constraints.txt pyproject.toml
-	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	@echo "installing the pinned packages (about 2 minutes)"
-	@python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	@python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
-	@touch $@
+	@$(ALONE); \
+	if [ $@ -nt constraints.txt ] && [ $@ -nt pyproject.toml ]; then exit 0; fi; \
+	command -v $(PYTHON) > /dev/null || { echo "Python 3.11 is not here: install $(PYTHON), or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv; \
+	echo "installing the pinned packages (about 2 minutes)"; \
+	$(PIP) torch; \
+	$(PIP) -e .; \
+	touch $@
 
 .venv/ready-test: .venv/ready
-	@python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
-	@touch $@
+	@$(ALONE); \
+	if [ $@ -nt .venv/ready ]; then exit 0; fi; \
+	$(PIP) -e ".[test]"; \
+	touch $@

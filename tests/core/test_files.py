@@ -5,12 +5,15 @@ import json
 import os
 import stat
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from fitspace.core import files
 from fitspace.core.errors import UserError
+from fitspace.core.files import growing
 from fitspace.plan import Stage
 from fitspace.stages.sidecars import read_sidecar, verified, write_sidecar
 
@@ -110,3 +113,28 @@ def test_a_sidecar_says_what_it_was_made_on(stage):
     environment = read_sidecar(stage.sidecar)["environment"]
     assert environment["packages"]["torch"] and len(environment["source_sha256"]) == 64
     assert environment["cpu"] and environment["python"]
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 7])
+def test_tensors_that_grow_are_the_bytes_of_safetensors(tmp_path, pieces):
+    draw = np.random.default_rng(0)
+    tensors = {
+        "std": draw.random((14, 2, 3)).astype(np.float16),
+        "mean": draw.random((14, 2, 3)).astype(np.float16),
+        "labels": draw.integers(0, 9, 14),
+        "images": draw.integers(0, 256, (14, 3, 3, 3), np.uint8),
+    }
+    save_file(tensors, tmp_path / "theirs")
+    with growing(tmp_path / "ours") as file:
+        for name, values in tensors.items():
+            for part in np.array_split(values, pieces):
+                file.append(name, part)
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ours", "theirs"]
+
+
+def test_a_tensor_that_grows_keeps_its_shape_and_an_error_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="a: float16"), growing(tmp_path / "file") as file:
+        file.append("a", np.zeros((2, 3), np.float16))
+        file.append("a", np.zeros((2, 4), np.float16))
+    assert list(tmp_path.iterdir()) == []

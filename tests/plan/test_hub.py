@@ -304,7 +304,7 @@ def test_a_data_set_in_the_cache_is_read_as_an_image_folder(cache, files, folder
         assert named == expected
     number = {e.name: int(Path(e.name).stem) for e in found}
     assert all((e.image == number[e.name]).all() for e in found)
-    identity = {"hub": "org/images", "commit": COMMIT, "folder": folder or ""}
+    identity = {"hub": "org/images", "commit": COMMIT, "folder": folder or "", "reading": 2}
     assert data.identity(task(folder=folder)) == identity
 
 
@@ -439,7 +439,9 @@ def test_running_names_everything_that_is_not_here(study, capsys):
 
 
 def test_fetch_brings_everything_and_then_the_plan_has_keys(remote, study, dit, capsys):
-    content = copy.deepcopy(EMOJI) | ELSEWHERE | {"base": "org/dit", "arms": [{"method": "full"}]}
+    arms = [{"method": "full"}, {"method": "bitfit"}]
+    content = copy.deepcopy(EMOJI) | ELSEWHERE | {"base": "org/dit", "arms": arms}
+    content["sample"]["prompts"] = 4
     content["analysis"] = {"factors": ["arm"], "responses": ["clip_t"]}
     Path(study).write_text(yaml.safe_dump(content))
     assert main(["check", study]) == 2  # an architecture that nobody knows yet
@@ -450,7 +452,7 @@ def test_fetch_brings_everything_and_then_the_plan_has_keys(remote, study, dit, 
     remote |= {
         "org/dit": contents(dit),
         "org/judge": contents(JUDGE),
-        "org/images": {f"cat/{i}.png": picture(i) for i in range(5)},
+        "org/images": {f"cat/{i}.png": picture(i) for i in range(60)},
     }
     assert main(["fetch", study]) == 0
     said = capsys.readouterr().out.splitlines()

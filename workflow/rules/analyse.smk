@@ -1,12 +1,14 @@
 rule report:
     input:
-        sidecars("evaluate"),
+        own(sidecars("evaluate")),
         study=STUDY,
+    # update(): Snakemake would delete the old report before it is made anew. `fitspace report`
+    # puts a new one in its place when it is whole.
     output:
-        "reports/{study}/runs.csv",
-        "reports/{study}/anova.csv",
-        "reports/{study}/effects.csv",
-        "reports/{study}/report.html",
+        update("reports/{study}/runs.csv"),
+        update("reports/{study}/anova.csv"),
+        update("reports/{study}/effects.csv"),
+        update("reports/{study}/report.html"),
     log:
         "results/logs/report/{study}.log",
     benchmark:

@@ -21,7 +21,7 @@ rule base_autoencoder:
         mem_mb=4000,
         runtime=60,
     shell:
-        "fitspace base autoencoder models/{wildcards.base} > {log} 2>&1"
+        "fitspace base autoencoder models/{wildcards.base:q} > {log:q} 2>&1"
 
 
 rule base_denoiser:
@@ -41,7 +41,7 @@ rule base_denoiser:
         mem_mb=4000,
         runtime=180,
     shell:
-        "fitspace base denoiser models/{wildcards.base} > {log} 2>&1"
+        "fitspace base denoiser models/{wildcards.base:q} > {log:q} 2>&1"
 
 
 rule base_judge:
@@ -57,7 +57,7 @@ rule base_judge:
         mem_mb=4000,
         runtime=60,
     shell:
-        "fitspace base judge models/emoji-clip > {log} 2>&1"
+        "fitspace base judge models/emoji-clip > {log:q} 2>&1"
 
 
 rule base_card:
@@ -78,4 +78,4 @@ rule base_card:
         mem_mb=4000,
         runtime=30,
     shell:
-        "fitspace base card models/{wildcards.base} > {log} 2>&1"
+        "fitspace base card models/{wildcards.base:q} > {log:q} 2>&1"

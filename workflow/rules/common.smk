@@ -1,11 +1,10 @@
 from functools import cache
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
-
 from fitspace.core.errors import UserError
-from fitspace.plan import ENDS, STAGES, planned
+from fitspace.plan import ENDS, STAGES, planned, usable
 from fitspace.stages.running import wait_for_others
+from fitspace.stages.sidecars import snapshot
 
 
 wildcard_constraints:
@@ -34,7 +33,12 @@ def plan():
         if not (workflow.execution_settings.lock and any(Path(".snakemake/locks").glob("*"))):
             wait_for_others()
     try:
-        return planned(STUDY)
+        found = planned(STUDY, in_job=not workflow.is_main_process)
+        if workflow.is_main_process and not workflow.dryrun:
+            usable(found)
+            if not all(run.evaluate.sidecar.exists() for run in found.runs):
+                snapshot()
+        return found
     except UserError as error:
         raise WorkflowError(*error.problems)
 
@@ -55,6 +59,23 @@ def report_files(*names):
         return [f"reports/{plan().study.name}/{name}" for name in names]
 
     return files
+
+
+def own(files):
+    """Input function: the same files, for a target of this study alone.
+
+    Else a report that is asked for by its path would be made of this study, and its own files lost.
+    """
+
+    def checked(wildcards):
+        if wildcards.study != plan().study.name:
+            raise WorkflowError(
+                f"{wildcards.study}: not the study of {STUDY}, {plan().study.name!r}; for another "
+                "one: snakemake --config study=params/NAME.yaml"
+            )
+        return files(wildcards)
+
+    return checked
 
 
 def tracked(wildcards):

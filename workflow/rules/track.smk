@@ -2,7 +2,7 @@
 # run, as the only writer. Asked for by `all` only where a run is made: see tracked().
 rule track:
     input:
-        sidecars("evaluate"),
+        own(sidecars("evaluate")),
         study=STUDY,
     output:
         touch("results/.cache/tracked/{study}"),
@@ -16,4 +16,4 @@ rule track:
     # A server that is down must not make a finished study a failed one.
     shell:
         "fitspace track {input.study:q} > {log:q} 2>&1"
-        " || echo 'not in MLflow (see {log}); later: fitspace track {input.study}' >&2"
+        " || echo not in MLflow, see {log:q}, later: fitspace track {input.study:q} >&2"

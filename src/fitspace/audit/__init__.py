@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fitspace.audit.chain import Node
 from fitspace.audit.findings import Distance, Finding
 from fitspace.audit.target import Target
 from fitspace.core.errors import UserError
 from fitspace.results.lineage import Lineage, Record
+
+if TYPE_CHECKING:
+    from fitspace.plan import Plan
 
 TIERS = ("hash", "regenerate", "reevaluate", "retrain")
 Tier = Literal["hash", "regenerate", "reevaluate", "retrain"]
@@ -93,29 +96,29 @@ def audit(
     from fitspace.audit import again, anew, chain, hashes, regenerate, rows, sources
     from fitspace.audit import target as targets
     from fitspace.audit.lock import Lock
-    from fitspace.plan import build_plan
     from fitspace.results import lineage as lineages
 
     where = targets.locate(target, value)
-    plan = build_plan(where.study)
+    plan = _planned(where, tier)
     lineage = lineages.read(where.folder)
     records = _behind(lineage, where)
-    planned = {run.name for run in plan.runs}
     names = (Path(r.folder).name for r in records if r.stage == "evaluate")
+    planned = None if plan is None else {run.name for run in plan.runs}
     # Runs that the study no longer has are findings of their rows.
-    behind = [name for name in names if name in planned]
+    behind = [name for name in names if planned is None or name in planned]
     chosen = _chosen(tier, behind, runs, draw, seed)
     lock = Lock()
     other = anew.look(where.folder, lineage, records, lock)
     made = [lineage.environments[r.environment] for r in records if r.environment is not None]
     findings = sources.check(where.study, lineage, made + other.environments)
     findings += sources.uncommitted(where.folder)
-    findings += rows.check(plan, where.folder, lineage, where.keys)
+    if plan is not None:
+        findings += rows.check(plan, where.folder, lineage, where.keys)
     more, rehashed = hashes.check(lineage, records, lock, other)
     findings += more + other.findings + lock.report(where.folder, other)
     distances = other.distances
     if tier != "hash":
-        findings += regenerate.check(plan, where.folder)
+        findings += regenerate.check(where.study, plan, where.folder)
     if tier == "reevaluate":
         findings += again.reevaluate(plan, chosen)
     elif tier == "retrain":
@@ -124,6 +127,22 @@ def audit(
     findings = list(dict.fromkeys(findings))
     tree = chain.of(where, lineage, records, findings)
     return Audit(where, tier, lineage, records, tree, findings, distances, rehashed)
+
+
+def _planned(where: Target, tier: Tier) -> Plan | None:
+    """The plan of a study; None where its keys cannot be told, as base or judge are not here.
+
+    Raises UserError for a study that is not valid, and where a tier has to run it.
+    """
+    from fitspace.plan import Models, build_plan, checked
+
+    try:
+        return build_plan(*checked(where.path, in_job=True))
+    except UserError:
+        models = Models(where.study)
+        if tier in ("reevaluate", "retrain") or (models.here("base") and models.here("judge")):
+            raise
+        return None
 
 
 def _behind(lineage: Lineage, where: Target) -> list[Record]:

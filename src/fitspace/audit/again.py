@@ -357,11 +357,12 @@ def _make(folder: Path, study: Path, targets: Sequence[Path]) -> None:
     # No process goes on to runs that nobody asked for.
     options += ["--set-resources", *(f"{stage}:together=1" for stage in GROUPED)]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    own = {"PATH": path, "FITSPACE_LIVE_TRACKING": "0"}  # no new run for those who watch
+    # No new run for those who watch; and no profile of the user's, which may submit jobs.
+    own = {"PATH": path, "FITSPACE_LIVE_TRACKING": "0"}
     process = subprocess.Popen(
         [sys.executable, "-m", "snakemake", *options, "--", *map(str, targets)],
         cwd=folder,
-        env=os.environ | own,
+        env={k: v for k, v in os.environ.items() if k != "SNAKEMAKE_PROFILE"} | own,
         stdin=subprocess.DEVNULL,
         stdout=2,  # stdout is the audit's own
         start_new_session=True,

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fitspace.audit.named import KEYED, ROOMS, Named, named_here, named_in_history
-from fitspace.core.errors import printable
+from fitspace.core.errors import UserError, printable
 from fitspace.core.paths import RESULTS
 
 RESUME = RESULTS / ".resume"
@@ -29,8 +29,14 @@ def find() -> list[Garbage]:
 
     Raises
     ------
-    UserError : as :func:`fitspace.audit.named.named_here` and `named_in_history`.
+    UserError : results that are a link, which other projects may share and name; else as
+        :func:`fitspace.audit.named.named_here` and `named_in_history`.
     """
+    if RESULTS.is_symlink():
+        raise UserError(
+            f"{RESULTS}: a link to {RESULTS.resolve()}: what other projects that share it name is "
+            "not known here; allowed: a folder of this project's own"
+        )
     here = named_here()
     named = Named(here.keys | named_in_history(), here.tasks)
     rooms = [room for room in (*(RESULTS / name for name in ROOMS), RESUME) if _own(room)]

@@ -17,10 +17,14 @@ from tqdm import tqdm
 from fitspace.audit.findings import Anew, Finding
 from fitspace.audit.lock import Lock
 from fitspace.core.errors import UserError
-from fitspace.core.files import digest
+from fitspace.core.files import digest, sha256
 from fitspace.plan import KEY_LENGTH
 from fitspace.results.lineage import Lineage, Record, in_results
 from fitspace.stages.sidecars import load_sidecar
+
+UNREADABLE = "chmod u+r"
+# Stage -> of which stage it carries the facts, in which of its own, and what its key calls it.
+_CARRIES = {"evaluate": ("sample", "sample", "samples"), "sample": ("train", "train", "adapter")}
 
 
 def check(
@@ -62,7 +66,13 @@ class _Files:
             if not path.is_file():
                 yield Finding("absent", name, "not here")
                 continue
-            found, md5 = _digests(path)
+            try:
+                found, md5 = _digests(path)
+            except OSError as error:
+                whole = False
+                message = f"cannot be read: {error.strerror}; {UNREADABLE} would let it"
+                yield Finding("absent", name, message)
+                continue
             self.rehashed += 1
             if found != expected:
                 whole = False
@@ -73,7 +83,13 @@ class _Files:
                 yield Finding("changed", name, f"MD5 is {md5}; dvc.lock recorded {locked}")
         sidecar = _sidecar(record)
         if whole and sidecar.is_file():
-            yield from self._links(record, load_sidecar(sidecar))
+            content = load_sidecar(sidecar)
+            yield from self._links(record, content)
+            yield from _carried(record, content)
+            if link not in self.anew.here:
+                for differing in _differing(sidecar, record, self.lineage):
+                    message = f"provenance.json says otherwise: {differing}"
+                    yield Finding("changed", sidecar.as_posix(), message)
 
     def _why(self, record: Record, path: Path, found: str, expected: str) -> str:
         if path == _sidecar(record):
@@ -96,6 +112,30 @@ class _Files:
                     f"was made from another {name}: it read SHA-256 {item['sha256']}, recorded "
                     f"is {self.by_path[name]}",
                 )
+
+
+def _carried(record: Record, sidecar: dict[str, Any]) -> Iterator[Finding]:
+    """Whether what a sidecar carries of the stage before it is what that one says.
+
+    Costs travel with metrics, so that a table needs no more than these.
+    """
+    if record.stage not in _CARRIES:
+        return
+    stage, entry, key = _CARRIES[record.stage]
+    if (upstream := record.material.get(key)) is None:
+        return
+    for item in sidecar["inputs"]:
+        path = Path(in_results(item["path"]))
+        if path.name != f"{stage}.json" or not path.parent.name.endswith(f"~{upstream}"):
+            continue
+        if not path.is_file() or sha256(path) != item["sha256"]:
+            return  # Not here, or another making of it: said where that is looked at.
+        told = load_sidecar(path)["facts"]
+        carried = sidecar["facts"].get(entry) or {}
+        own = {name: told.get(name) for name in carried}
+        for name, before, now in differences(own, carried, entry):
+            message = f"{name} is {now!r}; {path} has {before!r}"
+            yield Finding("changed", _sidecar(record).as_posix(), message)
 
 
 def _sidecar(record: Record) -> Path:

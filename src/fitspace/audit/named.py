@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from fitspace.core import git as core_git
 from fitspace.core.errors import UserError
 from fitspace.core.paths import REPORTS
 from fitspace.plan import KEY_LENGTH, STAGES, build_plan, checked
@@ -86,7 +86,7 @@ def named_in_history() -> frozenset[str]:
             "run `git fetch --unshallow`"
         )
     # By the whole folder: with a pattern, git lists commits and leaves out their files.
-    listed = git("rev-list", "--all", "--full-history", "--objects", "--", f":(top){REPORTS}")
+    listed = git("rev-list", "--all", "--full-history", "--objects", "--", str(REPORTS))
     objects = (line.partition(" ") for line in listed.splitlines())
     blobs = {name for name, _, path in objects if path.endswith(f"/{lineage.NAME}")}
     return frozenset(key for blob in sorted(blobs) for key in _KEY.findall(git("show", blob)))
@@ -98,9 +98,6 @@ def git(*arguments: str) -> str:
     Raises UserError when it fails, or there is no git.
     """
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, stdin=subprocess.DEVNULL)
-    except OSError as error:
-        raise UserError(f"git: cannot be run ({error})") from None
-    if done.returncode != 0:
-        raise UserError(f"git {arguments[0]}: {done.stderr.decode(errors='replace').strip()}")
-    return done.stdout.decode("utf-8", errors="surrogateescape")
+        return core_git.run(*arguments).decode("utf-8", errors="surrogateescape")
+    except core_git.GitError as error:
+        raise UserError(f"git {arguments[0]}: {error}") from None

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from fitspace.audit import Audit
 from fitspace.audit.named import KEYED, ROOMS, git, named_here, study_files
 from fitspace.core.errors import UserError
-from fitspace.core.files import digest, sha256, write_bytes, write_json
+from fitspace.core.files import digest, renewing, sha256, write_bytes, write_json
 from fitspace.core.paths import REPORTS, RESULTS, UNCOMMITTED
 from fitspace.core.reading import read_yaml
 from fitspace.plan import KEY_LENGTH, Plan, planned
@@ -70,9 +70,10 @@ def record(path: Path, dirty: bool = False) -> Recorded:
     with _dvc() as repo:
         stage = _stage_of(repo, folder)
         _nothing_is_lost(repo)
-        collect_into(plan, folder)
-        build(plan.study, folder)
-        _note_uncommitted(folder, uncommitted)
+        with renewing(folder) as new:
+            collect_into(plan, new)
+            build(plan.study, new)
+            _note_uncommitted(new, uncommitted)
         _commit(repo, stage)
         remote = repo.config["core"].get("remote")
         notes = _unfinished({out.fs_path for out in repo.index.outs})
@@ -173,7 +174,7 @@ def _status(*pathspecs: str) -> list[str]:
 def _uncommitted() -> list[str]:
     """What is not in git, but for what a record is made of."""
     git("rev-parse", "HEAD")
-    return _status(":/", f":(top,exclude){REPORTS}", f":(top,exclude){LOCK}")
+    return _status(":/", f":(exclude){REPORTS}", f":(exclude){LOCK}")
 
 
 def _note_uncommitted(folder: Path, names: list[str]) -> None:
@@ -181,7 +182,8 @@ def _note_uncommitted(folder: Path, names: list[str]) -> None:
     if not names:
         path.unlink(missing_ok=True)
         return
-    files = {name: sha256(name) if Path(name).is_file() else None for name in names}
+    top = Path(git("rev-parse", "--show-toplevel").rstrip("\n"))  # the project may lie below it
+    files = {name: sha256(top / name) if (top / name).is_file() else None for name in names}
     write_json(path, {"commit": git("rev-parse", "HEAD").strip(), "files": files})
 
 

@@ -16,18 +16,22 @@ from fitspace.core.paths import UNCOMMITTED
 from fitspace.plan import Plan
 from fitspace.results import table
 from fitspace.results.lineage import NAME
+from fitspace.study import Study
 
-INPUTS = ("runs.csv", "against_n.csv", "design.json", "gallery.json", NAME, UNCOMMITTED)
+INPUTS = (
+    "runs.csv", "against_n.csv", "design.json", "gallery.json", table.DATA_NOTES, NAME, UNCOMMITTED,
+)  # fmt: skip
 _NUMBER = re.compile(
     r'<data value="([^"]*)" data-table="([^"]*)" data-row="([^"]*)" '
     r'data-column="([^"]*)" data-runs="([^"]*)">([^<]*)</data>'
 )
 
 
-def check(plan: Plan, folder: Path) -> list[Finding]:
+def check(study: Study, plan: Plan | None, folder: Path) -> list[Finding]:
     """Files of a report that differ from those made again from its inputs.
 
-    The design is made again from the study, and the gallery from the samples, where they are here.
+    The design is made again from the study, and the gallery from the samples, where they are here;
+    neither without a plan.
     """
     from fitspace.report import build
 
@@ -40,9 +44,11 @@ def check(plan: Plan, folder: Path) -> list[Finding]:
         if (folder / "gallery").is_dir():
             shutil.copytree(folder / "gallery", again / "gallery")
         try:
-            build(plan.study, again)
-            table.write_design(plan, again / "design.json")
-            _gallery(plan, again)
+            build(study, again)
+            if plan is not None:
+                table.write_design(plan, again / "design.json")
+                table.write_data_notes(plan, again)
+                _gallery(plan, again)
         except UserError as error:
             return [
                 Finding("changed", folder.as_posix(), f"cannot be made again: {problem}")

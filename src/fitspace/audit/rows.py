@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from fitspace.audit.findings import Finding
@@ -25,18 +26,54 @@ def check(plan: Plan, folder: Path, lineage: Lineage, keys: Iterable[str] | None
     path = folder / RUNS
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = {row["run"]: row for row in csv.DictReader(file)}
+            listed = list(csv.DictReader(file))
+        rows = {row["run"]: row for row in listed}
     except FileNotFoundError:
         return [Finding("absent", path.as_posix(), "not here")]
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         return [Finding("changed", path.as_posix(), f"is no table of runs ({error})")]
     planned = {run.name: run for run in plan.runs}
-    findings = _other_runs(path, plan, rows, lineage)
+    counts = Counter(row["run"] for row in listed)
+    findings = [
+        Finding("changed", path.as_posix(), f"the run {name} stands {count} times")
+        for name, count in counts.items()
+        if count > 1
+    ]
+    findings += _other_runs(path, plan, rows, lineage)
     wanted = None if keys is None else set(keys)
     for name, row in rows.items():
         run = planned.get(name)
         if run is not None and (wanted is None or run.evaluate.key in wanted):
             findings += _cells(path, plan, run, row, lineage)
+    return findings + _curves(plan, folder, lineage, wanted)
+
+
+def _curves(plan: Plan, folder: Path, lineage: Lineage, wanted: set[str] | None) -> list[Finding]:
+    """Rows of against_n.csv that are not what the metrics say that are here."""
+    path = folder / table.AGAINST_N
+    here: dict[str, list[dict]] = {}
+    for run in plan.runs:
+        record = lineage.records.get(("evaluate", run.evaluate.key))
+        asked = wanted is None or run.evaluate.key in wanted
+        if record is not None and asked and _is_as_recorded(record):
+            with suppress(UserError):  # A finding of the run's own row.
+                here[run.name] = table.curve(run)
+    if not path.exists():
+        lost = [name for name, rows in here.items() if rows]
+        return [Finding("changed", path.as_posix(), "is missing")] if lost else []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            listed: dict[str, list[dict]] = {}
+            for row in csv.DictReader(file):
+                listed.setdefault(row["run"], []).append(row)
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+        return [Finding("changed", path.as_posix(), f"is no table of curves ({error})")]
+    findings = []
+    for name, rows in here.items():
+        expected = [{k: table.cell(v) for k, v in row.items()} for row in rows]
+        if listed.get(name, []) != expected:
+            message = f"its rows of {name} are not what the run's metrics say"
+            findings.append(Finding("changed", path.as_posix(), message))
     return findings
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from fitspace.audit import Audit
 from fitspace.audit.chain import Node
 from fitspace.audit.findings import Distance, Finding
+from fitspace.audit.hashes import UNREADABLE
+from fitspace.audit.sources import is_shallow
 from fitspace.results.lineage import SHORT, machine
 
 _RUNS_SHOWN = 1
@@ -155,8 +157,8 @@ def verdict(audit: Audit) -> str:
         return f"CHANGED: {changed} contradiction{'s' * (changed != 1)} ({counts})"
     if audit.verdict == "absent":
         return (
-            f"Nothing that is here contradicts its record, but not all of it is here ({counts}); "
-            "`dvc pull` gets results that were recorded"
+            f"Nothing that is here contradicts its record, but not all of it is here ({counts})"
+            f"{_cures(audit.findings)}"
         )
     if audit.verdict == "anew":
         study = audit.target.path
@@ -165,3 +167,19 @@ def verdict(audit: Audit) -> str:
             f"To record this one: `rm -f dvc.lock && fitspace record {study}`"
         )
     return f"Verified: everything is as it was recorded ({counts})"
+
+
+def _cures(findings: list[Finding]) -> str:
+    """What gets here what is not: of each kind the command that does."""
+    absent = [f for f in findings if f.kind == "absent"]
+    said = {
+        "`dvc pull` gets results that were recorded": any(
+            f.message == "not here" or "DVC's cache" in f.message for f in absent
+        ),
+        "`git fetch --unshallow` gets the commits that this shallow clone lacks": any(
+            f.subject.startswith("commit ") for f in absent
+        )
+        and is_shallow(),
+        f"`{UNREADABLE}` lets files be read": any(UNREADABLE in f.message for f in absent),
+    }
+    return "".join(f"; {cure}" for cure, needed in said.items() if needed)

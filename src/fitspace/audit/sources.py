@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-import subprocess
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from fitspace.audit.findings import Finding
+from fitspace.core import git
 from fitspace.core.errors import UserError
 from fitspace.core.files import canonical, digest, read_json, sha256
 from fitspace.core.paths import UNCOMMITTED
@@ -92,18 +92,21 @@ def _models(study: Study, lineage: Lineage) -> list[Finding]:
 
 
 def _environment(made: dict[str, Any]) -> list[Finding]:
-    git = made.get("git")
-    if git is None:
+    recorded = made.get("git")
+    if recorded is None:
         return [Finding("absent", "code", "the runs were made outside a git repository")]
-    commit = git["commit"]
+    commit = recorded["commit"]
     try:
         source = source_at(commit)
         pins = pins_at(commit)
     except LookupError as error:
+        why = "is not in this repository, so its code and pins cannot be looked at"
+        if not _has_commit(commit):
+            return [Finding("absent", f"commit {commit}", why)]
         return [Finding("absent", f"commit {commit}", str(error))]
     findings = []
     if source != made["source_sha256"]:
-        if git["dirty"]:
+        if recorded["dirty"]:
             message = (
                 f"its source (digest {made['source_sha256']}) is in no commit: runs were made "
                 f"from a changed checkout of {commit}"
@@ -137,7 +140,7 @@ def source_at(commit: str) -> str:
 
 def pins_at(commit: str) -> dict[str, str]:
     """Package -> pinned version, at a commit. Raises LookupError as `source_at`."""
-    lines = _git("cat-file", "blob", f"{commit}:{PINS}").decode().splitlines()
+    lines = _git("cat-file", "blob", f"{commit}:./{PINS}").decode().splitlines()
     pins = (line.partition("==") for line in lines if not line.startswith("#"))
     return {_normal(name): version.strip() for name, equals, version in pins if equals}
 
@@ -148,9 +151,22 @@ def _normal(package: str) -> str:
 
 def _git(*arguments: str) -> bytes:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, stdin=subprocess.DEVNULL)
-    except OSError as error:
-        raise LookupError(f"git is not here ({error})") from None
-    if done.returncode != 0:
-        raise LookupError("is not in this repository, so its code and pins cannot be looked at")
-    return done.stdout
+        return git.run(*arguments)
+    except git.GitError as error:
+        raise LookupError(f"is not here: git says {' '.join(str(error).split())}") from None
+
+
+def _has_commit(commit: str) -> bool:
+    try:
+        git.run("cat-file", "-e", f"{commit}^{{commit}}")
+    except git.GitError:
+        return False
+    return True
+
+
+def is_shallow() -> bool:
+    """Whether this clone lacks its earlier commits."""
+    try:
+        return git.run("rev-parse", "--is-shallow-repository").strip() == b"true"
+    except git.GitError:
+        return False

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from fitspace.core.errors import UserError
 from fitspace.core.files import read_json
 from fitspace.core.reading import checked, read_yaml
-from fitspace.plan import load_study
 from fitspace.study import Study
+from fitspace.study.reading import form
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _study(target: Path) -> tuple[Path, Study]:
     if not target.exists():
         raise UserError(f"{target}: no such file; expected a study file, a report or its table")
     if target.suffix in (".yaml", ".yml"):
-        return target, load_study(target)
+        return target, form(target)
     folder = target if target.is_dir() else target.parent
     for path in sorted(Path("params").glob("*.yaml")):
         try:
@@ -101,7 +101,7 @@ def _study(target: Path) -> tuple[Path, Study]:
         except UserError:
             continue
         if named == folder.name:
-            study = load_study(path)
+            study = form(path)
             if _report_folder(study).resolve() == folder.resolve():
                 return path, study
     raise UserError(

@@ -29,6 +29,7 @@ from fitspace.bases.finding import (
     resolve,
 )
 from fitspace.bases.loading import (
+    cut_captions,
     encode_captions,
     from_config,
     load_denoiser,
@@ -37,6 +38,8 @@ from fitspace.bases.loading import (
     load_vae,
     to_model,
 )
+from fitspace.bases.trying import problems
+from fitspace.bases.usable import tokens_of
 
 __all__ = [
     "picked",
@@ -49,6 +52,7 @@ __all__ = [
     "at_scale",
     "class_table",
     "complete",
+    "cut_captions",
     "config",
     "denoiser",
     "denoiser_config",
@@ -68,7 +72,9 @@ __all__ = [
     "named_config",
     "new_classes",
     "own_classes",
+    "problems",
     "resolve",
     "scale",
     "to_model",
+    "tokens_of",
 ]

@@ -132,6 +132,13 @@ def _is_early(kind: str, config: dict[str, Any]) -> bool:
     return kind == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"
 
 
+def _problems(config: dict[str, Any]) -> list[str]:
+    classes = config.get("num_embeds_ada_norm")
+    if isinstance(classes, int) and classes > 0:
+        return []
+    return [f"num_embeds_ada_norm: {classes!r}; allowed: the number of classes"]
+
+
 DIT = Family(
     name="dit",
     title="DiT",
@@ -145,4 +152,5 @@ DIT = Family(
     scales=True,
     also=_is_early,
     settle=share_embedders,
+    problems=_problems,
 )

@@ -27,6 +27,10 @@ def _never(kind: str, config: dict[str, Any]) -> bool:
     return False
 
 
+def _no_problems(config: dict[str, Any]) -> list[str]:
+    return []
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of denoisers.
@@ -46,6 +50,8 @@ class Family:
     scales : whether it makes images of a multiple of its own side.
     also : whether a denoiser saved as another class, with this configuration, is one of these.
     settle : called once with a model as diffusers loads it.
+    problems : what in a denoiser's configuration nothing here knows how to use, as ``key: value;
+        allowed``.
     """
 
     name: str
@@ -60,6 +66,7 @@ class Family:
     scales: bool
     also: Callable[[str, dict[str, Any]], bool] = _never
     settle: Callable[[nn.Module], None] = _nothing
+    problems: Callable[[dict[str, Any]], list[str]] = _no_problems
 
     @property
     def by_class(self) -> bool:

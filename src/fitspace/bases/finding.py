@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from fitspace.bases import usable
 from fitspace.bases.families import BY_COMPONENT, BY_KIND, FAMILIES
 from fitspace.bases.family import Family
+from fitspace.bases.usable import config
 from fitspace.core import hub
 from fitspace.core.errors import UserError
 from fitspace.core.files import digest as digest_of
@@ -155,6 +157,7 @@ def _lacks(folder: Path) -> list[str]:
         return error.problems
     problems = []
     family = next((f for c, f in BY_COMPONENT.items() if c in index), None)
+    problems += usable.strangers(read_json(folder / "model_index.json"), COMPONENTS)
     needed = {"vae", "scheduler"}
     if family is None:
         problems.append(f"model_index.json names no denoiser; allowed: {', '.join(BY_COMPONENT)}")
@@ -170,7 +173,7 @@ def _lacks(folder: Path) -> list[str]:
             problems.append(f"{component}: no folder with its configuration")
         elif component in weighted and not any((folder / component).glob("*.safetensors")):
             problems.append(f"{component}: no *.safetensors (other formats are not read)")
-    return problems
+    return problems or usable.problems(folder, family, index)
 
 
 def _config_or_none(folder: Path, component: str) -> dict[str, Any]:
@@ -226,12 +229,6 @@ def image_size(folder: Path) -> int:
     """Side [px] of the images the pipeline makes: latent side times the autoencoder's factor."""
     sample = config(folder, denoiser(folder))["sample_size"]
     return sample * 2 ** (len(config(folder, "vae")["block_out_channels"]) - 1)
-
-
-def config(folder: Path, component: str) -> dict[str, Any]:
-    """The configuration of one component of a resolved pipeline."""
-    name = "scheduler_config.json" if component == "scheduler" else "config.json"
-    return read_json(folder / component / name, finite=False)
 
 
 def digest(folder: Path) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fitspace.core import texts
 from fitspace.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ from fitspace.bases.finding import (
     denoiser,
     index_of,
 )
+from fitspace.bases.usable import tokens_read
+
+_ODD = ("missing", "mismatched", "unexpected")  # weights, as libraries tell of their loading
 
 
 def load_denoiser(folder: Path, dtype: str = "float32") -> nn.Module:
@@ -46,16 +50,32 @@ def _load(folder: Path, component: str, kind: str, dtype: str) -> nn.Module:
     import torch
 
     try:
-        model = getattr(diffusers, kind).from_pretrained(
+        model, info = getattr(diffusers, kind).from_pretrained(
             folder,
             subfolder=component,
             torch_dtype=getattr(torch, dtype),
             use_safetensors=True,
             local_files_only=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder / component}: cannot be loaded: {_first_line(error)}") from None
+    _all_loaded(folder / component, info)
     return model.requires_grad_(False).eval()
+
+
+def _all_loaded(where: Path, info: dict[str, Any]) -> None:
+    """Refuse a model some of whose weights are not in its files: they would be drawn at random."""
+    odd = {what: sorted(map(str, info.get(f"{what}_keys") or ())) for what in _ODD}
+    wrong = odd["missing"] + odd["mismatched"]
+    if not wrong:
+        return
+    others = f"; in the files, and of no use: {_few(odd['unexpected'])}" * bool(odd["unexpected"])
+    raise UserError(f"{where}: its files lack, or have in another shape: {_few(wrong)}{others}")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
 
 
 def _prepare_imports() -> None:
@@ -90,6 +110,7 @@ def load_text(folder: Path) -> tuple[Any, nn.Module]:
     import torch
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     index, loaded = index_of(folder), []
     for component, parent in (
         ("tokenizer", transformers.PreTrainedTokenizerBase),
@@ -102,31 +123,32 @@ def load_text(folder: Path) -> tuple[Any, nn.Module]:
                 f"{folder / 'model_index.json'}: {component}: {name!r} of {library!r}; "
                 f"allowed: a {parent.__name__} of transformers"
             )
-        extra = (
-            {} if component == "tokenizer" else {"use_safetensors": True, "dtype": torch.float32}
-        )
+        extra = {}
+        if component == "text_encoder":
+            extra = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
         try:
             loaded.append(kind.from_pretrained(folder / component, local_files_only=True, **extra))
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"{folder / component}: cannot be loaded: {_first_line(error)}"
             ) from None
-    tokenizer, encoder = loaded
+    tokenizer, (encoder, info) = loaded
+    _all_loaded(folder / "text_encoder", info)
     return tokenizer, encoder.requires_grad_(False).eval()
 
 
 def encode_captions(tokenizer: Any, encoder: nn.Module, captions: Sequence[str]) -> torch.Tensor:
     """What a StableDiffusionPipeline conditions on: (captions, tokens, dim).
 
-    Captions are padded and cut to the tokenizer's ``model_max_length``; the attention mask is
-    given only to encoders whose configuration asks for it.
+    Captions are padded and cut to :func:`token_limit`; the attention mask is given only to encoders
+    whose configuration asks for it.
     """
     import torch
 
     tokens = tokenizer(
         list(captions),
         padding="max_length",
-        max_length=tokenizer.model_max_length,
+        max_length=token_limit(tokenizer, encoder),
         truncation=True,
         return_tensors="pt",
     )
@@ -136,6 +158,22 @@ def encode_captions(tokenizer: Any, encoder: nn.Module, captions: Sequence[str])
             tokens.input_ids.to(encoder.device),
             attention_mask=tokens.attention_mask.to(encoder.device) if masked else None,
         )[0]
+
+
+def token_limit(tokenizer: Any, encoder: nn.Module) -> int:
+    """How many tokens of a caption are read; see :func:`fitspace.bases.usable.tokens_read`."""
+    return tokens_read(tokenizer.model_max_length, encoder.config.to_dict())
+
+
+def cut_captions(folder: Path, captions: Sequence[str]) -> list[str]:
+    """Notes on captions that a pipeline's text encoder does not read to their end."""
+    tokenizer, encoder = load_text(folder)
+    limit = token_limit(tokenizer, encoder)
+    # Where texts are padded, by how much tells nothing of them.
+    read = tokenizer(list(captions), max_length=limit, truncation=True)["input_ids"]
+    whole = tokenizer(list(captions), truncation=False, verbose=False)["input_ids"]
+    lengths = [len(tokens) for tokens in whole]
+    return texts.cut("the text encoder", limit, captions, [tuple(ids) for ids in read], lengths)
 
 
 def to_model(images: np.ndarray) -> torch.Tensor:

@@ -20,6 +20,22 @@ def _blank(config: Any, images: int, tokens: int, dtype: torch.dtype) -> Conditi
     return {"embeddings": torch.empty(images, tokens, config.cross_attention_dim, dtype=dtype)}
 
 
+# What a U-Net can be told beside the time and the words: nobody here would tell it.
+_TOLD = (
+    "class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim",
+    "encoder_hid_dim_type", "time_cond_proj_dim",
+)  # fmt: skip
+
+
+def _problems(config: dict[str, Any]) -> list[str]:
+    found = [f"{k}: {config[k]!r}; allowed: null" for k in _TOLD if config.get(k) is not None]
+    if config.get("attention_type", "default") != "default":
+        found.append(f"attention_type: {config['attention_type']!r}; allowed: 'default'")
+    if not isinstance(width := config.get("cross_attention_dim"), int):
+        found.append(f"cross_attention_dim: {width!r}; allowed: a whole number")
+    return found
+
+
 UNET = Family(
     name="unet",
     title="U-Net",
@@ -31,4 +47,5 @@ UNET = Family(
     blank=_blank,
     sizes={"dim": "cross_attention_dim"},
     scales=False,
+    problems=_problems,
 )

@@ -1,7 +1,8 @@
 """The command line: a file a group of commands, each parser beside what it runs.
 
-Bad input exits with code 2 and one line a problem. Heavy libraries are imported by the
-command that needs them.
+Bad input exits with code 2 and one line a problem; what nobody foresaw with code 70 (EX_SOFTWARE
+of sysexits.h), one line and a file with the traceback. Heavy libraries are imported by the command
+that needs them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import difflib
 import errno
 import os
 import sys
+import tempfile
+import time
+import traceback
 from collections.abc import Sequence
 
 from fitspace import __version__
@@ -29,11 +33,16 @@ from fitspace.core.errors import UserError, printable
 
 # What a full, read-only or foreign file system says; whatever was there before is still there.
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+CRASH, CRASHES = 70, "results/logs/crashes"
 GROUPS = (studies, methods, models, stages, statistics, reports, records, completion)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for bad input, or what the command says."""
+    """Run one command; returns the exit code: 0, 2 for bad input, 70 for an error of fitspace's
+    own, or what the command says."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal of another encoding than UTF-8
+            stream.reconfigure(errors="backslashreplace")
     argv = sys.argv[1:] if argv is None else list(argv)
     top, commands = parser()
     if argv and not argv[0].startswith("-") and argv[0] not in commands.names:
@@ -46,14 +55,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader (head, less) went away: not an error, and nothing more to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
-            raise
-        return _refuse([f"{error.filename or 'a file'}: cannot be written: {error.strerror}"])
     except KeyboardInterrupt:
         print("fitspace: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+            return _refuse([f"{error.filename or 'a file'}: {_cannot(error)}: {error.strerror}"])
+        return _crashed(error, argv)
     return 0
+
+
+def _cannot(error: OSError) -> str:
+    """What could not be done with a file: of those that are there, some cannot be read."""
+    denied = error.errno in (errno.EACCES, errno.EPERM) and error.filename is not None
+    there = denied and os.path.exists(error.filename)
+    return (
+        "cannot be read"
+        if there and not os.access(error.filename, os.R_OK)
+        else "cannot be written"
+    )
+
+
+def _crashed(error: Exception, argv: Sequence[str]) -> int:
+    """Say in one line what nobody foresaw, and keep the traceback in a file."""
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    story = f"fitspace {__version__}: {' '.join(argv)}\n{traceback.format_exc()}"
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    for folder in (CRASHES, tempfile.gettempdir() if _has_temporary() else "."):
+        path = os.path.join(folder, f"fitspace-{name}" if folder != CRASHES else name)
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(story)
+            break
+        except OSError:
+            path = ""
+    where = f"; the whole story: {path}" if path else ""
+    print(f"fitspace: an error of its own: {printable(words[:500])}{where}", file=sys.stderr)
+    if not path:
+        print(story, file=sys.stderr)
+    return CRASH
+
+
+def _has_temporary() -> bool:
+    try:
+        return bool(tempfile.gettempdir())
+    except OSError:
+        return False
 
 
 def _refuse(problems: list[str]) -> int:

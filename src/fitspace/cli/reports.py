@@ -26,6 +26,7 @@ def add(commands: Commands) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    from fitspace.core.files import renewing
     from fitspace.core.paths import REPORTS
     from fitspace.plan import build_plan, checked
     from fitspace.report import build
@@ -34,14 +35,16 @@ def _report(arguments: argparse.Namespace) -> None:
     folder = REPORTS / study.name
     if arguments.partial and not arguments.cached:
         raise UserError("--partial: goes with --cached: it says what to do about missing runs")
-    if arguments.cached:
-        from fitspace.results.table import collect_into, unfinished
+    with renewing(folder) as new:
+        if arguments.cached:
+            from fitspace.results.table import collect_into, unfinished
 
-        plan = build_plan(study, models)
-        collect_into(plan, folder, arguments.partial)
-        for line in unfinished(plan):
-            print(f"missing: {line}", file=sys.stderr)
-    print(build(study, folder))
+            plan = build_plan(study, models)
+            collect_into(plan, new, arguments.partial)
+            for line in unfinished(plan):
+                print(f"missing: {line}", file=sys.stderr)
+        made = build(study, new)
+    print(folder / made.name)
 
 
 def _track(arguments: argparse.Namespace) -> None:

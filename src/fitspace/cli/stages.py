@@ -37,14 +37,15 @@ def _stage(arguments: argparse.Namespace) -> None:
     stage, together = arguments.stage, arguments.together
     if together < 1:
         raise UserError(f"--together: {together}; allowed: a whole number from 1")
-    from fitspace.stages import sidecars
+    from fitspace.stages import sidecars, slurm
 
+    slurm.need_gpu(stage)
     sidecars.snapshot()
     from fitspace import stages
     from fitspace.plan import planned
     from fitspace.stages import running
 
-    plan = planned(arguments.study)
+    plan = planned(arguments.study, in_job=True)
     run = plan.run_of(stage, arguments.folder)
     options, fold = {}, None
     if stage == "train":

@@ -27,10 +27,13 @@ def add(commands: Commands) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from fitspace.plan import checked
+    from fitspace.plan import checked, looked
 
     study, models = checked(arguments.study)
+    said = looked(study, models)
     print(f"{arguments.study}: study {study.name!r} is valid")
+    for line in said:
+        print(f"  {line}")
     for missing in models.absent:
         print(f"fitspace: not here yet: {missing}", file=sys.stderr)
 
@@ -57,7 +60,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
     study, models = checked(arguments.study)
     if arguments.subset is not None:
-        study = with_subset(study, arguments.subset)
+        study, models = with_subset(study, models, arguments.subset)
     overview = describe(
         study, models, delta=arguments.delta, sigma=arguments.sigma, pilot=arguments.pilot
     )

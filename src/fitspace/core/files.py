@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import glob
 import hashlib
 import json
 import math
 import os
 import re
+import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +20,10 @@ from typing import Any
 from fitspace.core.errors import UserError
 
 Pathish = str | os.PathLike
+_DTYPES = {"float16": "F16", "int64": "I64", "uint8": "U8"}  # of NumPy, as safetensors has them
 IMAGES = {"images": "U8 n h h 3"}  # what `read_tensors` is to find where a stage wrote images
+POINTER = b"version https://git-lfs"  # how a file begins that Git LFS has not put there yet
+POINTER_CURE = "a pointer of Git LFS, not the file itself; run: git lfs pull"
 DEPTH = 40  # what fitspace writes is nested less than ten deep
 
 
@@ -161,6 +168,122 @@ def _sound(content: Any, finite: bool) -> None:
 
 
 @contextlib.contextmanager
+def renewing(folder: Pathish) -> Iterator[Path]:
+    """Yield a copy of a folder to change; on success it takes the folder's place, all at once.
+
+    On an error the copy goes and the folder stays as it was; the error names the folder, not the
+    copy. What a killed process left of its own copies, the next one removes.
+    """
+    folder = Path(os.path.realpath(folder) if os.path.islink(folder) else folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    start = f".{folder.name}.new-{socket.gethostname()}-"
+    for left in folder.parent.glob(f"{glob.escape(start)}*"):
+        if not _alive(left.name.removeprefix(start)):
+            shutil.rmtree(left, ignore_errors=True)
+    copy = folder.with_name(f"{start}{os.getpid()}")
+    shutil.rmtree(copy, ignore_errors=True)
+    try:
+        if folder.exists():
+            shutil.copytree(folder, copy, symlinks=True)
+        else:
+            copy.mkdir()
+        yield copy
+        if folder.exists():
+            _exchange(copy, folder)
+        else:
+            copy.rename(folder)
+        _sync_folder(folder.parent)
+    except UserError as error:
+        raise UserError(p.replace(str(copy), str(folder)) for p in error.problems) from None
+    except OSError as error:
+        error.filename = str(error.filename or folder).replace(str(copy), str(folder))
+        raise
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def _alive(process: str) -> bool:
+    if not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # another user's
+    return True
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two folders take each other's place in one step (renameat2(2)); else in three."""
+    with contextlib.suppress(AttributeError, OSError):
+        library, here = ctypes.CDLL(None, use_errno=True), -100  # AT_FDCWD
+        if library.renameat2(here, os.fsencode(one), here, os.fsencode(other), 2) == 0:
+            return
+    between = one.with_name(f"{one.name}.old")
+    other.rename(between)
+    one.rename(other)
+    between.rename(one)
+
+
+class Growing:
+    """Tensors of a safetensors file that grow along their first axis; see :func:`growing`."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._parts = folder, {}
+
+    def append(self, name: str, values: Any) -> None:
+        """More rows of a tensor: a NumPy array, of the same dtype and row shape each time."""
+        kind, shape = values.dtype, list(values.shape)
+        if name not in self._parts:
+            handle = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+            self._parts[name] = (handle, kind, [0, *shape[1:]])
+        handle, first, grown = self._parts[name]
+        if (kind, shape[1:]) != (first, grown[1:]):
+            raise ValueError(f"{name}: {kind} {shape} after {first} {grown}")
+        handle.write(values.reshape(-1).view("u1"))
+        grown[0] += len(values)
+
+    def write(self, path: Path) -> None:
+        header, end = {}, 0
+        order = sorted(self._parts, key=lambda n: (-self._parts[n][1].itemsize, n))
+        for name in order:
+            handle, dtype, shape = self._parts[name]
+            handle.flush()
+            start, end = end, end + handle.seek(0, os.SEEK_END)
+            kind = _DTYPES[dtype.name]
+            header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        with open(path, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                handle = self._parts[name][0]
+                handle.seek(0)
+                shutil.copyfileobj(handle, file, 2**24)
+
+    def close(self) -> None:
+        for handle, *_ in self._parts.values():
+            handle.close()
+
+
+@contextlib.contextmanager
+def growing(path: Pathish) -> Iterator[Growing]:
+    """Write a safetensors file piece by piece, atomically: for what memory does not hold at once.
+
+    The same bytes as ``safetensors``' ``save_file`` writes. While it grows its tensors are files
+    without a name beside it.
+    """
+    with replacing(path) as temporary:
+        pieces = Growing(temporary.parent)
+        try:
+            yield pieces
+            pieces.write(temporary)
+        finally:
+            pieces.close()
+
+
+@contextlib.contextmanager
 def opened(path: Pathish, framework: str = "pt") -> Iterator[Any]:
     """A safetensors file, opened to read tensors of ``framework`` ("pt" or "np") from it.
 
@@ -244,6 +367,15 @@ def canonical(content: Any) -> str:
 def digest(content: Any) -> str:
     """SHA-256 (hex) of the canonical JSON of ``content``."""
     return hashlib.sha256(canonical(content).encode("utf-8")).hexdigest()
+
+
+def is_pointer(path: Pathish) -> bool:
+    """Whether a file is what Git LFS keeps in git in place of the file itself."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(POINTER)) == POINTER
+    except OSError:
+        return False
 
 
 def sha256(path: Pathish) -> str:

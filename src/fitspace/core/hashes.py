@@ -33,3 +33,24 @@ def hashes(files: Iterable[Path]) -> dict[Path, str]:
     if fresh:
         remember(DIGESTS, remembered(DIGESTS) | fresh)
     return found
+
+
+_seen: dict[str, tuple[tuple[int, ...], str]] = {}
+
+
+def sha256_once(path: Path) -> str:
+    """SHA-256 (hex) of a file, computed once in a process for as long as it is the same file.
+
+    A stage verifies what it reads, and says it in its sidecar again. The time of the last change of
+    a file's status cannot be set back, so that no change goes unseen.
+    """
+    status = path.stat()
+    stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    known = _seen.get(str(path))
+    if known is not None and known[0] == stamp:
+        return known[1]
+    value = sha256(path)
+    # A file this young may change again within one tick of the file system's clock.
+    if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > 100_000_000:
+        _seen[str(path)] = stamp, value
+    return value

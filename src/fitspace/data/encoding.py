@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,29 +31,35 @@ def encode_images(base: Path, images: np.ndarray) -> tuple[torch.Tensor, torch.T
     return torch.cat(means), torch.cat(stds)
 
 
-def conditions(base: Path, captions: Sequence[str]) -> tuple[Conditions, int | None]:
-    """What a base's denoiser is told of the captions: text embeddings, float32, or labels.
+def conditions(base: Path, captions: Sequence[str]) -> tuple[Iterator[Conditions], int | None]:
+    """What a base's denoiser is told of the captions, in parts that memory holds, in their order.
 
-    The second value is the number of classes where they are not the base's own; then its table of
-    class embeddings has to be new as well.
+    Text embeddings are float32, labels int64. The second value is the number of classes where they
+    are not the base's own; then its table of class embeddings has to be new as well.
     """
     if bases.family(base).by_class:
         labels, own = _class_labels(base, captions)
-        return {"labels": labels}, own
-    return {"embeddings": encode_captions(base, captions)}, None
+        return iter([{"labels": labels}]), own
+    return ({"embeddings": part} for part in _embeddings(base, captions)), None
 
 
-@torch.no_grad()
+def joined(parts: Iterable[Conditions]) -> Conditions:
+    """Parts of conditions as one."""
+    every = list(parts)
+    return {name: torch.cat([part[name] for part in every]) for name in every[0]}
+
+
 def encode_captions(base: Path, captions: Sequence[str]) -> torch.Tensor:
     """What the pipeline's own text encoder makes of the captions, (m, tokens, dim)."""
+    return torch.cat(list(_embeddings(base, captions)))
+
+
+def _embeddings(base: Path, captions: Sequence[str]) -> Iterator[torch.Tensor]:
     tokenizer, encoder = bases.load_text(base)
     encoder.to(devices.device())
-    return torch.cat(
-        [
-            bases.encode_captions(tokenizer, encoder, captions[start : start + BATCH]).cpu()
-            for start in tqdm(range(0, len(captions), BATCH), desc="encoding text", disable=None)
-        ]
-    )
+    for start in tqdm(range(0, len(captions), BATCH), desc="encoding text", disable=None):
+        part = captions[start : start + BATCH]
+        yield bases.encode_captions(tokenizer, encoder, part).cpu()
 
 
 def _class_labels(base: Path, names: Sequence[str]) -> tuple[torch.Tensor, int | None]:

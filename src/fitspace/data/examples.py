@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,49 @@ class Example:
     category: str = ""
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a task before an image of it is decoded.
+
+    Attributes
+    ----------
+    images : how many there are.
+    prompts : how many held-out images can be asked for: one of each group.
+    told : all that a class-conditional base is told of them.
+    notes : what was guessed, left out or is not read.
+    """
+
+    images: int
+    prompts: int
+    told: frozenset[str]
+    notes: tuple[str, ...] = ()
+
+
 def split_of(group: str, held_out_percent: int = HELD_OUT_PERCENT) -> str:
     """Assign a group to a split by a hash of its name: stable when examples come and go."""
     bucket = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") % 100
     return "test" if bucket < held_out_percent else "train"
+
+
+def leaks(examples: Sequence[Example], digests: Sequence[str], by_class: bool) -> list[str]:
+    """Notes on what the splits of a task leave open.
+
+    ``digests`` of the images, which need not be there any more: held-out images that are trained
+    on too. ``by_class``: classes that are held out alone, so that nothing trains them.
+    """
+    both = list(zip(examples, digests, strict=True))
+    trained = {digest for example, digest in both if example.split == "train"}
+    twins = sorted(e.name for e, digest in both if e.split == "test" and digest in trained)
+    notes = []
+    if twins:
+        notes.append(f"held out and trained on as well, pixel for pixel: {_counted(twins)}")
+    if by_class:
+        known = {e.caption for e in examples if e.split == "train"}
+        strange = sorted({e.caption for e in examples if e.split == "test"} - known)
+        if strange:
+            notes.append(f"classes that are held out alone, never trained: {_counted(strange)}")
+    return notes
+
+
+def _counted(names: list[str]) -> str:
+    return f"{', '.join(map(repr, names[:5]))}{', ...' * (len(names) > 5)} ({len(names)} in all)"

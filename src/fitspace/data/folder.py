@@ -1,7 +1,9 @@
-"""A user's own captioned images: a folder with ``metadata.jsonl`` or ``metadata.csv``.
+"""A folder of captioned images: a user's own, or one that a hub data set was laid out as.
 
-The convention is that of Hugging Face's ``imagefolder``: the column ``file_name`` holds a path
-inside the folder and ``text`` (else ``caption``) what it shows. Three optional columns are ours:
+The conventions are those of Hugging Face's ``imagefolder``: a ``metadata.jsonl`` or ``.csv``, in
+the folder or in sub-folders, whose column ``file_name`` holds a path from there on and ``text``
+(else ``caption``) what it shows; without one the folder that an image lies in says it; folders
+called ``train`` and ``test`` are splits (:mod:`fitspace.data.layout`). Three columns are ours:
 ``split`` (train or test), ``group`` and ``label``, what a class-conditional base is told instead.
 What cannot be read soundly is an error, what can be converted soundly is converted and noted.
 """
@@ -17,24 +19,32 @@ import re
 import reprlib
 import stat
 import unicodedata
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from fitspace.core.errors import UserError
-from fitspace.core.files import digest, sha256
-from fitspace.data.examples import Example, split_of
+from fitspace.core.files import digest
+from fitspace.core.hashes import hashes
+from fitspace.data import layout
+from fitspace.data.examples import HELD_OUT_PERCENT, Example, Outline, split_of
 from fitspace.data.pixels import ALLOWED_IMAGE, Unusable, load_image
 
 METADATA = ("metadata.jsonl", "metadata.csv")
+_INNER_METADATA = tuple(f"/{name}" for name in METADATA)
 MAX_CAPTION_BYTES = 10_000
 
 _OPTIONAL = ("split", "group", "label")
 _COLUMNS = ("file_name", "text", "caption", *_OPTIONAL)
 _ALLOWED_COLUMNS = "allowed: file_name and text (or caption), optionally split, group and label"
-_SUFFIXES = re.compile(
+IMAGES = re.compile(
     r"\.(a?png|jpe?g|jfif|mpo|webp|gif|bmp|tiff?|avif|hei[cf]|jp2|jxl|svg|ico|psd|tga|p[gp]m)$",
     re.I,
+)
+# Pictures of kinds that are never read: named, so that nobody takes them for part of the task.
+_OTHERS = re.compile(
+    r"\.(mov|mp4|m4v|avi|mkv|webm|3gp|dng|cr[23]|nef|arw|raf|orf|rw2|pdf|zip)$", re.I
 )
 # Soft hyphen, byte order mark and the like; the joiners that emoji and Persian need stay.
 _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u200b\u2060\ufeff]")
@@ -45,61 +55,176 @@ _brief.maxstring = _brief.maxother = 200
 
 @dataclass(frozen=True)
 class _Row:
+    """An image by its path from the folder on, and what is said of it in a line of ``where``."""
+
+    where: Path
     line: int
     name: str
     caption: str
-    split: str | None
-    group: str
-    label: str
+    split: str | None = None
+    group: str = ""
+    label: str = ""
+
+    def place(self, base: Path) -> str:
+        """Where to look for what is wrong with it."""
+        if not self.line:
+            return str(base / self.name)
+        return f"{self.where}:{self.line}: file_name {_brief.repr(self.name)}"
 
 
-def examples(folder: Path, size: int, root: Path = Path()) -> tuple[list[Example], list[str]]:
+@dataclass
+class _Reading:
+    """A folder's images, sorted by name, and what was noted of it and is wrong with it.
+
+    ``metadata`` are its metadata files; ``by_folder``: folders say which images are held out.
+    """
+
+    base: Path
+    metadata: list[Path]
+    rows: list[_Row] = field(default_factory=list)
+    by_folder: bool = False
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def examples(
+    folder: Path, size: int, root: Path = Path(), published: str = ""
+) -> tuple[list[Example], list[str]]:
     """Read a folder's images as sRGB squares of ``size`` pixels, sorted by file name.
 
     A relative ``folder`` lies in ``root``, the project. Images without a given split follow
     their group's, else its hash; at least one is held out. The second value notes every
     conversion as ``name: what was done``.
 
+    ``published``: the name of a published set, which its user cannot mend. An image that nothing
+    is said of is left out of it with a note, where else it is an error; and where nothing is said
+    of any, all are told this name.
+
     Raises
     ------
     UserError : every unusable line, caption and image at once.
     """
+    found, notes = stream(folder, size, root, published)
+    return sorted(found, key=lambda example: example.name), notes
+
+
+def stream(
+    folder: Path, size: int, root: Path = Path(), published: str = ""
+) -> tuple[Iterator[Example], list[str]]:
+    """As :func:`examples`, one after another, those for training first; then by name.
+
+    The notes are whole when the last example was taken, and errors of images are raised then: from
+    the first unusable image on no example is given.
+    """
+    read = _read(folder, root, published)
+    notes: list[str] = []
+    return _decoded(read, size, f"reading {folder}", notes), notes
+
+
+@dataclass(frozen=True)
+class Looked:
+    """An image by name: decoded, by what was ``done``, or refused, ``where`` and why."""
+
+    name: str
+    example: Example | None
+    done: list[str]
+    where: str = ""
+    problem: str = ""
+
+
+def look(
+    folder: Path, size: int, root: Path = Path(), published: str = "", captions: bool = True
+) -> tuple[Iterator[Looked], list[str]]:
+    """Every image of a folder as :func:`stream`, or without captions :func:`pictures`, has it.
+
+    Unusable ones too. The second value are the notes on the folder itself.
+
+    Raises
+    ------
+    UserError : every problem but those of images.
+    """
+    if captions:
+        read = _sound(folder, root, published)
+        return _each(read, size, f"looking at {folder}"), read.notes
+    base, names = _pictures(Path(folder), Path(root))
+    rows = [_Row(base, 0, name, "", "train", name) for name in names]
+    return _each(_Reading(base, [], rows), size, f"looking at {folder}"), []
+
+
+def _each(read: _Reading, size: int, description: str) -> Iterator[Looked]:
     from tqdm import tqdm
 
-    metadata, rows, notes, problems = _read(folder, root)
-    splits, split_notes = _splits(rows)
-    found, notes = [], notes + split_notes
-    for row in tqdm(rows, desc=f"reading {folder}", disable=None):
-        caption, done = clean_caption(row.caption)
-        label, label_done = clean_caption(row.label, "label")
+    rows = sorted(read.rows, key=lambda row: (row.split != "train", row.name))
+    for row in tqdm(rows, desc=description, disable=None):
+        caption, cleaned = clean_caption(row.caption)
+        label, label_cleaned = clean_caption(row.label, "label")
         try:
-            image, converted = load_image(metadata.parent / row.name, size)
+            image, converted = load_image(read.base / row.name, size)
         except Unusable as error:
-            problems.append(f"{metadata}:{row.line}: file_name {_brief.repr(row.name)}: {error}")
+            yield Looked(row.name, None, [], row.place(read.base), str(error))
             continue
-        notes += [f"{row.name}: {what}" for what in done + label_done + converted]
-        found.append(Example(row.name, caption, row.group, splits[row.group], image, label))
+        example = Example(row.name, caption, row.group, row.split, image, label)
+        yield Looked(row.name, example, cleaned + label_cleaned + converted)
+
+
+def _decoded(read: _Reading, size: int, description: str, notes: list[str]) -> Iterator[Example]:
+    problems, done = list(read.problems), []
+    for looked in _each(read, size, description):
+        if looked.example is None:
+            problems.append(f"{looked.where}: {looked.problem}")
+        done += [(looked.name, what) for what in looked.done]
+        if not problems:
+            yield looked.example
     if problems:
         raise UserError(problems)
-    return found, notes
+    done.sort(key=lambda note: note[0])
+    notes += read.notes + [f"{name}: {what}" for name, what in done]
 
 
-def content_digest(folder: Path, root: Path = Path()) -> str:
-    """SHA-256 (hex) over the metadata file and every image it names; decodes no image.
+def outline(folder: Path, root: Path = Path(), published: str = "") -> Outline:
+    """What can be said of a folder before an image of it is decoded.
 
     Raises
     ------
     UserError : every problem of the metadata and every missing file at once.
     """
-    metadata, rows, _, problems = _read(folder, root)
-    if problems:
-        raise UserError(problems)
-    paths = {row.name: metadata.parent / row.name for row in rows}
+    read = _sound(folder, root, published)
+    told = {clean_caption(row.label or row.caption)[0] for row in read.rows}
+    held_out = {row.group for row in read.rows if row.split == "test"}
+    return Outline(len(read.rows), len(held_out), frozenset(told), tuple(read.notes))
+
+
+def content_digest(folder: Path, root: Path = Path(), published: str = "") -> str:
+    """SHA-256 (hex) over the metadata and every image it names; decodes no image.
+
+    Raises
+    ------
+    UserError : every problem of the metadata and every missing file at once.
+    """
+    read = _sound(folder, root, published)
+    images = _hashed(read.base, [row.name for row in read.rows])
+    said = _hashed(read.base, [p.relative_to(read.base).as_posix() for p in read.metadata])
+    if list(said) in ([name] for name in METADATA):
+        ((name, metadata),) = said.items()
+        content = {"name": name, "metadata": metadata, "images": images}
+        return digest(content | ({"splits": "folders"} if read.by_folder else {}))
+    return digest({"metadata": said, "images": images})
+
+
+def _sound(folder: Path, root: Path, published: str) -> _Reading:
+    read = _read(folder, root, published)
+    if read.problems:
+        raise UserError(read.problems)
+    return read
+
+
+def _hashed(base: Path, names: Iterable[str]) -> dict[str, str]:
+    names = list(names)
     try:
-        images = {name: sha256(path) for name, path in paths.items()}
-        return digest({"name": metadata.name, "metadata": sha256(metadata), "images": images})
+        found = hashes(base / name for name in names)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    return {name: found[base / name] for name in names}
 
 
 def pictures(folder: Path, size: int, root: Path = Path()) -> tuple[list[Example], list[str]]:
@@ -112,18 +237,9 @@ def pictures(folder: Path, size: int, root: Path = Path()) -> tuple[list[Example
     UserError : no image, and every unusable one at once.
     """
     base, names = _pictures(Path(folder), Path(root))
-    found, notes, problems = [], [], []
-    for name in names:
-        try:
-            image, converted = load_image(base / name, size)
-        except Unusable as error:
-            problems.append(f"{base / name}: {error}")
-            continue
-        notes += [f"{name}: {what}" for what in converted]
-        found.append(Example(name, "", name, "train", image))
-    if problems:
-        raise UserError(problems)
-    return found, notes
+    rows = [_Row(base, 0, name, "", "train", name) for name in names]
+    notes: list[str] = []
+    return list(_decoded(_Reading(base, [], rows), size, f"reading {folder}", notes)), notes
 
 
 def pictures_digest(folder: Path, root: Path = Path()) -> str:
@@ -134,18 +250,16 @@ def pictures_digest(folder: Path, root: Path = Path()) -> str:
     UserError : no such folder, no image in it, or one that cannot be read.
     """
     base, names = _pictures(Path(folder), Path(root))
-    try:
-        return digest({name: sha256(base / name) for name in names})
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    return digest(_hashed(base, names))
 
 
 def _pictures(folder: Path, root: Path) -> tuple[Path, list[str]]:
     base = _checked(folder, root, "a folder of images")
-    names = sorted(_images(base))
+    names = sorted(name for name in _walk(base) if IMAGES.search(name))
     if not names:
         raise UserError(f"{folder}: no images; allowed: a folder with at least one")
-    wrong = {name: _file_problem(base, name) for name in names}
+    files = _Files(base)
+    wrong = {name: files.problem(name) for name in names}
     if problems := [f"{base / name}: {why}" for name, why in wrong.items() if why]:
         raise UserError(problems)
     return base, names
@@ -166,68 +280,141 @@ def clean_caption(text: str, key: str = "caption") -> tuple[str, list[str]]:
     return text, done
 
 
-# Metadata
+# The folder
 
 
-def _read(folder: Path, root: Path) -> tuple[Path, list[_Row], list[str], list[str]]:
-    """The metadata file, its usable rows by name, notes and the problems found."""
-    metadata = _metadata_file(Path(folder), Path(root))
-    parse = _json_records if metadata.suffix == ".jsonl" else _csv_records
-    records, problems = parse(_text(metadata))
-    present = {}
-    for name in sorted(_images(metadata.parent)):
+def _read(folder: Path, root: Path, published: str) -> _Reading:
+    """What a folder holds, as metadata says it, else as the names of its folders do."""
+    folder, root = Path(folder), Path(root)
+    base = _checked(folder, root, "a folder of images with captions")
+    files = list(_walk(base))
+    names = sorted(name for name in files if IMAGES.search(name))
+    metadata = _metadata_files(folder, base, files)
+    said = layout.read(names)
+    read = _Reading(base, metadata)
+    if others := sorted(name for name in files if _OTHERS.search(name)):
+        read.notes.append(f"not read, beside the images: {_counted(others)}")
+    if metadata:
+        every, sound = _read_metadata(read, folder, names, published)
+    else:
+        every, sound = _read_names(read, folder, said, names, published), True
+    _split(read, folder, said, every, sound)
+    read.rows.sort(key=lambda row: row.name)
+    return read
+
+
+def _read_metadata(
+    read: _Reading, folder: Path, names: list[str], published: str
+) -> tuple[list[_Row], bool]:
+    """The rows of all metadata files, and whether none of them is wrong but for a missing image."""
+    files, taken, unused = _Files(read.base), {}, set()
+    present: dict[str, list[str]] = {}
+    for name in names:
         present.setdefault(_key(name), []).append(name)
-    rows, readable, taken, sound = [], [], {}, not problems
-    for line, record in records:
-        row, found = _row(line, record)
-        key = _key(row.name)
-        if row.name and key in taken:
-            found.append(
-                f"file_name {_brief.repr(row.name)}: already named on line {taken[key]}; "
-                "allowed: each file once, regardless of case and Unicode form"
-            )
-        elif row.name:
-            taken[key] = line
-            missing = _file_problem(metadata.parent, row.name, *present.get(key, [])[:1])
-            problems += [f"{line}: file_name {_brief.repr(row.name)}: {missing}"] if missing else []
-            readable += [] if missing else [row]
-        rows.append(row)
-        problems += [f"{line}: {problem}" for problem in found]
-        sound = sound and not found
-    problems += _split_problems(rows) if sound else []
-    problems = [f"{metadata}:{problem}" for problem in problems]
-    named = {row.name for row in rows}
+    every, sound = [], True
+    for metadata in read.metadata:
+        parse = _json_records if metadata.suffix == ".jsonl" else _csv_records
+        records, problems = parse(_text(metadata))
+        inside, sound = metadata.parent.relative_to(read.base), sound and not problems
+        for line, record in records:
+            row, found = _row(metadata, line, record)
+            if row.name:
+                name = str(PurePosixPath(inside, row.name))
+                row = replace(row, name=name, group=name if row.group == row.name else row.group)
+            key = _key(row.name)
+            if row.name and key in taken:
+                first = taken[key]
+                of = "" if first.where == metadata else f" of {first.where}"
+                found.append(
+                    f"file_name {_brief.repr(row.name)}: already named on line {first.line}{of}; "
+                    "allowed: each file once, regardless of case and Unicode form"
+                )
+            elif row.name:
+                taken[key] = row
+                missing = files.problem(row.name, *present.get(key, [])[:1])
+                if missing:
+                    problems.append(f"{line}: file_name {_brief.repr(row.name)}: {missing}")
+                else:
+                    read.rows.append(row)
+            every.append(row)
+            problems += [f"{line}: {problem}" for problem in found]
+            sound = sound and not found
+        read.problems += [f"{metadata}:{problem}" for problem in problems]
+        unused |= {key for _, record in records for key in record}
+    named = {row.name for row in every}
     # A file alone with its name but for case or Unicode form is the one that was meant.
-    extra = [n for k, ns in present.items() for n in ns if k not in taken or len(ns) > 1]
-    if extra := sorted(set(extra) - named):
-        problems.append(
-            f"{folder}: images without a caption: {_first(extra, 5)} ({len(extra)} in all); "
-            f"allowed: only images that {metadata.name} names"
+    extra = {n for k, ns in present.items() for n in ns if k not in taken or len(ns) > 1} - named
+    which = " or ".join(dict.fromkeys(path.name for path in read.metadata))
+    if extra and not published:
+        read.problems.append(
+            f"{folder}: images without a caption: {_counted(sorted(extra))}; "
+            f"allowed: only images that {which} names"
         )
-    unused = sorted({key for _, record in records for key in record} - set(_COLUMNS))
-    notes = [f"{metadata.name}: columns not used: {_first(unused, 10)}"] if unused else []
-    bare = sorted(row.name for row in readable if not row.label)
-    if 0 < len(bare) < len(readable):
-        notes.append(
-            f"{metadata.name}: no label, so that the caption is the class: {_first(bare, 5)} "
-            f"({len(bare)} in all)"
-        )
-    return metadata, sorted(readable, key=lambda row: row.name), notes, problems
+    elif extra:
+        read.notes.append(f"not in {which}, left out: {_counted(sorted(extra))}")
+    if unused := sorted(unused - set(_COLUMNS)):
+        read.notes.append(f"{which}: columns not used: {_first(unused, 10)}")
+    bare = sorted(row.name for row in read.rows if not row.label)
+    if 0 < len(bare) < len(read.rows):
+        read.notes.append(f"{which}: no label, so that the caption is the class: {_counted(bare)}")
+    return every, sound
 
 
 def _first(names: list[str], count: int) -> str:
     return ", ".join(map(_brief.repr, names[:count])) + ", ..." * (len(names) > count)
 
 
-def _metadata_file(folder: Path, root: Path) -> Path:
-    base = _checked(folder, root, "a folder of images with captions")
+def _counted(names: list[str]) -> str:
+    return f"{_first(names, 5)} ({len(names)} in all)"
+
+
+def _read_names(
+    read: _Reading, folder: Path, said: layout.Layout, names: list[str], published: str
+) -> list[_Row]:
+    """The rows of images that no metadata file tells of: their folders do."""
+    inside = [name for name in names if name in said.splits] if said.splits else names
+    told = {name: said.classes[name].replace("_", " ") for name in inside if name in said.classes}
+    if not told and (not published or not inside):
+        raise UserError(
+            f"{folder}: no metadata file; allowed: exactly one of {', '.join(METADATA)}, or images "
+            "in folders that are called what they show"
+        )
+    if told:
+        counts = Counter(told.values())
+        listed = ", ".join(f"{name!r} {count}" for name, count in counts.most_common(10))
+        more = ", ..." * (len(counts) > 10)
+        read.notes.append(f"no metadata file, captions are names of folders: {listed}{more}")
+    else:
+        told = dict.fromkeys(inside, published)
+        read.notes.append(f"no captions: all {len(told)} images are told {published!r}")
+    if strays := [name for name in names if name not in told]:
+        where = "the folders of splits and classes" if said.splits else "the folders of classes"
+        if published:
+            read.notes.append(f"outside {where}, left out: {_counted(strays)}")
+        else:
+            read.problems.append(
+                f"{folder}: images without a caption: {_counted(strays)}; allowed: only images in "
+                f"{where}"
+            )
+    read.rows = [_Row(folder, 0, name, caption, group=name) for name, caption in told.items()]
+    return list(read.rows)
+
+
+def _metadata_files(folder: Path, base: Path, files: list[str]) -> list[Path]:
+    """Those of the folder itself and of its sub-folders; one in each at most."""
     there = [base / name for name in METADATA if os.path.lexists(base / name)]
-    if len(there) != 1:
-        what = "both metadata.jsonl and metadata.csv" if there else "no metadata file"
-        raise UserError(f"{folder}: {what}; allowed: exactly one of {', '.join(METADATA)}")
-    if not _inside(there[0], base) or not _is(stat.S_ISREG, there[0]):
-        raise UserError(f"{there[0]}: leads outside the folder or is not a file; allowed: a file")
-    return there[0]
+    there += [base / n for n in sorted(files) if "/" in n and n.endswith(_INNER_METADATA)]
+    for first, second in zip(there, there[1:], strict=False):
+        if first.parent == second.parent:
+            where = str(folder / first.parent.relative_to(base))
+            raise UserError(
+                f"{where}: both {' and '.join(METADATA)}; allowed: exactly one of "
+                f"{', '.join(METADATA)}"
+            )
+    for path in there:
+        if not _inside(path, base) or not _is(stat.S_ISREG, path):
+            raise UserError(f"{path}: leads outside the folder or is not a file; allowed: a file")
+    return there
 
 
 def _checked(folder: Path, root: Path, allowed: str) -> Path:
@@ -314,7 +501,7 @@ def _csv_records(text: str) -> tuple[list[tuple[int, dict]], list[str]]:
     return records, problems
 
 
-def _row(line: int, record: dict) -> tuple[_Row, list[str]]:
+def _row(where: Path, line: int, record: dict) -> tuple[_Row, list[str]]:
     """A record's row, unusable values empty, and what is wrong with it."""
     text = "caption" if record.get("text") is None and "caption" in record else "text"
     checks = {
@@ -343,7 +530,7 @@ def _row(line: int, record: dict) -> tuple[_Row, list[str]]:
     group = unicodedata.normalize("NFC", values.get("group", ""))
     split = values.get("split") or None
     label = values.get("label", "")
-    return _Row(line, name, values.get(text, ""), split, group or name, label), problems
+    return _Row(where, line, name, values.get(text, ""), split, group or name, label), problems
 
 
 def _caption_problem(caption: str) -> str | None:
@@ -376,25 +563,75 @@ def _name_problem(name: str) -> str | None:
     return f"holds a backslash; {allowed}, with '/'" if "\\" in name else None
 
 
-def _file_problem(base: Path, name: str, alike: str = "") -> str | None:
-    if not _inside(base / name, base):
-        return "a link that leads outside the folder; allowed: a file inside it"
-    if not _is(stat.S_ISREG, base / name):
-        hint = f" (there is {alike!r}, of other case or Unicode form)" if alike else ""
-        return f"no such file{hint}; allowed: an image in the folder"
-    return None if (base / name).stat().st_size else f"0 bytes; {ALLOWED_IMAGE}"
+class _Files:
+    """The files of a folder, looked at once each: a link alone is followed."""
+
+    def __init__(self, base: Path):
+        self.base, self._inside = base, {}
+
+    def problem(self, name: str, alike: str = "") -> str | None:
+        """Why a file is no image to be opened; ``alike``: what stands there instead."""
+        path = os.path.join(self.base, name)
+        parent = os.path.dirname(path)
+        if parent not in self._inside:
+            self._inside[parent] = _inside(Path(parent), self.base)
+        try:
+            status = os.lstat(path)
+            inside = self._inside[parent]
+            if stat.S_ISLNK(status.st_mode):
+                inside = inside and _inside(Path(path), self.base)
+                status = os.stat(path) if inside else status
+        except OSError:  # also of a name that is too long
+            status, inside = None, self._inside[parent]
+        if not inside:
+            return "a link that leads outside the folder; allowed: a file inside it"
+        if status is None or not stat.S_ISREG(status.st_mode):
+            hint = f" (there is {alike!r}, of other case or Unicode form)" if alike else ""
+            return f"no such file{hint}; allowed: an image in the folder"
+        return None if status.st_size else f"0 bytes; {ALLOWED_IMAGE}"
 
 
-def _images(base: Path) -> Iterator[str]:
-    """What looks like an image in the folder; hidden files and folders do not count."""
+def _walk(base: Path) -> Iterator[str]:
+    """Every file in the folder, by its path from there; hidden files and folders do not count."""
     for parent, folders, files in os.walk(base):
         folders[:] = [f for f in folders if not f.startswith((".", "__"))]
+        inside = os.path.relpath(parent, base) if parent != str(base) else ""
         for file in files:
-            if _SUFFIXES.search(file) and not file.startswith("."):
-                yield str((Path(parent) / file).relative_to(base))
+            if not file.startswith("."):
+                yield f"{inside}/{file}" if inside else file
 
 
 # Splits
+
+
+def _split(
+    read: _Reading, folder: Path, said: layout.Layout, every: list[_Row], sound: bool
+) -> None:
+    """Give every row its split: that of its line, of its folder or of its group, else by hash."""
+    where = str(read.metadata[0]) if len(read.metadata) == 1 else str(folder)
+    by_folder = {row.name: split for row in every if (split := said.splits.get(row.name))}
+    if by_folder and "test" not in by_folder.values() and not any(row.split for row in every):
+        read.notes.append(
+            f"no folder of held-out images: {HELD_OUT_PERCENT}% of the images are held "
+            "out, by a hash of their names"
+        )
+        by_folder = {}
+    read.by_folder = bool(by_folder)
+    if by_folder:
+        folders = ", ".join(f"{name!r} is {split}" for name, split in sorted(said.folders.items()))
+        read.notes.append(f"splits are those of the folders: {folders}")
+    read.problems += [
+        f"{row.where}:{row.line}: split {row.split!r}: its folder says {by_folder[row.name]!r}; "
+        "allowed: one of the two"
+        for row in every
+        if row.split and row.split != by_folder.get(row.name, row.split)
+    ]
+    every = [replace(row, split=row.split or by_folder.get(row.name)) for row in every]
+    if sound:
+        read.problems += _split_problems(every, where)
+    splits, notes = _splits(every)
+    read.notes += notes
+    read.rows = [replace(row, split=splits[row.group]) for row in read.rows]
 
 
 def _splits(rows: list[_Row]) -> tuple[dict[str, str], list[str]]:
@@ -409,20 +646,20 @@ def _splits(rows: list[_Row]) -> tuple[dict[str, str], list[str]]:
     return splits | {chosen: "test"}, [note]
 
 
-def _split_problems(rows: list[_Row]) -> list[str]:
+def _split_problems(rows: list[_Row], where: str) -> list[str]:
     problems, given = [], {}
     for row in rows:
         if row.split and given.setdefault(row.group, row).split != row.split:
             problems.append(
-                f"{row.line}: split {row.split!r}: group {_brief.repr(row.group)} is in "
-                f"{given[row.group].split!r} on line {given[row.group].line}; "
+                f"{row.where}:{row.line}: split {row.split!r}: group {_brief.repr(row.group)} is "
+                f"in {given[row.group].split!r} on line {given[row.group].line}; "
                 "allowed: one split for a group"
             )
     splits, _ = _splits(rows)
     counts = {s: sum(splits[row.group] == s for row in rows) for s in ("train", "test")}
     if not problems and (counts["train"] < 2 or counts["test"] < 1):
         problems.append(
-            f" {counts['train']} train and {counts['test']} test images; allowed: at least 2 "
-            "train and 1 test (the columns split and group decide)"
+            f"{where}: {counts['train']} train and {counts['test']} test images; allowed: at least "
+            "2 train and 1 test (the columns split and group decide)"
         )
     return problems

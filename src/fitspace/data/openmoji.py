@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fitspace.core.errors import UserError
-from fitspace.data.examples import Example, split_of
+from fitspace.data.examples import Example, Outline, split_of
 
 SOURCE_STYLE = "full"
 STYLES = ("full", "line", "flat", "blueprint", "night", "sepia", "pixel", "invert")
@@ -105,6 +105,33 @@ def group_of(figure: str) -> str:
     return groups[figure]
 
 
+def outline(style: str, by_class: bool = False, figure: str | None = None) -> Outline:
+    """What is known of the drawings, or of those of a ``figure``, before all are drawn.
+
+    A few may be blank in a style, so that there are fewer. Raises UserError for a figure all of
+    whose drawings are.
+    """
+    rows = catalogue()
+    if figure is not None:
+        drawn = list(examples(style, 32, progress=False, figure=figure))
+        if not drawn:
+            raise UserError(
+                f"subject: {figure!r} is blank in style {style!r}; allowed: another one"
+            )
+        return Outline(len(drawn), 0, frozenset())
+    groups = {group for _, _, group, _ in rows}
+    told = {categories().get(group, "other") for group in groups} if by_class else ()
+    return Outline(len(rows), sum(split_of(g) == "test" for g in groups), frozenset(told))
+
+
+@cache
+def held_out(style: str) -> int:
+    """How many held-out figures are not blank in a style: all of them are drawn for it."""
+    rows = [row for row in catalogue() if split_of(row[2]) == "test"]
+    drawn = ((group, render(path, style, 32)) for _, _, group, path in rows)
+    return len({group for group, image in drawn if (image != image[0, 0]).any()})
+
+
 def _name(points: list[int], names: dict) -> str | None:
     text = "".join(map(chr, points))
     # Removing a tone can expose a sequence that is only named with its variation selector.
@@ -178,13 +205,20 @@ def _finish(image: np.ndarray, style: str, size: int) -> np.ndarray:
 
 
 def examples(
-    style: str, size: int, progress: bool = True, figure: str | None = None
+    style: str,
+    size: int,
+    progress: bool = True,
+    figure: str | None = None,
+    train_first: bool = False,
 ) -> Iterator[Example]:
     """Yield every emoji in a style, blanks dropped (a few have no fill, so no ``flat``).
 
-    ``figure``: only the drawings of this one, by its name.
+    ``figure``: only the drawings of this one, by its name. ``train_first``: those for training,
+    then the others, each sorted by name.
     """
     rows = catalogue()
+    if train_first:
+        rows = sorted(rows, key=lambda row: (split_of(row[2]) != "train", row[0]))
     if figure is not None:
         group = group_of(figure)
         rows = [row for row in rows if row[2] == group]

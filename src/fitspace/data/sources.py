@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fitspace.data.examples import Example
+    from fitspace.data.examples import Example, Outline
+    from fitspace.data.folder import Looked
     from fitspace.study import Task
 
 
@@ -47,6 +49,31 @@ def fetch(task: Task) -> None:
         hub.fetch(task)
 
 
+def outline(task: Task, by_class: bool = False) -> Outline | None:
+    """What is known of a task before its images are decoded; None of a folder with one subject.
+
+    ``by_class`` as :func:`identity` has it. Raises UserError as :func:`load_examples`, but for
+    what decoding alone finds.
+    """
+    if task.source == "openmoji":
+        from fitspace.data import openmoji
+
+        return openmoji.outline(task.style, by_class, figure=task.subject)
+    from fitspace.data import folder
+
+    path, root, published = _folder(task)
+    return folder.outline(path, root, published) if task.dreambooth is None else None
+
+
+def most_prompts(task: Task, known: Outline, asked: int) -> int:
+    """How many held-out images a task can be asked for; exactly, where it is near ``asked``."""
+    if task.source != "openmoji" or asked > known.prompts or asked < known.prompts // 2:
+        return known.prompts
+    from fitspace.data import openmoji
+
+    return openmoji.held_out(task.style)
+
+
 def load_examples(task: Task, size: int) -> tuple[list[Example], list[str], str]:
     """A task's examples, notes on conversions made, and the attribution its images ask for."""
     if task.source == "openmoji":
@@ -54,9 +81,56 @@ def load_examples(task: Task, size: int) -> tuple[list[Example], list[str], str]
 
         found = openmoji.examples(task.style, size, figure=task.subject)
         return list(found), [], openmoji.ATTRIBUTION
-    from fitspace.data import folder, hub
+    if task.dreambooth is None:
+        found, notes, attribution = stream(task, size)
+        return sorted(found, key=lambda example: example.name), notes, attribution
+    from fitspace.data import folder
 
-    path = hub.laid_out(task) if task.source == "hub" else Path(task.path)
-    read = folder.examples if task.dreambooth is None else folder.pictures
-    found, notes = read(path, size)
+    path, root, _ = _folder(task)
+    found, notes = folder.pictures(path, size, root)
+    return found, _left_out(task, path) + notes, ""
+
+
+def stream(task: Task, size: int) -> tuple[Iterator[Example], list[str], str]:
+    """As :func:`load_examples` for a task with captions, one example after another.
+
+    Those for training come first, then they are sorted by name. The notes are whole, and what is
+    wrong with an image is raised, when the last was taken.
+    """
+    if task.source == "openmoji":
+        from fitspace.data import openmoji
+
+        found = openmoji.examples(task.style, size, train_first=True)
+        return found, [], openmoji.ATTRIBUTION
+    from fitspace.data import folder
+
+    path, root, published = _folder(task)
+    found, notes = folder.stream(path, size, root, published)
+    notes += _left_out(task, path)
     return found, notes, ""
+
+
+def look(task: Task, size: int) -> tuple[Iterator[Looked], list[str]]:
+    """Every image of a folder or hub task, decoded or refused; and notes on the task."""
+    from fitspace.data import folder
+
+    path, root, published = _folder(task)
+    found, notes = folder.look(path, size, root, published, captions=task.dreambooth is None)
+    return found, _left_out(task, path) + notes
+
+
+def _left_out(task: Task, path: Path) -> list[str]:
+    if task.source != "hub":
+        return []
+    from fitspace.data import hub
+
+    return hub.notes(path)
+
+
+def _folder(task: Task) -> tuple[Path, Path, str]:
+    """The folder of a task's images, the project, and the name of a published set."""
+    if task.source != "hub":
+        return Path(task.path), Path(), ""
+    from fitspace.data import hub
+
+    return hub.laid_out(task), Path(), hub.title(task)

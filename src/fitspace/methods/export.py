@@ -19,6 +19,7 @@ LOADER = "fitspace.load_adapter(pipeline, PATH) puts it on any diffusers pipelin
 def export(source: str | Path, out: str | Path) -> list[Path]:
     """Write an adapter into the folder ``out`` as other libraries read it; returns the files.
 
+    The scale is in the tensors: whoever reads them without the configuration has the same change.
     Methods of peft become ``adapter_config.json`` and ``adapter_model.safetensors``, for
     ``PeftModel.from_pretrained(denoiser, out)``. LoRA of a U-Net also becomes
     ``pytorch_lora_weights.safetensors``, for ``pipeline.load_lora_weights(out)``.
@@ -48,6 +49,8 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
 
     import_torchvision()
     parts = _by_layer(tensors)
+    if hasattr(registry.get(method), "scale"):
+        settings = _folded(method, settings, parts)
     config = registry.get(method).peft_config(settings, parts)
     config.inference_mode = True
     state = {
@@ -58,6 +61,20 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
     if method == "lora" and on_unet:
         written.append(_write_diffusers(config, state, out))
     return written
+
+
+def _folded(method: str, settings, parts: dict[str, dict[str, torch.Tensor]]):
+    """Put the change's scale into the tensors; returns settings of which it is 1.
+
+    Not every program reads the configuration beside the tensors: without it alpha is the rank.
+    """
+    scale, names = registry.get(method).scale(settings)
+    if scale != 1:
+        for own in parts.values():
+            name = next(name for name in names if name in own)
+            own[name] = own[name] * scale
+    plain = {"alpha": settings.rank} | ({"rslora": False} if method == "lora" else {})
+    return settings.model_copy(update=plain)
 
 
 def _by_layer(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:

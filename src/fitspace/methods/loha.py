@@ -50,6 +50,11 @@ def peft_config(settings: Settings, layers: Iterable[str]) -> LoHaConfig:
     )
 
 
+def scale(settings: Settings) -> tuple[float, tuple[str, ...]]:
+    """The change's scale, and the tensors any of which can hold it, as peft names them."""
+    return settings.alpha / settings.rank, ("hada_w1_a",)
+
+
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     """Give every layer of the target its two pairs of matrices."""
     layers = linear_layers(model, *TARGETS[settings.target])

@@ -58,6 +58,11 @@ def peft_config(settings: Settings, layers: Iterable[str]) -> LoKrConfig:
     )
 
 
+def scale(settings: Settings) -> tuple[float, tuple[str, ...]]:
+    """The change's scale, and the tensors any of which can hold it, as peft names them."""
+    return settings.alpha / settings.rank, ("lokr_w1", "lokr_w1_a")
+
+
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     """Give every layer of the target its factors."""
     layers = linear_layers(model, *TARGETS[settings.target])

@@ -11,6 +11,7 @@ which is LoRA of the fused layer, parameter for parameter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,12 @@ def peft_config(settings: Settings, layers: Iterable[str]) -> LoraConfig:
         use_dora=settings.dora,
         target_modules=list(layers),
     )
+
+
+def scale(settings: Settings) -> tuple[float, tuple[str, ...]]:
+    """The change's scale, and the tensors any of which can hold it, as peft names them."""
+    width = math.sqrt(settings.rank) if settings.rslora else settings.rank
+    return settings.alpha / width, ("lora_B.weight",)
 
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:

@@ -29,6 +29,7 @@ from fitspace.metrics.table import (
     Metric,
     alone,
 )
+from fitspace.metrics.trying import cut_captions, problems
 from fitspace.metrics.weights import (
     fetch_judge,
     identity,
@@ -53,6 +54,7 @@ __all__ = [
     "SUBJECT_FEATURES",
     "VERSION",
     "alone",
+    "cut_captions",
     "evaluate",
     "evaluate_subject",
     "fetch_judge",
@@ -60,6 +62,7 @@ __all__ = [
     "inception_file",
     "judge_files",
     "judge_folder",
+    "problems",
     "read_features",
     "read_metrics",
     "reference_features",

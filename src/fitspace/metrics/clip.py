@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,33 @@ def load(judge: str | Path) -> Judge:
         model = open_clip.create_model(name, pretrained=weights or None, require_pretrained=True)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise UserError(f"judge: open_clip cannot load {str(judge)!r}: {error}") from error
+    if weights:
+        model.visual.preprocess_cfg |= _registered(name)
     return Judge(model.eval().requires_grad_(False), name)
+
+
+def _registered(name: str) -> dict[str, Any]:
+    """How images are prepared for all weights that open_clip knows of an architecture.
+
+    A file of weights does not say it, and open_clip takes CLIP's own way for all. Nothing for an
+    architecture that open_clip knows no weights of. Raises UserError where they differ.
+    """
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    known = [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
+    ways = {
+        tuple((k, _fixed(facts[k])) for k in ("mean", "std", "interpolation")) for facts in known
+    }
+    if len(ways) > 1:
+        raise UserError(
+            f"judge: {name}: its weights take images prepared in {len(ways)} ways, and a file does "
+            "not say which; allowed: a folder or hf-hub:org/name, whose open_clip_config.json does"
+        )
+    return dict(next(iter(ways), ()))
+
+
+def _fixed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
 
 
 def preprocess(judge: Judge, images: Tensor) -> Tensor:

@@ -16,8 +16,17 @@ from fitspace.metrics.table import (
     VERSION,
 )
 
+NAMED = {"reading": 2}  # raised when weights without a configuration are read otherwise
 HUB = "hf-hub:"  # as open_clip marks hub ids
-_HUB_FILES = ("*.json", "*.txt", "open_clip*.safetensors")
+# What transformers reads a tokenizer from, each enough for one of its kinds.
+_TOKENIZERS = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+_HUB_FILES = ("*.json", "*.txt", "*.model", "open_clip*.safetensors")
 
 
 def judge_folder(judge: str | Path) -> Path | None:
@@ -40,9 +49,13 @@ def judge_files(judge: str | Path) -> list[Path]:
     :class:`fitspace.core.hub.NotHere` for a hub id without a copy on this machine.
     """
     folder, weights = judge_folder(judge), Path(str(judge).partition("@")[2] or ".")
-    if folder is None and weights.is_file():
-        return [weights]
-    if folder is not None and (found := _judge_files(folder)):
+    found = [weights] if folder is None and weights.is_file() else []
+    found = _judge_files(folder) if folder is not None else found
+    if pointers := [path for path in found if files.is_pointer(path)]:
+        raise UserError(f"judge: {path}: {files.POINTER_CURE}" for path in pointers)
+    if found:
+        if untold := _without_tokenizer(folder) if folder else None:
+            raise UserError(f"judge: {str(judge)!r}: {untold}")
         return found
     raise UserError(
         f"judge: {str(judge)!r} is not a folder with open_clip_config.json and safetensors "
@@ -72,6 +85,18 @@ def _hub_id(judge: str | Path) -> str:
     return ref
 
 
+def _without_tokenizer(folder: Path) -> str | None:
+    """What is missing of a tokenizer that a judge's configuration says it has in its folder."""
+    try:
+        text = files.read_json(folder / "open_clip_config.json")["model_cfg"]["text_cfg"]
+    except (UserError, KeyError, TypeError):
+        return None  # open_clip says why it cannot load it
+    own = isinstance(text, dict) and text.get("hf_tokenizer_name")
+    if not own or any((folder / name).exists() for name in _TOKENIZERS):
+        return None
+    return f"its text_cfg names a tokenizer, and none of {', '.join(_TOKENIZERS)} is there"
+
+
 def _judge_files(folder: Path) -> list[Path]:
     """What counts of an open_clip folder; empty when it lacks weights or configuration."""
     weights = sorted(folder.glob("*.safetensors"))
@@ -89,6 +114,8 @@ def inception_file(path: str | Path) -> Path:
     file = Path(path)
     if file.suffix != ".safetensors":
         raise UserError(f"inception: {str(path)!r}; allowed: a .safetensors file")
+    if files.is_pointer(file):
+        raise UserError(f"inception: {str(path)!r}: {files.POINTER_CURE}")
     if not os.path.isfile(file):  # Path's own raises for a name longer than file systems allow
         raise hub.NotHere(
             f"inception: {str(path)!r} is not on this machine; params/README.md says how to make it"
@@ -108,7 +135,7 @@ def identity(judge: str | Path, weights: Mapping[str, str | Path] = MappingProxy
         "metrics": VERSION,
         "extractor": EXTRACTOR,
         "extractor_sha256": EXTRACTOR_SHA256,
-        "judge": files.digest({"name": name, "files": contents}),
+        "judge": files.digest({"name": name, "files": contents} | (NAMED if name else {})),
     }
     for extractor, path in weights.items():
         (evaluator[extractor],) = hashes.hashes([inception_file(path)]).values()

@@ -10,7 +10,15 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "checks": ("arm_problems", "checked", "load_study", "planned"),
+    "checks": (
+        "arm_problems",
+        "checked",
+        "load_study",
+        "looked",
+        "planned",
+        "trains_classes",
+        "usable",
+    ),
     "keys": ("KEY_LENGTH", "Plan", "Run", "Stage", "build_plan", "unchanged"),
     "models": ("Models", "fetch"),
     "points": ("Point", "chosen_cells", "expand", "legal_cells"),

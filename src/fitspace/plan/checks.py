@@ -7,26 +7,32 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from fitspace import bases, methods, metrics
+from fitspace import bases, data, methods, metrics
 from fitspace.core.errors import UserError
-from fitspace.core.reading import (
-    explain,
-)
+from fitspace.core.reading import explain
+from fitspace.core.texts import shown
 from fitspace.plan.keys import Plan, build_plan
 from fitspace.plan.models import Models
-from fitspace.plan.points import chosen_cells, expand, in_words, legal_cells, settings_of
-from fitspace.study import Arm, Study, TrainSettings
+from fitspace.plan.points import Point, chosen_cells, in_words, legal_cells, settings_of
+from fitspace.study import Arm, Study, Task, TrainSettings
 from fitspace.study.reading import parts
 
+if TYPE_CHECKING:
+    from fitspace.data.survey import Survey
+
+ANY_SIZE = 64  # px: whether an image can be read does not depend on it
 MOST_CELLS, MOST_RUNS = 100_000, 1_000_000  # a few lines of factors can cross to any number
 
 
-def checked(path: str | Path) -> tuple[Study, Models]:
+def checked(path: str | Path, in_job: bool = False) -> tuple[Study, Models]:
     """A study file's study, and what it names outside itself.
+
+    ``in_job``: for a job of a study that its driver has checked. What a task holds, which takes
+    longer to look at, is not looked at again.
 
     Raises
     ------
@@ -34,10 +40,12 @@ def checked(path: str | Path) -> tuple[Study, Models]:
         allowed: unknown keys, wrong types, impossible levels and illegal cells alike.
     """
     study, base, arms, problems = parts(path)
-    problems = problems + arm_problems(arms, base, study)
     models = None if study is None else Models(study)
+    problems = problems + arm_problems(arms, base, models)
     if models is not None:
         problems += task_problems(study) + models.problems
+        if not problems and not in_job:
+            problems += content_problems(study, models)
     if problems:
         raise UserError(f"{path}: {p}" for p in problems)
     return study, models
@@ -48,12 +56,131 @@ def load_study(path: str | Path) -> Study:
     return checked(path)[0]
 
 
-def planned(path: str | Path) -> Plan:
-    """The plan of a study file; errors as :func:`checked` and `build_plan` have them."""
-    return build_plan(*checked(path))
+def planned(path: str | Path, in_job: bool = False) -> Plan:
+    """The plan of a study file that is to be run.
+
+    Errors as :func:`checked` and `build_plan` have them; and where nothing could be analysed.
+    """
+    study, models = checked(path, in_job)
+    if not in_job and (problems := analysis_problems(models)):
+        raise UserError(f"{path}: {problem}" for problem in problems)
+    return build_plan(study, models)
 
 
-def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, study: Study | None) -> list[str]:
+def content_problems(study: Study, models: Models) -> list[str]:
+    """What a study asks of its tasks' images and captions and is not among them."""
+    problems = []
+    asked = study.sample.prompts
+    for i, task in enumerate(study.tasks):
+        if not models.here(task.name):
+            continue
+        try:
+            known = models.outline(task)
+        except UserError as error:
+            problems += [f"tasks[{i}]: {problem}" for problem in error.problems]
+            continue
+        if known is None or task.dreambooth is not None:
+            continue
+        if asked > (most := data.most_prompts(task, known, asked)):
+            allowed = f"4 to {most}" if most >= 4 else "a task with 4 or more"
+            problems.append(
+                f"sample.prompts: {asked}: task {task.name!r} has only {most} held-out images (one "
+                f"of each group counts); allowed: {allowed}"
+            )
+        if models.here("base") and models.by_class:
+            new = sorted(known.told - bases.labels(models.base).keys())
+            problems += _untrained(models, task.name, new) if new else []
+    return problems
+
+
+def usable(plan: Plan) -> None:
+    """That base and judge can be used, where a run of the plan has yet to be made.
+
+    Raises UserError with what is wrong with them: before anything runs, and not in its jobs.
+    """
+    if all(run.evaluate.sidecar.exists() for run in plan.runs):
+        return
+    problems = [f"base: {plan.study.base}: {p}" for p in bases.problems(plan.models.base)]
+    if problems := problems + metrics.problems(plan.study.judge):
+        raise UserError(problems)
+
+
+def looked(study: Study, models: Models) -> list[str]:
+    """Look at all that a run would use: weights are loaded, images decoded, points built, once.
+
+    What is not on this machine is left out. Returns what is to be said of each task, in lines.
+
+    Raises
+    ------
+    UserError : everything that would fail a job.
+    """
+    problems, lines = analysis_problems(models), []
+    if models.here("base"):
+        problems += [f"base: {study.base}: {problem}" for problem in bases.problems(models.base)]
+    if models.here("judge"):
+        problems += metrics.problems(study.judge)
+    if models.here("base") and not problems:
+        problems = _unbuilt(models)
+    for task in study.tasks:
+        if models.here(task.name) and (found := _survey(study, models, task)):
+            problems += [f"task {task.name!r}: {problem}" for problem in found.refused]
+            lines += _said(task.name, found)
+    if problems:
+        raise UserError([*problems, *lines])
+    if models.here("base") and models.here("judge") and (why := models.line_endings):
+        lines.append(f"note: {why.removeprefix('; ')}")
+    return lines
+
+
+def _survey(study: Study, models: Models, task: Task) -> Survey | None:
+    from fitspace.data.survey import survey
+
+    size, by_class = ANY_SIZE, False
+    if models.here("base"):
+        size, by_class = bases.image_size(models.base) * task.scale, models.by_class
+    return survey(task, size, by_class)
+
+
+def _said(task: str, found: Survey) -> list[str]:
+    refused = f", {len(found.refused)} kinds refused" if found.refused else ""
+    lines = [f"task {task}: {found.usable} images usable, {found.held_out} held out{refused}"]
+    lines += [f"task {task}: converted: {', '.join(found.converted)}"] if found.converted else []
+    return lines + [f"task {task}: note: {note}" for note in found.notes]
+
+
+def _unbuilt(models: Models) -> list[str]:
+    """Points that cannot be built on the base, though their settings are right."""
+    from fitspace.plan import counting
+
+    problems = []
+    for point in models.points[0]:
+        try:
+            counting.count(models.study.base, point.method, point.settings)
+        except UserError as error:
+            problems += [f"arm {point.arm!r}, point {point.name!r}: {p}" for p in error.problems]
+        except Exception as error:  # of a denoiser that nobody tried this on, anything
+            problems.append(f"arm {point.arm!r}, point {point.name!r} cannot be built: {error!r}")
+    return problems
+
+
+def _untrained(models: Models, task: str, classes: list[str]) -> list[str]:
+    """The arms that leave the embeddings of a task's own classes as they are drawn at first."""
+    arms = {p.arm for p in models.points[0] if not trains_classes(p.method, p.settings)}
+    return [
+        f"arms[{i}]: task {task!r} has classes that the base does not know ({shown(classes)}), and "
+        f"method {arm.method!r} does not train their embeddings; allowed: a method that trains "
+        "them (full, or class_embedding: true)"
+        for i, arm in enumerate(models.study.arms)
+        if arm.title in arms
+    ]
+
+
+def trains_classes(method: str, settings: dict[str, Any]) -> bool:
+    """Whether a method trains the embeddings of classes that its base does not know."""
+    return method == "full" or bool(settings.get("class_embedding"))
+
+
+def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, models: Models | None) -> list[str]:
     """Everything wrong with the arms' levels and cells, and with what the analysis names."""
     problems: list[str] = []
     family = None
@@ -64,8 +191,8 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, study: Study | None
             problems += error.problems
     for index, arm in arms:
         problems += [f"arms[{index}].{p}" for p in _problems_of(arm, base, family)]
-    if study is not None and not problems:
-        points, _ = expand(study)
+    if models is not None and not problems:
+        study, (points, _) = models.study, models.points
         columns = sorted({c for p in points for c in p.factors} | {"method", "arm"})
         problems += [
             f"analysis.factors[{i}]: {f!r} is no factor of any arm; allowed: {', '.join(columns)}"
@@ -88,20 +215,54 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, study: Study | None
                 f"needed beside it: {' or '.join(metrics.SHOW_COPIES)}"
             )
         same = Counter(p.identity for p in points)
-        named = [(point.name, str(point.train)) for point in points]
-        alike = Counter(named)
-        counts = {
-            name[0]: max(same[point.identity], alike[name])
-            for name, point in zip(named, points, strict=True)
-        }
+        counts = {point.name: same[point.identity] for point in points}
         problems += [
             f"arms: the point {name!r} stands {count} times; each must be unique"
             for name, count in counts.items()
             if count > 1
         ]
+        problems += _too_short(study, points)
         if (runs := len(points) * len(study.tasks) * len(study.seeds)) > MOST_RUNS:
             problems.append(f"seeds: {runs} runs in all; allowed: at most {MOST_RUNS}")
     return problems
+
+
+def _too_short(study: Study, points: list[Point]) -> list[str]:
+    """Points that end before they reach their learning rate."""
+    problems = []
+    for i, arm in enumerate(study.arms):
+        own = [p.train for p in points if p.arm == arm.title and p.train]
+        wrong = sorted(
+            {(t["warmup_steps"], t["steps"]) for t in own if t["warmup_steps"] > t["steps"]}
+        )
+        problems += [
+            f"arms[{i}].train.warmup_steps: {warmup} of {steps} steps; allowed: at most train.steps"
+            for warmup, steps in wrong
+        ]
+    return problems
+
+
+def analysis_problems(models: Models) -> list[str]:
+    """Why an analysis of the study's factors could test nothing, however its runs come out."""
+    import pandas as pd
+
+    from fitspace.stats.estimability import components, in_design, largest
+
+    points, factors = models.points[0], models.study.analysis.factors
+    rows = pd.DataFrame([p.factors | {"arm": p.arm, "method": p.method} for p in points])
+    design = rows[in_design(rows, factors)].reset_index(drop=True)
+    named = ", ".join(factors)
+    if design.empty:
+        return [
+            f"analysis.factors: {named}: no arm that trains has all of them; allowed: factors that "
+            "one arm has together, or arm, method"
+        ]
+    if not largest(design, components(design, factors), factors)[1]:
+        return [
+            f"analysis.factors: {named}: none has two levels that can be compared; allowed: at "
+            "least one that has"
+        ]
+    return []
 
 
 def task_problems(study: Study) -> list[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitspace import bases, methods
 from fitspace.core import hub
-from fitspace.core.files import digest, read_json, remember, remembered, sha256
+from fitspace.core.files import digest, remember, remembered, sha256
 from fitspace.plan import counting
 from fitspace.plan.points import Point
 from fitspace.study import Study, Task
@@ -114,8 +114,7 @@ def _tokens(base: str) -> int:
         folder = bases.resolve(base)
     except hub.NotHere:
         return TOKENS
-    settings = folder / "tokenizer" / "tokenizer_config.json"
-    return read_json(settings)["model_max_length"] if settings.exists() else TOKENS
+    return TOKENS if bases.family(folder).by_class else bases.tokens_of(folder)
 
 
 @cache

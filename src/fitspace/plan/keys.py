@@ -17,10 +17,7 @@ from fitspace.core.errors import UserError
 from fitspace.core.files import digest
 from fitspace.core.paths import RESULTS
 from fitspace.plan.models import Models
-from fitspace.plan.points import (
-    Point,
-    expand,
-)
+from fitspace.plan.points import Point
 from fitspace.plan.table import STAGES, Making, Row
 from fitspace.study import Study, Task
 
@@ -125,7 +122,7 @@ def build_plan(study: Study, models: Models | None = None) -> Plan:
     models = models or Models(study)
     if models.absent:
         raise UserError(models.absent)
-    points, dropped = expand(study)
+    points, dropped = models.points
     models.held  # noqa: B018 - raises
     shared = {task.name: _made(Making(study, models, task, {})) for task in study.tasks}
     # Seeds vary slowest: every point has its first run before any has its second.

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fitspace import bases, data, metrics
 from fitspace.core import hub
 from fitspace.core.errors import UserError
+from fitspace.plan.points import Point, expand
 from fitspace.study import Study, Task
 from fitspace.study.reading import form
+
+if TYPE_CHECKING:
+    from fitspace.data.examples import Outline
 
 
 def _of_base(reference: str) -> dict[str, Path]:
@@ -51,6 +55,7 @@ class Models:
     def __init__(self, study: Study):
         self.study = study
         self._sources: dict[str, dict[str, Any]] = {}
+        self._outlines: dict[str, Outline | None] = {}
 
     @cached_property
     def base(self) -> Path:
@@ -81,6 +86,24 @@ class Models:
         return self._sources[task.name]
 
     @cached_property
+    def points(self) -> tuple[list[Point], list[str]]:
+        """The study's points, and the cells left out; see :func:`fitspace.plan.points.expand`."""
+        return expand(self.study)
+
+    def of(self, study: Study) -> Models:
+        """The same for a study with other arms: what was looked at is not looked at again."""
+        other = Models(study)
+        vars(other).update({k: v for k, v in vars(self).items() if k not in ("study", "points")})
+        return other
+
+    def outline(self, task: Task) -> Outline | None:
+        """What is known of a task before its images are decoded."""
+        if task.name not in self._outlines:
+            by_class = task.source == "openmoji" and self.by_class
+            self._outlines[task.name] = data.outline(task, by_class)
+        return self._outlines[task.name]
+
+    @cached_property
     def absent(self) -> list[str]:
         """What is named by hub id, or to be made, and is not on this machine; with its cure.
 
@@ -88,6 +111,12 @@ class Models:
         """
         return [problem for _, error in self._refusals if isinstance(error, hub.NotHere)
                 for problem in error.problems]  # fmt: skip
+
+    def here(self, what: str) -> bool:
+        """Whether ``base``, ``judge`` or a task, by its name, is on this machine and no error."""
+        places = {"base": "base", "judge": ""}
+        places |= {task.name: f"tasks[{i}]: " for i, task in enumerate(self.study.tasks)}
+        return places[what] not in {key for key, _ in self._refusals}
 
     @cached_property
     def problems(self) -> list[str]:
@@ -126,12 +155,25 @@ class Models:
         found |= {name: self.evaluator[name] for name in self.study.weights}
         if others := [
             f"{key}_sha256: {wanted}; {getattr(self.study, key)!r} here is {value}; allowed: the "
-            f"{key} that the study was made for, or its new SHA-256"
+            f"{key} that the study was made for, or its new SHA-256{self.line_endings}"
             for key, value in found.items()
             if (wanted := getattr(self.study, f"{key}_sha256")) not in (None, value)
         ]:
             raise UserError(others)
         return {f"{key}_sha256": value for key, value in found.items()}
+
+    @cached_property
+    def line_endings(self) -> str:
+        """Which files of base and judge have another digest for their line endings alone."""
+        files = [*bases.files(self.base), *metrics.judge_files(self.study.judge)]
+        texts = [path for path in files if path.suffix in (".json", ".txt")]
+        names = [str(path) for path in texts if b"\r\n" in path.read_bytes()]
+        if not names:
+            return ""
+        return (
+            f"; {', '.join(names[:3])}{', ...' * (len(names) > 3)} end lines as Windows does, "
+            "which changes the digest: git's core.autocrlf did it, where these files came by git"
+        )
 
     @property
     def pins(self) -> list[str]:

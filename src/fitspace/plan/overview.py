@@ -15,7 +15,7 @@ from fitspace.plan import cost
 from fitspace.plan.checks import arm_problems
 from fitspace.plan.keys import Plan, build_plan
 from fitspace.plan.models import Models
-from fitspace.plan.points import Point, expand, legal_cells
+from fitspace.plan.points import Point, legal_cells
 from fitspace.plan.table import STAGES
 from fitspace.stats.digits import plain
 from fitspace.study import Study
@@ -59,7 +59,7 @@ def describe(
     _check(("--delta", delta), ("--sigma", sigma))
     models = models or Models(study)
     missing = models.absent
-    points, dropped = expand(study)
+    points, dropped = models.points
     plan = None if missing else build_plan(study, models)
     recorded, source = _recorded(study, pilot)
     design, factors = _design(study, points), study.analysis.factors
@@ -98,8 +98,9 @@ def describe(
     return plain(found)
 
 
-def with_subset(study: Study, n: int) -> Study:
-    """The study with ``subset: n`` in every arm that has a factor of two levels or more.
+def with_subset(study: Study, models: Models, n: int) -> tuple[Study, Models]:
+    """The study with ``subset: n`` in every arm that has a factor of two levels or more; and what
+    it names outside itself.
 
     Raises
     ------
@@ -113,9 +114,10 @@ def with_subset(study: Study, n: int) -> Study:
         for arm, has_cells in zip(study.arms, crossed, strict=True)
     ]
     study = study.model_copy(update={"arms": arms})
-    if problems := arm_problems(enumerate(arms), study.base, study):
+    models = models.of(study)
+    if problems := arm_problems(enumerate(arms), study.base, models):
         raise UserError(problems)
-    return study
+    return study, models
 
 
 def _points(

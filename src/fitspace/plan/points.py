@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
 from fitspace import bases, methods
 from fitspace.core.errors import UserError
-from fitspace.core.files import canonical
+from fitspace.core.files import canonical, digest
 from fitspace.plan import budget
 from fitspace.study import Arm, Study, TrainSettings
 
@@ -21,7 +21,8 @@ class Point:
     """One combination of factor levels.
 
     ``factors`` holds the levels by column name; ``settings`` the method's complete settings
-    and ``train`` the complete training settings (None where nothing is trained).
+    and ``train`` the complete training settings (None where nothing is trained); ``apart`` what
+    tells it from a point of the study that would be called the same.
     """
 
     arm: str
@@ -30,6 +31,7 @@ class Point:
     settings: dict[str, Any]
     train: dict[str, Any] | None
     slug: str
+    apart: str = ""
 
     @cached_property
     def identity(self) -> str:
@@ -38,9 +40,10 @@ class Point:
 
     @property
     def name(self) -> str:
-        """The slug, and the levels of training factors, which it has not: unique in a study."""
+        """The slug, the levels of training factors, which it has not, and what sets it apart: one
+        name for an identity in a study, by which runs are one point everywhere."""
         own = [f"{k[6:]}{v}" for k, v in self.factors.items() if k.startswith("train.")]
-        return ".".join([self.slug, *own])
+        return ".".join([self.slug, *own, *([self.apart] if self.apart else [])])
 
 
 def in_words(factors: dict[str, Any]) -> str:
@@ -131,7 +134,27 @@ def expand(study: Study) -> tuple[list[Point], list[str]]:
                     _slug(settings, arm),
                 )
             )
-    return points, dropped
+    return _told_apart(points), dropped
+
+
+def _told_apart(points: list[Point]) -> list[Point]:
+    """The points, with names of their own where several would have one.
+
+    By the training settings in which they differ; else, where the slug was cut, by a digest.
+    """
+    names: dict[str, dict[str, Point]] = {}
+    for point in points:
+        names.setdefault(point.name, {})[point.identity] = point
+    apart = {}
+    for group in (list(alike.values()) for alike in names.values() if len(alike) > 1):
+        trained = [p.train or {} for p in group]
+        keys = [k for k in trained[0] if len({canonical(t.get(k)) for t in trained}) > 1]
+        told = [".".join(f"{k}{t.get(k)}" for k in keys) for t in trained]
+        if len(set(told)) < len(group):
+            told = [".".join(filter(None, [t, digest(p.identity)[:6]]))
+                    for t, p in zip(told, group, strict=True)]  # fmt: skip
+        apart |= {p.identity: text for p, text in zip(group, told, strict=True)}
+    return [replace(p, apart=apart.get(p.identity, "")) for p in points]
 
 
 def _slug(settings: Any, arm: Arm) -> str:

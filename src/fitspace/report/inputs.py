@@ -15,6 +15,7 @@ from fitspace.core.reading import Recorded, explain
 from fitspace.metrics import INTERVAL, METRICS
 from fitspace.report import words
 from fitspace.results import lineage
+from fitspace.results.table import DATA_NOTES
 from fitspace.study import Study
 
 IDENTITY = ("run", "point", "arm", "method", "task", "seed", "status")
@@ -88,18 +89,21 @@ def read(study: Study, folder: Path) -> Inputs:
         for name in study.analysis.factors:
             given = text[name].str.strip()
             runs[name] = pd.Categorical(given, levels(study, given, name))
+        problems += _twice(path, text)
         problems += _unequal(path, runs, study.analysis.responses)
         notes += _lost(runs, study.analysis.factors)
     curves, odd_curves = _against_n(folder / "against_n.csv", text)
     strips, more = _strips(folder)
     design, worse = _design(folder / "design.json")
-    if problems or odd_curves or more or worse:
-        raise UserError(problems + odd_curves + more + worse)
-    files = ("runs.csv", "against_n.csv", "gallery.json", "design.json", lineage.NAME)
+    of_data, wrong = _data_notes(folder / DATA_NOTES)
+    if problems or odd_curves or more or worse or wrong:
+        raise UserError(problems + odd_curves + more + worse + wrong)
+    files = ("runs.csv", "against_n.csv", "gallery.json", "design.json", DATA_NOTES, lineage.NAME)
     digests = {name: sha256(folder / name) for name in files if (folder / name).exists()}
     planned = len(text) if design is None else design.runs
     if planned != len(text):
         notes.append(f"design.json plans {planned} runs, runs.csv has {len(text)} rows")
+    notes += of_data
     dropped = [] if design is None else design.dropped
     made = _made(folder)
     return Inputs(study, text, runs, curves, strips, dropped, digests, notes, made)
@@ -185,6 +189,21 @@ def _unequal(path: Path, runs: pd.DataFrame, responses: list[str]) -> list[str]:
     ]
 
 
+def _twice(path: Path, text: pd.DataFrame) -> list[str]:
+    """Runs, and points of a task and seed, in more than one row: all but one are wrong."""
+    unit = ["point", "task", "seed"]
+    same = text[text.duplicated("run", keep=False)]
+    problems = [
+        f"{path}: run {name!r} stands {len(rows)} times" for name, rows in same.groupby("run")
+    ]
+    alike = text[text.duplicated(unit, keep=False) & ~text["run"].isin(same["run"])]
+    problems += [
+        f"{path}: {' and '.join(map(repr, rows['run'][:3]))} have the same point, task and seed"
+        for _, rows in alike.groupby(unit)
+    ]
+    return problems[:20]
+
+
 def _runs_by(rows: pd.DataFrame, name: str, shown: int = 3) -> str:
     """The runs of each value of a column, the fewest first: those are the odd ones."""
     groups = sorted(rows.groupby(name, dropna=False)["run"], key=lambda group: len(group[1]))
@@ -240,6 +259,21 @@ def _design(path: Path) -> tuple[_Design | None, list[str]]:
         return None, error.problems
     except ValidationError as error:
         return None, [f"{path}: {problem}" for problem in explain(error, _Design)]
+
+
+def _data_notes(path: Path) -> tuple[list[str], list[str]]:
+    """What is to be known of the tasks' images and captions, and what is wrong with the file."""
+    if not path.exists():
+        return [], []
+    try:
+        content = read_json(path)
+    except UserError as error:
+        return [], error.problems
+    if not all(
+        isinstance(n, list) and all(isinstance(x, str) for x in n) for n in content.values()
+    ):
+        return [], [f"{path}: needed: task -> a list of notes"]
+    return [f"task {task}: {note}" for task, notes in content.items() for note in notes], []
 
 
 class _Entry(Recorded):

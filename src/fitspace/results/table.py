@@ -16,12 +16,13 @@ from fitspace.core.files import read_json, write_json, write_text
 from fitspace.metrics import METRICS, read_metrics
 from fitspace.plan import Plan, Run
 from fitspace.results import lineage
-from fitspace.stages.sidecars import verified
+from fitspace.stages.sidecars import load_sidecar, verified
 
 LOGS = Path("results/logs")
 
 
 GALLERY_IMAGES = 24
+AGAINST_N, DATA_NOTES = "against_n.csv", "notes.json"
 
 
 _COST = ("trainable", "total", "final_loss", "train_seconds", "peak_memory_mb", "sample_seconds")
@@ -101,11 +102,12 @@ def against_n(plan: Plan) -> list[dict[str, Any]]:
     Runs of DreamBooth tasks have none: nothing is measured against held-out images.
     """
     finished = (r for r in plan.runs if (r.evaluate.folder / "metrics.json").exists())
-    return [
-        {"run": run.name, **row}
-        for run in finished
-        for row in read_metrics(run).get("against_n", [])
-    ]
+    return [row for run in finished for row in curve(run)]
+
+
+def curve(run: Run) -> list[dict[str, Any]]:
+    """The rows of `against_n` of a finished run."""
+    return [{"run": run.name, **row} for row in read_metrics(run).get("against_n", [])]
 
 
 def write_table(rows: list[dict[str, Any]], path: Path) -> None:
@@ -252,6 +254,37 @@ def write_design(plan: Plan, path: Path) -> None:
     )
 
 
+def write_data_notes(plan: Plan, folder: Path) -> None:
+    """What was changed, left out, cut or guessed in a study's images and captions: notes.json.
+
+    Task -> notes; those on images are counted by what was done. There is no file where there is
+    none. Of a task whose prepared files are not here what the file says stays.
+    """
+    from fitspace.data.survey import kinds
+
+    path = folder / DATA_NOTES
+    before = read_json(path) if path.exists() else {}
+    found = {}
+    for run in {run.task.name: run for run in plan.runs}.values():
+        task, prepared = run.task.name, run.prepare.folder / "manifest.json"
+        if not prepared.exists():
+            found[task] = before.get(task, [])
+            continue
+        manifest = read_json(prepared)
+        images = {example["name"] for example in manifest["examples"]}
+        of_image = [n for n in manifest["notes"] if n.partition(": ")[0] in images]
+        of_task = [n for n in manifest["notes"] if n.partition(": ")[0] not in images]
+        counted = [f"images: {kind}" for kind in kinds(of_image)]
+        found[task] = [*counted, *of_task]
+        if run.reference.sidecar.exists():
+            found[task] += load_sidecar(run.reference.sidecar)["facts"].get("notes", [])
+    found = {task: notes for task, notes in found.items() if notes}
+    if found:
+        write_json(path, found)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _write_strip(images: Any, path: Path) -> None:
     import numpy as np
     from PIL import Image
@@ -283,8 +316,8 @@ def unfinished(plan: Plan) -> list[str]:
 def collect_into(plan: Plan, folder: Path, partial: bool = False) -> None:
     """Everything a report is made of.
 
-    runs.csv, against_n.csv, design.json, provenance.json and the gallery. With ``partial`` runs
-    that have not finished are rows with status missing; else they are an error.
+    runs.csv, against_n.csv, design.json, notes.json, provenance.json and the gallery. With
+    ``partial`` runs that have not finished are rows with status missing; else they are an error.
     """
     rows = collect(plan, partial)
     curves = against_n(plan)
@@ -292,9 +325,10 @@ def collect_into(plan: Plan, folder: Path, partial: bool = False) -> None:
     found = lineage.collect(plan, known)
     write_gallery(plan, rows, folder)
     write_design(plan, folder / "design.json")
+    write_data_notes(plan, folder)
     if curves:
-        write_table(curves, folder / "against_n.csv")
+        write_table(curves, folder / AGAINST_N)
     else:
-        (folder / "against_n.csv").unlink(missing_ok=True)  # of an earlier study file
+        (folder / AGAINST_N).unlink(missing_ok=True)  # of an earlier study file
     lineage.write(found, folder)
     write_table(rows, folder / "runs.csv")

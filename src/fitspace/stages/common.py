@@ -11,7 +11,7 @@ from typing import Any
 from fitspace import bases
 from fitspace.core import devices
 from fitspace.core.errors import UserError
-from fitspace.plan import Run, Stage
+from fitspace.plan import Run, Stage, trains_classes
 from fitspace.stages.sidecars import verified
 from fitspace.study import Study
 
@@ -73,7 +73,7 @@ def fit_task(model, run: Run, task) -> None:
         bases.at_scale(model, run.task.scale)
     if task.own_classes is None:
         return
-    if not (run.point.method == "full" or run.point.settings.get("class_embedding")):
+    if not trains_classes(run.point.method, run.point.settings):
         raise UserError(
             f"{run.name}: task {run.task.name!r} has classes that the base does not know, and "
             f"method {run.point.method!r} does not train their embeddings; allowed: a method "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,28 +15,32 @@ import torch
 from safetensors.torch import save_file
 
 from fitspace import bases
-from fitspace.core import rng
+from fitspace.core import devices, rng
 from fitspace.core.errors import UserError
 from fitspace.core.files import (
     IMAGES,
     digest,
+    growing,
     read_tensors,
     replacing,
     write_json,
 )
-from fitspace.data import identity, load_examples
+from fitspace.data import identity, load_examples, stream
 from fitspace.data.dreambooth import ROLES
-from fitspace.data.encoding import conditions, encode_images
-from fitspace.data.examples import Example
+from fitspace.data.encoding import BATCH, conditions, encode_images, joined
+from fitspace.data.examples import Example, leaks
 from fitspace.data.prepared import (
     read_manifest,
 )
-from fitspace.plan import Run, Stage
+from fitspace.plan import STAGES, Run, Stage
 from fitspace.stages.common import (
     check_prompts,
 )
 from fitspace.stages.sidecars import now, verified, write_sidecar
 from fitspace.study import Study, Task
+
+# Read and encoded at once, whatever a task's size: 0.2 GB of pixels.
+PIXELS = 2**26
 
 
 def prepare(study: Study, run: Run) -> None:
@@ -59,22 +64,34 @@ def prepare_task(task: Task, base: str, stage: Stage) -> None:
     started, clock = now(), time.monotonic()
     source = bases.resolve(base)
     size = bases.image_size(source) * task.scale
-    found, notes, attribution = load_examples(task, size)
+    found, notes, attribution = stream(task, size)
     by_class = bases.family(source).by_class
-    if by_class:
-        found = [replace(e, caption=e.category or e.caption) for e in found]
-    found.sort(key=lambda e: (e.split != "train", e.name))
-    held_out = [e for e in found if e.split == "test"]
-    captions = ["", *dict.fromkeys(e.caption for e in found)]
+    examples, digests = [], []
+    with (
+        growing(stage.folder / "latents.safetensors") as latents,
+        growing(stage.folder / "images.safetensors") as images,
+    ):
+        for batch in _batches(found, size):
+            mean, std = encode_images(source, np.stack([e.image for e in batch]))
+            latents.append("mean", mean.half().numpy())
+            latents.append("std", std.half().numpy())
+            for example in batch:
+                if example.split == "test":
+                    images.append("images", example.image[None])
+                digests.append(hashlib.sha256(example.image.tobytes()).hexdigest())
+                told = example.category or example.caption if by_class else example.caption
+                examples.append(replace(example, caption=told, image=None))
+    held_out = [e for e in examples if e.split == "test"]
+    captions = ["", *dict.fromkeys(e.caption for e in examples)]
     rows = {caption: i for i, caption in enumerate(captions)}
-
-    mean, std = encode_images(source, np.stack([e.image for e in found]))
-    told, own_classes = conditions(source, captions)
-    files = {
-        "latents": {"mean": mean.half(), "std": std.half()},
-        "text": halved(told),
-        "images": {"images": torch.from_numpy(np.stack([e.image for e in held_out]))},
-    }
+    notes += leaks(examples, digests, by_class)
+    if not by_class:
+        notes += bases.cut_captions(source, captions)
+    parts, own_classes = conditions(source, captions)
+    with growing(stage.folder / "text.safetensors") as text:
+        for told in parts:
+            for name, values in halved(told).items():
+                text.append(name, values.numpy())
     shown = _prompt_images(held_out)
     manifest = {
         "task": task.name,
@@ -82,7 +99,7 @@ def prepare_task(task: Task, base: str, stage: Stage) -> None:
         "attribution": attribution,
         "image_size": size,
         "captions": captions,
-        "examples": listed(found, rows),
+        "examples": listed(examples, digests, rows),
         "notes": notes,
         "prompts": [rows[held_out[i].caption] for i in shown],
         "prompt_images": shown,
@@ -90,13 +107,13 @@ def prepare_task(task: Task, base: str, stage: Stage) -> None:
     if own_classes is not None:
         manifest["own_classes"] = own_classes
     facts = {
-        "examples": len(found),
+        "examples": len(examples),
         "held_out": len(held_out),
         "captions": len(captions),
         "conversions": len(notes),
         "seconds": round(time.monotonic() - clock, 3),
     }
-    write(stage, files, manifest, inputs=[], started=started, facts=facts)
+    write(stage, {}, manifest, inputs=[], started=started, facts=facts)
 
 
 def halved(told: bases.Conditions) -> bases.Conditions:
@@ -104,17 +121,29 @@ def halved(told: bases.Conditions) -> bases.Conditions:
     return {name: v.half() if v.is_floating_point() else v for name, v in told.items()}
 
 
-def listed(examples: Sequence[Example], rows: dict[str, int]) -> list[dict[str, Any]]:
-    """What a manifest says of each example; ``rows``: caption -> its row of ``conditions``."""
+def _batches(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
+    """Examples in parts that memory holds: whole batches of the autoencoder, but for the last."""
+    at_once = devices.images_at_once(BATCH, size)
+    most = max(1, PIXELS // (at_once * size**2)) * at_once
+    examples = iter(examples)
+    while batch := list(itertools.islice(examples, most)):
+        yield batch
+
+
+def listed(
+    examples: Sequence[Example], digests: Sequence[str], rows: dict[str, int]
+) -> list[dict[str, Any]]:
+    """What a manifest says of each example: ``digests`` are SHA-256 (hex) of the images, ``rows``
+    caption -> its row of ``conditions``."""
     return [
         {
             "name": e.name,
             "caption": rows[e.caption],
             "group": e.group,
             "split": e.split,
-            "sha256": hashlib.sha256(e.image.tobytes()).hexdigest(),
+            "sha256": digest,
         }
-        for e in examples
+        for e, digest in zip(examples, digests, strict=True)
     ]
 
 
@@ -127,14 +156,14 @@ def write(
     started: str,
     facts: dict[str, Any],
 ) -> None:
-    """Write a prepared task: ``files`` (name -> tensors), the manifest, the sidecar last."""
+    """Write a prepared task: ``files`` (name -> tensors) that are not yet there, the manifest, the
+    sidecar last."""
     manifest["digest"] = digest(manifest)
     for name, tensors in files.items():
         with replacing(stage.folder / f"{name}.safetensors") as temporary:
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
     write_json(stage.folder / "manifest.json", manifest)
-    outputs = [*(stage.folder / f"{name}.safetensors" for name in files)]
-    outputs.append(stage.folder / "manifest.json")
+    outputs = [stage.folder / name for name in STAGES["prepare"].outputs]
     write_sidecar(stage, inputs=inputs, outputs=outputs, started=started, facts=facts)
 
 
@@ -168,10 +197,13 @@ def prepare_subject(task: Task, base: str, stage: Stage, prior: Stage | None) ->
     found = [*subject, *class_examples(prior, asked["class"][0], size)]
     captions = ["", *dict.fromkeys(prompt for role in ROLES for prompt in asked[role])]
     rows = {caption: i for i, caption in enumerate(captions)}
+    digests = [hashlib.sha256(e.image.tobytes()).hexdigest() for e in found]
+    notes += bases.cut_captions(source, captions)
+    told = joined(conditions(source, captions)[0])
     mean, std = encode_images(source, np.stack([e.image for e in found]))
     files = {
         "latents": {"mean": mean.half(), "std": std.half()},
-        "text": halved(conditions(source, captions)[0]),
+        "text": halved(told),
         "images": {"images": torch.from_numpy(np.stack([e.image for e in subject]))},
     }
     manifest = {
@@ -180,7 +212,7 @@ def prepare_subject(task: Task, base: str, stage: Stage, prior: Stage | None) ->
         "attribution": attribution,
         "image_size": size,
         "captions": captions,
-        "examples": listed(found, rows),
+        "examples": listed(found, digests, rows),
         "notes": notes,
         "prompts": [],
         "roles": {role: [rows[prompt] for prompt in asked[role]] for role in ROLES},

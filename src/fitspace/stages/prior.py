@@ -15,7 +15,7 @@ from fitspace.core import devices
 from fitspace.core.errors import UserError
 from fitspace.core.files import replacing
 from fitspace.core.rng import initial_noise
-from fitspace.data.encoding import conditions
+from fitspace.data.encoding import conditions, joined
 from fitspace.plan import Run
 from fitspace.stages.common import seconds_since
 from fitspace.stages.sidecars import now, write_sidecar
@@ -44,7 +44,7 @@ def class_images(base: Path, asked: dict[str, Any], device: str) -> np.ndarray:
 
     ``asked``: ``prompt``, ``images`` (how many), solver ``steps`` and ``guidance`` scale.
     """
-    told, _ = conditions(base, ["", asked["prompt"]])
+    told = joined(conditions(base, ["", asked["prompt"]])[0])
     model = bases.load_denoiser(base).to(device)
     shape = (model.config.in_channels, *2 * [model.config.sample_size])
     return generate(

@@ -22,6 +22,8 @@ def reference(study: Study, run: Run) -> None:
     """Features of the task's references and prompts, computed once for all runs."""
     from safetensors.torch import save_file
 
+    from fitspace import metrics
+
     started, clock = now(), time.monotonic()
     inputs, _ = rehashed(run.prepare)
     features = reference_features(study, run)
@@ -29,7 +31,19 @@ def reference(study: Study, run: Run) -> None:
     with replacing(path) as temporary:
         save_file(features, temporary)
     facts = {"references": len(features["judge_images"]), "seconds": seconds_since(clock)}
+    if notes := metrics.cut_captions(study.judge, _read_by_judge(run)):
+        facts["notes"] = notes
     write_sidecar(run.reference, inputs=inputs, outputs=[path], started=started, facts=facts)
+
+
+def _read_by_judge(run: Run) -> list[str]:
+    """The captions that the judge reads, each once."""
+    from fitspace.data.prepared import read_manifest
+
+    if run.task.dreambooth is not None:
+        return list(dict.fromkeys(run.task.dreambooth.elsewhere_by_noun))
+    manifest = read_manifest(run.prepare)
+    return list(dict.fromkeys(manifest["captions"][row] for row in manifest["prompts"]))
 
 
 def reference_features(study: Study, run: Run) -> dict[str, Any]:

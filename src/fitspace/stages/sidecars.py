@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -20,8 +19,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, create_model
 
 import fitspace
+from fitspace.core import git
 from fitspace.core.errors import UserError
 from fitspace.core.files import digest, read_json, sha256, write_json
+from fitspace.core.hashes import sha256_once
 from fitspace.core.reading import Recorded, Sha256, checked, names_a_file
 from fitspace.plan import Stage
 
@@ -114,7 +115,7 @@ def now() -> str:
 def describe(paths: Iterable[Path]) -> list[dict[str, Any]]:
     """Path, SHA-256 and size [bytes] of each file."""
     return [
-        {"path": p.as_posix(), "sha256": sha256(p), "size": p.stat().st_size}
+        {"path": p.as_posix(), "sha256": sha256_once(p), "size": p.stat().st_size}
         for p in map(Path, paths)
     ]
 
@@ -161,7 +162,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         file, expected = path.parent / Path(output["path"]).name, output["sha256"]
         if not file.is_file():
             problems.append(f"{file}: missing, though {path.name} beside it names it")
-        elif file.stat().st_size != output["size"] or sha256(file) != expected:
+        elif file.stat().st_size != output["size"] or sha256_once(file) != expected:
             problems.append(
                 f"{file}: changed since it was written (SHA-256 differs from {path.name}); "
                 f"delete {path.parent} to redo it"
@@ -206,9 +207,16 @@ def verified(stage: Stage) -> dict[str, Any]:
 
 
 def snapshot() -> None:
-    """Remember the state of the code now, at the start, when it is what runs."""
+    """Remember the state of the code now, at the start, when it is what runs.
+
+    Says so where no commit will stand beside the results.
+    """
     source_digest()
-    _git()
+    if why := commit_problem():
+        print(
+            f"fitspace: no commit will stand beside these results; git says of {PACKAGE}: {why}",
+            file=sys.stderr,
+        )
 
 
 @cache
@@ -240,19 +248,28 @@ def source_digest() -> str:
     return digest({p.relative_to(root).as_posix(): sha256(p) for p in sorted(root.rglob("*.py"))})
 
 
-@cache
-def _git() -> dict[str, Any] | None:
-    def run(*args: str) -> str:
-        command = ["git", "-C", PACKAGE, *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+def commit_problem() -> str | None:
+    """Why no commit can stand beside what this code makes, in git's own words; None: one can."""
+    return _commit()[1]
 
+
+def _git() -> dict[str, Any] | None:
+    return _commit()[0]
+
+
+@cache
+def _commit() -> tuple[dict[str, Any] | None, str | None]:
     try:
+        inside = git.run("rev-parse", "--show-prefix", folder=PACKAGE).decode().strip()
+        project = inside.removesuffix("src/fitspace/")
         # Reports and records are made of results: a new one makes no later run's code dirty.
-        made = (":(top,exclude)reports", ":(top,exclude)dvc.lock")
-        changed = run("status", "--porcelain", "--", ":/", *made)
-        return {"commit": run("rev-parse", "HEAD"), "dirty": bool(changed)}
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        made = [f":(top,exclude){project}{name}" for name in ("reports", "dvc.lock")]
+        options = ("--porcelain", "--untracked-files=normal")
+        changed = git.run("status", *options, "--", ":/", *made, folder=PACKAGE)
+        commit = git.run("rev-parse", "HEAD", folder=PACKAGE).decode().strip()
+        return {"commit": commit, "dirty": bool(changed.strip())}, None
+    except git.GitError as error:
+        return None, str(error)
 
 
 def _hardware() -> dict[str, Any]:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -81,12 +81,45 @@ class Site(_Strict):
     constraint: Features | None = None
     exclude_nodes: Nodes | None = None
     setup: Line | None = None
+    gpu_request: Literal["gpu", "gres", "none"] = "gpu"
+    memory_request: Literal["mem", "mem_per_cpu", "none"] = "mem"
+    compile: bool = False
+    gradient_checkpointing: bool = False
     max_jobs: int = Field(100, ge=1, le=100_000)
     runs_per_job: int = Field(1, ge=1, le=1000)
     minutes: Time = Time()
     max_minutes: Minutes = 525_600
     memory_mb: MemoryMB = MemoryMB()
     max_memory_mb: Memory = 100_000_000
+
+    @property
+    def gres(self) -> str:
+        """One GPU, where a cluster knows them as generic resources alone."""
+        return f"gpu:{self.gpu_type}:1" if self.gpu_type else "gpu:1"
+
+
+# What SLURM tells a job of the GPUs that it has: which, and how many.
+_WHICH = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+_HOW_MANY = ("SLURM_GPUS", "SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE")
+
+
+def need_gpu(stage: str) -> None:
+    """Stop a stage that a site gives a GPU, in a job of this project that has none: its hours on
+    a CPU would be for nothing.
+
+    Raises UserError.
+    """
+    job, name = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_JOB_NAME", "")
+    if not job or not name.startswith(prefix()) or stage not in GPU_STAGES:
+        return
+    which = any(os.environ.get(name, "") not in ("", "NoDevFiles") for name in _WHICH)
+    many = any(os.environ.get(name, "") not in ("", "0") for name in _HOW_MANY)
+    if not which and not many and site().gpu_request != "none":
+        raise UserError(
+            f"{stage}: SLURM job {job} has no GPU, and this stage is given one; was it lost by "
+            "--set-resources, which takes the profile's place? Keys of the site's file do not: "
+            "compile, gradient_checkpointing; gpu_request: none, for a cluster without GPUs"
+        )
 
 
 @dataclass(frozen=True)

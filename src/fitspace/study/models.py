@@ -42,6 +42,7 @@ Level = Annotated[
 ]
 # Snakemake, shells and people all have to live with these paths.
 PathText = Annotated[str, Field(min_length=1, max_length=400, pattern=r"^[^\x00-\x1f]+$")]
+ColumnName = Annotated[str, Field(min_length=1, max_length=200)]
 HubId = Annotated[str, Field(max_length=200, pattern=f"^{hub.PATTERN}$")]
 
 
@@ -117,6 +118,12 @@ class Task(_Strict):
     folder: PathText | None = Field(
         None, description="The data set's folder to read; only with `source: hub`; null: all."
     )
+    image_column: ColumnName | None = Field(
+        None, description="Which image of a Parquet data set to read, where it has several."
+    )
+    caption_column: ColumnName | None = Field(
+        None, description="Which column of a Parquet data set tells what an image shows."
+    )
     scale: int = Field(
         1,
         ge=1,
@@ -140,10 +147,14 @@ class Task(_Strict):
             if (getattr(self, key) is not None) != (self.source == source):
                 verb = "needs" if self.source == source else "does not take"
                 wrong.append(f"source: {self.source} {verb} the key {key!r}")
+        if self.source != "hub":
+            wrong += [
+                f"source: {self.source} does not take the key {key!r}"
+                for key in ("folder", "image_column", "caption_column")
+                if getattr(self, key) is not None
+            ]
         if self.folder is not None:
             inside = PurePosixPath(self.folder)
-            if self.source != "hub":
-                wrong.append(f"source: {self.source} does not take the key 'folder'")
             if inside.is_absolute() or ".." in inside.parts or str(inside) != self.folder:
                 wrong.append(f"folder: {self.folder!r}; allowed: a plain path inside the data set")
         figure = self.dreambooth is not None and self.source == "openmoji"

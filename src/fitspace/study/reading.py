@@ -42,3 +42,20 @@ def _sound_arms(content: dict[str, Any]) -> list[tuple[int, Arm]]:
         except ValidationError:
             continue
     return arms
+
+
+def of_config(config: dict[str, Any], default: str) -> str:
+    """The study file that Snakemake's ``--config`` names.
+
+    Raises
+    ------
+    UserError : keys that mean nothing, and a value that names no file.
+    """
+    allowed = "allowed: --config study=params/NAME.yaml"
+    problems = [f"--config {key}: unknown key; {allowed}" for key in config if key != "study"]
+    path = config.get("study", default)
+    if not isinstance(path, str) or not path.strip():
+        problems.append(f"--config study={'' if path is None else path}: no study file; {allowed}")
+    if problems:
+        raise UserError(problems)
+    return path

@@ -120,7 +120,7 @@ class _Store:
     def __init__(self, client: Any, uri: str, plan: Plan):
         self.client, self.plan = client, plan
         self.experiment = experiment_of(client, uri, plan.study.name)
-        self.host = f"{getpass.getuser()}@{socket.gethostname()}"
+        self.host = f"{_user()}@{socket.gethostname()}"
 
     def bring(self, entries: list[Entry]) -> tuple[int, int]:
         """Import what is not there yet, clear away what is not whole; returns (new, updated)."""
@@ -287,6 +287,13 @@ def _curves(entry: Entry, metric: type) -> list[Any]:
         for i, row in enumerate(rows)
         for name in ("loss", "lr")
     ]
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without an entry in passwd
+        return f"uid{os.getuid()}"
 
 
 def _long_ago(time: str) -> bool:

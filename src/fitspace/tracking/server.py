@@ -7,6 +7,9 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
+
+from fitspace.core.errors import UserError
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 KIND = "mlflow.experimentKind"  # else the pages take the study for one of language models
@@ -69,6 +72,24 @@ def experiment_of(client: Any, uri: str, name: str) -> str:
             found = client.get_experiment_by_name(name)  # another one was faster
             if found is None:
                 raise
+    _is_of_here(found, uri)
     if found.lifecycle_stage != "active":
         client.restore_experiment(found.experiment_id)
     return found.experiment_id
+
+
+def _is_of_here(experiment: Any, uri: str) -> None:
+    """Raise UserError where a database was copied or moved: artefacts would go to the old place.
+
+    MLflow remembers a place by its absolute path.
+    """
+    database, place = database_of(uri), urlparse(experiment.artifact_location)
+    if database is None or place.scheme not in ("", "file"):
+        return
+    expected = (database.parent / "mlartifacts").resolve()
+    found = Path(unquote(place.path))
+    if not found.is_relative_to(expected):
+        raise UserError(
+            f"{database}: was made in another folder and would write into {found}; delete it, and "
+            "`fitspace track STUDY.yaml` makes it anew from the results"
+        )

@@ -1,0 +1,50 @@
+"""Captions that a model does not read to their end."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+
+SHOWN = 3
+
+
+def cut(
+    reader: str,
+    limit: int,
+    captions: Sequence[str],
+    read: Sequence[Hashable],
+    lengths: Sequence[int],
+) -> list[str]:
+    """Notes on captions longer than the ``limit`` of tokens, and on those that became one.
+
+    ``read`` is what the ``reader`` is given of each caption, ``lengths`` the tokens it has.
+    """
+    captions, texts = list(captions), {}
+    for caption, tokens, length in zip(captions, read, lengths, strict=True):
+        texts.setdefault(tokens, []).append((caption, length))
+    long = [c for c, length in zip(captions, lengths, strict=True) if length > limit]
+    alike = [
+        [caption for caption, _ in group]
+        for group in texts.values()
+        if len({caption for caption, _ in group}) > 1 and any(n > limit for _, n in group)
+    ]
+    notes = []
+    if long:
+        notes.append(
+            f"cut to the {limit} tokens that {reader} reads: {len(long)} captions, such as "
+            f"{shown(long)}"
+        )
+    notes += [
+        f"one and the same to {reader}, as they differ after {limit} tokens: {len(group)} "
+        f"captions, such as {shown(group)}"
+        for group in sorted(alike, key=len, reverse=True)[:SHOWN]
+    ]
+    if len(alike) > SHOWN:
+        notes.append(f"and {len(alike) - SHOWN} more such groups of captions for {reader}")
+    return notes
+
+
+def shown(texts: Iterable[str]) -> str:
+    """The first few of some texts, each cut where it is long."""
+    texts = list(texts)
+    parts = [repr(t if len(t) <= 80 else t[:77] + "...") for t in texts[:SHOWN]]
+    return ", ".join(parts) + ", ..." * (len(texts) > SHOWN)
