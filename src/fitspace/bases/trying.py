@@ -111,7 +111,4 @@ def _predicted(folder: Path, told: Any) -> None:
 
 
 def _solver(folder: Path) -> None:
-    from diffusers import DPMSolverMultistepScheduler
-
-    load_process(folder)
-    DPMSolverMultistepScheduler.from_config(config(folder, "scheduler")).set_timesteps(4)
+    load_process(folder).solver(4, "cpu")
