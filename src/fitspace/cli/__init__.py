@@ -1,7 +1,7 @@
-"""The command line: a file a group of commands, each parser beside what it runs.
+"""The command line: one file per group of commands, each parser beside its handler.
 
-Bad input exits with code 2 and one line a problem. Heavy libraries are imported by the
-command that needs them.
+Bad input ends with exit code 2 and one line per problem. A command imports the heavy libraries
+that it needs.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from fitspace.cli import (
 from fitspace.cli.commands import Commands
 from fitspace.core.errors import UserError, printable
 
-# What a full, read-only or foreign file system says; whatever was there before is still there.
+# Errors of a full, read-only or foreign file system; the files that were there before stay.
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 GROUPS = (studies, methods, models, stages, statistics, reports, records, completion)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for bad input, or what the command says."""
+    """Run one command; returns the exit code: 0, 2 for bad input, or the command's own."""
     argv = sys.argv[1:] if argv is None else list(argv)
     top, commands = parser()
     if argv and not argv[0].startswith("-") and argv[0] not in commands.names:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _refuse(error.problems)
     except BrokenPipeError:
-        # The reader (head, less) went away: not an error, and nothing more to say to it.
+        # The reader (head, less) has closed the pipe: not an error, and nobody reads on.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in CANNOT_WRITE:

@@ -1,4 +1,4 @@
-"""The statistics engine on any table."""
+"""The command that analyses any table."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ def add(commands: Commands) -> None:
     anova.add_argument("--formula", help="e.g. 'y ~ block + A*B' or 'y ~ A + Error(task/A)'")
     anova.add_argument("--response", help="column of the response")
     anova.add_argument("--factors", nargs="+", default=None, metavar="FACTOR")
-    anova.add_argument("--interactions", action="store_true", help="all two-factor ones")
+    anova.add_argument("--interactions", action="store_true", help="all two-factor interactions")
     anova.add_argument("--block", nargs="+", metavar="BLOCK", help="columns of the blocks")
     anova.add_argument("--random", metavar="TASK", help="column of a random factor: error strata")
     anova.add_argument("--type", type=int, choices=(1, 2, 3), default=2)
     anova.add_argument("--robust", choices=("hc0", "hc1", "hc2", "hc3", "hc4", "welch"))
-    anova.add_argument("--permutations", type=int, metavar="N", help="also p by permutation")
-    anova.add_argument("--seed", type=int, default=0, help="of the permutations")
-    anova.add_argument("--transform", choices=("log", "logit", "box-cox"), help="of the response")
-    anova.add_argument("--exact-decimals", action="store_true", help="read the text exactly")
+    anova.add_argument("--permutations", type=int, metavar="N", help="also p by N permutations")
+    anova.add_argument("--seed", type=int, default=0, help="seed of the permutations")
+    anova.add_argument(
+        "--transform", choices=("log", "logit", "box-cox"), help="scale of the response"
+    )
+    anova.add_argument(
+        "--exact-decimals", action="store_true", help="use the decimals exactly as written"
+    )
     anova.add_argument("--json", action="store_true", help="as JSON")
 
 
