@@ -1,7 +1,7 @@
-"""Keep results: verify everything that Snakemake made, then let DVC record it.
+"""Record results: verify everything that Snakemake made, then let DVC record it.
 
-DVC records whatever lies in the folders that it is told to keep. So every sidecar is held
-against its files, and every file against a sidecar, before it is asked to.
+DVC records whatever files it finds in its folders. Therefore every sidecar is first compared with
+its files, and every file with a sidecar.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOCK = Path("dvc.lock")
 
 @dataclass(frozen=True)
 class Recorded:
-    """``changed`` are what git has to commit; ``notes`` what the record does not show."""
+    """``changed`` lists the files to commit to git; ``notes`` say what the record lacks."""
 
     study: str
     stages: int
@@ -45,14 +45,14 @@ class Recorded:
 def record(path: Path, dirty: bool = False) -> Recorded:
     """Verify everything under results, make the study's report again, commit both to DVC, audit.
 
-    With ``dirty``, code or settings that git does not have are no error: they are listed with
-    their SHA-256 in ``reports/<study>/uncommitted.json``. Recorded again, nothing changes.
+    With ``dirty``, uncommitted code or settings are no error; they are listed with their SHA-256 in
+    ``reports/<study>/uncommitted.json``. Recording the same results again changes nothing.
 
     Raises
     ------
-    UserError : uncommitted changes; unfinished runs; every artefact, sidecar or stray file that is
-        not what it should be; results that dvc.lock has, studies name and are not here; a study
-        that dvc.yaml does not name. dvc.lock is then as it was.
+    UserError : uncommitted changes; unfinished runs; every invalid artefact or sidecar and every
+        stray file; missing results that dvc.lock records and studies name; a study that dvc.yaml
+        does not name. dvc.lock is then as it was.
     """
     from fitspace.report import build
 
@@ -100,13 +100,13 @@ def _finished(plan: Plan) -> None:
 
 
 def verify() -> dict[Path, dict[str, Any]]:
-    """Sidecar -> its content, of every keyed folder under results, all files rehashed.
+    """Sidecar -> its content, for every keyed folder under results, with all files rehashed.
 
     Raises
     ------
-    UserError : every folder without a sidecar or with that of another key, every file that is
+    UserError : every folder without a sidecar or with one of another key, every file that is
         missing, changed or named by no sidecar, and every stage that was made from other files
-        than stand here.
+        than those present.
     """
     found, problems = {}, []
     entries = [(stage, p) for room, stage in ROOMS.items() for p in _entries(RESULTS / room)]
@@ -126,7 +126,7 @@ def _entries(room: Path) -> list[Path]:
 
 
 def _whole(stage: str, folder: Path) -> dict[str, Any]:
-    """The sidecar of a keyed folder that holds what it names, and nothing else."""
+    """The sidecar of a keyed folder, after checking that it names exactly the folder's files."""
     keyed = KEYED.fullmatch(folder.name)
     if keyed is None or folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{folder}: no stage made it; move it out of {folder.parent}")
@@ -145,7 +145,7 @@ def _whole(stage: str, folder: Path) -> dict[str, Any]:
 
 
 def _other_inputs(found: dict[Path, dict[str, Any]]) -> Iterator[str]:
-    """Where a stage was made from other files than those that its upstream stages have here."""
+    """The stages that were made from other files than those present upstream."""
     here = {path.as_posix(): sha256(path) for path in found}
     for path, sidecar in found.items():
         here |= {
@@ -171,7 +171,7 @@ def _status(*pathspecs: str) -> list[str]:
 
 
 def _uncommitted() -> list[str]:
-    """What is not in git, but for what a record is made of."""
+    """What is not in git, except the files that a record itself changes."""
     git("rev-parse", "HEAD")
     return _status(":/", f":(top,exclude){REPORTS}", f":(top,exclude){LOCK}")
 
@@ -191,7 +191,7 @@ def _changed(folder: Path) -> list[str]:
 
 @contextmanager
 def _dvc():
-    """The project's DVC repository; its errors are the user's to read."""
+    """The project's DVC repository; its errors become user errors."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -220,9 +220,9 @@ def _table(folder: Path) -> Path:
 
 
 def _nothing_is_lost(repo) -> None:
-    """That everything which dvc.lock has and a study still names is here.
+    """Check that everything that dvc.lock records and a study still names is present.
 
-    Raises UserError with what is not: a clone that pulled less would drop it from the record.
+    Raises UserError with what is missing: a clone that pulled less would drop it from the record.
     """
     gone, problems = [], []
     for room in ROOMS:
@@ -250,7 +250,7 @@ def _nothing_is_lost(repo) -> None:
 
 
 def _commit(repo, stage: str) -> None:
-    """``dvc commit --force --with-deps``: dvc.lock is written once, or stays as it was."""
+    """``dvc commit --force --with-deps``; dvc.lock is written once or not at all."""
     before = LOCK.read_bytes() if LOCK.exists() else None
     for room in ROOMS:  # DVC wants every folder that it is told to keep.
         (RESULTS / room).mkdir(parents=True, exist_ok=True)
@@ -265,7 +265,7 @@ def _commit(repo, stage: str) -> None:
 
 
 def _unfinished(outs: set[str]) -> list[str]:
-    """Of the other studies that dvc.yaml names, those of which not all is here."""
+    """The other studies named in dvc.yaml that are incomplete on this machine."""
     notes = []
     for path in study_files():
         try:
@@ -285,7 +285,7 @@ def _unfinished(outs: set[str]) -> list[str]:
 
 
 def describe(recorded: Recorded) -> str:
-    """What was recorded, and what to do next."""
+    """Text that says what was recorded and what to do next."""
     lines = [
         f"{recorded.study}: {recorded.stages} stages ({recorded.size / 2**20:.1f} MiB) verified "
         "and in dvc.lock"

@@ -1,4 +1,4 @@
-"""The regenerate tier: the report made again from its inputs, byte for byte."""
+"""The regenerate tier: make the report again from its inputs and compare it byte for byte."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NUMBER = re.compile(
 def check(plan: Plan, folder: Path) -> list[Finding]:
     """Files of a report that differ from those made again from its inputs.
 
-    The design is made again from the study, and the gallery from the samples, where they are here.
+    The design is made again from the study, and the gallery from the samples if these are present.
     """
     from fitspace.report import build
 
@@ -52,7 +52,7 @@ def check(plan: Plan, folder: Path) -> list[Finding]:
 
 
 def _gallery(plan: Plan, again: Path) -> None:
-    """Draw the gallery again. Samples that are not here are findings of the hash tier."""
+    """Draw the gallery again. Missing samples are findings of the hash tier."""
     by_name = {run.name: run for run in plan.runs}
     with (again / "runs.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -27,13 +27,13 @@ _MARKS = {
 
 
 def text(audit: Audit) -> str:
-    """What `fitspace audit` prints."""
+    """The output of `fitspace audit`."""
     found = [*_findings(audit.findings), *_distances(audit.distances)]
     return "\n".join([*tree(audit.chain), "", *found, verdict(audit)])
 
 
 def tree(node: Node, before: str = "", after: str = "") -> Iterator[str]:
-    """A node and all below it; of many runs one stands for the verified ones."""
+    """A node and everything below it; one run represents the verified ones."""
     mark = f"  [{_MARKS[node.state]}]" if node.state else ""
     yield f"{before}{node.title}{mark}"
     lines = [f"{k}: {v}" for k, v in _shown(node)]
@@ -54,7 +54,7 @@ def _width() -> int:
 
 
 def _some(children: list[Node]) -> Iterator[Node]:
-    """All children that are no runs; of runs those not verified, and the first that is."""
+    """All children except verified runs, of which only the first is included."""
     skipped, shown = 0, 0
     for child in children:
         is_run = bool(child.children) and "~s" in child.title and not child.facts
@@ -98,7 +98,7 @@ def _compact(content: dict) -> str:
 
 
 def _short(value: object) -> str:
-    """Digests by their first characters."""
+    """Abbreviate digests to their first characters."""
     text = str(value)
     return f"{text[:SHORT]}.." if re.fullmatch(r"[0-9a-f]{32,}", text) else text
 
@@ -125,7 +125,7 @@ def _findings(findings: list[Finding]) -> Iterator[str]:
 
 
 def _distances(distances: list[Distance]) -> Iterator[str]:
-    """Every run that was made anew, the one that is the nearest to its limit first."""
+    """Every run that was made anew, the one nearest to its limit first."""
     if not distances:
         return
     yield "Runs made anew, by the metric that is the nearest to its limit:"
