@@ -392,7 +392,7 @@ CHANGES = {"clean": lambda images: images, "noised": _noised, "shifted": _shifte
 
 
 def draw_mistakes(learner: Learner, drawings: Drawings, path: Path) -> None:
-    """A sheet of drawings mistaken for another figure, beside that figure; returns their number.
+    """Draw a sheet of drawings mistaken for another figure, beside that figure; prints accuracy.
 
     Tests every fifteenth drawing, in the source style and in one other, in turn.
     """
