@@ -102,7 +102,7 @@ def audit(
     records = _behind(lineage, where)
     planned = {run.name for run in plan.runs}
     names = (Path(r.folder).name for r in records if r.stage == "evaluate")
-    # Runs that the study no longer has become findings when their rows are checked.
+    # Runs that the study no longer has are findings of their rows.
     behind = [name for name in names if name in planned]
     chosen = _chosen(tier, behind, runs, draw, seed)
     lock = Lock()

@@ -85,7 +85,7 @@ def named_in_history() -> frozenset[str]:
             "git: a shallow clone does not know what its earlier commits name; "
             "run `git fetch --unshallow`"
         )
-    # Ask for the whole folder: with a pattern, git lists commits without their files.
+    # By the whole folder: with a pattern, git lists commits and leaves out their files.
     listed = git("rev-list", "--all", "--full-history", "--objects", "--", f":(top){REPORTS}")
     objects = (line.partition(" ") for line in listed.splitlines())
     blobs = {name for name, _, path in objects if path.endswith(f"/{lineage.NAME}")}

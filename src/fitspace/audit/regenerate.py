@@ -27,7 +27,7 @@ _NUMBER = re.compile(
 def check(plan: Plan, folder: Path) -> list[Finding]:
     """Files of a report that differ from those made again from its inputs.
 
-    The design is made again from the study, and the gallery from the samples if these are present.
+    The design is made again from the study, and the gallery from the samples, where they are here.
     """
     from fitspace.report import build
 

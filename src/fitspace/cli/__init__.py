@@ -1,7 +1,7 @@
 """The command line: one file per group of commands, each parser beside its handler.
 
-Bad input ends with exit code 2 and one line per problem. A command imports the heavy libraries
-that it needs.
+Bad input exits with code 2 and one line a problem. Heavy libraries are imported by the
+command that needs them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GROUPS = (studies, methods, models, stages, statistics, reports, records, comple
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for bad input, or the command's own."""
+    """Run one command; returns the exit code: 0, 2 for bad input, or what the command says."""
     argv = sys.argv[1:] if argv is None else list(argv)
     top, commands = parser()
     if argv and not argv[0].startswith("-") and argv[0] not in commands.names:

@@ -31,7 +31,7 @@ def _report(arguments: argparse.Namespace) -> None:
     study, models = checked(arguments.study)
     folder = REPORTS / study.name
     if arguments.partial and not arguments.cached:
-        raise UserError("--partial: needs --cached, which collects the finished runs")
+        raise UserError("--partial: goes with --cached: it says what to do about missing runs")
     if arguments.cached:
         from fitspace.results.table import collect_into, unfinished
 

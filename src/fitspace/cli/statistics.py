@@ -22,14 +22,10 @@ def add(commands: Commands) -> None:
     anova.add_argument("--random", metavar="TASK", help="column of a random factor: error strata")
     anova.add_argument("--type", type=int, choices=(1, 2, 3), default=2)
     anova.add_argument("--robust", choices=("hc0", "hc1", "hc2", "hc3", "hc4", "welch"))
-    anova.add_argument("--permutations", type=int, metavar="N", help="also p by N permutations")
-    anova.add_argument("--seed", type=int, default=0, help="seed of the permutations")
-    anova.add_argument(
-        "--transform", choices=("log", "logit", "box-cox"), help="scale of the response"
-    )
-    anova.add_argument(
-        "--exact-decimals", action="store_true", help="use the decimals exactly as written"
-    )
+    anova.add_argument("--permutations", type=int, metavar="N", help="also p by permutation")
+    anova.add_argument("--seed", type=int, default=0, help="of the permutations")
+    anova.add_argument("--transform", choices=("log", "logit", "box-cox"), help="of the response")
+    anova.add_argument("--exact-decimals", action="store_true", help="read the text exactly")
     anova.add_argument("--json", action="store_true", help="as JSON")
 
 

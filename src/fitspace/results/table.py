@@ -283,8 +283,8 @@ def unfinished(plan: Plan) -> list[str]:
 def collect_into(plan: Plan, folder: Path, partial: bool = False) -> None:
     """Write all inputs of a report into its folder.
 
-    These are runs.csv, against_n.csv, design.json, provenance.json and the gallery. With
-    ``partial`` unfinished runs are rows with status missing; otherwise they are an error.
+    runs.csv, against_n.csv, design.json, provenance.json and the gallery. With ``partial`` runs
+    that have not finished are rows with status missing; else they are an error.
     """
     rows = collect(plan, partial)
     curves = against_n(plan)

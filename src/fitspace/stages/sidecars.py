@@ -206,7 +206,7 @@ def verified(stage: Stage) -> dict[str, Any]:
 
 
 def snapshot() -> None:
-    """Record the state of the code at the start, when it is the code that runs."""
+    """Remember the state of the code now, at the start, when it is what runs."""
     source_digest()
     _git()
 
@@ -247,7 +247,7 @@ def _git() -> dict[str, Any] | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # Reports and records are made from results; a new one makes no later run's code dirty.
+        # Reports and records are made of results: a new one makes no later run's code dirty.
         made = (":(top,exclude)reports", ":(top,exclude)dvc.lock")
         changed = run("status", "--porcelain", "--", ":/", *made)
         return {"commit": run("rev-parse", "HEAD"), "dirty": bool(changed)}
