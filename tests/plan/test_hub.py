@@ -446,7 +446,7 @@ def test_fetch_brings_everything_and_then_the_plan_has_keys(remote, study, dit, 
     capsys.readouterr()
     assert main(["fetch", study]) == 2
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 3 and all("the hub gave no copy" in line for line in said)
+    assert len(said) == 3 and all("downloaded from the hub" in line for line in said)
     remote |= {
         "org/dit": contents(dit),
         "org/judge": contents(JUDGE),

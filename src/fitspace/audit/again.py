@@ -163,7 +163,7 @@ def differences(
         was, now, limit = recorded.get(name), computed.get(name), limits.get(name, 0.0)
         if was == now or (_number(was) and _number(now) and abs(was - now) <= limit):
             continue
-        allowed = f"a difference of {limit:.3g}{how}" if limit else "the very same number"
+        allowed = f"a difference of {limit:.3g}{how}" if limit else "the same number"
         message = f"{name}: recorded {was!r}, computed again {now!r}; allowed: {allowed}"
         findings.append(Finding("changed", run, message))
     return findings
@@ -373,7 +373,7 @@ def _make(folder: Path, study: Path, targets: Sequence[Path]) -> None:
         _end(process)
         raise
     if code:
-        raise UserError(f"{study}: a run could not be made again; what failed is said above")
+        raise UserError(f"{study}: a run could not be made again; see the errors above")
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -82,7 +82,7 @@ def _environments(lineage: Lineage, records: list[Record], states: _States) -> l
     for name in dict.fromkeys(r.environment for r in records):
         count = sum(r.environment == name for r in records)
         if name is None:
-            title = f"{count} stages whose sidecars were not here when the table was collected"
+            title = f"{count} stages whose sidecars were missing when the table was collected"
             nodes.append(Node(title, state="absent"))
             continue
         made = lineage.environments[name]

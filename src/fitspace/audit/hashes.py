@@ -121,7 +121,7 @@ def _differing(path: Path, record: Record, lineage: Lineage) -> Iterator[str]:
         sidecar = load_sidecar(path)
         outputs = {Path(o["path"]).name: o["sha256"] for o in sidecar["outputs"]}
     except UserError:
-        yield "is no sidecar any more"
+        yield "is no longer a sidecar"
         return
     if sidecar.get("key") != record.key:
         yield f"is the sidecar of {sidecar.get('stage')} {sidecar.get('key')}, not {record.key}"

@@ -62,7 +62,7 @@ def named_here() -> Named:
         found = lineage.read(path.parent).records.values()
         # An edited file may name less than before.
         problems += [
-            f"{path}: {record.folder} is not of its own material; what it names is not known"
+            f"{path}: {record.folder} does not match its material, so what it names is unknown"
             for record in found
             if not record.is_of_its_material
         ]

@@ -135,7 +135,7 @@ def _whole(stage: str, folder: Path) -> dict[str, Any]:
     material, key = sidecar.get("material"), sidecar.get("key")
     if key != keyed[1] or sidecar.get("stage") != stage or digest(material)[:KEY_LENGTH] != key:
         raise UserError(
-            f"{path}: is of {sidecar.get('stage')} {key!r}, and not made of its own material; "
+            f"{path}: is of {sidecar.get('stage')} {key!r}, or does not match its material; "
             f"needed: {stage} {keyed[1]!r}; delete {folder} to redo it"
         )
     named = {path.name, *(Path(item["path"]).name for item in sidecar["outputs"])}
@@ -210,7 +210,7 @@ def _stage_of(repo, folder: Path) -> str:
     if (name := outs.get(str(_table(folder)))) is not None:
         return name
     raise UserError(
-        f"dvc.yaml: names no {folder}; add the study wherever another one stands "
+        f"dvc.yaml: does not name {folder}; add the study wherever another study is named "
         "(docs/provenance.md)"
     )
 
@@ -232,7 +232,7 @@ def _nothing_is_lost(repo) -> None:
         listing = out.get_dir_cache()
         if listing is None:
             problems.append(
-                f"{RESULTS / room}: dvc.lock records it, and what it held is not known here; "
+                f"{RESULTS / room}: dvc.lock records it, but its content is unknown here; run "
                 "`dvc pull` first, or delete dvc.lock to start a record of your own"
             )
             continue
@@ -241,7 +241,7 @@ def _nothing_is_lost(repo) -> None:
     if gone:
         named = named_here()
         problems += [
-            f"{path}: dvc.lock records it, a study names it, and it is not here; `dvc pull` first"
+            f"{path}: dvc.lock records it, a study names it, and it is missing; `dvc pull` first"
             for path in sorted(gone)
             if path in named
         ]
@@ -277,7 +277,7 @@ def _unfinished(outs: set[str]) -> list[str]:
             continue
         if missing := sum(not stage.sidecar.exists() for stage in stages):
             notes.append(
-                f"{path}: {missing} of its {len(stages)} stages are not here, and dvc.lock takes "
+                f"{path}: {missing} of its {len(stages)} stages are missing, and dvc.lock treats "
                 f"its settings as done: `snakemake --config study={path}` makes them, `dvc repro` "
                 "does not"
             )

@@ -128,12 +128,12 @@ def _distances(distances: list[Distance]) -> Iterator[str]:
     """Every run that was made anew, the one nearest to its limit first."""
     if not distances:
         return
-    yield "Runs made anew, by the metric that is the nearest to its limit:"
+    yield "Runs made anew, each with the metric nearest to its limit:"
     order = sorted(distances, key=lambda d: -d.apart / d.limit if d.limit else 0.0)
     for distance in order[:_DISTANCES_SHOWN]:
         yield f"  {distance.run}: {_apart(distance)}"
     if len(order) > _DISTANCES_SHOWN:
-        yield f"  and {len(order) - _DISTANCES_SHOWN} that are nearer; --json has all"
+        yield f"  and {len(order) - _DISTANCES_SHOWN} further from their limits; --json has all"
 
 
 def _apart(distance: Distance) -> str:
@@ -155,13 +155,13 @@ def verdict(audit: Audit) -> str:
         return f"CHANGED: {changed} contradiction{'s' * (changed != 1)} ({counts})"
     if audit.verdict == "absent":
         return (
-            f"Nothing that is here contradicts its record, but not all of it is here ({counts}); "
-            "`dvc pull` gets results that were recorded"
+            f"Absent: no contradiction, but some files are missing ({counts}); "
+            "`dvc pull` brings recorded results"
         )
     if audit.verdict == "anew":
         study = audit.target.path
         return (
-            f"Made anew: nothing contradicts the record, but it is of another making ({counts}). "
-            f"To record this one: `rm -f dvc.lock && fitspace record {study}`"
+            f"Made anew: no contradiction, but the study was made again ({counts}). "
+            f"To record these results: `rm -f dvc.lock && fitspace record {study}`"
         )
     return f"Verified: everything is as it was recorded ({counts})"

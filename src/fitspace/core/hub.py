@@ -55,7 +55,7 @@ def fetch(
         return _snapshot(ref, allow, ignore, kind, local_files_only=False)
     except (HTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{ref!r}: the hub gave no copy of this {kind} ({reason})") from None
+        raise UserError(f"{ref!r}: no {kind} downloaded from the hub ({reason})") from None
 
 
 def _snapshot(

@@ -23,8 +23,8 @@ def fewer_at_once(number: int, what: str, never: str | None = None) -> int:
     if number == 1 or never:
         why = never or "there is nothing to halve"
         raise UserError(
-            f"{full}, and {why}; allowed: a GPU with more memory, a smaller model, or where the "
-            "study trains a smaller train.batch_size"
+            f"{full}, and {why}; allowed: a GPU with more memory, a smaller model or, in training, "
+            "a smaller train.batch_size"
         )
     print(f"fitspace: {full}; going on with {number // 2}", file=sys.stderr)
     return number // 2

@@ -84,8 +84,8 @@ class Attachment:
         """
         if self.fold is None:
             raise UserError(
-                f"{self.method}: cannot be merged; it computes beside the base's layers what no "
-                "weight of the base can hold"
+                f"{self.method}: cannot be merged, because it is not a linear change of the base's "
+                "weights"
             )
         self.fold()
         self._release()

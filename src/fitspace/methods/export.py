@@ -39,8 +39,8 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
         raise UserError(f"{path}: no other library reads the method {method!r}; {LOADER}")
     if foreign := [name for name in tensors if ADAPTER not in name.split(".")]:
         raise UserError(
-            f"{path}: {foreign[0]} was trained beside the method, and the file formats hold the "
-            f"method alone; allowed: class_embedding: false in the study. {LOADER}"
+            f"{path}: {foreign[0]} was trained together with the method, but the file formats hold "
+            f"only the method; allowed: class_embedding: false in the study. {LOADER}"
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} holds something already; allowed: a new or empty folder")

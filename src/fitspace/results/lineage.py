@@ -274,7 +274,7 @@ def of_content(content: Any, path: Path) -> Lineage:
     try:
         checked(content, _Lineage, path, "a study's provenance")
     except UserError as error:
-        raise UserError(f"{p}; deleted, it is collected anew" for p in error.problems) from None
+        raise UserError(f"{p}; delete it to collect it again" for p in error.problems) from None
     rows = [Record(**row) for row in content["stages"]]
     return Lineage(
         study=content["study"],

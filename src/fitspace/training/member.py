@@ -159,7 +159,7 @@ class Member:
             facts = parse_json(text, path)
             ours = facts["identity"] == self.identity
             if ours and {n: tuple(t.shape) for n, t in tensors.items()} != self._shapes():
-                raise ValueError("its tensors are others")
+                raise ValueError("its tensors differ")
             losses, seconds = [float(x) for x in facts["losses"]], float(facts["seconds"])
             folded = int(facts.get("folded", 1))
         except (UserError, ValueError, KeyError, TypeError) as error:
