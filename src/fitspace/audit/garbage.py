@@ -18,6 +18,8 @@ RESUME = RESULTS / ".resume"
 
 @dataclass(frozen=True)
 class Garbage:
+    """A keyed folder that nothing names, and its size [bytes]."""
+
     folder: Path
     size: int
 
@@ -55,6 +57,7 @@ def remove(found: Iterable[Garbage]) -> None:
 
 
 def describe(found: list[Garbage], removed: bool) -> str:
+    """Text that lists the folders with their sizes [MiB]."""
     lines = [f"{item.size / 2**20:10.1f} MiB  {printable(str(item.folder))}" for item in found]
     total = f"{sum(item.size for item in found) / 2**20:.1f} MiB"
     if not found:

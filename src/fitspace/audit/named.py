@@ -35,6 +35,7 @@ class Named:
 
 
 def study_files() -> list[Path]:
+    """The study files of this project, sorted."""
     return sorted(p for p in Path("params").rglob("*") if p.suffix in (".yaml", ".yml"))
 
 

@@ -28,7 +28,7 @@ def is_id(text: str) -> bool:
 def cached(
     ref: str, allow: Sequence[str], *, ignore: Sequence[str] = (), kind: str = "model"
 ) -> Path | None:
-    """The folder of a repository's copy in the local cache; None where there is none.
+    """The folder of a repository's copy in the local cache; None if there is none.
 
     ``allow`` and ``ignore`` are patterns of the wanted files, ``kind`` is ``model`` or
     ``dataset``. The folder's name is the commit. A copy that is known to lack a file counts as

@@ -159,6 +159,7 @@ def _is_number(text: str) -> bool:
 
 
 def short(value: Any) -> str:
+    """A value for a message: its repr, of limited length."""
     try:
         return _brief.repr(value)
     except ValueError:  # an integer of thousands of digits has no decimal text

@@ -125,17 +125,20 @@ class Factors:
         self.module, self.layer = module, layer
 
     def attach(self) -> dict[str, nn.Parameter]:
+        """Put the factors, all 1, on the module; returns them by name, shape (d,)."""
         device = self.layer.weight.device
         self.module.gamma = nn.Parameter(torch.ones(self.layer.out_features, device=device))
         self.handle = self.module.register_forward_hook(_scale)
         return {"gamma": self.module.gamma}
 
     def detach(self) -> None:
+        """Remove the factors and their hook."""
         self.handle.remove()
         del self.module.gamma
 
     @torch.no_grad()
     def fold(self) -> None:
+        """Multiply the factors into the linear layer."""
         gamma = self.module.gamma
         self.layer.weight.mul_(gamma[:, None])
         if self.layer.bias is not None:
@@ -149,6 +152,7 @@ class Affine:
         self.norm, self.modulation, self.shift, self.scale = norm, modulation, shift, scale
 
     def attach(self) -> dict[str, nn.Parameter]:
+        """Put γ = 1 and β = 0 on the norm; returns them by name, shape (d,)."""
         shape, device = self.norm.normalized_shape, self.modulation.weight.device
         self.norm.gamma = nn.Parameter(torch.ones(shape, device=device))
         self.norm.beta = nn.Parameter(torch.zeros(shape, device=device))
@@ -156,11 +160,13 @@ class Affine:
         return {"gamma": self.norm.gamma, "beta": self.norm.beta}
 
     def detach(self) -> None:
+        """Remove γ, β and their hook."""
         self.handle.remove()
         del self.norm.gamma, self.norm.beta
 
     @torch.no_grad()
     def fold(self) -> None:
+        """Fold γ and β into the modulation's shift and scale, see the module's docstring."""
         gamma, beta = self.norm.gamma, self.norm.beta
         weights = self.modulation.weight.chunk(6)
         biases = self.modulation.bias.chunk(6)

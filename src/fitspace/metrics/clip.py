@@ -29,6 +29,7 @@ class Judge:
 
     @property
     def tokenizer(self):
+        """open_clip's tokenizer of the judge: captions -> int64 (n, context)."""
         import open_clip
 
         return open_clip.get_tokenizer(self.name)

@@ -248,6 +248,7 @@ def _same_widths(reference: dict[str, Tensor], computed: dict[str, Tensor]) -> N
 
 
 def finite(owner: str, features: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The features, if all are finite; else raises UserError, which names ``owner``."""
     bad = {name: int((~f.isfinite()).any(1).sum()) for name, f in features.items()}
     problems = [
         f"{owner}: {count} of {len(features[name])} rows of {name!r} are not finite"

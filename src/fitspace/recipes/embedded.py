@@ -189,6 +189,7 @@ def _save_denoiser(model: torch.nn.Module, pipeline: Path) -> Path:
 
 
 def source_stage(out: Path, work: Path) -> Stage:
+    """The prepared source task of a base as a stage, with its key, in the folder ``work``."""
     material = {
         "vae": sha256(out / "vae" / "diffusion_pytorch_model.safetensors"),
         "source": identity(SOURCE, by_class=out.name == "emoji-dit"),

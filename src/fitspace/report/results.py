@@ -49,9 +49,11 @@ class Results:
         return self.analysis.test
 
     def scale(self, response: str) -> str:
+        """The scale on which a response was analysed; ``identity`` if as measured."""
         return self.analysis.fitted[response].label
 
     def label(self, row: pd.Series) -> str:
+        """The name of a row's cell."""
         return words.cell_name(self.factors, (row[f] for f in self.factors))
 
     def best_cells(self, response: str) -> pd.DataFrame:

@@ -16,6 +16,7 @@ METHODS = {"none": "Untouched base", "full": "Full fine-tuning"}
 
 
 def metric(name: str) -> Metric:
+    """The metric of this name; an unknown one has its name as label, and higher is better."""
     return METRICS.get(name) or Metric(name, False, "")
 
 
@@ -43,26 +44,31 @@ def aligned(values: Iterable[float], digits: int = 4) -> int:
 
 
 def fixed(value: float, decimals: int) -> str:
+    """A number with this many decimals, thousands separated."""
     if not math.isfinite(value):
         return number(value)
     return f"{value:,.{decimals}f}".replace("-", "−")
 
 
 def p_value(value: float) -> str:
+    """A p value with three decimals; ``<0.001`` below that."""
     if math.isnan(value):
         return NONE
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def count(value: float) -> str:
+    """A whole number, thousands separated."""
     return NONE if math.isnan(value) else f"{int(value):,}"
 
 
 def plural(n: int, noun: str) -> str:
+    """A number with its noun: ``1 run``, ``2 runs``."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def listed(items: Iterable[str], last: str = "and") -> str:
+    """Items as an enumeration: ``a, b and c``."""
     items = list(items)
     return f" {last} ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 

@@ -51,6 +51,7 @@ def collect(plan: Plan, partial: bool = False) -> list[dict[str, Any]]:
 
 
 def identity(plan: Plan, run: Run, status: str) -> dict[str, Any]:
+    """The columns of a run's row that identify it: point, task, seed, status and factor levels."""
     return {
         "run": run.name,
         "point": run.point.name,

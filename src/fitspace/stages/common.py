@@ -83,6 +83,7 @@ def fit_task(model, run: Run, task) -> None:
 
 
 def check_prompts(study: Study, run: Run, prompts: list[int]) -> None:
+    """Raises UserError if a study samples more captions than the task has held-out prompts."""
     if study.sample.prompts > len(prompts):
         allowed = f"4 to {len(prompts)}" if len(prompts) >= 4 else "a task with 4 or more"
         raise UserError(
@@ -99,12 +100,15 @@ def rehashed(stage: Stage) -> tuple[list[Path], dict[str, Any]]:
 
 
 def say_diverged(run: Run, why: str) -> None:
+    """Print that a run diverged, and why."""
     print(f"fitspace: {run.name} diverged: {why}", file=sys.stderr)
 
 
 def count(parameters) -> int:
+    """Number of values in some tensors."""
     return sum(p.numel() for p in parameters)
 
 
 def seconds_since(clock: float) -> float:
+    """Seconds since a reading of ``time.monotonic()``, to the millisecond."""
     return round(time.monotonic() - clock, 3)

@@ -198,6 +198,10 @@ def prepare_subject(task: Task, base: str, stage: Stage, prior: Stage | None) ->
 
 
 def class_examples(prior: Stage | None, caption: str, size: int) -> list[Example]:
+    """The class images of a finished prior stage as examples; empty without one.
+
+    Raises UserError for changed images, or images of another number or ``size`` [px].
+    """
     if prior is None:
         return []
     verified(prior)

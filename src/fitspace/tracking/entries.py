@@ -50,6 +50,12 @@ class Entry:
 
 
 def entries_of(plan: Plan) -> list[Entry]:
+    """The entries of a plan's finished runs, in the plan's order.
+
+    Raises
+    ------
+    UserError : every file that was changed since it was written.
+    """
     finished = replace(plan, runs=[r for r in plan.runs if r.evaluate.sidecar.exists()])
     rows = table.collect(finished)
     curves: dict[str, list] = {}

@@ -13,6 +13,7 @@ KIND = "mlflow.experimentKind"  # else the pages take the study for one of langu
 
 
 def tracking_uri() -> str:
+    """The address of MLFLOW_TRACKING_URI, else of the project's own database."""
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
@@ -45,6 +46,7 @@ def without_password(text: str) -> str:
 
 
 def database_of(uri: str) -> Path | None:
+    """The file of a sqlite address; None for any other address."""
     found = re.match(r"sqlite:///([^?]+)", uri)
     return Path(found[1]) if found else None
 

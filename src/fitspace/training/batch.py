@@ -37,6 +37,7 @@ class Batch:
         return self._each(lambda value: value[rows])
 
     def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
         return self._each(lambda value: value.to(device))
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:

@@ -106,6 +106,7 @@ class Member:
             average.lerp_(self.trainable[name].detach(), 1 - self.decay)
 
     def result(self, examples_at_once: int) -> Fit:
+        """The result of the training so far; parameters that are not finite count as divergence."""
         final = self.ema or {n: p.detach() for n, p in self.trainable.items()}
         diverged = self.diverged
         if diverged is None and not all(bool(v.isfinite().all()) for v in final.values()):
