@@ -6,8 +6,8 @@ __version__ = "0.1.0"
 def load_adapter(pipeline, path):
     """Attach an adapter trained by fitspace to a diffusers pipeline.
 
-    Returns the attachment; its ``remove()`` gives the pipeline back its base. Raises
-    :class:`fitspace.core.errors.UserError` when the file is none, or of another model.
+    Returns the attachment; its ``remove()`` restores the pipeline's base. Raises
+    :class:`fitspace.core.errors.UserError` if the file is no adapter or fits another model.
     """
     from fitspace.methods import load_adapter as load
 

@@ -152,7 +152,7 @@ def other_key(project):
 def other_material(project):
     path = one(project, "evaluate/*/evaluate.json")
     edit(path, material=json.loads(path.read_text())["material"] | {"samples": "0123456789ab"})
-    return [f"{path.parent.name}/evaluate.json: is of evaluate", "not made of its own material"]
+    return [f"{path.parent.name}/evaluate.json: is of evaluate", "does not match its material"]
 
 
 def made_from_another(project):
@@ -183,7 +183,7 @@ def uncommitted(project):
 def not_in_dvc_yaml(project):
     project.study(name="three")
     project.commit("another name")
-    return ["dvc.yaml: names no reports/three"]
+    return ["dvc.yaml: does not name reports/three"]
 
 
 def no_longer_a_study(project):
@@ -207,7 +207,7 @@ def unknown(project):
     shutil.rmtree(project / ".dvc/cache")
     project.git("rm", "--quiet", ".dvc/config")
     project.commit("no remote")
-    return ["results/train: dvc.lock records it, and what it held is not known", "delete dvc.lock"]
+    return ["results/train: dvc.lock records it, but its content is unknown", "delete dvc.lock"]
 
 
 REFUSED = (
@@ -277,7 +277,7 @@ def test_another_study_that_is_not_finished_is_noted(project):
     (project / "dvc.yaml").write_text(yaml.safe_dump(kept_by, sort_keys=False))
     project.commit("another study")
     done = project.fitspace("record", STUDY)
-    assert "params/more.yaml: 8 of its 18 stages are not here" in done.stderr
+    assert "params/more.yaml: 8 of its 18 stages are missing" in done.stderr
     assert project.git("status", "--porcelain") == ""
 
 

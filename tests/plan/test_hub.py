@@ -448,7 +448,7 @@ def test_fetch_brings_everything_and_then_the_plan_has_keys(remote, study, dit, 
     capsys.readouterr()
     assert main(["fetch", study]) == 2
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 3 and all("the hub gave no copy" in line for line in said)
+    assert len(said) == 3 and all("downloaded from the hub" in line for line in said)
     remote |= {
         "org/dit": contents(dit),
         "org/judge": contents(JUDGE),
@@ -456,7 +456,7 @@ def test_fetch_brings_everything_and_then_the_plan_has_keys(remote, study, dit, 
     }
     assert main(["fetch", study]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[1] == "these lines hold it to just that:"
+    assert said[1] == "these lines pin the study to it:"
     pinned = yaml.safe_load("\n".join(said[2:]))
     plan = build_plan(Study.model_validate(content))
     assert pinned == {
@@ -470,11 +470,11 @@ def test_fetch_brings_everything_and_then_the_plan_has_keys(remote, study, dit, 
     plan = json.loads(capsys.readouterr().out)
     assert plan["absent"] == [] and plan["to_run"]["prepare"] == 1
     assert all(run.count("~") == 3 for run in plan["runs"])
-    # Pinned, the study says so, has the same keys, and is held to it.
+    # A pinned study says so, has the same keys, and refuses anything else.
     content["tasks"][0]["dataset"] = pinned.pop("dataset")
     Path(study).write_text(yaml.safe_dump(content | pinned))
     assert main(["fetch", study]) == 0
-    assert "and it is what the study is held to" in capsys.readouterr().out
+    assert "the study file already pins it" in capsys.readouterr().out
     assert main(["plan", study, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["runs"] == plan["runs"]
     Path(study).write_text(yaml.safe_dump(content | pinned | {"judge_sha256": "0" * 64}))

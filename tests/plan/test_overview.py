@@ -110,12 +110,12 @@ def test_the_adapter_study_as_text(capsys):
     said = text(capsys, "params/emoji.yaml", "--sigma", "0.01")
     for line in (
         "study emoji: 18 points × 1 tasks × 2 seeds = 36 runs",
-        "left out, 12 illegal cells:",
+        "12 illegal cells left out:",
         "input:output   6  18  the rest aliased with input, output",
-        "input and output go together: Cramér's V 0.41",
-        "power with 32 runs by delta/sigma, of clip_i as measured:",
+        "input and output are associated: Cramér's V 0.41",
+        "power with 32 runs by delta/sigma, for clip_i as measured:",
         "sigma 0.01, from --sigma",
-        "so the smallest delta found with 80% power: input 0.0426, output 0.02809",
+        "smallest delta detected with 80% power: input 0.0426, output 0.02809",
     ):
         assert line in said
     assert max(len(line) for line in said.splitlines() if not line.startswith("  adapter (")) <= 100
@@ -134,7 +134,7 @@ def test_the_study_of_methods(capsys):
     assert row["study_runs"] == row["seeds"] * 15 * 7
     assert row["power_at_high"] < row["power"] and row["seeds_at_high"] >= row["seeds"]
     said = text(capsys, "params/emoji-difffit.yaml", "--delta", "0.1")
-    assert "of fd_effnet on the scale log" in said and "at delta 0.1 and sigma's upper" in said
+    assert "for fd_effnet on the scale log" in said and "at delta 0.1 and sigma's upper" in said
 
 
 def test_bases_that_are_not_here(monkeypatch):
@@ -151,7 +151,7 @@ def test_bases_that_are_not_here(monkeypatch):
     # images of 25 guided steps.
     train, sample = (12 * n * 10**9 for n in (3 * 2 * 60_800, 22 * 3 * 32 * 50))
     assert described["cost"]["total"]["flop"] == {"train": train, "sample": sample}
-    assert f"hours by {train / 1e15:,.0f} PFLOP of training and 1 of sampling, at 100" in said
+    assert f"hours: {train / 1e15:,.0f} PFLOP of training and 1 of sampling at 100" in said
     assert f"{(train + sample) / 1e14 / 3600:.2f}" in said
     assert {p["step_flop"] for p in described["points"]} == {6 * 10**9, None}
     # bf16 base; trainables, gradients, two moments and a bf16 copy; the untouched base in fp32.
@@ -249,7 +249,7 @@ def test_a_preview_says_what_a_fraction_aliases(capsys):
     aliases = {e["effect"]: e["aliased_with"] for e in found["effects"]}
     assert aliases["activation"] == ["scale:init"] and aliases["scale:init"] == ["activation"]
     said = text(capsys, path, "--subset", 4)
-    assert "if scale:init are nil, with which it is aliased" in said
+    assert "aliased with scale:init; estimable if these are zero" in said
 
 
 def test_a_preview_that_is_not_possible_is_refused(capsys):
@@ -379,7 +379,7 @@ def test_memory_is_what_the_method_has_recorded_else_an_estimate(capsys, elsewhe
     assert {p["step_flop"] for p in found["points"]} == {None}
     said = text(capsys, path, "--pilot", "pilot.csv", "--sigma", "1")
     assert "hours and memory: each method's medians in pilot.csv," in said
-    assert "hours of none by 0 PFLOP" in said and "TFLOP a step" not in said
+    assert "hours of none: 0 PFLOP" in said and "TFLOP per step" not in said
 
 
 def test_only_what_is_still_to_run_counts(capsys):

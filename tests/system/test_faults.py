@@ -282,7 +282,7 @@ def test_a_hub_id_without_network_is_one_message(finished, tmp_path, command):
     finally:
         path.unlink()
     refused(done, "someone/some-base")
-    said = "the hub gave no copy" if command == "fetch" else "run: fitspace fetch"
+    said = "downloaded from the hub" if command == "fetch" else "run: fitspace fetch"
     assert said in done.stderr and len(done.stderr.splitlines()) <= 2
 
 

@@ -1,4 +1,4 @@
-# The embedded models, from nothing. Their files are in git: these rules run only where one
+# The embedded models, from nothing. Their files are in git, so these rules run only if a file
 # was deleted, or on `snakemake base --forceall`.
 rule base:
     input:

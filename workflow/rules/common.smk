@@ -14,9 +14,9 @@ wildcard_constraints:
 def made(stage):
     """The output of a stage's rule: its files, and the sidecar last.
 
-    They are update(): Snakemake would delete them before a job that it is told to run again, and
-    after one that fails. A stage that is finished stays, and its command says so; what is not is
-    made anew, file by file, each in one step.
+    They are flagged update(). Otherwise Snakemake would delete them before a job that it is told to
+    repeat, and after a job that fails. A finished stage stays, and its command says so. An unfinished
+    stage is made again, file by file, each in one step.
     """
     names = [*STAGES[stage].outputs, f"{stage}.json"]
     return [update(f"results/{STAGES[stage].room}/{{folder}}/{name}") for name in names]
@@ -24,10 +24,10 @@ def made(stage):
 
 @cache
 def plan():
-    """The study's plan; made when a rule asks, so that `snakemake base` needs no base.
+    """The study's plan; made when a rule asks for it, so that `snakemake base` needs no base.
 
-    Before that, the jobs that an earlier driver left at work have to end. Where that driver
-    still lives Snakemake's lock is there, and Snakemake refuses by itself.
+    First it waits for jobs that an earlier driver left behind. If that driver still runs,
+    Snakemake's lock exists, and Snakemake itself refuses to start.
     """
     if workflow.is_main_process and workflow.executor_plugin and not workflow.dryrun:
         if not (workflow.execution_settings.lock and any(Path(".snakemake/locks").glob("*"))):
@@ -79,9 +79,9 @@ def own(files):
 
 
 def tracked(wildcards):
-    """Input function: the stamp of an import into MLflow, where a run has yet to be made.
+    """Input function: the stamp of an import into MLflow, if a run has yet to be made.
 
-    Results that are all there, made or pulled, leave nothing to do.
+    If all results exist, made or pulled, there is nothing to import.
     """
     runs = plan().runs
     finished = all(run.evaluate.sidecar.exists() for run in runs)
@@ -91,8 +91,8 @@ def tracked(wildcards):
 def needs(stage):
     """Input function: the sidecars that a stage's run needs from upstream stages.
 
-    Always wrapped in ancient(): a file that exists is right, because its name says what made
-    it and its hashes prove it; how old it is says nothing (DVC keeps no times).
+    Always wrap it in ancient(): an existing file is valid, because its name says what made it and
+    its hashes prove it. Its age means nothing (DVC keeps no times).
     """
 
     def files(wildcards):

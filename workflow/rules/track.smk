@@ -1,5 +1,5 @@
-# MLflow is a view of what is in results/: the driver brings it up to date once, after the last
-# run, as the only writer. Asked for by `all` only where a run is made: see tracked().
+# MLflow is a view of results/. The driver updates it once, after the last run, as the only
+# writer. `all` asks for it only if a run is made, see tracked().
 rule track:
     input:
         own(sidecars("evaluate")),

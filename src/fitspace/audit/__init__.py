@@ -1,8 +1,8 @@
-"""Where a number comes from, and whether all of it is still as it was recorded.
+"""Trace a number to its sources, and verify that they are as recorded.
 
-An audit walks from a report, a table or one value through runs.csv to metrics, samples, adapters,
-prepared tasks, models, code and packages, and holds what is here against what git and DVC
-recorded. It writes nothing.
+An audit goes from a report, a table or one value through runs.csv to metrics, samples, adapters,
+prepared tasks, models, code and packages. It compares what is on this machine with what git and
+DVC recorded. It writes nothing.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 TIERS = ("hash", "regenerate", "reevaluate", "retrain")
 Tier = Literal["hash", "regenerate", "reevaluate", "retrain"]
-# The worst first: what an audit ends with is that of its worst finding.
+# The worst first: an audit ends with the exit code of its worst finding.
 EXIT = {"changed": 1, "absent": 3, "anew": 4, "verified": 0}
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was looked at, the chain, everything that is not as recorded, and how far runs that
-    were made anew are from their records."""
+    """The result of an audit: its target, the chain, everything that is not as recorded, and the
+    distances of runs that were made anew from their records."""
 
     target: Target
     tier: Tier
@@ -43,8 +43,8 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """``changed`` if anything contradicts its record, else ``absent`` if something is not
-        here, else ``anew`` if something is another making of it, else ``verified``."""
+        """``changed`` if anything contradicts its record, else ``absent`` if something is missing,
+        else ``anew`` if something was made again, else ``verified``."""
         kinds = {finding.kind for finding in self.findings} | {"verified"}
         return next(kind for kind in EXIT if kind in kinds)
 
@@ -84,14 +84,14 @@ def audit(
 ) -> Audit:
     """Audit a study, its report, a table or one value, up to a tier.
 
-    Each tier includes those before it: ``hash`` rehashes everything that is here, ``regenerate``
-    makes the report again, ``reevaluate`` computes the metrics again from the samples (of all
-    runs, unless some are named or drawn), and ``retrain`` trains again the runs that are named, or
-    ``draw`` of them drawn with ``seed``; it needs no samples, and so leaves reevaluation out.
+    Each tier includes those before it, with one exception. ``hash`` rehashes every file that is
+    present. ``regenerate`` makes the report again. ``reevaluate`` computes the metrics again from
+    the samples, for all runs unless some are named or drawn. ``retrain`` trains the named runs
+    again, or ``draw`` runs drawn with ``seed``; it needs no samples, so it skips ``reevaluate``.
 
     Raises
     ------
-    UserError : nothing to audit there, or bad input; what differs is a finding, not an error.
+    UserError : nothing to audit, or bad input. A difference is a finding, not an error.
     """
     from fitspace.audit import again, anew, chain, hashes, regenerate, rows, sources
     from fitspace.audit import target as targets
@@ -146,7 +146,7 @@ def _planned(where: Target, tier: Tier) -> Plan | None:
 
 
 def _behind(lineage: Lineage, where: Target) -> list[Record]:
-    """The records behind a target, each once; all of a whole study."""
+    """The records behind a target, each once; for a whole study all records."""
     if where.keys is None:
         return list(lineage.records.values())
     found: dict[tuple[str, str], Record] = {}
@@ -158,7 +158,7 @@ def _behind(lineage: Lineage, where: Target) -> list[Record]:
 
 
 def _chosen(tier: Tier, behind: list[str], runs: Sequence[str], draw: int, seed: int) -> list[str]:
-    """The runs to measure or to train again. Raises UserError for what cannot be."""
+    """The runs to measure or train again. Raises UserError for an impossible choice."""
     from fitspace.audit import again
 
     asked = bool(runs) or draw != 0

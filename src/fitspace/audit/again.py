@@ -1,4 +1,4 @@
-"""The tiers that compute again: metrics from the samples, and whole runs from the images on.
+"""The tiers that compute again: metrics from the samples, and whole runs from the images.
 
 Nothing here writes into ``results`` or ``reports``.
 """
@@ -34,7 +34,7 @@ from fitspace.results.lineage import Lineage
 from fitspace.stages.sidecars import environment, load_sidecar, verified
 from fitspace.stages.slurm import GROUPED
 
-# Of a recorded environment: what decides whether equal inputs give equal bits.
+# The parts of a recorded environment that determine whether equal inputs give equal bits.
 KIND = ("cpu", "device", "cuda", "cudnn", "threads", "deterministic", "packages")
 # As well; version 0.1.0 did not record it at first.
 KERNELS = "kernels"
@@ -58,19 +58,19 @@ Rows = Mapping[str, Mapping[str, str]]
 
 
 def same_kind(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two recorded environments are machines of one kind, with libraries and settings.
+    """Whether two recorded environments are of one kind: machine, libraries and settings.
 
-    Equal inputs then give equal bits. The code's own state is no part of it: a stage whose
-    numbers change raises its version, and so its key.
+    Equal inputs then give equal bits. The state of the code does not count, because a stage whose
+    numbers change gets another version and therefore another key.
     """
     kernels = {made[KERNELS] for made in (a, b) if KERNELS in made}
     return len(kernels) < 2 and all(a.get(name) == b.get(name) for name in KIND)
 
 
 def draw(runs: Sequence[str], n: int, seed: int) -> list[str]:
-    """``n`` of some runs at random, the same ones for a seed; a larger draw keeps a smaller.
+    """Draw ``n`` runs at random. A seed gives the same runs; a larger draw contains the smaller.
 
-    Raises UserError when there are fewer.
+    Raises UserError if there are fewer.
     """
     names = dict.fromkeys(runs)
     if not 1 <= n <= len(names):
@@ -79,11 +79,11 @@ def draw(runs: Sequence[str], n: int, seed: int) -> list[str]:
 
 
 def reevaluate(plan: Plan, runs: Sequence[str]) -> list[Finding]:
-    """Measure runs again, from their samples and the prepared task, and hold that against record.
+    """Measure runs again from their samples and the prepared task; compare with their records.
 
-    Reference features are computed again as well, once a task. Where features and metrics were
-    recorded on this kind of machine (:func:`same_kind`) every number has to be the same to the
-    last bit, else within ``TOLERANCE``. ``runs`` are names, as runs.csv has them.
+    Reference features are computed again as well, once per task. If features and metrics were
+    recorded on this kind of machine (:func:`same_kind`), every number must be the same to the last
+    bit, otherwise within ``TOLERANCE``. ``runs`` are names as in runs.csv.
 
     Raises
     ------
@@ -94,11 +94,11 @@ def reevaluate(plan: Plan, runs: Sequence[str]) -> list[Finding]:
     for run in tqdm(_named(plan, runs), desc="measuring again", unit="run", disable=None):
         unusable = [f for s in (run.prepare, run.sample, run.evaluate) for f in _unusable(s)]
         findings += unusable or _measured_again(plan, run, features)
-    return list(dict.fromkeys(findings))  # A task's are found with every run of it.
+    return list(dict.fromkeys(findings))  # a task's recur with its runs
 
 
 def _measured_again(plan: Plan, run: Run, features: dict[str, dict]) -> list[Finding]:
-    """``features`` by reference key: of the tasks that were met before."""
+    """The findings of one run. ``features`` caches features of earlier tasks by reference key."""
     from fitspace.stages.evaluate import measure
     from fitspace.stages.reference import reference_features
 
@@ -121,12 +121,12 @@ def _measured_here(run: Run) -> bool:
     try:
         made_on = [load_sidecar(s.sidecar)["environment"] for s in (run.reference, run.evaluate)]
     except UserError:
-        return False  # The reference is not here: nobody can say.
+        return False  # The reference is missing, so this is unknown.
     return all(same_kind(machine, environment()) for machine in made_on)
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """metrics.json as one level: a row of ``against_n`` gives ``against_n[0].fd_effnet``."""
+    """metrics.json in one level: a row of ``against_n`` becomes ``against_n[0].fd_effnet``."""
     found = {}
     for name, value in metrics.items():
         if isinstance(value, list):
@@ -138,7 +138,7 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tolerance(name: str, metrics: Mapping[str, Any]) -> float:
-    """By how much a number of ``metrics`` may differ on another kind of machine."""
+    """The allowed difference of a number of ``metrics`` on another kind of machine."""
     last = name.rpartition(".")[2]
     if last in ("n", "m"):
         return 0.0
@@ -154,16 +154,16 @@ def differences(
     limits: Mapping[str, float],
     how: str = "",
 ) -> list[Finding]:
-    """A finding for each number that differs by more than its limit, or that one side lacks.
+    """A finding for each number that differs by more than its limit or that one side lacks.
 
-    ``how`` says where the limits come from.
+    ``how`` describes the limits.
     """
     findings = []
     for name in dict.fromkeys([*recorded, *computed]):
         was, now, limit = recorded.get(name), computed.get(name), limits.get(name, 0.0)
         if was == now or (_number(was) and _number(now) and abs(was - now) <= limit):
             continue
-        allowed = f"a difference of {limit:.3g}{how}" if limit else "the very same number"
+        allowed = f"a difference of {limit:.3g}{how}" if limit else "the same number"
         message = f"{name}: recorded {was!r}, computed again {now!r}; allowed: {allowed}"
         findings.append(Finding("changed", run, message))
     return findings
@@ -177,20 +177,21 @@ def _number(value: Any) -> bool:
 
 
 def retrain(study: Path, plan: Plan, runs: Sequence[str]) -> tuple[list[Finding], list[Distance]]:
-    """Train runs again from the images on, and hold that against the study's report in git.
+    """Train runs again from the images, and compare them with the study's report in git.
 
-    Returns what contradicts the report, and how far each run is from its record.
+    Returns the contradictions to the report, and the distance of each run from its record.
 
-    Every stage runs by Snakemake in a temporary folder that links to this project's files, but
-    not to its results: these need not be here. Stage after stage the files are compared by
-    SHA-256 with the study's lineage, and in the end the metrics with runs.csv.
+    Snakemake runs every stage in a temporary folder that links to this project's files, but not to
+    its results, which may be missing. Stage by stage the files are compared by SHA-256 with the
+    study's lineage, and finally the metrics with runs.csv.
 
-    On the kind of machine of the record (:func:`same_kind`) every file has to be the same. On
-    another, rounding differs and training carries it on, so files differ; each metric then has
-    to lie within ``SPREAD`` standard deviations of the seeds from the recorded one (over the
-    task's points, from runs.csv; where no point has two seeds, within ``ONE_SEED``). As both
-    share seed, noise and data order, rounding alone moves a run by far less. So it finds a
-    number that this design does not give; that the files are the recorded ones it cannot tell.
+    On the kind of machine of the record (:func:`same_kind`) every file must be the same. On
+    another kind rounding differs, training amplifies it, and the files differ. Each metric must
+    then lie within ``SPREAD`` standard deviations of the seeds of the recorded one (pooled over
+    the task's points, from runs.csv; within ``ONE_SEED`` if no point has two seeds). Both runs
+    share seed, noise and data order, so rounding alone moves a run by far less. On another kind of
+    machine this tier finds a number that the design does not give; it cannot tell whether the files
+    are the recorded ones.
 
     Raises
     ------
@@ -216,9 +217,9 @@ def retrain(study: Path, plan: Plan, runs: Sequence[str]) -> tuple[list[Finding]
 def compare(
     run: Run, known: Lineage, rows: Rows, folder: Path
 ) -> tuple[list[Finding], Distance | None]:
-    """A run made again in a project at ``folder`` against its records and its row of runs.csv.
+    """Compare a run made again in a project at ``folder`` with its records and its table row.
 
-    ``rows`` are all of the table, by run; see :func:`retrain`.
+    ``rows`` are all rows of runs.csv, by run; see :func:`retrain`.
     """
     made_on = lineage.machine(load_sidecar(folder / run.evaluate.sidecar)["environment"])
     environment = known.records["evaluate", run.evaluate.key].environment
@@ -252,17 +253,17 @@ def compare(
 
 
 def measured(content: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of metrics.json, or of a row of runs.csv, that a run was measured to have."""
+    """The measured numbers in metrics.json or in a row of runs.csv."""
     names = (*NAMES, *INTERVAL, "n", "m")
     found = {name: _cell(content.get(name)) for name in names}
     return {name: value for name, value in found.items() if _number(value)}
 
 
 def held_to(run: str, rows: Rows, computed: Mapping[str, float]) -> tuple[list[Finding], Distance]:
-    """A run's numbers, made on another kind of machine, against its row of the table.
+    """Compare a run's numbers from another kind of machine with its row of the table.
 
-    What differs by more than the seeds explain is a finding; the distance is that of the metric
-    which is the nearest to its limit or the furthest beyond.
+    A difference that exceeds its limit is a finding. The returned distance is that of the metric
+    that is nearest to its limit or furthest beyond it.
     """
     recorded = measured(rows[run])
     limits, spread, how = _limits(run, rows, computed)
@@ -289,8 +290,8 @@ def _other_files(
 def _limits(
     run: str, rows: Rows, computed: Mapping[str, float]
 ) -> tuple[dict[str, float], dict[str, float], str]:
-    """By how much each metric may differ, the seeds' standard deviation, and which was used."""
-    # With the recorded values and with the computed: a false one would widen its own limit.
+    """For each metric its limit and the seeds' standard deviation; and how limits were chosen."""
+    # Use recorded and computed values: a false value alone would widen its own limit.
     own = {**rows[run]} | {name: repr(value) for name, value in computed.items()}
     others = [r for name, r in rows.items() if r.get("task") == own.get("task") and name != run]
     spread = {
@@ -303,14 +304,14 @@ def _limits(
     else:
         how = f"{SPREAD} standard deviations over seeds"
         limits = {name: SPREAD * sd for name, sd in spread.items() if not math.isnan(sd)}
-    # Rounding alone is allowed in any case, and none in numbers of images.
+    # Rounding is always allowed, except in numbers of images.
     least = {name: tolerance(name, computed) for name in computed}
     limits = {n: max(limits.get(n, 0.0), t) if t else t for n, t in least.items()}
     return limits, spread, f" ({how})"
 
 
 def seed_spread(rows: Sequence[Mapping[str, str]], metric: str) -> float:
-    """Standard deviation of a metric over seeds within each point, pooled; NaN: one seed each."""
+    """Standard deviation of a metric over seeds within points, pooled; NaN with one seed each."""
     points: dict[str, list[float]] = {}
     for row in rows:
         value = _cell(row.get(metric))
@@ -323,7 +324,7 @@ def seed_spread(rows: Sequence[Mapping[str, str]], metric: str) -> float:
 
 @contextmanager
 def _workspace() -> Iterator[Path]:
-    """A temporary folder whose entries link to this project's, without what it has made."""
+    """A temporary folder whose entries link to this project's, without its results."""
     with tempfile.TemporaryDirectory(prefix="fitspace-") as name:
         scratch = Path(name).resolve()
         for entry in Path.cwd().iterdir():
@@ -333,7 +334,7 @@ def _workspace() -> Iterator[Path]:
 
 
 def _elsewhere(study: Path) -> str:
-    """A study file for another folder: what it names by a path here, by its absolute path."""
+    """A study file for another folder: relative paths become absolute ones."""
     import yaml
 
     content = read_yaml(study)
@@ -348,13 +349,13 @@ def _elsewhere(study: Path) -> str:
 def _make(folder: Path, study: Path, targets: Sequence[Path]) -> None:
     """Make a study's targets in a project folder by Snakemake, with progress on stderr.
 
-    It has a session of its own, so that whatever ends this process's wait ends all of its jobs:
-    none may write into a folder that is going to be deleted.
+    Snakemake gets a session of its own. Whatever ends the waiting here can then end all of its
+    jobs, so that none writes into a folder that is about to be deleted.
     """
     file = folder / "results/study.yaml"
     write_text(file, _elsewhere(study))
     options = ["--cores", "all", "--config", f"study={file.relative_to(folder)}"]
-    # No process goes on to runs that nobody asked for.
+    # No process may go on to runs that nobody asked for.
     options += ["--set-resources", *(f"{stage}:together=1" for stage in GROUPED)]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     # No new run for those who watch; and no profile of the user's, which may submit jobs.
@@ -373,7 +374,7 @@ def _make(folder: Path, study: Path, targets: Sequence[Path]) -> None:
         _end(process)
         raise
     if code:
-        raise UserError(f"{study}: a run could not be made again; what failed is said above")
+        raise UserError(f"{study}: a run could not be made again; see the errors above")
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -388,7 +389,7 @@ def _end(process: subprocess.Popen) -> None:
         process.wait()
 
 
-# --- what stands here ---------------------------------------------------------------------
+# --- files on this machine ----------------------------------------------------------------
 
 
 def _named(plan: Plan, names: Sequence[str]) -> list[Run]:
@@ -404,7 +405,7 @@ def _named(plan: Plan, names: Sequence[str]) -> list[Run]:
 
 
 def _unusable(stage: Stage) -> list[Finding]:
-    """Why a stage's files cannot be used: not here, or not what its sidecar says."""
+    """Why a stage's files cannot be used: they are missing or differ from the sidecar."""
     try:
         verified(stage)
     except UserError as error:
@@ -427,7 +428,7 @@ def read_rows(path: Path) -> Rows:
 
 
 def rows_of(text: str, path: Path) -> Rows:
-    """The rows of a table's text. Raises UserError for what is no study's table."""
+    """The rows of a table's text. Raises UserError if it is not a study's table."""
     try:
         return {row["run"]: row for row in csv.DictReader(io.StringIO(text, newline=""))}
     except (csv.Error, KeyError) as error:
@@ -435,7 +436,7 @@ def rows_of(text: str, path: Path) -> Rows:
 
 
 def _cell(content: Any) -> Any:
-    """A cell's number; as it stands where it is none."""
+    """A cell as a number, or as text if it is none."""
     try:
         return float(content) if isinstance(content, str) and content else content
     except ValueError:

@@ -1,8 +1,8 @@
-"""Stages that were made anew: what tells them from changed ones, and how far their numbers are.
+"""Stages that were made anew: how they differ from changed ones, and the distance of their numbers.
 
-Whoever makes a recorded study again gets other files: times are in the sidecars, and another kind
-of machine rounds otherwise. Such a tree is honest. It does not contradict its record, and it is
-not what was recorded either.
+Making a recorded study again gives other files: sidecars contain times, and another kind of
+machine rounds differently. Such results are honest. They do not contradict the record, but they
+are not the recorded ones either.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ RUNS = "runs.csv"
 
 
 def look(folder: Path, known: Lineage, records: Iterable[Record], lock: Lock) -> Anew:
-    """What of a study was made anew: its results, against the report's own record ``known``, and
-    that record against dvc.lock's."""
+    """Find what was made anew: results against the report's own record ``known``, and this record
+    against dvc.lock's."""
     records, found = list(records), Anew()
     found.rooms = {Path(record.folder).parent.as_posix() for record in records}
     try:
         rows = read_rows(folder / RUNS)
     except UserError:
-        return found  # A finding of its own.
+        return found  # This is a finding of its own.
     found.here = _hold(found, known, _standing(known, records), rows, _metrics_here)
     earlier, table = _recorded_by_dvc(folder, lock) or (known, rows)
     if _explained(earlier, known):
@@ -48,9 +48,9 @@ def look(folder: Path, known: Lineage, records: Iterable[Record], lock: Lock) ->
 def made_anew(before: Lineage, now: Lineage) -> dict[Link, Record]:
     """The records of ``now`` that are another making of the same stages as in ``before``.
 
-    Another making has the same material, and began and ended at other times. Its files are the
-    same on the same kind of machine (:func:`same_kind`); on another kind they may differ, and
-    then those of the stages downstream may on any.
+    Another making has the same material and other times of start and end. On the same kind of
+    machine (:func:`same_kind`) its files are the same. On another kind they may differ; the files
+    of the stages downstream may then differ on any machine.
     """
     order = list(STAGES)
     found: dict[Link, Record] = {}
@@ -80,7 +80,7 @@ def _another_making(old: Record, new: Record) -> bool:
 
 
 def _explained(before: Lineage, now: Lineage) -> bool:
-    """Whether two records are the same but for stages that were made anew."""
+    """Whether two records are the same except for stages that were made anew."""
     made = made_anew(before, now)
     return all(
         link in made or record.files == now.records[link].files
@@ -90,20 +90,20 @@ def _explained(before: Lineage, now: Lineage) -> bool:
 
 
 def _standing(known: Lineage, records: Iterable[Record]) -> Lineage:
-    """The stages that stand here, by their sidecars."""
+    """The stages on this machine, from their sidecars."""
     environments, found = {}, {}
     for i, record in enumerate(records):
         try:
             new, sidecar = lineage.of_sidecar(Path(record.folder) / f"{record.stage}.json")
         except UserError:
-            continue  # Absent or broken: a finding of its own.
+            continue  # An absent or broken sidecar is a finding of its own.
         environments[f"e{i}"] = sidecar["environment"]
         found[record.stage, record.key] = replace(new, environment=f"e{i}")
     return replace(known, environments=environments, records=found)
 
 
 def _recorded_by_dvc(folder: Path, lock: Lock) -> tuple[Lineage, Rows] | None:
-    """Lineage and table that dvc.lock records, from git, where these here are others."""
+    """The lineage and table that dvc.lock records, from git, if the present ones differ."""
     locked = {name: lock.md5((folder / name).as_posix()) for name in (lineage.NAME, RUNS)}
     if _md5((folder / lineage.NAME).read_bytes()) == locked[lineage.NAME]:
         return None
@@ -123,7 +123,7 @@ def _recorded_by_dvc(folder: Path, lock: Lock) -> tuple[Lineage, Rows] | None:
 def _hold(
     found: Anew, before: Lineage, now: Lineage, rows: Rows, numbers: Callable[[Record], Mapping]
 ) -> dict[Link, Record]:
-    """Add to ``found`` what another making changed; returns the stages that it made."""
+    """Add to ``found`` the changes by another making; returns the stages that it made."""
     made = made_anew(before, now)
     for link, record in made.items():
         old = before.records[link]

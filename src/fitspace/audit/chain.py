@@ -1,4 +1,4 @@
-"""The way from a number back to its sources, as a tree."""
+"""The chain from a number back to its sources, as a tree."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from fitspace.results.lineage import Lineage, Record
 
 @dataclass
 class Node:
-    """One link of the chain: what it is, its facts, and what it was made from.
+    """One link of the chain: its title, its facts, and the links that it was made from.
 
-    ``state`` is ``verified``, ``changed``, ``absent`` or ``anew``; empty where there is no file to
-    look at.
+    ``state`` is ``verified``, ``changed``, ``absent`` or ``anew``; empty if it has no file.
     """
 
     title: str
@@ -83,7 +82,7 @@ def _environments(lineage: Lineage, records: list[Record], states: _States) -> l
     for name in dict.fromkeys(r.environment for r in records):
         count = sum(r.environment == name for r in records)
         if name is None:
-            title = f"{count} stages whose sidecars were not here when the table was collected"
+            title = f"{count} stages whose sidecars were missing when the table was collected"
             nodes.append(Node(title, state="absent"))
             continue
         made = lineage.environments[name]
@@ -107,7 +106,7 @@ def _task(record: Record, lineage: Lineage, states: _States) -> Node:
 
 
 def _images(record: Record) -> dict[str, Any]:
-    """What the task's manifest says of its images, where it is here."""
+    """The images of a task according to its manifest, if the manifest is present."""
     try:
         manifest = read_json(Path(record.folder) / "manifest.json")
         examples = manifest["examples"]
@@ -122,7 +121,7 @@ def _images(record: Record) -> dict[str, Any]:
 
 
 def _run(record: Record, lineage: Lineage, states: _States) -> Node:
-    """metrics <- samples, reference features <- adapter; the task stands by itself."""
+    """metrics <- samples, reference features <- adapter; the task is a link of its own."""
     node = Node(Path(record.folder).name)
     chain = [r for r in lineage.behind(record) if r.stage not in ("prepare", "prior")]
     node.children = [_stage(r, states) for r in chain]

@@ -1,8 +1,8 @@
 """A study as an RO-Crate, by the Provenance Run Crate profile.
 
 https://w3id.org/ro/wfrun/provenance/0.5 on https://w3id.org/ro/crate/1.1. The crate holds the
-report and its tables, the study, the workflow and the pins. What the runs made is not copied: it is
-named by ``#`` and its path, with its SHA-256.
+report and its tables, the study, the workflow and the pins. Results of runs are not copied; the
+crate names them by ``#`` and their path, with their SHA-256.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fitspace.plan import STAGES
 from fitspace.results.lineage import NAME, Lineage, Record
 
 WORKFLOW = "workflow/Snakefile"
-# Copied as far as they are there; of folders everything that is not hidden.
+# Copied if present; of folders everything that is not hidden.
 PROJECT = (
     "Snakefile", "workflow", "profiles/default", "dvc.yaml", "dvc.lock", "constraints.txt",
     "pyproject.toml", "LICENSE",
@@ -40,7 +40,7 @@ PROFILES = {
     "https://w3id.org/workflowhub/workflow-ro-crate/1.0": "Workflow RO-Crate",
 }
 BIOSCHEMAS = "https://bioschemas.org/profiles/ComputationalWorkflow/1.0-RELEASE"
-# The one term of the run crates' vocabulary that is used; RO-Crate 1.1's own context lacks it.
+# The only term used from the run crates' vocabulary; RO-Crate 1.1's own context lacks it.
 TERMS = {"sha256": "https://w3id.org/ro/terms/workflow-run#sha256"}
 APACHE = "https://www.apache.org/licenses/LICENSE-2.0"
 CC_BY_SA = "https://creativecommons.org/licenses/by-sa/4.0/"
@@ -49,7 +49,7 @@ LICENCES = {
     CC_BY_SA: ("CC BY-SA 4.0", "Creative Commons Attribution-ShareAlike 4.0 International."),
 }
 COMPLETED = "http://schema.org/CompletedActionStatus"
-# What mimetypes says depends on the machine.
+# The results of mimetypes would depend on the machine.
 FORMATS = {
     "": "text/plain", ".csv": "text/csv", ".html": "text/html", ".json": "application/json",
     ".lock": "application/yaml", ".md": "text/markdown", ".png": "image/png",
@@ -67,8 +67,8 @@ def write(study_file: Path, lineage: Lineage, report_folder: Path, target: Path)
 
     Raises
     ------
-    UserError : ``target`` is in use or lies in what is copied; every file that is missing or is
-        not what it should be.
+    UserError : ``target`` is in use or lies in a copied folder; every file that is missing or
+        invalid.
     """
     given = _Given(Path(study_file), lineage, Path(report_folder))
     where = Path(target).resolve()
@@ -84,7 +84,7 @@ def write(study_file: Path, lineage: Lineage, report_folder: Path, target: Path)
 
 @dataclass(frozen=True)
 class _Given:
-    """What a crate is made of."""
+    """The inputs of a crate."""
 
     study_file: Path
     lineage: Lineage
@@ -117,13 +117,13 @@ class _Given:
 
     @cached_property
     def attributions(self) -> dict[str, str]:
-        """Path in the crate of each strip of images -> the attribution that they ask for."""
+        """Path in the crate of each strip of images -> the attribution that the images require."""
         strips = _read(self.report_folder / "gallery.json", _Gallery, list)
         return {f"{self.report}/{strip['file']}": strip["attribution"] for strip in strips}
 
     @property
     def finished(self) -> str:
-        """When the last stage had finished; deterministic, as nothing of now is in a crate."""
+        """When the last stage finished; a crate contains no present time, so it is reproducible."""
         return max(r.finished for r in self.lineage.records.values() if r.finished)
 
     def missing(self) -> Iterator[str]:
@@ -215,7 +215,7 @@ class _Crate:
             self._add(url, "CreativeWork", name=name, description=description)
 
     def _copied(self) -> list[Reference]:
-        """Everything that the crate holds, but the workflow; returns the report's files."""
+        """Add everything that the crate holds except the workflow; returns the report's files."""
         for path, file in self.given.files.items():
             if path != WORKFLOW:
                 self.crate.add_file(file, path, properties=self._facts(path, file))
@@ -244,7 +244,7 @@ class _Crate:
         return facts
 
     def _stage(self, record: Record) -> list[Reference]:
-        """A stage's folder and its execution; returns the images that it started from."""
+        """Add a stage's folder and its execution; returns the images that it started from."""
         upstream, models = reads(self.lineage, record)
         files = record.files
         made = self._folder(record.folder, files)
@@ -349,7 +349,7 @@ class _Crate:
     # --- entities -----------------------------------------------------------------------
 
     def _add(self, identifier: str, kind: str, **properties: Any) -> Reference:
-        """An entity that is no file of the crate, once."""
+        """Add an entity that is no file of the crate, once."""
         from rocrate.model import ContextEntity
 
         if identifier not in self.crate:
@@ -383,7 +383,7 @@ class _Crate:
         self.actions.append(action)
 
     def _folder(self, path: str, files: Mapping[str, str]) -> Reference:
-        """A folder that is not in the crate, and its files' SHA-256."""
+        """Add a folder that is not in the crate, with its files' SHA-256."""
         parts = [
             self._add(
                 f"#{quote(f'{path}/{name}')}",
@@ -415,7 +415,7 @@ class _Crate:
         ]
 
     def _property(self, name: str, value: Any) -> Reference:
-        """A setting and its value, once for all that share it."""
+        """Add a setting and its value, once for all stages that share it."""
         content = canonical(value)
         short = content if len(content) <= _LONG else digest(value)[:_SHORT]
         identifier = f"#{quote(f'{name}={short}', safe='/=')}"
@@ -431,7 +431,7 @@ class _Crate:
         )
 
     def _tool(self, stage: str, environment: str | None) -> Reference:
-        """`fitspace STAGE` as it was in an environment; of unknown version where that is None."""
+        """Add `fitspace STAGE` in its environment; the version is unknown if this is None."""
         identifier = f"#environment/{environment or 'unknown'}/{stage}"
         version = needs = None
         if environment:
@@ -491,12 +491,12 @@ def _folder_id(path: str) -> str:
 
 
 def _licence(attribution: str) -> Any:
-    """The licence of images, by the attribution that they ask for."""
+    """The licence of images, from the attribution that they require."""
     if "CC BY-SA 4.0" in attribution:
         return {"@id": CC_BY_SA}
     return attribution or "Not stated: as the images that the study was made from."
 
 
 def _one(values: list) -> Any:
-    """A list of one as that one, as RO-Crate asks for."""
+    """The only element of a list of one, as RO-Crate requires; else the list."""
     return values[0] if len(values) == 1 else values

@@ -1,4 +1,4 @@
-"""What an audit finds."""
+"""The findings of an audit."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from fitspace.results.lineage import Record
 class Finding:
     """Something that is not as recorded.
 
-    ``kind`` is ``changed`` where something contradicts what was recorded, ``absent`` where
-    something is not here to be looked at, and ``anew`` where it is an honest making of its own.
-    ``subject`` is the file, run or value; ``message`` one sentence that names what was expected
-    and what was found.
+    ``kind`` is ``changed`` if something contradicts its record, ``absent`` if something is
+    missing, and ``anew`` if something was honestly made again. ``subject`` is the file, run or
+    value; ``message`` is one sentence with the expected and the found content.
     """
 
     kind: Literal["changed", "absent", "anew"]
@@ -25,11 +24,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far a run that was made anew is from its record.
+    """The distance of a run that was made anew from its record.
 
-    ``metric`` is the one that is furthest, in parts of what is allowed (``limit``, in the metric's
-    own units): by ``apart``, and by ``seeds`` standard deviations of the seeds (None: no point
-    has two). No metric: every file is the same.
+    ``metric`` is the one with the largest distance relative to its ``limit``. ``apart`` is its
+    distance in the metric's own units, ``seeds`` in standard deviations of the seeds (None if no
+    point has two). Without a metric every file is the same.
     """
 
     run: str
@@ -45,10 +44,10 @@ class Distance:
 class Anew:
     """The stages of a study that were made anew, by stage and key.
 
-    ``here`` stand under results and are another making than the report's own record, ``recorded``
-    are of that record, and another making than dvc.lock's; ``rooms`` are the folders that hold any
-    other result. ``findings`` name the stages, and every number that another making does not
-    explain.
+    ``here``: results on this machine that are another making than the report's own record.
+    ``recorded``: records of the report that are another making than those of dvc.lock. ``rooms``:
+    folders that hold any other result. ``findings`` name the stages, and every number that another
+    making does not explain.
     """
 
     here: dict[tuple[str, str], Record] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Make room: keyed results that no study and no recorded commit names."""
+"""Find and remove keyed results that no study and no recorded commit names."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ RESUME = RESULTS / ".resume"
 
 @dataclass(frozen=True)
 class Garbage:
+    """A keyed folder that nothing names, and its size [bytes]."""
+
     folder: Path
     size: int
 
 
 def find() -> list[Garbage]:
-    """Keyed folders of results, and states to resume from, that nothing names.
+    """Keyed folders of results, and checkpoints to resume from, that nothing names.
 
-    Links are never followed: what is one, or lies behind one, is left alone.
+    Links are never followed, and neither links nor their targets are removed.
 
     Raises
     ------
@@ -53,7 +55,7 @@ def _own(folder: Path) -> bool:
 
 
 def remove(found: Iterable[Garbage]) -> None:
-    """Delete what :func:`find` found: sidecars first, so that no half of a stage passes for one."""
+    """Delete what :func:`find` found, sidecars first, so that half a stage never looks complete."""
     for item in tqdm(list(found), desc="removing", unit="folder", disable=None):
         for stage in ROOMS.values():
             (item.folder / f"{stage}.json").unlink(missing_ok=True)
@@ -61,6 +63,7 @@ def remove(found: Iterable[Garbage]) -> None:
 
 
 def describe(found: list[Garbage], removed: bool) -> str:
+    """Text that lists the folders with their sizes [MiB]."""
     lines = [f"{item.size / 2**20:10.1f} MiB  {printable(str(item.folder))}" for item in found]
     total = f"{sum(item.size for item in found) / 2**20:.1f} MiB"
     if not found:

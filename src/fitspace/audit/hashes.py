@@ -1,8 +1,8 @@
-"""The hash tier: all artefacts that are here, rehashed and held against what was recorded.
+"""The hash tier: rehash all present artefacts and compare them with the records.
 
-What was recorded stands in git beside the table (:mod:`fitspace.results.lineage`), in each stage's
-sidecar, and in dvc.lock. The three were written at different times: who forges one has the
-others against him.
+The records are in git beside the table (:mod:`fitspace.results.lineage`), in each stage's sidecar,
+and in dvc.lock. The three were written at different times: forging one leaves the other two
+contradicting it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _CARRIES = {"evaluate": ("sample", "sample", "samples"), "sample": ("train", "tr
 def check(
     lineage: Lineage, records: Iterable[Record], lock: Lock, anew: Anew
 ) -> tuple[list[Finding], int]:
-    """Everything about the records' files that is not as recorded, and the number rehashed.
+    """Findings about the records' files, and the number of rehashed files.
 
-    Stages that were made anew are held against their own sidecars.
+    Stages that were made anew are compared with their own sidecars.
     """
     every = _Files(lineage, lock, anew)
     findings = [finding for record in tqdm(
@@ -48,7 +48,7 @@ class _Files:
         recorded = lineage.records
         standing = (recorded | anew.here).values()
         self.by_path = {p: h for r in standing for p, h in _files(r).items()}
-        # Made from files that are the same: only the sidecar beside them is another.
+        # Inputs with the same files; only their sidecar differs.
         self.as_good = {
             (_sidecar(r).as_posix(), recorded[link].sidecar)
             for link, r in anew.here.items()
@@ -100,7 +100,7 @@ class _Files:
         return f"SHA-256 is {found}; recorded {expected}"
 
     def _links(self, record: Record, sidecar: dict[str, Any]) -> Iterator[Finding]:
-        """Whether what a stage read is what the study has upstream of it."""
+        """Check that a stage read the files that the study has upstream of it."""
         for item in sidecar["inputs"]:
             name = in_results(item["path"])
             if (name, item["sha256"]) in self.as_good:
@@ -148,7 +148,7 @@ def _files(record: Record) -> dict[str, str]:
 
 
 def _own_key(record: Record) -> Iterator[Finding]:
-    """A key is made of its material: neither can be changed alone."""
+    """Check the key against its material: neither can be changed alone."""
     if not record.is_of_its_material:
         expected = digest(record.material)[:KEY_LENGTH]
         message = f"key {record.key!r}, but its material gives {expected!r}"
@@ -156,12 +156,12 @@ def _own_key(record: Record) -> Iterator[Finding]:
 
 
 def _differing(path: Path, record: Record, lineage: Lineage) -> Iterator[str]:
-    """What a sidecar says otherwise than the record of it."""
+    """The differences between a sidecar and its record."""
     try:
         sidecar = load_sidecar(path)
         outputs = {Path(o["path"]).name: o["sha256"] for o in sidecar["outputs"]}
     except UserError:
-        yield "is no sidecar any more"
+        yield "is no longer a sidecar"
         return
     if sidecar.get("key") != record.key:
         yield f"is the sidecar of {sidecar.get('stage')} {sidecar.get('key')}, not {record.key}"
@@ -179,7 +179,7 @@ def _differing(path: Path, record: Record, lineage: Lineage) -> Iterator[str]:
 
 
 def differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, before, now) of each leaf in which two nested mappings differ."""
+    """(dotted name, before, now) for each leaf in which two nested mappings differ."""
     if not (isinstance(before, dict) and isinstance(now, dict)):
         if before != now:
             yield name, before, now

@@ -1,4 +1,4 @@
-"""What dvc.lock recorded of a file."""
+"""The files that dvc.lock records."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class _Content(BaseModel):
 
 
 class Lock:
-    """The outputs in dvc.lock. A folder's files stand in a listing in DVC's cache.
+    """The outputs in dvc.lock; a listing in DVC's cache names a folder's files.
 
-    Raises UserError when dvc.lock cannot be read.
+    Raises UserError if dvc.lock cannot be read.
     """
 
     def __init__(self, path: Path = LOCK):
@@ -47,7 +47,7 @@ class Lock:
             self.outs |= {out.path: out.md5 for out in stage.outs}
 
     def md5(self, name: str) -> str | None:
-        """The MD5 (hex) recorded of a file; None where none is known."""
+        """The recorded MD5 (hex) of a file; None if unknown."""
         if name in self.outs:
             return self.outs[name]
         for out, md5 in self.outs.items():
@@ -56,10 +56,10 @@ class Lock:
         return None
 
     def report(self, folder: Path, anew: Anew) -> list[Finding]:
-        """A report's files that are not as recorded; results that cannot be held against it.
+        """A report's files that are not as recorded, and results that cannot be compared.
 
-        The latter have their listing neither in the cache nor here; where all of a folder's
-        results were made anew there is nothing to hold.
+        Results cannot be compared if their listing is neither in the cache nor in the folder. If
+        all results of a folder were made anew, there is nothing to compare.
         """
         findings = []
         kind, recorded_what = ("anew", " of another making") if anew.recorded else ("changed", "")

@@ -1,4 +1,4 @@
-"""What names a keyed result: studies and reports here, and every recorded commit."""
+"""The keyed results that studies, reports and recorded commits name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEY = re.compile(rf"\b[0-9a-f]{{{KEY_LENGTH}}}\b")
 
 @dataclass(frozen=True)
 class Named:
-    """``keys`` that something names; ``tasks`` of studies whose keys are not known here."""
+    """``keys`` that something names; ``tasks`` of studies whose keys are unknown here."""
 
     keys: frozenset[str]
     tasks: frozenset[str]
@@ -29,22 +29,23 @@ class Named:
         slug, _, key = folder.name.rpartition("~")
         if key in self.keys:
             return True
-        # Class images are named by their prompt, not by a task.
+        # Class images carry their prompt's name, not a task's.
         task = slug.split("~")[1] if slug.count("~") == 2 else slug
         return bool(self.tasks) if folder.parent.name == "prior" else task in self.tasks
 
 
 def study_files() -> list[Path]:
+    """The study files of this project, sorted."""
     return sorted(p for p in Path("params").rglob("*") if p.suffix in (".yaml", ".yml"))
 
 
 def named_here() -> Named:
-    """What the study files and the reports of this work tree name.
+    """Everything that the study files and reports of this work tree name.
 
     Raises
     ------
-    UserError : every problem of a study file, or of a report's provenance.json, that is not valid:
-        what it names is not known.
+    UserError : every problem of an invalid study file or provenance.json, because what such a file
+        names is unknown.
     """
     keys, problems, tasks = set(), [], set()
     for path in study_files():
@@ -60,9 +61,9 @@ def named_here() -> Named:
         raise UserError(problems)
     for path in REPORTS.glob(f"*/{lineage.NAME}"):
         found = lineage.read(path.parent).records.values()
-        # What has been edited may name less than it did.
+        # An edited file may name less than before.
         problems += [
-            f"{path}: {record.folder} is not of its own material; what it names is not known"
+            f"{path}: {record.folder} does not match its material, so what it names is unknown"
             for record in found
             if not record.is_of_its_material
         ]
@@ -78,7 +79,7 @@ def named_in_history() -> frozenset[str]:
 
     Raises
     ------
-    UserError : no git repository, or a shallow one, which does not know.
+    UserError : no git repository, or a shallow one, which lacks the history.
     """
     if git("rev-parse", "--is-shallow-repository").strip() == "true":
         raise UserError(

@@ -1,7 +1,7 @@
-"""Keep results: verify everything that Snakemake made, then let DVC record it.
+"""Record results: verify everything that Snakemake made, then let DVC record it.
 
-DVC records whatever lies in the folders that it is told to keep. So every sidecar is held
-against its files, and every file against a sidecar, before it is asked to.
+DVC records whatever files it finds in its folders. Therefore every sidecar is first compared with
+its files, and every file with a sidecar.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOCK = Path("dvc.lock")
 
 @dataclass(frozen=True)
 class Recorded:
-    """``changed`` are what git has to commit; ``notes`` what the record does not show."""
+    """``changed`` lists the files to commit to git; ``notes`` say what the record lacks."""
 
     study: str
     stages: int
@@ -45,14 +45,14 @@ class Recorded:
 def record(path: Path, dirty: bool = False) -> Recorded:
     """Verify everything under results, make the study's report again, commit both to DVC, audit.
 
-    With ``dirty``, code or settings that git does not have are no error: they are listed with
-    their SHA-256 in ``reports/<study>/uncommitted.json``. Recorded again, nothing changes.
+    With ``dirty``, uncommitted code or settings are no error; they are listed with their SHA-256 in
+    ``reports/<study>/uncommitted.json``. Recording the same results again changes nothing.
 
     Raises
     ------
-    UserError : uncommitted changes; unfinished runs; every artefact, sidecar or stray file that is
-        not what it should be; results that dvc.lock has, studies name and are not here; a study
-        that dvc.yaml does not name. dvc.lock is then as it was.
+    UserError : uncommitted changes; unfinished runs; every invalid artefact or sidecar and every
+        stray file; missing results that dvc.lock records and studies name; a study that dvc.yaml
+        does not name. dvc.lock is then as it was.
     """
     from fitspace.report import build
 
@@ -101,13 +101,13 @@ def _finished(plan: Plan) -> None:
 
 
 def verify() -> dict[Path, dict[str, Any]]:
-    """Sidecar -> its content, of every keyed folder under results, all files rehashed.
+    """Sidecar -> its content, for every keyed folder under results, with all files rehashed.
 
     Raises
     ------
-    UserError : every folder without a sidecar or with that of another key, every file that is
+    UserError : every folder without a sidecar or with one of another key, every file that is
         missing, changed or named by no sidecar, and every stage that was made from other files
-        than stand here.
+        than those present.
     """
     found, problems = {}, []
     entries = [(stage, p) for room, stage in ROOMS.items() for p in _entries(RESULTS / room)]
@@ -127,7 +127,7 @@ def _entries(room: Path) -> list[Path]:
 
 
 def _whole(stage: str, folder: Path) -> dict[str, Any]:
-    """The sidecar of a keyed folder that holds what it names, and nothing else."""
+    """The sidecar of a keyed folder, after checking that it names exactly the folder's files."""
     keyed = KEYED.fullmatch(folder.name)
     if keyed is None or folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{folder}: no stage made it; move it out of {folder.parent}")
@@ -136,7 +136,7 @@ def _whole(stage: str, folder: Path) -> dict[str, Any]:
     material, key = sidecar.get("material"), sidecar.get("key")
     if key != keyed[1] or sidecar.get("stage") != stage or digest(material)[:KEY_LENGTH] != key:
         raise UserError(
-            f"{path}: is of {sidecar.get('stage')} {key!r}, and not made of its own material; "
+            f"{path}: is of {sidecar.get('stage')} {key!r}, or does not match its material; "
             f"needed: {stage} {keyed[1]!r}; delete {folder} to redo it"
         )
     named = {path.name, *(Path(item["path"]).name for item in sidecar["outputs"])}
@@ -146,7 +146,7 @@ def _whole(stage: str, folder: Path) -> dict[str, Any]:
 
 
 def _other_inputs(found: dict[Path, dict[str, Any]]) -> Iterator[str]:
-    """Where a stage was made from other files than those that its upstream stages have here."""
+    """The stages that were made from other files than those present upstream."""
     here = {path.as_posix(): sha256(path) for path in found}
     for path, sidecar in found.items():
         here |= {
@@ -172,7 +172,7 @@ def _status(*pathspecs: str) -> list[str]:
 
 
 def _uncommitted() -> list[str]:
-    """What is not in git, but for what a record is made of."""
+    """What is not in git, except the files that a record itself changes."""
     git("rev-parse", "HEAD")
     return _status(":/", f":(exclude){REPORTS}", f":(exclude){LOCK}")
 
@@ -193,7 +193,7 @@ def _changed(folder: Path) -> list[str]:
 
 @contextmanager
 def _dvc():
-    """The project's DVC repository; its errors are the user's to read."""
+    """The project's DVC repository; its errors become user errors."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -212,7 +212,7 @@ def _stage_of(repo, folder: Path) -> str:
     if (name := outs.get(str(_table(folder)))) is not None:
         return name
     raise UserError(
-        f"dvc.yaml: names no {folder}; add the study wherever another one stands "
+        f"dvc.yaml: does not name {folder}; add the study wherever another study is named "
         "(docs/provenance.md)"
     )
 
@@ -222,9 +222,9 @@ def _table(folder: Path) -> Path:
 
 
 def _nothing_is_lost(repo) -> None:
-    """That everything which dvc.lock has and a study still names is here.
+    """Check that everything that dvc.lock records and a study still names is present.
 
-    Raises UserError with what is not: a clone that pulled less would drop it from the record.
+    Raises UserError with what is missing: a clone that pulled less would drop it from the record.
     """
     gone, problems = [], []
     for room in ROOMS:
@@ -234,7 +234,7 @@ def _nothing_is_lost(repo) -> None:
         listing = out.get_dir_cache()
         if listing is None:
             problems.append(
-                f"{RESULTS / room}: dvc.lock records it, and what it held is not known here; "
+                f"{RESULTS / room}: dvc.lock records it, but its content is unknown here; run "
                 "`dvc pull` first, or delete dvc.lock to start a record of your own"
             )
             continue
@@ -243,7 +243,7 @@ def _nothing_is_lost(repo) -> None:
     if gone:
         named = named_here()
         problems += [
-            f"{path}: dvc.lock records it, a study names it, and it is not here; `dvc pull` first"
+            f"{path}: dvc.lock records it, a study names it, and it is missing; `dvc pull` first"
             for path in sorted(gone)
             if path in named
         ]
@@ -252,7 +252,7 @@ def _nothing_is_lost(repo) -> None:
 
 
 def _commit(repo, stage: str) -> None:
-    """``dvc commit --force --with-deps``: dvc.lock is written once, or stays as it was."""
+    """``dvc commit --force --with-deps``; dvc.lock is written once or not at all."""
     before = LOCK.read_bytes() if LOCK.exists() else None
     for room in ROOMS:  # DVC wants every folder that it is told to keep.
         (RESULTS / room).mkdir(parents=True, exist_ok=True)
@@ -267,7 +267,7 @@ def _commit(repo, stage: str) -> None:
 
 
 def _unfinished(outs: set[str]) -> list[str]:
-    """Of the other studies that dvc.yaml names, those of which not all is here."""
+    """The other studies named in dvc.yaml that are incomplete on this machine."""
     notes = []
     for path in study_files():
         try:
@@ -279,7 +279,7 @@ def _unfinished(outs: set[str]) -> list[str]:
             continue
         if missing := sum(not stage.sidecar.exists() for stage in stages):
             notes.append(
-                f"{path}: {missing} of its {len(stages)} stages are not here, and dvc.lock takes "
+                f"{path}: {missing} of its {len(stages)} stages are missing, and dvc.lock treats "
                 f"its settings as done: `snakemake --config study={path}` makes them, `dvc repro` "
                 "does not"
             )
@@ -287,7 +287,7 @@ def _unfinished(outs: set[str]) -> list[str]:
 
 
 def describe(recorded: Recorded) -> str:
-    """What was recorded, and what to do next."""
+    """Text that says what was recorded and what to do next."""
     lines = [
         f"{recorded.study}: {recorded.stages} stages ({recorded.size / 2**20:.1f} MiB) verified "
         "and in dvc.lock"

@@ -1,4 +1,4 @@
-"""The regenerate tier: the report made again from its inputs, byte for byte."""
+"""The regenerate tier: make the report again from its inputs and compare it byte for byte."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def check(study: Study, plan: Plan | None, folder: Path) -> list[Finding]:
 
 
 def _gallery(plan: Plan, again: Path) -> None:
-    """Draw the gallery again. Samples that are not here are findings of the hash tier."""
+    """Draw the gallery again. Missing samples are findings of the hash tier."""
     by_name = {run.name: run for run in plan.runs}
     with (again / "runs.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

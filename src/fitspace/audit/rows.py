@@ -1,4 +1,4 @@
-"""Whether runs.csv has exactly the runs of the study, each with its own numbers."""
+"""Check that runs.csv has exactly the runs of the study, each with its own numbers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fitspace.results import table
 from fitspace.results.lineage import Lineage, Record
 
 RUNS = "runs.csv"
-# Reported once by their files, not by every key that hangs on them.
+# Changes of these are reported once for their files, not for every key that depends on them.
 _BY_FILES = ("base", "evaluator.judge")
 
 
 def check(plan: Plan, folder: Path, lineage: Lineage, keys: Iterable[str] | None) -> list[Finding]:
-    """Missing and unplanned rows, other settings, other cells; of some runs or of all."""
+    """Missing and unplanned rows, differing settings and cells, for some runs or for all."""
     path = folder / RUNS
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -78,7 +78,7 @@ def _curves(plan: Plan, folder: Path, lineage: Lineage, wanted: set[str] | None)
 
 
 def _other_runs(path: Path, plan: Plan, rows: dict, lineage: Lineage) -> list[Finding]:
-    """Runs that only the plan or only the table has; settings by which their keys differ."""
+    """Runs that only the plan or only the table has, with the settings that differ."""
     recorded = {_who(row): name for name, row in rows.items()}
     planned = {run.name for run in plan.runs}
     findings, otherwise = [], Counter()
@@ -108,7 +108,7 @@ def _who(row: dict[str, str]) -> tuple[str, str, str]:
 
 
 def _otherwise(run: Run, name: str, lineage: Lineage) -> list[tuple[str, object, object]]:
-    """In what the run in the table was made otherwise than the study says now."""
+    """The settings in which a run in the table differs from the study as it is now."""
     record = lineage.records.get(("evaluate", name.rpartition("~")[2]))
     if record is None:
         return [("key", name, run.name)]
@@ -125,14 +125,14 @@ def _otherwise(run: Run, name: str, lineage: Lineage) -> list[tuple[str, object,
 def _cells(
     path: Path, plan: Plan, run: Run, row: dict[str, str], lineage: Lineage
 ) -> list[Finding]:
-    """Cells that are not what the plan and, where it is here, metrics.json say."""
+    """Cells that differ from the plan or, if it is present, from metrics.json."""
     keys = {f"{s.name}_key": s.key for s in run.stages if f"{s.name}_key" in row}
     record = lineage.records.get(("evaluate", run.evaluate.key))
-    # Of a finished run only its metrics can say whether it diverged.
+    # Only the metrics of a finished run tell whether it diverged.
     ended = row.get("status") if row.get("status") in ("ok", "failed") else "ok"
     expected = table.identity(plan, run, "missing" if record is None else ended) | keys
     if record is not None and _is_as_recorded(record):
-        # Otherwise the changed file is a finding already.
+        # If not, the changed file is a finding already.
         try:
             expected = table.row(plan, run)
         except UserError as error:

@@ -29,13 +29,13 @@ _MARKS = {
 
 
 def text(audit: Audit) -> str:
-    """What `fitspace audit` prints."""
+    """The output of `fitspace audit`."""
     found = [*_findings(audit.findings), *_distances(audit.distances)]
     return "\n".join([*tree(audit.chain), "", *found, verdict(audit)])
 
 
 def tree(node: Node, before: str = "", after: str = "") -> Iterator[str]:
-    """A node and all below it; of many runs one stands for the verified ones."""
+    """A node and everything below it; one run represents the verified ones."""
     mark = f"  [{_MARKS[node.state]}]" if node.state else ""
     yield f"{before}{node.title}{mark}"
     lines = [f"{k}: {v}" for k, v in _shown(node)]
@@ -56,7 +56,7 @@ def _width() -> int:
 
 
 def _some(children: list[Node]) -> Iterator[Node]:
-    """All children that are no runs; of runs those not verified, and the first that is."""
+    """All children except verified runs, of which only the first is included."""
     skipped, shown = 0, 0
     for child in children:
         is_run = bool(child.children) and "~s" in child.title and not child.facts
@@ -100,7 +100,7 @@ def _compact(content: dict) -> str:
 
 
 def _short(value: object) -> str:
-    """Digests by their first characters."""
+    """Abbreviate digests to their first characters."""
     text = str(value)
     return f"{text[:SHORT]}.." if re.fullmatch(r"[0-9a-f]{32,}", text) else text
 
@@ -127,15 +127,15 @@ def _findings(findings: list[Finding]) -> Iterator[str]:
 
 
 def _distances(distances: list[Distance]) -> Iterator[str]:
-    """Every run that was made anew, the one that is the nearest to its limit first."""
+    """Every run that was made anew, the one nearest to its limit first."""
     if not distances:
         return
-    yield "Runs made anew, by the metric that is the nearest to its limit:"
+    yield "Runs made anew, each with the metric nearest to its limit:"
     order = sorted(distances, key=lambda d: -d.apart / d.limit if d.limit else 0.0)
     for distance in order[:_DISTANCES_SHOWN]:
         yield f"  {distance.run}: {_apart(distance)}"
     if len(order) > _DISTANCES_SHOWN:
-        yield f"  and {len(order) - _DISTANCES_SHOWN} that are nearer; --json has all"
+        yield f"  and {len(order) - _DISTANCES_SHOWN} further from their limits; --json has all"
 
 
 def _apart(distance: Distance) -> str:
@@ -157,14 +157,14 @@ def verdict(audit: Audit) -> str:
         return f"CHANGED: {changed} contradiction{'s' * (changed != 1)} ({counts})"
     if audit.verdict == "absent":
         return (
-            f"Nothing that is here contradicts its record, but not all of it is here ({counts})"
+            f"Absent: no contradiction, but some files are missing ({counts})"
             f"{_cures(audit.findings)}"
         )
     if audit.verdict == "anew":
         study = audit.target.path
         return (
-            f"Made anew: nothing contradicts the record, but it is of another making ({counts}). "
-            f"To record this one: `rm -f dvc.lock && fitspace record {study}`"
+            f"Made anew: no contradiction, but the study was made again ({counts}). "
+            f"To record these results: `rm -f dvc.lock && fitspace record {study}`"
         )
     return f"Verified: everything is as it was recorded ({counts})"
 

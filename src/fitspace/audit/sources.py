@@ -1,4 +1,4 @@
-"""What all runs hang on: the base, the judge, the code, the packages."""
+"""The sources that all runs depend on: base, judge, code and packages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SOURCE = "src/fitspace"
 
 
 def check(study: Study, lineage: Lineage, environments: Iterable[dict[str, Any]]) -> list[Finding]:
-    """Changed and absent files of models; code and packages other than recorded."""
+    """Changed and absent files of models; code and packages that differ from the records."""
     findings = _models(study, lineage)
     for made in {canonical(made): made for made in environments}.values():
         findings += _environment(made)
@@ -39,7 +39,7 @@ class _Uncommitted(BaseModel):
 
 
 def uncommitted(folder: Path) -> list[Finding]:
-    """What was not in git when the study was recorded, and still is not as it was then."""
+    """Files that were not in git when the study was recorded and differ from that state now."""
     path = folder / UNCOMMITTED
     if not path.exists():
         return []
@@ -61,7 +61,7 @@ def uncommitted(folder: Path) -> list[Finding]:
 
 
 def committed(path: str) -> bytes:
-    """A file of the project as it stands in git. Raises LookupError where it does not."""
+    """A file of the project as git has it. Raises LookupError if git does not have it."""
     return _git("cat-file", "blob", f"HEAD:./{path}")
 
 
@@ -127,7 +127,7 @@ def _environment(made: dict[str, Any]) -> list[Finding]:
 def source_at(commit: str) -> str:
     """The digest of the package's source (`provenance.source_digest`) at a commit.
 
-    Raises LookupError when the commit is not in this repository.
+    Raises LookupError if the commit is not in this repository.
     """
     found = {}
     with tarfile.open(fileobj=io.BytesIO(_git("archive", "--format=tar", commit, SOURCE))) as tar:

@@ -1,4 +1,4 @@
-"""What is to be audited: a study, its report, a table, or one value of a table."""
+"""The target of an audit: a study, its report, a table, or one value of a table."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Target:
 def locate(target: Path | None, value: str | None = None) -> Target:
     """Find the study behind a study file, a report's folder, one of its files, or a value.
 
-    ``value`` is ``TABLE.csv#ROW/COLUMN``, where ROW is a number from 1 or ``column=text`` of cells
-    that only one row has, separated by commas.
+    ``value`` is ``TABLE.csv#ROW/COLUMN``. ROW is a number from 1, or ``column=text`` of cells that
+    together only one row has, separated by commas.
 
     Raises
     ------

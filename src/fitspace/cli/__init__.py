@@ -1,4 +1,4 @@
-"""The command line: a file a group of commands, each parser beside what it runs.
+"""The command line: one file per group of commands, each parser beside its handler.
 
 Bad input exits with code 2 and one line a problem; what nobody foresaw with code 70 (EX_SOFTWARE
 of sysexits.h), one line and a file with the traceback. Heavy libraries are imported by the command
@@ -31,7 +31,7 @@ from fitspace.cli import (
 from fitspace.cli.commands import Commands
 from fitspace.core.errors import UserError, printable
 
-# What a full, read-only or foreign file system says; whatever was there before is still there.
+# Errors of a full, read-only or foreign file system; the files that were there before stay.
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 CRASH, CRASHES = 70, "results/logs/crashes"
 GROUPS = (studies, methods, models, stages, statistics, reports, records, completion)
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _refuse(error.problems)
     except BrokenPipeError:
-        # The reader (head, less) went away: not an error, and nothing more to say to it.
+        # The reader (head, less) has closed the pipe: not an error, and nobody reads on.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("fitspace: interrupted", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a group of commands is added to."""
+"""The list of commands that each group adds its own to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Commands:
-    """The commands of a parser, each with the function that runs it."""
+    """The commands of a parser, each with its handler."""
 
     def __init__(self, parser: argparse.ArgumentParser):
         self.parser = parser
@@ -18,7 +18,7 @@ class Commands:
     def add(
         self, run: Callable[[argparse.Namespace], Any], name: str, text: str, study: bool = True
     ) -> argparse.ArgumentParser:
-        """A command's own parser; with ``study`` its first argument is a study file."""
+        """Add a command; returns its parser. With ``study`` its first argument is a study file."""
         parser = self._parsers.add_parser(name, help=text, description=text)
         parser.set_defaults(run=run)
         if study:

@@ -8,7 +8,7 @@ from fitspace.cli.commands import Commands
 
 
 def add(commands: Commands) -> None:
-    text = 'Print what completes commands in a shell: eval "$(fitspace completion bash)".'
+    text = 'Print the completion script of a shell: eval "$(fitspace completion bash)".'
     completion = commands.add(_completion, "completion", text, study=False)
     completion.set_defaults(parser=commands.parser)
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))

@@ -1,4 +1,4 @@
-"""Commands about methods and what they trained."""
+"""Commands about methods and trained adapters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
     count.add_argument("--json", action="store_true", help="as JSON")
 
     export = commands.add(
-        _export, "export", "Write an adapter as peft and diffusers read it.", study=False
+        _export, "export", "Write an adapter in the formats of peft and diffusers.", study=False
     )
     export.add_argument("source", type=Path, metavar="RUN_FOLDER_OR_ADAPTER")
     export.add_argument("--out", type=Path, required=True, metavar="FOLDER")

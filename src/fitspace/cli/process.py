@@ -1,4 +1,4 @@
-"""This process, set up for numbers that repeat."""
+"""Set this process up so that its numbers are reproducible."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def _threads() -> str:
 
 
 def set_up_torch() -> None:
-    """One thread a job: jobs, not operators, share the cores, and sums keep their order.
+    """One thread per job: jobs, not operators, share the cores, and sums keep their order.
 
-    Denormal numbers are flushed to zero: late in training they make a CPU step several times
-    slower.
+    Denormal numbers are flushed to zero, because late in training they make a CPU step several
+    times slower.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Commands that keep results and prove them."""
+"""Commands that record results and verify them."""
 
 from __future__ import annotations
 
@@ -14,35 +14,37 @@ from fitspace.cli.commands import Commands
 def add(commands: Commands) -> None:
     record = commands.add(_record, "record", "Verify results, record them in DVC, audit.")
     record.add_argument(
-        "--dirty", action="store_true", help="also what git does not have, noted beside the report"
+        "--dirty", action="store_true", help="accept uncommitted files; list them beside the report"
     )
     gc = commands.add(
         _gc, "gc", "List results that no study or recorded commit names.", study=False
     )
-    gc.add_argument("--yes", action="store_true", help="and remove them")
+    gc.add_argument("--yes", action="store_true", help="remove them")
 
     audit = commands.add(
-        _audit, "audit", "Where a number comes from, and whether it still is.", study=False
+        _audit, "audit", "Trace a number, a table or a report and verify it.", study=False
     )
     audit.add_argument(
-        "target", type=Path, nargs="?", help="a study file, or a report, or one of its tables"
+        "target", type=Path, nargs="?", help="a study file, a report, or one of its tables"
     )
     audit.add_argument(
-        "--value", metavar="TABLE.csv#ROW/COLUMN", help="one number; ROW: 3, or source=input"
+        "--value",
+        metavar="TABLE.csv#ROW/COLUMN",
+        help="audit one number; ROW is a number (3) or a cell (source=input)",
     )
     audit.add_argument(
         "--tier",
         choices=("hash", "regenerate", "reevaluate", "retrain"),
         default="regenerate",
-        help="how far to go: rehash what is here; make the report again (the default); compute "
+        help="depth of the audit: rehash files; make the report again (the default); compute "
         "metrics again; train runs again",
     )
     audit.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="runs to redo")
     audit.add_argument("--draw", type=int, default=0, metavar="N", help="redo N runs at random")
-    audit.add_argument("--seed", type=int, default=0, help="of the draw")
+    audit.add_argument("--seed", type=int, default=0, help="seed of the draw")
     form = audit.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="the whole chain as JSON")
-    form.add_argument("--prov", action="store_true", help="the whole chain as W3C PROV-JSON")
+    form.add_argument("--json", action="store_true", help="print the whole chain as JSON")
+    form.add_argument("--prov", action="store_true", help="print the whole chain as W3C PROV-JSON")
     form.add_argument("--crate", type=Path, metavar="FOLDER", help="write an RO-Crate")
 
 

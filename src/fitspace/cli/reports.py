@@ -1,4 +1,4 @@
-"""Commands that show what finished runs amount to."""
+"""Commands that report finished runs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ def add(commands: Commands) -> None:
     report.add_argument(
         "--cached",
         action="store_true",
-        help="first collect the table from finished runs; a missing one is an error",
+        help="first collect the table from finished runs; a missing run is an error",
     )
     report.add_argument(
-        "--partial", action="store_true", help="with --cached: a missing run is a row that says so"
+        "--partial", action="store_true", help="with --cached: a missing run is a row, not an error"
     )
 
-    commands.add(
-        _track, "track", "Import a study's finished runs into MLflow; repeated, nothing new."
-    )
+    commands.add(_track, "track", "Import a study's finished runs into MLflow, each run once.")
 
 
 def _report(arguments: argparse.Namespace) -> None:

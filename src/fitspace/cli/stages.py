@@ -1,4 +1,4 @@
-"""A command for every stage; what a rule calls."""
+"""A command for every stage; Snakemake's rules call them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def add(commands: Commands) -> None:
     for row in STAGES.values():
         sub = commands.add(_stage, row.name, row.does)
         sub.set_defaults(stage=row.name, together=1)
-        sub.add_argument("folder", help="the stage's result folder, by name, as the plan has it")
+        sub.add_argument("folder", help="name of the stage's result folder in the plan")
         if row.grouped:
             sub.add_argument(
                 "--together",
                 type=int,
                 default=1,
                 metavar="K",
-                help="then also other unfinished runs of the task, up to K in all",
+                help="make up to K runs: after this one, other unfinished runs of the task",
             )
         if row.name == "train":
             for option, text in {

@@ -1,4 +1,4 @@
-"""The statistics engine on any table."""
+"""The command that analyses any table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def add(commands: Commands) -> None:
     anova.add_argument("--formula", help="e.g. 'y ~ block + A*B' or 'y ~ A + Error(task/A)'")
     anova.add_argument("--response", help="column of the response")
     anova.add_argument("--factors", nargs="+", default=None, metavar="FACTOR")
-    anova.add_argument("--interactions", action="store_true", help="all two-factor ones")
+    anova.add_argument("--interactions", action="store_true", help="all two-factor interactions")
     anova.add_argument("--block", nargs="+", metavar="BLOCK", help="columns of the blocks")
     anova.add_argument("--random", metavar="TASK", help="column of a random factor: error strata")
     anova.add_argument("--type", type=int, choices=(1, 2, 3), default=2)

@@ -1,4 +1,4 @@
-"""Commands that ask of a study before it runs."""
+"""Commands about a study before it runs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ def add(commands: Commands) -> None:
     commands.add(_check, "check", "Validate a study file: every problem at once.")
     commands.add(_fetch, "fetch", "Download what a study names by hub id.")
     plan = commands.add(_plan, "plan", "Print a study's design before anything runs.")
-    plan.add_argument("--delta", type=float, help="difference of two levels that is to be found")
+    plan.add_argument("--delta", type=float, help="difference between two levels to detect")
     plan.add_argument("--sigma", type=float, help="residual standard deviation; else the pilot's")
     plan.add_argument(
         "--pilot",
         type=Path,
         metavar="RUNS.csv",
-        help="a pilot study's table, for sigma and recorded times; else reports/<study>/runs.csv",
+        help="a pilot study's table, for sigma and recorded times; default: "
+        "reports/<study>/runs.csv",
     )
-    plan.add_argument("--subset", type=int, metavar="N", help="as if each arm ran N of its cells")
+    plan.add_argument("--subset", type=int, metavar="N", help="plan N cells for each arm")
     plan.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -42,14 +43,14 @@ def _fetch(arguments: argparse.Namespace) -> None:
     from fitspace.plan import Models, fetch
 
     study = fetch(arguments.study)
-    print(f"{arguments.study}: all that it names by hub id is on this machine")
+    print(f"{arguments.study}: everything that it names by hub id is on this machine")
     models = Models(study)
     if models.absent:  # what no hub has
         for problem in models.absent:
             print(f"fitspace: not here yet: {problem}", file=sys.stderr)
         models = Models(study.model_copy(update={"inception": None}))
     lines = models.pins
-    said = "these lines hold it to just that:" if lines else "and it is what the study is held to"
+    said = "these lines pin the study to it:" if lines else "the study file already pins it"
     print("\n".join([said, *lines]))
 
 

@@ -1,1 +1,1 @@
-"""What everything stands on: errors, files, digests, random numbers, devices; knows no model."""
+"""Errors, files, digests, random numbers and devices, which all rooms use; knows no model."""

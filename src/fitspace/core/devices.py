@@ -1,7 +1,7 @@
-"""What makes a model fast and small on the device it is on: decided here, and nowhere else.
+"""Device settings: everything that makes a model faster or smaller on a device is decided here.
 
-What is computed stays the same up to rounding. On a CPU, whose bits are part of what a key means,
-it stays the same to the bit. torch is imported where it is used.
+These settings change results by rounding at most. On a CPU they change no bit, because a key
+stands for exact bits there. torch is imported where it is used.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# Pixels that an autoencoder takes or makes at once, 4 images of 512 px: their activations take
-# about 1 GB one way and 2 GB the other.
+# Pixels that an autoencoder encodes or decodes at once, 4 images of 512 px: their activations
+# take about 1 GB in encoding and 2 GB in decoding.
 PIXELS = 2**20
 # CUDA graphs: shapes do not change from step to step.
 COMPILE: dict[str, Any] = {"mode": "reduce-overhead"}
 
 
 def device() -> str:
-    """Where models run: the one visible GPU, else the CPU.
+    """The device that models run on: the one visible GPU, else the CPU.
 
-    Raises UserError when several GPUs are visible: a run is one process on one device, and
-    a launcher that starts it once per GPU would do the work twice.
+    Raises UserError if several GPUs are visible: a run is one process on one device, and a
+    launcher that starts it once per GPU would do the work twice.
     """
     import torch
 
@@ -38,14 +38,14 @@ def device() -> str:
 
 
 def set_up() -> None:
-    """Make this process's numbers repeatable; before anything is computed.
+    """Make this process's numbers reproducible; call it before anything is computed.
 
-    - Deterministic algorithms; cuBLAS has them only with a workspace of fixed size, and raises
-      an error at the first product of matrices without.
-    - Single precision is single precision: cuDNN would compute convolutions in TF32, with the
+    - Use deterministic algorithms. cuBLAS has them only with a workspace of fixed size; without
+      one the first matrix product raises an error.
+    - Compute in single precision: cuDNN would otherwise compute convolutions in TF32, with the
       10 bits of half precision. A study that wants half precision says so.
-    - On a GPU torch does not fill the memory of each new tensor first, a kernel for every
-      operation; what is computed does not read it.
+    - On a GPU do not fill the memory of each new tensor, which costs a kernel per operation; no
+      computation reads this memory.
     """
     import torch
 
@@ -59,15 +59,15 @@ def set_up() -> None:
 def prepare(
     model: nn.Module, precision: str, gradient_checkpointing: bool = False, compiled: bool = False
 ) -> list[str]:
-    """Prepare a model for training, in place, once its method is attached; returns what was done.
+    """Prepare a model with its method for training, in place; returns what was done, in words.
 
-    With ``precision`` bf16 the frozen layers' weights are kept in bf16, see :func:`halve_frozen`,
-    and on a GPU a U-Net's tensors as its tensor cores take them, channels last. diffusers'
-    attention is ``scaled_dot_product_attention`` everywhere already.
+    With ``precision`` bf16 the frozen layers' weights are stored in bf16, see
+    :func:`halve_frozen`, and on a GPU a U-Net's tensors are stored channels last, as tensor cores
+    read them. diffusers already uses ``scaled_dot_product_attention`` for attention.
 
     Parameters
     ----------
-    gradient_checkpointing : keep the blocks' inputs alone for the backward pass, and compute the
+    gradient_checkpointing : keep only the blocks' inputs for the backward pass, and compute the
         rest again: the same gradients, less memory, about a third more time.
     compiled : compile the model and replay its kernels as CUDA graphs.
 
@@ -96,11 +96,11 @@ def prepare(
 
 
 def halve_frozen(model: nn.Module) -> int:
-    """Keep in bf16 what autocast casts to it at every step anyway; returns how many tensors.
+    """Store the weights in bf16 that autocast casts at every step; returns the number of tensors.
 
     These are the frozen weights and biases of linear layers and convolutions. Trainables, norms
-    and embeddings stay in fp32, and so do layers whose weights DoRA reads. Not for a fold on a
-    CPU, where autocast leaves vmap's convolutions alone.
+    and embeddings stay in fp32, and so do layers whose weights DoRA reads. Do not use it for a
+    fold on a CPU, where autocast does not cast vmap's convolutions.
     """
     import torch
     from torch import nn

@@ -29,9 +29,9 @@ DEPTH = 40  # what fitspace writes is nested less than ten deep
 
 @contextlib.contextmanager
 def replacing(path: Pathish) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is synced and takes its place.
+    """Yield a temporary path beside ``path``; on success sync the file and rename it to ``path``.
 
-    On an error the temporary file is removed and what stood at ``path`` stays. The suffix
+    On an error the temporary file is removed and the old file at ``path`` stays. The suffix
     is kept, for libraries that choose a format by it.
     """
     path = Path(path)
@@ -55,8 +55,8 @@ def replacing(path: Pathish) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Let errors of writing name the file: Python's often do not, and libraries in Rust say
-    `No space left on device (os error 28)` in exceptions of their own."""
+    """Let write errors name the file: Python's often do not, and libraries in Rust raise
+    `No space left on device (os error 28)` as exceptions of their own."""
     try:
         yield
     except OSError as error:
@@ -91,7 +91,7 @@ def write_text(path: Pathish, content: str) -> None:
 
 
 def write_json(path: Pathish, content: Any) -> None:
-    """Write indented JSON atomically, keys in their order."""
+    """Write indented JSON atomically, with the keys in their given order."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -103,19 +103,19 @@ def read_json(
     missing: str = "missing",
     finite: bool = True,
 ) -> Any:
-    """What a JSON file holds: a ``kind`` (dict or list) that can be hashed, printed and written.
+    """Read a JSON file: a ``kind`` (dict or list) that can be hashed, printed and written.
 
-    All its numbers are finite (but for ``finite=False``: diffusers writes -Infinity into its
-    configurations) and its text is Unicode, whoever wrote it. Of a file that is not so is said
-    that it is not ``what``, of one that is not there that it is ``missing``.
+    All numbers are finite (unless ``finite=False``: diffusers writes -Infinity into its
+    configurations) and all text is valid Unicode. The message about any other file says that it
+    is not ``what``, the message about a missing file says ``missing``.
 
     Raises
     ------
-    UserError : no such file, or one that is not that.
+    UserError : a file that is missing or not as described.
     """
     path = Path(path)
     try:
-        # A pipe would be waited for, for ever.
+        # Reading a pipe could wait for ever.
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: not {what} (not even a file)")
         return parse_json(path.read_bytes(), path, kind, what=what, finite=finite)
@@ -133,7 +133,7 @@ def parse_json(
     what: str = "readable JSON",
     finite: bool = True,
 ) -> Any:
-    """As `read_json`, of text or bytes; ``where`` it stands is named in errors."""
+    """Parse text or bytes as `read_json` does; errors name ``where`` the content comes from."""
     try:
         parsed = json.loads(content if isinstance(content, str) else content.decode("utf-8"))
         _sound(parsed, finite)
@@ -145,7 +145,7 @@ def parse_json(
 
 
 def _sound(content: Any, finite: bool) -> None:
-    """Raises ValueError for what JSON in Python can hold and a file must not."""
+    """Raises ValueError for values that Python's JSON accepts and our files must not hold."""
     layer, depth = [content], 0
     while layer:
         depth += 1
@@ -289,7 +289,7 @@ def opened(path: Pathish, framework: str = "pt") -> Iterator[Any]:
 
     Raises
     ------
-    UserError : no such file, or one that is damaged or has not what is asked of it.
+    UserError : a file that is missing or damaged, or lacks a tensor that is asked for.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -303,11 +303,11 @@ def opened(path: Pathish, framework: str = "pt") -> Iterator[Any]:
 def read_tensors(
     path: Pathish, wanted: Mapping[str, str], framework: str = "pt", **sizes: int
 ) -> dict[str, Any]:
-    """The tensors of a safetensors file, which are ``wanted``: name -> "dtype size size ...".
+    """Read a safetensors file that holds the tensors ``wanted``: name -> "dtype size size ...".
 
-    A size is a number or a name, and a name is the same number wherever it stands: "U8 n h h 3"
-    are square images; ``sizes`` are names that are known. No size is 0. Nothing is read before
-    the header was found to be so.
+    A size is a number or a name. A name stands for the same number everywhere: "U8 n h h 3" are
+    square images; ``sizes`` gives the value of some names. No size is 0. The header is checked
+    before any tensor is read.
 
     Raises
     ------
@@ -323,7 +323,7 @@ def read_tensors(
 
 
 def _fits(found: dict[str, list], needed: dict[str, list]) -> bool:
-    """Whether tensors have the dtypes and sizes needed; a size that is a name is any but 0."""
+    """Whether tensors have the needed dtypes and sizes; a named size can be any number but 0."""
     named: dict[str, int] = {}
     if found.keys() != needed.keys():
         return False
@@ -343,13 +343,13 @@ def _listed(forms: dict[str, list]) -> str:
 
 
 def remember(path: Pathish, facts: dict[str, Any]) -> None:
-    """Write a cache that `remembered` reads. One that cannot be written only costs time."""
+    """Write a cache that `remembered` reads. If it cannot be written, this only costs time."""
     with contextlib.suppress(OSError):
         write_json(path, facts | {"sha256": digest(facts)})
 
 
 def remembered(path: Pathish) -> dict[str, Any]:
-    """What `remember` wrote; nothing, where it is not here or not as it was written."""
+    """Read what `remember` wrote; empty if the file is missing or was changed."""
     try:
         facts = read_json(path)
     except UserError:

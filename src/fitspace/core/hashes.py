@@ -1,4 +1,4 @@
-"""SHA-256 of large files, remembered for as long as they stay as they are."""
+"""SHA-256 of large files, cached until a file changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DIGESTS = Path("results/.cache/digests.json")
 def hashes(files: Iterable[Path]) -> dict[Path, str]:
     """SHA-256 (hex) of each file.
 
-    It is remembered by path, size and time of change; a second call only looks at the files'
+    Digests are cached by path, size and time of change; a second call reads only the files'
     status.
     """
     known, fresh, found = remembered(DIGESTS), {}, {}

@@ -1,6 +1,6 @@
-"""Repositories of the Hugging Face hub: their copies on this machine.
+"""Local copies of repositories of the Hugging Face hub.
 
-Looking for a copy asks no network; only :func:`fetch` does. A hub id is ``org/name``, or
+Only :func:`fetch` uses the network; looking for a copy does not. A hub id is ``org/name``, or
 ``org/name@revision`` with a branch, a tag, a commit or ``refs/pr/N``.
 """
 
@@ -17,7 +17,7 @@ CURE = "run: fitspace fetch STUDY.yaml"
 
 
 class NotHere(UserError):
-    """What a hub id names is not whole on this machine: fetching it is the cure."""
+    """The copy of a hub id on this machine is missing or incomplete; fetch it."""
 
 
 def is_id(text: str) -> bool:
@@ -28,10 +28,11 @@ def is_id(text: str) -> bool:
 def cached(
     ref: str, allow: Sequence[str], *, ignore: Sequence[str] = (), kind: str = "model"
 ) -> Path | None:
-    """The folder of a repository's copy in the local cache; None where there is none.
+    """The folder of a repository's copy in the local cache; None if there is none.
 
-    ``allow`` and ``ignore`` are patterns of the files wanted, ``kind`` is ``model`` or
-    ``dataset``. The folder's name is the commit. A copy known to lack a file is none.
+    ``allow`` and ``ignore`` are patterns of the wanted files, ``kind`` is ``model`` or
+    ``dataset``. The folder's name is the commit. A copy that is known to lack a file counts as
+    none.
     """
     try:
         return _snapshot(ref, allow, ignore, kind, local_files_only=True)
@@ -42,11 +43,11 @@ def cached(
 def fetch(
     ref: str, allow: Sequence[str], *, ignore: Sequence[str] = (), kind: str = "model"
 ) -> Path:
-    """The folder of a repository's copy, as it is on the hub now; only what lacks is downloaded.
+    """The folder of a repository's copy as it is on the hub now; downloads only missing files.
 
     Raises
     ------
-    UserError : no such repository, no leave to read it, or no network.
+    UserError : no such repository, no permission to read it, or no network.
     """
     from httpx2 import HTTPError  # what huggingface_hub speaks HTTP with
 
@@ -54,7 +55,7 @@ def fetch(
         return _snapshot(ref, allow, ignore, kind, local_files_only=False)
     except (HTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{ref!r}: the hub gave no copy of this {kind} ({reason})") from None
+        raise UserError(f"{ref!r}: no {kind} downloaded from the hub ({reason})") from None
 
 
 def _snapshot(

@@ -1,4 +1,4 @@
-"""Repairs of how libraries import each other; call them before diffusers and friends."""
+"""Repairs of how libraries import each other; call them before importing diffusers and others."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _only_models = False
 
 
 def import_torchvision() -> None:
-    """Import torchvision also beside a CPU-only torch.
+    """Import torchvision, also beside a CPU-only torch.
 
     torchvision's published Linux wheel is a CUDA build: beside a CPU build of torch its
     compiled operators do not load, and the import fails with ``operator torchvision::nms does
     not exist``. Nothing here uses those operators, but open_clip, torch-fidelity, timm,
-    transformers and diffusers import torchvision. Declaring the two operators that its import
-    looks for cures it; where the import works, nothing is touched. Does nothing after
+    transformers and diffusers import torchvision. The repair declares the two operators that the
+    import looks for. If the import works, nothing is changed. Does nothing after
     :func:`import_only_models`.
     """
     if not _only_models:
@@ -24,9 +24,9 @@ def import_torchvision() -> None:
 
 
 def import_peft() -> ModuleType:
-    """peft, also after :func:`import_only_models`: it needs transformers and torchvision itself.
+    """Import peft, also after :func:`import_only_models`: peft needs transformers and torchvision.
 
-    Only the methods that peft makes call this: 0.9 s of a job's start-up.
+    Only methods of peft call this, because it takes 0.9 s of a job's start-up.
     """
     _import_torchvision()
     import peft
@@ -54,9 +54,9 @@ def _import_torchvision() -> None:
 def import_only_models() -> None:
     """For a process that needs diffusers' models and schedulers, but no pipeline.
 
-    Their import pulls in transformers, peft, torchvision and scipy, for features that a training or
-    sampling job never uses: a quarter of its start-up (docs/performance.md). To be called before
-    diffusers is imported, in a process of its own.
+    diffusers imports transformers, peft, torchvision and scipy, for features that a training or
+    sampling job never uses; this takes a quarter of the job's start-up (docs/performance.md). Call
+    it before diffusers is imported, in a process of its own.
     """
     global _only_models
     import diffusers.utils

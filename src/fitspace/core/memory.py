@@ -1,4 +1,4 @@
-"""What to do when a GPU's memory does not hold what was computed at once."""
+"""Compute fewer examples at once if a GPU's memory is too small."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from fitspace.core.errors import UserError
 
 
 def fewer_at_once(number: int, what: str, never: str | None = None) -> int:
-    """Half of ``number``, and says so; the device's unused memory is given back first.
+    """Half of ``number``, with a message; first releases the device's unused memory.
 
-    ``never`` says why the number must not change, where it must not.
+    ``never`` gives the reason if the number must not change.
 
     Raises
     ------
@@ -23,8 +23,8 @@ def fewer_at_once(number: int, what: str, never: str | None = None) -> int:
     if number == 1 or never:
         why = never or "there is nothing to halve"
         raise UserError(
-            f"{full}, and {why}; allowed: a GPU with more memory, a smaller model, or where the "
-            "study trains a smaller train.batch_size"
+            f"{full}, and {why}; allowed: a GPU with more memory, a smaller model or, in training, "
+            "a smaller train.batch_size"
         )
     print(f"fitspace: {full}; going on with {number // 2}", file=sys.stderr)
     return number // 2

@@ -1,6 +1,6 @@
-"""Files that somebody may have written or changed: YAML, and what a model makes of a content.
+"""Read files that somebody may have written or changed: YAML, and content checked by a model.
 
-Every problem is said with its key, its value and what is allowed.
+Every message names the key, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _brief.maxlevel = 2
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice (YAML forbids it, PyYAML keeps the last).
+    """SafeLoader that refuses duplicate keys (YAML forbids them, PyYAML keeps the last).
 
-    And merges (``<<``) that multiply: nine short lines of them can fill the memory.
+    It also refuses merges (``<<``) that multiply: nine short lines of them can fill the memory.
     """
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            # Of a tag and what it does not fit, such as `!!int x`, PyYAML raises anything.
+            # For a tag that does not fit its value, such as `!!int x`, PyYAML raises any of these.
             kind, line = node.tag.rpartition(":")[2], node.start_mark.line + 1
             raise yaml.YAMLError(f"line {line}: {short(node.value)} is no {kind}") from None
 
@@ -65,7 +65,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path, what: str = "a study file") -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError for one that is not ``what``, or no file."""
+    """The mapping in a YAML file. Raises UserError if it is missing or not ``what``."""
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: not a file; expected {what} (YAML)")
@@ -88,9 +88,9 @@ def read_yaml(path: Path, what: str = "a study file") -> dict[str, Any]:
 
 
 def checked(content: Any, model: type[Model], where: Any, what: str) -> Model:
-    """Content that somebody may have changed, as its model reads it.
+    """Validate content that somebody may have changed, by its model.
 
-    Raises UserError: all that makes what stands at ``where`` not ``what``.
+    Raises UserError with every reason why the content at ``where`` is not ``what``.
     """
     try:
         return model.model_validate(content)
@@ -100,7 +100,7 @@ def checked(content: Any, model: type[Model], where: Any, what: str) -> Model:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """A pydantic error as messages: key, value, what is allowed; a hundred at most."""
+    """A pydantic error as at most a hundred messages: key, value, what is allowed."""
     found = error.errors(include_url=False)
     more = [f"and {len(found) - 100} more"] if len(found) > 100 else []
     return [_explain_one(e, model) for e in found[:100]] + more
@@ -133,7 +133,7 @@ def _key(parts: list[str | int]) -> str:
 
 
 def _is_union_tag(part: str | int) -> bool:
-    # pydantic names the branch of a union in the location: not a key of the file.
+    # pydantic's location also names the branch of a union, which is no key of the file.
     return isinstance(part, str) and (
         part in ("str", "int", "float", "bool", "constrained-str") or "[" in part
     )
@@ -159,6 +159,7 @@ def _is_number(text: str) -> bool:
 
 
 def short(value: Any) -> str:
+    """A value for a message: its repr, of limited length."""
     try:
         return _brief.repr(value)
     except ValueError:  # an integer of thousands of digits has no decimal text
@@ -166,13 +167,13 @@ def short(value: Any) -> str:
 
 
 class Recorded(BaseModel):
-    """What fitspace itself wrote, and somebody may have changed since."""
+    """Content that fitspace wrote and somebody may have changed since."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
 def names_a_file(path: str) -> str:
-    """A path whose last part can be a file's name. Raises ValueError."""
+    """The path, if its last part can be a file's name; else raises ValueError."""
     name = Path(path).name
     if name in ("", "..") or "\0" in path or len(name.encode()) > 255:
         raise ValueError(f"{path[:80]!r} names no file")

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, not on what was drawn before.
+"""Random numbers that depend on their purpose, not on earlier draws.
 
 Every draw comes from a Philox generator whose key is (seed, stream) and whose counter is
 (step, example): no state is carried from step to step, so a resumed run continues exactly,
@@ -26,14 +26,14 @@ def generator(seed: int, stream: str, step: int = 0, example: int = 0) -> np.ran
 
 
 def symmetric(seed: int, stream: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Uniform on [-1, 1), float32: what initial values are scaled from."""
+    """Uniform on [-1, 1), float32, to be scaled to initial values."""
     return generator(seed, stream).random(shape, dtype="float32") * 2 - 1
 
 
 def order(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
-    """Which of ``count`` items step ``step`` visits: epochs are permutations drawn by number.
+    """Indices of the items, of ``count``, that a step visits; int64, shape (batch_size,).
 
-    Returns an int64 array, shape (batch_size,).
+    Each epoch is a permutation that is drawn by the epoch's number.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, places = positions // count, positions % count
@@ -44,7 +44,7 @@ def order(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
 def initial_noise(
     seed: int, count: int, shape: tuple[int, ...], stream: str = "sample"
 ) -> torch.Tensor:
-    """Starting noise, shape (count, *shape): image i of a seed starts alike at every point."""
+    """Starting noise, shape (count, *shape); image i of a seed is the same at every point."""
     import torch
 
     draws = [

@@ -4,17 +4,17 @@ A method is a module of this package with
 
 - ``Settings``: a :class:`~fitspace.methods.attachment.MethodSettings`, every field described;
 - ``trains``: whether anything is trained;
-- ``problems(settings, family)``: why it cannot be built on a family of denoisers (``unet``
-  or ``dit``), as messages; empty when it can;
+- ``problems(settings, family)``: messages that say why the method cannot be built on a family of
+  denoisers (``unet`` or ``dit``); empty if it can;
 - ``attach(model, settings, seed)``: change a model in place, see
   :class:`~fitspace.methods.attachment.Attachment`;
-- ``budget``, where it has a width: the setting in which the count of trainable parameters is
-  affine, see :mod:`fitspace.plan.budget`;
-- ``folds``, where several of it may be one batch on a GPU: hooks use the parameters of the module
-  that they are given, and nothing is changed in place (``torch.vmap``).
+- ``budget``, for a method with a width: the setting in which the number of trainable parameters
+  is affine, see :mod:`fitspace.plan.budget`;
+- ``folds``, for a method of which several runs can form one batch on a GPU (``torch.vmap``): hooks
+  use the parameters of the module that they are given, and nothing is changed in place.
 
-A module put into this package is a method; CONTRIBUTING.md shows one.
-Everything but ``attach`` works without torch, so that checking a study is cheap.
+Every module in this package is a method; CONTRIBUTING.md shows how to write one. Everything
+except ``attach`` works without torch, so that checking a study is fast.
 """
 
 from fitspace.methods.attaching import attach

@@ -1,14 +1,14 @@
 """Adapters at positions of the denoiser's blocks (2303.18181, section 3).
 
 An adapter reads the tensor at its input position and adds to the tensor at its output
-position, in every transformer block or in every ResNet block. The paper's positions are a
-U-Net's. A DiT's blocks have those without cross-attention and ResNet: there FFN_in is the
-stream after the add of ``attn1``, and SA_out and FFN_out are what a branch adds to the stream,
-after its gate (``gate·attn(...)``). So on both families the stream after a branch is the
-stream before it plus the branch's *_out.
+position, in every transformer block or in every ResNet block. The paper defines the positions
+for a U-Net. A DiT's blocks have the same positions except those of cross-attention and ResNet
+blocks. There FFN_in is the stream after the addition of ``attn1``, and SA_out and FFN_out are
+what a branch adds to the stream, after its gate (``gate·attn(...)``). On both families the
+stream after a branch therefore equals the stream before it plus the branch's *_out.
 
-The layers are in :mod:`fitspace.methods.adapter_layers`; this module holds what a study is
-checked with.
+The layers are in :mod:`fitspace.methods.adapter_layers`. This module holds the settings and their
+checks, without torch.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Input = Literal[
 ]  # fmt: skip
 Output = Literal["SA_in", "CA_in", "FFN_in", "Trans_out", "CA_c", "Res_in", "Res_out"]
 
-# Family -> what a position has a row for -> positions that can be added to each other, in the
-# order in which a block computes them.
+# Family -> unit of a position's rows -> positions that can be added to each other, in the order
+# in which a block computes them.
 _ORDERS = {
     "unet": {
         "pixel token of a transformer block": (
@@ -51,7 +51,7 @@ _ORDERS = {
 
 
 class Settings(PartialSettings):
-    """An adapter: from where to where, how wide, and how it starts."""
+    """Settings of an adapter: its positions, its width and its initial values."""
 
     input: Input = Field(description="Position whose tensor the adapter reads.")
     output: Output = Field(description="Position whose tensor the adapter adds to.")
@@ -77,7 +77,7 @@ def _kind(position: str, family: str) -> str:
 
 
 def _outputs(source: str, family: str) -> list[str]:
-    """The outputs that an adapter reading at ``source`` may add to."""
+    """The outputs that an adapter may add to if it reads at ``source``."""
     order = _ORDERS[family][_kind(source, family)]
     reachable = order[order.index(source) :]
     return [p for p in Output.__args__ if p in reachable]
@@ -94,7 +94,7 @@ def legal_cells(family: str = "unet") -> list[tuple[str, str]]:
 
 
 def problems(settings: Settings, family: str) -> list[str]:
-    """Why these settings cannot be built on this family of denoisers; empty when they can."""
+    """Why these settings cannot be built on this family of denoisers; empty if they can."""
     if absent := _absent(settings, family):
         return absent
     source, target = settings.input, settings.output
@@ -113,7 +113,7 @@ def problems(settings: Settings, family: str) -> list[str]:
 
 
 def _absent(settings: Settings, family: str) -> list[str]:
-    """Positions that this family's blocks do not have: cross-attention and ResNet on a DiT."""
+    """Positions that this family's blocks lack: those of cross-attention and ResNet on a DiT."""
     present, found = _positions(family), []
     for key, choices in (("input", Input), ("output", Output)):
         position = getattr(settings, key)
@@ -125,7 +125,7 @@ def _absent(settings: Settings, family: str) -> list[str]:
 
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
-    """Put an adapter into every block of the kind that has these positions."""
+    """Put an adapter into every block that has these positions."""
     from fitspace.methods.adapter_layers import attach_layers
 
     return attach_layers(model, settings, seed)

@@ -2,16 +2,15 @@
 
 diffusers' ``BasicTransformerBlock`` computes ``h = attn1(norm1(h)) + h``, then
 ``h = attn2(norm2(h), c) + h``, then ``h = ff(norm3(h)) + h``, and gives no access to the
-stream ``h`` in between. But an adapter only ever adds to it, and addition commutes: adding
-to the output of ``attn1`` is adding to the stream at CA_in, adding to the output of
-``attn2`` is adding to it at FFN_in, and ``norm2`` and ``norm3`` are called with the stream
-itself, which is where it is read. So hooks on the block's own parts reach every position,
-whatever the attention processor and with gradient checkpointing (which calls the block
-again, hooks included).
+stream ``h`` in between. An adapter only adds to the stream, and addition commutes: adding to the
+output of ``attn1`` is adding to the stream at CA_in, and adding to the output of ``attn2`` is
+adding to it at FFN_in. The stream itself is read as the argument of ``norm2`` and ``norm3``. Hooks
+on the block's own parts therefore reach every position, with any attention processor and with
+gradient checkpointing (which calls the block again, hooks included).
 
 A DiT's block has no ``attn2``, and computes ``h = gate·attn1(...) + h``, then
-``h = gate·ff(...) + h``, with gates that ``norm1`` returns. What is added to the output of
-``attn1`` must escape the gate, so :func:`gate` moves the gate from the block to the branch.
+``h = gate·ff(...) + h``, with gates that ``norm1`` returns. The adapter's addition to the output
+of ``attn1`` must not be gated, so :func:`gate` moves the gate from the block to the branch.
 """
 
 from __future__ import annotations
@@ -56,9 +55,9 @@ WRITE = {
     "Res_in": ("", "input"),
     "Res_out": ("", "output"),
 }
-# Branch of a DiT's block -> where its gate stands among what norm1 returns.
+# Branch of a DiT's block -> index of its gate among the values that norm1 returns.
 GATES = {"attn1": 1, "ff": 4}
-# Where these start at zero, training starts from the base.
+# If these start at zero, training starts from the base.
 UP = frozenset({"up.weight", "up.bias"})
 
 
@@ -107,7 +106,7 @@ def convolutions(block: ResnetBlock2D, settings: Settings) -> Adapter:
 
 
 def initialise(adapter: Adapter, path: str, seed: int, zeros: frozenset[str]) -> None:
-    """PyTorch's default distributions, drawn by (seed, parameter name), and the ``zeros``."""
+    """Draw from PyTorch's default distributions by (seed, parameter name); set ``zeros`` to 0."""
     for name, layer in adapter.named_children():
         if isinstance(layer, nn.GroupNorm):
             nn.init.ones_(layer.weight)
@@ -126,9 +125,9 @@ def wire(block: nn.Module, adapter: Adapter, source: str, target: str) -> list[R
     """Connect an adapter between two positions of a block."""
     if source == "CA_c":
         return [block.attn2.register_forward_pre_hook(_change_condition(adapter), with_kwargs=True)]
-    # Without cross-attention the stream after self-attention is what the feed-forward reads.
+    # Without cross-attention the feed-forward reads the stream after self-attention.
     written = "CA_in" if target == "FFN_in" and block.attn2 is None else target
-    # The stream after a sub-layer can only be changed before it is summed: sum it here.
+    # The stream after a sub-layer can only be changed before the sum, so sum it here.
     before = {"CA_in": "SA_in", "FFN_in": "CA_in"}.get(written) if source == target else None
     places = READ[before or source], WRITE[written]
     held: dict[str, torch.Tensor] = {}  # what was read, until it is written in the same pass
@@ -155,14 +154,14 @@ def wire(block: nn.Module, adapter: Adapter, source: str, target: str) -> list[R
 
 
 def _gated(block: nn.Module, places: Iterable[tuple[str, str]]) -> list[str]:
-    """The branches whose output is read or written and that the block gates afterwards."""
+    """The branches whose output is read or written before the block gates it."""
     if not (isinstance(block, BasicTransformerBlock) and block.norm_type == "ada_norm_zero"):
         return []
     return sorted(GATES.keys() & {part for part, _ in places})
 
 
 def gate(block: BasicTransformerBlock, part: str) -> list[RemovableHandle]:
-    """Move a branch's gate from the block to the branch's output: the same bits, as 1·x is x.
+    """Move a branch's gate from the block to the branch's output; the bits stay, because 1·x is x.
 
     Hooks on the branch that are registered later see what the branch adds to the stream.
     """
@@ -213,8 +212,8 @@ def insert(
     Parameters
     ----------
     blocks : path in the model -> block.
-    build : makes the adapter of a block; run on the meta device.
-    cell : the positions it reads at and adds to.
+    build : makes the adapter of a block; called on the meta device.
+    cell : the positions that the adapter reads at and adds to.
     zeros : names of the adapter's parameters that start at zero.
     """
     device = next(model.parameters()).device
@@ -240,7 +239,7 @@ def insert(
 
 
 def blocks_of(model: nn.Module, kind: type[nn.Module]) -> dict[str, nn.Module]:
-    """Path -> block, for every block of this kind. Raises UserError where there is none."""
+    """Path -> block, for every block of this kind. Raises UserError if there is none."""
     blocks = {name: m for name, m in model.named_modules() if isinstance(m, kind)}
     if not blocks:
         raise UserError(f"model: has no {kind.__name__} to attach an adapter to")
@@ -252,7 +251,7 @@ def attach_layers(model: nn.Module, settings: Settings, seed: int) -> Attachment
 
     Raises
     ------
-    UserError : no such block, or a ResNet block whose output has another size than its input.
+    UserError : no such block, or a ResNet block whose output and input differ in size.
     """
     cell = settings.input, settings.output
     blocks = blocks_of(model, ResnetBlock2D if cell[0].startswith("Res") else BasicTransformerBlock)

@@ -1,7 +1,7 @@
 """AdaptFormer: a bottleneck beside the feed-forward layer of every transformer block.
 
-2205.13535, section 3.2, and the authors' released ViT block. ``s·up(ReLU(down(·)))`` is the
-adapter of :mod:`fitspace.methods.adapter` with dropout before ``up``:
+Source: 2205.13535, section 3.2, and the authors' released ViT block. ``s·up(ReLU(down(·)))`` is
+the adapter of :mod:`fitspace.methods.adapter` with dropout before ``up``:
 
 - ``parallel`` reads the stream before the feed-forward's norm and adds to the stream after it,
   ``h + ff(norm(h)) + s·up(ReLU(down(h)))``: from FFN_in to Trans_out;
@@ -28,7 +28,7 @@ budget = "width"
 
 
 class Settings(PartialSettings):
-    """A bottleneck: where, how wide, how strong. The defaults are the paper's."""
+    """Settings of the bottleneck: position, width and scale. The defaults are the paper's."""
 
     form: Literal["parallel", "sequential"] = Field(
         "parallel", description="Beside the feed-forward layer, or on its output."
@@ -48,8 +48,8 @@ def problems(settings: Settings, family: str) -> list[str]:
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     """Put a bottleneck into every transformer block.
 
-    ``down.weight`` starts Kaiming-uniform with a = √5, which is PyTorch's default; ``up`` and
-    both biases at zero.
+    ``down.weight`` starts Kaiming-uniform with a = √5, PyTorch's default; ``up`` and both biases
+    start at zero.
     """
     from diffusers.models.attention import BasicTransformerBlock
     from torch import nn

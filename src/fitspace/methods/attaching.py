@@ -1,4 +1,4 @@
-"""A method put to work on a denoiser."""
+"""Attach a method to a denoiser."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def attach(
 ) -> Attachment:
     """Freeze a denoiser and attach a method to it, in place.
 
-    Initial values depend on the seed and the parameter's name alone. The model's mode
-    (training or evaluation) stays as it is.
+    Initial values depend only on the seed and the parameter's name. The model's mode (training
+    or evaluation) does not change.
 
     Raises
     ------
-    UserError : settings that the method cannot have, or cannot have on this model; a model
-        that carries a method already.
+    UserError : settings that are invalid for the method or on this model; a model to which a
+        method is attached already.
     """
     settings = validated(method, settings)
     family = bases.family_of(model)
@@ -51,7 +51,7 @@ def attach(
 
 
 def _train_class_table(attachment: Attachment) -> None:
-    """Add the base's table of class embeddings to the trainables; undone with the method."""
+    """Add the base's table of class embeddings to the trainables; undone with the method's undo."""
     name, table = bases.class_table(attachment.model)
     undo = ExitStack()
     undo.callback(restoring({name: table}))

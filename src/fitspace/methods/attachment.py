@@ -1,4 +1,4 @@
-"""What attaching a method to a model yields."""
+"""An attached method, and the settings that methods share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class MethodSettings(BaseModel):
-    """Settings of a method: strict, closed and frozen, as they are part of a run's key."""
+    """Settings of a method: strict, closed and frozen, because they are part of a run's key."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -43,18 +43,18 @@ class PartialSettings(MethodSettings):
 
 @dataclass
 class Attachment:
-    """A method at work on a model.
+    """A method that is attached to a model.
 
     Attributes
     ----------
-    model : the denoiser, changed in place; everything in it but ``trainable`` is frozen.
-    trainable : name -> parameter, sorted by name: exactly what is trained and saved.
-    identity_at_start : whether the model computes what the base does before any training.
-    undo : puts the base back.
-    fold : writes the change into the base's weights, then detaches; None: not linear.
-    dropouts : the method's own dropout layers, at work during training only.
-    method, settings : what was attached; set by :func:`fitspace.methods.attach`.
-    metadata : what was saved beside the parameters, for an attachment that was loaded.
+    model : the denoiser, changed in place; everything in it except ``trainable`` is frozen.
+    trainable : name -> parameter, sorted by name: exactly the parameters to train and save.
+    identity_at_start : whether the model computes the same as the base before training.
+    undo : restores the base.
+    fold : writes the change into the base's weights, then detaches; None if it is not linear.
+    dropouts : the method's own dropout layers, active during training only.
+    method, settings : of the attached method; set by :func:`fitspace.methods.attach`.
+    metadata : metadata saved with the parameters, for an attachment that was loaded.
     """
 
     model: nn.Module
@@ -71,21 +71,21 @@ class Attachment:
         self.trainable = dict(sorted(self.trainable.items()))
 
     def remove(self) -> None:
-        """Take the method off again: the model is the frozen base it was."""
+        """Remove the method: the model is the frozen base again."""
         self.undo()
         self._release()
 
     def merge(self) -> None:
-        """Fold the change into the base's weights, so that sampling costs what the base does.
+        """Fold the change into the base's weights, so that sampling costs no more than the base.
 
         Raises
         ------
-        UserError : the method's change is no linear change of the base's weights.
+        UserError : the method is not a linear change of the base's weights.
         """
         if self.fold is None:
             raise UserError(
-                f"{self.method}: cannot be merged; it computes beside the base's layers what no "
-                "weight of the base can hold"
+                f"{self.method}: cannot be merged, because it is not a linear change of the base's "
+                "weights"
             )
         self.fold()
         self._release()
@@ -98,11 +98,11 @@ class Attachment:
 
 
 def nothing() -> None:
-    """What is left to undo or to fold where the base's weights are all there is."""
+    """Undo or fold nothing, for a method that adds no parameters to the base."""
 
 
 def restoring(parameters: dict[str, nn.Parameter]) -> Callable[[], None]:
-    """Remember the values of parameters of the base, on the CPU; returns what puts them back."""
+    """Copy the values of base parameters to the CPU; returns the function that restores them."""
     import torch
 
     base = {n: p.detach().to("cpu", copy=True) for n, p in parameters.items() if not p.is_meta}

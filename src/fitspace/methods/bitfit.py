@@ -1,4 +1,4 @@
-"""BitFit: the biases that the base has are all that is trained (2106.10199, section 3)."""
+"""BitFit: only the base's biases are trained (2106.10199, section 3)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def problems(settings: Settings, family: str) -> list[str]:
 
 
 def biases(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> every parameter that is its module's ``bias``, shared ones once.
+    """Name -> parameter, for every ``bias`` of a linear layer, convolution or norm, each once.
 
-    A linear layer's, a convolution's and a norm's alike. On a DiT: of the patch embedding, the
-    time embedder, the final layer and, in every block, the modulation (6 D), q, k, v and the
-    projection of the attention (4 D), and both layers of the MLP (5 D); its norms have none.
+    A DiT has biases in the patch embedding, the time embedder, the final layer and, in every
+    block, in the modulation (6 D), in q, k, v and the projection of the attention (4 D) and in
+    both layers of the MLP (5 D). Its norms have none.
     """
     return {n: p for n, p in model.named_parameters() if n.rpartition(".")[2] == "bias"}
 

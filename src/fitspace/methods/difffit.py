@@ -1,15 +1,15 @@
 """DiffFit: biases, norms and new scale factors γ of the transformer blocks (2304.06648, section 3).
 
-A factor multiplies every feature of a layer's output and starts at 1. In a DiT's block there are
-six vectors of them, of the block's width D each: on the attention's q, k, v and projection, and
-on what its two branches add to the stream (``x + γ1·gate·attn(...)``, ``x + γ2·gate·mlp(...)``).
-A U-Net's block has two attentions and so eleven.
+Factors multiply the features of a layer's output and start at 1. A DiT's block has six vectors of
+factors, each of the block's width D: on the attention's q, k, v and projection, and on what its
+two branches add to the stream (``x + γ1·gate·attn(...)``, ``x + γ2·gate·mlp(...)``). A U-Net's
+block has two attentions and therefore eleven vectors.
 
-The norms of a DiT's blocks have no affine part; they are given one, ``γ·norm(x) + β``, in front
-of the modulation. Together with the biases, the class table and the factors in the first half of
-the blocks these are 832,928 parameters on DiT-XL/2 with 101 classes, the paper's 0.83 M. This
-reading of the paper is inferred from that number; where the factors are, and whether the norms
-are trained, are therefore settings.
+The norms of a DiT's blocks have no affine part. They get one, ``γ·norm(x) + β``, in front of the
+modulation. With the biases, the class table and the factors in the first half of the blocks this
+makes 832,928 parameters on DiT-XL/2 with 101 classes, the paper's 0.83 M. This reading of the
+paper is inferred from that number; the place of the factors and whether the norms are trained are
+therefore settings.
 
 The paper's projection factor and γ1 multiply the same tensor; both are trained.
 """
@@ -45,13 +45,13 @@ class Settings(PartialSettings):
     )
     norms: bool = Field(
         True,
-        description="Train the affine parameters of the norms; those of a DiT's blocks get some.",
+        description="Train the affine parameters of the norms; a DiT's block norms are given them.",
     )
     biases: bool = Field(True, description="Train the base's biases, as BitFit does.")
 
 
 def problems(settings: Settings, family: str) -> list[str]:
-    """Why these settings cannot be built on this family of denoisers; empty when they can."""
+    """Why these settings cannot be built on this family of denoisers; empty if they can."""
     if settings.gamma == "none" and not settings.norms and not settings.biases:
         return ["gamma none, norms False, biases False: nothing to train; allowed: at least one"]
     return []

@@ -1,13 +1,13 @@
-"""DiffFit's scale factors and affine parts at work in diffusers' blocks.
+"""DiffFit's scale factors and affine parts in diffusers' blocks.
 
-Both are parameters put on a module whose output they change by a hook, so the block's own code
-runs. Both are linear, and merging is exact:
+Both are parameters of a module whose output a hook changes, so the block's own code runs. Both
+are linear, so merging is exact:
 
-- a layer's factors multiply the rows of its weight and its bias, a branch's those of the
-  branch's last layer (a DiT's gate multiplies afterwards, which commutes);
-- behind a norm's affine part ``γ·n + β`` comes the modulation, ``(1 + s)·(γ·n + β) + t``. That
-  is ``(1 + s')·n + t'`` with ``s' = γ·s + γ - 1`` and ``t' = t + β·s + β``: linear in s and t,
-  which are sixths of the output of ``norm1.linear``.
+- a layer's factors multiply the rows of its weight and its bias; a branch's factors multiply
+  those of the branch's last layer (a DiT's gate multiplies afterwards, which commutes);
+- the modulation follows a norm's affine part ``γ·n + β``: ``(1 + s)·(γ·n + β) + t``. This equals
+  ``(1 + s')·n + t'`` with ``s' = γ·s + γ - 1`` and ``t' = t + β·s + β``, which is linear in s and
+  t, two sixths of the output of ``norm1.linear``.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def blocks_in_order(model: nn.Module) -> dict[str, BasicTransformerBlock]:
 
 
 def chosen(blocks: list[str], end: str, share: float) -> list[str]:
-    """The share of the blocks, rounded to whole ones, that lies at one end."""
+    """The blocks at one end: this share of all, rounded to whole blocks."""
     count = int(share * len(blocks) + 0.5)
     if count == 0:
         raise UserError(
@@ -86,7 +86,7 @@ def chosen(blocks: list[str], end: str, share: float) -> list[str]:
 
 
 def affine_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> weights and biases of the layer and group norms that have them."""
+    """Name -> weight or bias, for the layer and group norms that have them."""
     return {
         f"{path}.{name}": parameter
         for path, module in model.named_modules()
@@ -96,7 +96,7 @@ def affine_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def norms(block: BasicTransformerBlock) -> Iterator[tuple[str, Affine]]:
-    """The norms of a DiT's block, which have no affine part; none of a U-Net's."""
+    """The norms of a DiT's block, which have no affine part; empty for a U-Net's."""
     if not isinstance(block.norm1, AdaLayerNormZero):
         return
     for name, sixths in MODULATION.items():
@@ -106,7 +106,7 @@ def norms(block: BasicTransformerBlock) -> Iterator[tuple[str, Affine]]:
 
 
 def factors(block: BasicTransformerBlock, where: str) -> Iterator[tuple[str, Factors]]:
-    """What is scaled in a block: its branches; with ``all`` also its attentions' layers."""
+    """The modules to scale in a block: its branches; with ``all`` also its attentions' layers."""
     yield "ff", Factors(block.ff, [m for m in block.ff.modules() if isinstance(m, nn.Linear)][-1])
     for name, attention in block.named_children():
         if not isinstance(attention, Attention):
@@ -119,23 +119,26 @@ def factors(block: BasicTransformerBlock, where: str) -> Iterator[tuple[str, Fac
 
 
 class Factors:
-    """``γ·y`` for a module's output y (..., d), which is that of its linear layer."""
+    """``γ·y`` for a module's output y (..., d), the output of its linear layer."""
 
     def __init__(self, module: nn.Module, layer: nn.Linear):
         self.module, self.layer = module, layer
 
     def attach(self) -> dict[str, nn.Parameter]:
+        """Put the factors, all 1, on the module; returns them by name, shape (d,)."""
         device = self.layer.weight.device
         self.module.gamma = nn.Parameter(torch.ones(self.layer.out_features, device=device))
         self.handle = self.module.register_forward_hook(_scale)
         return {"gamma": self.module.gamma}
 
     def detach(self) -> None:
+        """Remove the factors and their hook."""
         self.handle.remove()
         del self.module.gamma
 
     @torch.no_grad()
     def fold(self) -> None:
+        """Multiply the factors into the linear layer."""
         gamma = self.module.gamma
         self.layer.weight.mul_(gamma[:, None])
         if self.layer.bias is not None:
@@ -143,12 +146,13 @@ class Factors:
 
 
 class Affine:
-    """``γ·n + β`` for what a norm returns, n (..., d), and the layer that modulates it after."""
+    """``γ·n + β`` for a norm's output n (..., d), and the layer that modulates it afterwards."""
 
     def __init__(self, norm: nn.LayerNorm, modulation: nn.Linear, shift: int, scale: int):
         self.norm, self.modulation, self.shift, self.scale = norm, modulation, shift, scale
 
     def attach(self) -> dict[str, nn.Parameter]:
+        """Put γ = 1 and β = 0 on the norm; returns them by name, shape (d,)."""
         shape, device = self.norm.normalized_shape, self.modulation.weight.device
         self.norm.gamma = nn.Parameter(torch.ones(shape, device=device))
         self.norm.beta = nn.Parameter(torch.zeros(shape, device=device))
@@ -156,11 +160,13 @@ class Affine:
         return {"gamma": self.norm.gamma, "beta": self.norm.beta}
 
     def detach(self) -> None:
+        """Remove γ, β and their hook."""
         self.handle.remove()
         del self.norm.gamma, self.norm.beta
 
     @torch.no_grad()
     def fold(self) -> None:
+        """Fold γ and β into the modulation's shift and scale, see the module's docstring."""
         gamma, beta = self.norm.gamma, self.norm.beta
         weights = self.modulation.weight.chunk(6)
         biases = self.modulation.bias.chunk(6)
@@ -170,8 +176,8 @@ class Affine:
         biases[self.scale].mul_(gamma).add_(gamma - 1)
 
 
-# Computed in single precision, whatever the base's: near 1 a factor in half precision would lose
-# the small steps of training.
+# Computed in single precision for any base: near 1, a factor in half precision would lose the
+# small steps of training.
 def _scale(module: nn.Module, _, output: torch.Tensor) -> torch.Tensor:
     return (output * module.gamma).to(output.dtype)
 

@@ -1,4 +1,4 @@
-"""Write what was trained in the formats of peft and diffusers, for use without fitspace."""
+"""Write an adapter in the formats of peft and diffusers, for use without fitspace."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOADER = "fitspace.load_adapter(pipeline, PATH) puts it on any diffusers pipelin
 
 
 def export(source: str | Path, out: str | Path) -> list[Path]:
-    """Write an adapter into the folder ``out`` as other libraries read it; returns the files.
+    """Write an adapter into the folder ``out`` for other libraries; returns the files.
 
     The scale is in the tensors: whoever reads them without the configuration has the same change.
     Methods of peft become ``adapter_config.json`` and ``adapter_model.safetensors``, for
@@ -40,8 +40,8 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
         raise UserError(f"{path}: no other library reads the method {method!r}; {LOADER}")
     if foreign := [name for name in tensors if ADAPTER not in name.split(".")]:
         raise UserError(
-            f"{path}: {foreign[0]} was trained beside the method, and the file formats hold the "
-            f"method alone; allowed: class_embedding: false in the study. {LOADER}"
+            f"{path}: {foreign[0]} was trained together with the method, but the file formats hold "
+            f"only the method; allowed: class_embedding: false in the study. {LOADER}"
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} holds something already; allowed: a new or empty folder")
@@ -80,8 +80,8 @@ def _folded(method: str, settings, parts: dict[str, dict[str, torch.Tensor]]):
 def _by_layer(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
     """Path of a layer -> name in peft's files -> tensor.
 
-    ``<layer>.lora_A.default.weight`` is named ``lora_A.weight`` there, DoRA's lengths
-    ``lora_magnitude_vector``. A layer that shares its A gets it back from the layer before it.
+    ``<layer>.lora_A.default.weight`` becomes ``lora_A.weight``, and DoRA's lengths become
+    ``lora_magnitude_vector``. A layer that shares its A gets a copy from the layer before it.
     """
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in sorted(tensors.items()):
@@ -113,7 +113,7 @@ def _write_diffusers(config, state: dict[str, torch.Tensor], out: Path) -> Path:
     from diffusers import StableDiffusionPipeline
     from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
-    # diffusers leaves the layers that it loads in training mode: a dropout would be at work.
+    # diffusers leaves loaded layers in training mode, so a dropout would be active.
     facts = config.to_dict() | {"lora_dropout": 0.0}
     StableDiffusionPipeline.save_lora_weights(
         out, unet_lora_layers=state, unet_lora_adapter_metadata=facts

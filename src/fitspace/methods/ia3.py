@@ -1,7 +1,7 @@
 """(IA)³: factors on keys, values and the feed-forward's hidden units, by peft.
 
-2205.05638, section 3.3: ``l_k ∘ k``, ``l_v ∘ v`` and ``W2(l_ff ∘ act(...))``, all factors one at
-the start. Its places define the method; there is nothing to set.
+2205.05638, section 3.3: ``l_k ∘ k``, ``l_v ∘ v`` and ``W2(l_ff ∘ act(...))``. All factors start at
+one. These places define the method, so it has no settings.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LoHa: a change that is the Hadamard product of two low-rank matrices, by peft.
 
 W + α/r·(B1·A1) ∘ (B2·A2), of rank up to r² (FedPara, 2108.06098, section 2.2; LyCORIS,
-2309.14859). A2 starts at zero, the others are drawn. A layer has 2·r·(inputs + outputs)
+2309.14859). A2 starts at zero, the others are drawn. A layer adds 2·r·(inputs + outputs)
 parameters.
 """
 
@@ -30,7 +30,7 @@ budget = "rank"
 
 
 class Settings(TargetedSettings):
-    """A product of two low-rank matrices: how large and how strong."""
+    """Settings of the Hadamard product: rank and scale."""
 
     rank: int = Field(8, ge=1, le=65_536, description="Rank r of each of the two matrices.")
     alpha: int = Field(8, ge=1, description="The change's scale is alpha/rank.")

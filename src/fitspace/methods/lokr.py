@@ -1,8 +1,8 @@
 """LoKr: a change that is a Kronecker product, W + α/r·C ⊗ (B·A), by peft.
 
-LyCORIS, 2309.14859, section 3. Inputs and outputs are each split in two factors; C holds the
-small ones, a low-rank product the large ones, or one matrix where that is no larger. C starts
-at zero, the rest is drawn.
+Source: LyCORIS, 2309.14859, section 3. The numbers of inputs and outputs are each split into two
+factors. C has the small factors as its sides, B·A the large ones; a full matrix replaces B·A if
+it is no larger. C starts at zero, the rest is drawn.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ folds = True
 
 
 class Settings(TargetedSettings):
-    """A Kronecker product: how it is split, how large and how strong it is."""
+    """Settings of the Kronecker product: split, rank and scale."""
 
     rank: int = Field(8, ge=1, le=65_536, description="Rank r of the large factor.")
     alpha: int = Field(8, ge=1, description="The change's scale is alpha/rank.")

@@ -1,12 +1,12 @@
 """LoRA: a low-rank change of linear layers, W + s·BA (2106.09685), by peft.
 
-rsLoRA (2312.03732) takes another scale s, DoRA (2402.09353) also trains the length of each of
-the weight's rows. B starts at zero, A is drawn.
+rsLoRA (2312.03732) uses another scale s. DoRA (2402.09353) also trains the length of each weight
+row. B starts at zero, A is drawn.
 
-A layer of D inputs and D outputs has r·2D parameters. The authors of 2304.06648 adapt DiT's
-fused qkv layer, D inputs and 3D outputs, r·(D + 3D): on DiT-XL 1,149,696 at rank 8 with the
-class table. diffusers splits that layer in three, 3·r·2D; with ``fused`` the three share their A,
-which is LoRA of the fused layer, parameter for parameter.
+A layer of D inputs and D outputs adds r·2D parameters. The authors of 2304.06648 adapt DiT's fused
+qkv layer of D inputs and 3D outputs, which adds r·(D + 3D): on DiT-XL 1,149,696 at rank 8 with the
+class table. diffusers splits that layer into three, which add 3·r·2D. With ``fused`` the three
+share their A; this equals LoRA of the fused layer, parameter for parameter.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ budget = "rank"
 
 
 class Settings(TargetedSettings):
-    """A change of low rank: how large, how strong, of which form.
+    """Settings of the low-rank change: rank, scale and form.
 
-    The scale is alpha/rank: 1 with the defaults, and smaller for a larger rank, with which one
-    learning rate does for all ranks (2106.09685, section 4.1: set alpha once, tune it no more).
+    The scale is alpha/rank: 1 with the defaults, and smaller for a larger rank. One learning rate
+    therefore suits all ranks (2106.09685, section 4.1, which sets alpha once and does not tune it).
     """
 
     rank: int = Field(8, ge=1, le=65_536, description="Rank r of the change.")
@@ -92,7 +92,7 @@ def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
 
 
 def _share(model: nn.Module) -> None:
-    """Let to_k and to_v use to_q's A, or in cross-attention to_v that of to_k."""
+    """Let to_k and to_v use the A of to_q; in cross-attention let to_v use the A of to_k."""
     from diffusers.models.attention_processor import Attention
 
     for module in model.modules():

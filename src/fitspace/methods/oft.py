@@ -1,9 +1,9 @@
-"""OFT: orthogonal fine-tuning, the inputs of linear layers are rotated in blocks, by peft.
+"""OFT: orthogonal fine-tuning, which rotates the inputs of linear layers in blocks, by peft.
 
 W·R with R block-diagonal and orthogonal (2306.07280, section 3): R = (I + Q)(I − Q)⁻¹, the
-Cayley transform of a skew-symmetric Q that starts at zero. The transform is the exact one, not
-peft's default, a series that is not orthogonal any more once Q grows. A layer of D inputs has
-D·(b − 1)/2 parameters with blocks of b.
+Cayley transform of a skew-symmetric Q that starts at zero. The transform is exact; peft's default
+is a series that is no longer orthogonal when Q grows. A layer of D inputs adds D·(b − 1)/2
+parameters with blocks of b.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ trains = True
 
 
 class Settings(TargetedSettings):
-    """A rotation of the inputs: of how many at once."""
+    """Settings of the rotation: the block size."""
 
     block_size: int = Field(
         32, ge=2, le=65_536, description="Inputs rotated together; a divisor of a layer's inputs."
@@ -40,7 +40,7 @@ class Settings(TargetedSettings):
 
 
 def problems(settings: Settings, family: str) -> list[str]:
-    """None that the family decides; whether the block size fits, the base's widths do."""
+    """None: any family works; whether the block size fits depends on the base's widths."""
     return []
 
 

@@ -1,11 +1,12 @@
 """Methods of peft: which layers they change, and how peft's tuner becomes an attachment.
 
-peft holds the methods' mathematics. Its tuner replaces a linear layer by one of its own that
-keeps the layer as ``base_layer``; ``unload`` puts the layer back, ``merge_and_unload`` folds the
-change into its weights first. Here is what peft leaves open: layers are chosen by type, initial
-values depend on (seed, parameter name), and on the meta device nothing is drawn or allocated.
+peft implements the methods' mathematics. Its tuner replaces a linear layer by one of its own that
+keeps the layer as ``base_layer``. ``unload`` puts the layer back, ``merge_and_unload`` first folds
+the change into its weights. This module adds what peft leaves open: it chooses layers by type,
+makes initial values depend on (seed, parameter name), and draws and allocates nothing on the meta
+device.
 
-torch, diffusers and peft are imported where they are used: a study's settings are checked
+torch, diffusers and peft are imported where they are used, because a study's settings are checked
 without them.
 """
 
@@ -71,7 +72,7 @@ def linear_layers(
 def inject(model: nn.Module, config: PeftConfig) -> BaseTuner:
     """Let peft replace the configuration's layers in place; returns its tuner.
 
-    torch's global generator is left as it was.
+    The state of torch's global generator is preserved.
     """
     from fitspace.core.imports import import_peft
 
@@ -89,14 +90,14 @@ def inject(model: nn.Module, config: PeftConfig) -> BaseTuner:
 
 
 def attachment(tuner: BaseTuner, drawn: set[str], seed: int, dropout: float = 0.0) -> Attachment:
-    """The attachment of an injected tuner; its parameters keep peft's names and start values.
+    """The attachment of an injected tuner; its parameters keep peft's names and initial values.
 
     Parameters
     ----------
-    drawn : peft's names of the parameters that it draws; they are drawn anew from the same
+    drawn : peft's names of the parameters that it draws; they are drawn again from the same
         distribution, but by (seed, parameter name), see :func:`draw`.
-    dropout : the method's dropout rate; where it is not 0, peft's layers are the dropout
-        layers, as DoRA looks at their mode and not at that of the dropout layer inside.
+    dropout : the method's dropout rate. If it is not 0, peft's layers count as the dropout
+        layers, because DoRA reads their mode and not that of the dropout layer inside.
     """
     import torch
 
@@ -124,7 +125,7 @@ def attachment(tuner: BaseTuner, drawn: set[str], seed: int, dropout: float = 0.
 def draw(parameter: nn.Parameter, name: str, seed: int) -> None:
     """Uniform on ±1/√fan_in, for a matrix (out, fan_in): Kaiming with a = √5.
 
-    It is PyTorch's default for linear layers and what peft draws all its matrices from.
+    This is PyTorch's default for linear layers, and peft draws all its matrices from it.
     """
     import torch
 

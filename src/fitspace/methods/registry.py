@@ -1,4 +1,4 @@
-"""The methods by name, and what can be said of them without torch."""
+"""The methods by name, and their checks, without torch."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ COMMON = ("attachment", "registry", "attaching", "saving", "export")
 
 
 def discovered() -> dict[str, ModuleType]:
-    """Name -> module of every method in this package, sorted: a new method is a new file.
+    """Name -> module of every method in this package, sorted; a new method is a new file.
 
-    The `COMMON` modules and the ``*_layers``, which import torch, are what methods are made of.
+    The `COMMON` modules and the ``*_layers``, which import torch, are no methods.
     """
     names = sorted(
         module.name for module in pkgutil.iter_modules(sys.modules[__package__].__path__)
@@ -33,7 +33,7 @@ METHODS = discovered()
 
 
 def get(name: str) -> ModuleType:
-    """The method of this name. Raises UserError for a name that is none."""
+    """The method of this name. Raises UserError for an unknown name."""
     try:
         return METHODS[name]
     except KeyError:
@@ -41,7 +41,7 @@ def get(name: str) -> ModuleType:
 
 
 def validated(method: str, settings: MethodSettings | dict[str, Any]) -> MethodSettings:
-    """A method's settings as its own model. Raises UserError with every problem."""
+    """A method's settings, validated by its model. Raises UserError with every problem."""
     model = get(method).Settings
     if isinstance(settings, model):
         return settings
@@ -52,7 +52,7 @@ def validated(method: str, settings: MethodSettings | dict[str, Any]) -> MethodS
 
 
 def problems(method: str, settings: MethodSettings, family: str) -> list[str]:
-    """Why a method cannot be built so on a family of denoisers; empty when it can."""
+    """Why a method with these settings cannot be built on a family; empty if it can."""
     foreign = sorted(settings.model_fields_set & settings.foreign(family))
     return [
         f"{name}: has no meaning on a base of the family {family!r}; leave it out"
@@ -61,5 +61,5 @@ def problems(method: str, settings: MethodSettings, family: str) -> list[str]:
 
 
 def knob(method: str) -> str | None:
-    """The setting that makes a method wider; None where it has none."""
+    """The setting that makes a method wider; None if there is none."""
     return getattr(get(method), "budget", None)

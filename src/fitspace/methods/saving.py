@@ -1,4 +1,4 @@
-"""What was trained, written to a file and put back on a model."""
+"""Write trained parameters to a file, and load them onto a model."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def save(attachment: Attachment, path: str | Path, metadata: dict[str, str]) -> 
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What :func:`save` wrote: its facts and the parameters by name.
+    """Read what :func:`save` wrote: its facts, and the parameters by name.
 
-    The facts are ``method``, ``settings`` (a dict), ``metadata``, and where the model had a
-    class table of its own ``classes``, where it was not at its base's size ``scale``.
+    The facts are ``method``, ``settings`` (a dict) and ``metadata``; also ``classes`` if the model
+    had a class table of its own, and ``scale`` if it was not at its base's size.
 
     Raises
     ------
-    UserError : no such file, one not written by :func:`save`, or what is left of a run that
-        diverged.
+    UserError : a file that is missing or was not written by :func:`save`, or the parameters of a
+        run that diverged.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; expected an adapter (safetensors)")
@@ -71,7 +71,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 class _Facts(BaseModel):
-    """What `save` says of a file."""
+    """The facts that `save` writes into a file."""
 
     model_config = ConfigDict(strict=True)
 
@@ -83,9 +83,9 @@ class _Facts(BaseModel):
 
 
 def _check_sizes(path: str | Path, facts: dict[str, Any], tensors: dict[str, Any]) -> None:
-    """That the sizes said are near those of the tensors: memory is taken by what is said.
+    """Check that the stated sizes are near the tensors', because memory is allocated by them.
 
-    Raises UserError for one that is not, and for settings that the method cannot have.
+    Raises UserError for a size that is not, and for settings that are invalid for the method.
     """
     try:
         settings = validated(facts["method"], facts["settings"])
@@ -101,12 +101,12 @@ def _check_sizes(path: str | Path, facts: dict[str, Any], tensors: dict[str, Any
 
 
 def load(model: nn.Module, path: str | Path) -> Attachment:
-    """Attach a saved method to the model it was made for, or to another of its shape.
+    """Attach a saved method to the model that it was trained on, or to another of its shape.
 
     Raises
     ------
-    UserError : as :func:`read`, or a file whose parameters are not those of this model: every
-        name and shape that differs.
+    UserError : as :func:`read`; every name and shape of the file's parameters that differs from
+        the model's.
     """
     import torch
 
@@ -146,7 +146,7 @@ def _differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 
 def load_adapter(pipeline: Any, path: str | Path) -> Attachment:
-    """Attach what fitspace trained to a diffusers pipeline; ``.remove()`` takes it off again.
+    """Attach a trained adapter to a diffusers pipeline; ``.remove()`` removes it again.
 
     Raises
     ------

@@ -1,13 +1,13 @@
 """Visual prompt tuning, deep: every block gets prompt tokens of its own (2203.12119, section 3.2).
 
-A block's input is ``[P_i, x]`` with prompts ``P_i`` that are trained; of its output only ``x``
-goes on, and the next block has its own. A DiT modulates all tokens of an image alike, so prompts
-pass through a block as patches do; they get no position embedding.
+A block's input is ``[P_i, x]`` with trained prompts ``P_i``. Only ``x`` of its output goes on to
+the next block, which has prompts of its own. A DiT modulates all tokens of an image alike, so
+prompts pass through a block like patches. They get no position embedding.
 
-How many prompts: 2304.06648 reports 2.81 M trainable parameters on DiT-XL/2. The final layer
-(2,693,408) and the class table (117,504) make 2,810,912 by themselves, and one prompt in every
-block adds 28·1152 = 32,256: no number of prompts fits, the figure seems to leave them out. The
-default of one is the nearest (2,843,168). 2203.12119 chose between 1 and 200 for each task.
+Number of prompts: 2304.06648 reports 2.81 M trainable parameters on DiT-XL/2. The final layer
+(2,693,408) and the class table (117,504) alone have 2,810,912, and one prompt in every block adds
+28·1152 = 32,256. No number of prompts fits; the published figure seems to exclude them. The default
+of one is the nearest (2,843,168). 2203.12119 chose between 1 and 200 for each task.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Settings(PartialSettings):
 
 
 def problems(settings: Settings, family: str) -> list[str]:
-    """Why these settings cannot be built on this family of denoisers; empty when they can."""
+    """Why these settings cannot be built on this family of denoisers; empty if they can."""
     if family == "dit":
         return []
     return [
@@ -52,8 +52,8 @@ def problems(settings: Settings, family: str) -> list[str]:
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     """Give every block its prompts, and make the final layer trainable.
 
-    Prompts are (prompts, D), uniform in ±√(6 / (3p² + D)) with patches of side p and D channels
-    a token, as in the authors' code: 3p² is what a patch has of RGB values.
+    Prompts have shape (prompts, D) and start uniform in ±√(6 / (3p² + D)), with patches of side p
+    and D channels per token, as in the authors' code; 3p² is the number of RGB values of a patch.
     """
     import torch
 
@@ -93,7 +93,7 @@ def _draw(prompts: nn.Parameter, bound: float, seed: int, name: str) -> None:
 
 
 def _prompt(block: BasicTransformerBlock) -> list[RemovableHandle]:
-    """Prepend its prompts to the block's tokens, (b, n, D) -> (b, prompts + n, D); cut them off."""
+    """Hooks: prepend the prompts, (b, n, D) -> (b, prompts + n, D), and cut them off afterwards."""
     import torch
 
     def prepend(block: BasicTransformerBlock, args: tuple) -> tuple:

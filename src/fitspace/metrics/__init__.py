@@ -1,8 +1,8 @@
-"""What is measured on a run's samples, and against what.
+"""The metrics of a run's samples and the models that compute them.
 
-CLIP-T, CLIP-I and diversity by a judge (any open_clip model); Fréchet distance, KID,
-precision and recall on EfficientNet-lite0 features; FID where the weights of Inception-v3 are.
-Importing this imports no torch.
+CLIP-T, CLIP-I and diversity by a judge (any open_clip model); Fréchet distance, KID, precision
+and recall on EfficientNet-lite0 features; FID if a study names Inception-v3's weights. Importing
+this package imports no torch.
 """
 
 from fitspace.metrics.measuring import (

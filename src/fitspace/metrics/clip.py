@@ -1,7 +1,7 @@
 """CLIP-T, CLIP-I and diversity from the embeddings of any open_clip model.
 
-All are plain cosines in [-1, 1]: not CLIPScore, which is 2.5 max(cosine, 0) (2104.08718,
-equation 1), nor a percentage.
+All are plain cosines in [-1, 1], neither percentages nor CLIPScore, which is 2.5 max(cosine, 0)
+(2104.08718, equation 1).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Judge:
 
     @property
     def tokenizer(self):
+        """open_clip's tokenizer of the judge: captions -> int64 (n, context)."""
         import open_clip
 
         return open_clip.get_tokenizer(self.name)
@@ -113,7 +114,7 @@ def text_embeddings(judge: Judge, captions: list[str]) -> Tensor:
 def clip_t(samples: Tensor, texts: Tensor) -> float:
     """CLIP-T: mean cosine of each sample with its own caption (2208.12242, section 4.2).
 
-    Both are unit vectors, shape (n, d); row i of one belongs to row i of the other.
+    Both are unit vectors, shape (n, d), with matching rows.
     """
     return (samples.double() * texts.double()).sum(1).mean().item()
 
@@ -132,7 +133,7 @@ def clip_i_paired(samples: Tensor, references: Tensor) -> float:
 def drift(samples: Tensor, originals: Tensor) -> float:
     """One minus the mean cosine of each sample with its original, both (n, d) and of length 1.
 
-    As half the squared distance, which is exactly zero where both are the same.
+    It is computed as half the squared distance, which is exactly zero if both are equal.
     """
     return (samples.double() - originals.double()).square().sum(1).mean().item() / 2
 

@@ -3,9 +3,10 @@
 Importing this registers the extractor with torch-fidelity under ``EXTRACTOR``, so that
 ``torch_fidelity.calculate_metrics(feature_extractor=EXTRACTOR, ...)`` gives the same values.
 Version 1: images of up to 128 px are resized to 128 x 128, larger ones to 224 x 224, the
-network's own size (bilinear, antialiased, to whole numbers); (x - 127) / 128 as in its
-training; the 1280 globally pooled activations. On 32 px emoji, 128 px costs a third of
-224 px and orders blur, noise, recolouring and lost variety by and large alike.
+network's own size (bilinear, antialiased, to whole numbers). Pixels are scaled by
+(x - 127) / 128 as in the network's training. Features are the 1280 globally pooled activations.
+On 32 px emoji, 128 px costs a third of 224 px and ranks blur, noise, recolouring and lost variety
+similarly.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ BATCH = 64
 
 
 def load_network(classes: int = 1000) -> torch.nn.Module:
-    """EfficientNet-lite0 with its ImageNet weights; ``classes=0`` leaves the classifier out.
+    """EfficientNet-lite0 with its ImageNet weights; ``classes=0`` omits the classifier.
 
     Raises UserError if the weights are not the ones pinned by SHA-256.
     """
@@ -59,7 +60,7 @@ def preprocess(images: Tensor) -> Tensor:
 
 
 class EfficientNetLite0(FeatureExtractorBase):
-    """The extractor as torch-fidelity drives it: uint8 (n, 3, h, w) to ((n, 1280) float64,)."""
+    """The extractor in torch-fidelity's form: uint8 (n, 3, h, w) -> ((n, 1280) float64,)."""
 
     def __init__(self, name: str = EXTRACTOR, features_list=(LAYER,), **_):
         super().__init__(name, features_list)

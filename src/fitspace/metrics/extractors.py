@@ -1,8 +1,8 @@
-"""The extractors of features beside the judge: a file each, and a row in this list.
+"""The feature extractors beside the judge: one file each, and a row in this list.
 
-An extractor makes features of images by weights that are pinned, here or by a file that the study
-names. A new one is a file with ``features(images, ...)`` and a row; a metric takes its features
-by the row's name.
+An extractor computes features of images by pinned weights: pinned here, or in a file that the
+study names. A new extractor is a file with ``features(images, ...)`` and a row. A metric takes its
+features by the row's name.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Extractor:
 
     Attributes
     ----------
-    features : uint8 images (n, h, w, 3) and, where the study names them, its weights -> features,
-        shape (n, d).
-    width : d, or a letter for any.
-    named : whether the study names its weights; else they are pinned with the code.
+    features : function of uint8 images (n, h, w, 3) and, if ``named``, the weights' file; returns
+        features, shape (n, d).
+    width : d, or a letter for any width.
+    named : whether the study names its weights; else the code pins them.
     """
 
     features: Callable[..., Tensor]
@@ -56,12 +56,12 @@ EXTRACTORS = {
 
 
 def in_use(named: Collection[str]) -> dict[str, Extractor]:
-    """The extractors that are pinned here, and those whose weights the study names."""
+    """The extractors pinned here and those whose weights the study names."""
     return {name: row for name, row in EXTRACTORS.items() if not row.named or name in named}
 
 
 def features(images: Tensor, weights: Weights) -> dict[str, Tensor]:
-    """What each extractor in use makes of uint8 images (n, h, w, 3): float64, shape (n, d)."""
+    """Features of uint8 images (n, h, w, 3) by each extractor in use: float64, shape (n, d)."""
     return {
         name: row.features(images, *([weights[name]] if row.named else []))
         for name, row in in_use(weights).items()

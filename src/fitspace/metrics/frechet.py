@@ -51,9 +51,9 @@ def between(a: Gaussian, b: Gaussian) -> float:
 def trace(a: Gaussian, b: Gaussian) -> Tensor:
     """tr (S_a S_b)^(1/2): the nuclear norm of A B^T for any A, B with A^T A = S_a, B^T B = S_b.
 
-    Exact for any n, and fast because no d x d matrix is formed when there are fewer samples
-    than features. Of a large product the singular values are the roots of eigenvalues, in a
-    third of the time, where rounding of these cannot be seen in the sum of their roots.
+    Exact for any n, and fast because no d x d matrix is formed if there are fewer samples than
+    features. The singular values of a large product are computed as roots of eigenvalues, in a
+    third of the time, if a bound shows that rounding does not affect the sum of the roots.
     """
     product = a.root @ b.root.T
     if min(product.shape) >= LARGE:
@@ -69,30 +69,30 @@ def trace(a: Gaussian, b: Gaussian) -> Tensor:
 def jackknife(
     features_samples: Tensor, features_reference: Tensor, groups: int = GROUPS
 ) -> tuple[float, float, float]:
-    """Fréchet distance corrected for its bias in n, and the limits of its 95% interval.
+    """The Fréchet distance corrected for its bias in n, with the limits of its 95% interval.
 
     Delete-group jackknife over the samples, for groups of unequal size (Busing, Meijer and van
     der Leeden 1999, Statistics and Computing 9: 3-8); sample i is in group i modulo ``groups``.
-    The interval is Student's t with ``groups`` - 1 degrees of freedom; no limit is cut off at
-    zero.
+    The interval uses Student's t with ``groups`` - 1 degrees of freedom. Limits below zero are
+    not cut off.
 
-    It is about the distance of the samples' distribution from the reference set *as it
-    stands*, which is larger the fewer images that set has: distances from sets of different
-    size, or from other images, cannot be compared. It is not about the distance from the
-    distribution the reference was drawn from: the bias in m is not of the form c/m when m < d,
-    and deleting groups of the reference as well does not remove it.
+    The interval is for the distance between the samples' distribution and the reference set *as
+    it stands*. This distance grows as the reference set shrinks, so distances from sets of
+    different size, or of other images, cannot be compared. The interval is not for the distance
+    from the distribution that the reference was drawn from: the bias in m is not of the form c/m
+    if m < d, and deleting groups of the reference as well does not remove it.
 
-    Nor is the bias in n quite c/n when n < d. Resampled from 1,918 drawings, in four pairs of
-    sets (d = 1280, m = 185), a bias of 46 to 126 at n = 80 became 2 to 22 and the interval
-    covered 68% to 95%, least where both distributions were the same; at n = 128 a bias of 30 to
-    81 became -5 to -2, and 93% to 97% were covered; at n = m = 400 one of 15 to 43 became -5 to
-    -2, and 80% to 97%.
+    The bias in n is not exactly c/n either if n < d. In resamples from 1,918 drawings, in four
+    pairs of sets (d = 1280, m = 185), the correction reduced a bias of 46 to 126 at n = 80 to 2 to
+    22, and the interval covered 68% to 95%, least for equal distributions. At n = 128 it reduced
+    a bias of 30 to 81 to -5 to -2, with 93% to 97% coverage; at n = m = 400 a bias of 15 to 43 to
+    -5 to -2, with 80% to 97% coverage.
 
     Parameters
     ----------
     features_samples : shape (n, d), n >= 3.
     features_reference : shape (m, d).
-    groups : at most n of them are made.
+    groups : number of groups; n if there are fewer samples.
 
     Returns
     -------

@@ -1,8 +1,8 @@
-"""Inception-v3 features for FID as the literature has it: torch-fidelity's network and weights.
+"""Inception-v3 features for FID as in the literature: torch-fidelity's network and weights.
 
-The features are those of 1706.08500, from a port of its TensorFlow graph: images of any size are
-resized to 299 x 299 as TensorFlow 1 did. torch-fidelity keeps its weights as a pickle; here they
-are read from a safetensors file with the same tensors, which ``params/README.md`` says how to make.
+The features are those of 1706.08500, from a port of its TensorFlow graph. Images of any size are
+resized to 299 x 299 as TensorFlow 1 did. torch-fidelity stores its weights as a pickle; here they
+are read from a safetensors file with the same tensors; ``params/README.md`` says how to make it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ BATCH = 32
 def load_network(path: Path) -> torch.nn.Module:
     """torch-fidelity's extractor with the weights of a safetensors file.
 
-    Raises UserError for a file that is not readable or holds other weights.
+    Raises UserError for a file that cannot be read or holds other tensors.
     """
     with opened(path) as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    # Its constructor would download a pickle and unpickle it: give it these in place of that.
+    # The constructor would download and load a pickle; give it these weights instead.
     with patch.object(theirs, "load_state_dict_from_url", lambda *_, **__: weights):
         try:
             return theirs.FeatureExtractorInceptionV3("fid", [LAYER])

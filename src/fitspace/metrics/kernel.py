@@ -22,11 +22,10 @@ def kernel_distance(
     size: int = LARGEST_SUBSET,
     subsets: int = 100,
 ) -> float:
-    """Squared maximum mean discrepancy with the kernel (x y / d + 1)^3 (1801.01401, section 4):
-    unbiased, and so below zero at times.
+    """Squared maximum mean discrepancy with the kernel (x y / d + 1)^3 (1801.01401, section 4).
 
-    Mean over random subsets of ``size`` rows of each set, shapes (n, d) and (m, d), float64;
-    of fewer where a set has fewer.
+    The estimate is unbiased and can therefore be negative. It is the mean over random subsets of
+    ``size`` rows of each set, shapes (n, d) and (m, d), float64; of fewer rows if a set has fewer.
     """
     size = min(len(features_samples), len(features_reference), size)
     found = kid_features_to_metric(

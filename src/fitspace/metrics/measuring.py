@@ -1,4 +1,4 @@
-"""Features of references and samples, and every metric of a run made of them."""
+"""Features of references and samples, and every metric of a run computed from them."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def reference_features(
     judge: str | Path,
     weights: Weights = MappingProxyType({}),
 ) -> dict[str, Tensor]:
-    """What every evaluation of a task needs of its held-out images, computed once.
+    """The features of a task's held-out images that all its runs' evaluations share.
 
     Parameters
     ----------
     images : uint8 array or tensor, shape (m, h, w, 3), the held-out images.
     captions : the caption of each image.
-    prompts : the caption each sample is generated from; every one has a held-out image.
+    prompts : the caption that each sample is generated from; each has a held-out image.
     judge : an open_clip folder, ``hf-hub:org/name``, or ``NAME@WEIGHTS``.
-    weights : of the extractors that the study names, such as ``inception`` for FID: name -> file.
+    weights : name -> file of the extractors that the study names, such as ``inception`` for FID.
 
     Returns
     -------
-    float32 tensors: ``judge_images`` (m, e), ``judge_texts`` (p, e) of the prompts,
-    ``judge_paired`` (p, e), the mean embedding of the images that have the prompt as their
-    caption, ``effnet`` (m, 1280), and those of each extractor in ``weights``.
+    float32 tensors: ``judge_images`` (m, e); ``judge_texts`` (p, e), of the prompts;
+    ``judge_paired`` (p, e), the mean embedding of the images with the prompt as their caption;
+    ``effnet`` (m, 1280); and one tensor for each extractor in ``weights``.
 
     Raises UserError if images and captions do not match, a prompt has no image, or a feature
     is not finite.
@@ -76,17 +76,17 @@ def evaluate(
 
     Parameters
     ----------
-    samples : uint8 array or tensor, shape (n, h, w, 3); sample i was generated from prompt i,
-        n of them at most as many as the reference has prompts.
-    reference : what ``reference_features`` returned for the task, with the same judge and the
+    samples : uint8 array or tensor, shape (n, h, w, 3); sample i was generated from prompt i, and
+        n is at most the reference's number of prompts.
+    reference : the result of ``reference_features`` for the task, with the same judge and the
         same ``weights``.
     judge : an open_clip folder, ``hf-hub:org/name``, or ``NAME@WEIGHTS``.
-    weights : of the extractors that the study names, such as ``inception`` for FID: name -> file.
+    weights : name -> file of the extractors that the study names, such as ``inception`` for FID.
 
     Returns
     -------
     ``clip_t``, ``clip_i``, ``clip_i_paired`` and ``diversity`` (see ``metrics.clip``); ``fid``
-    (1706.08500, on Inception-v3 features) where its weights are given; ``fd_effnet``;
+    (1706.08500, on Inception-v3 features) if its weights are given; ``fd_effnet``;
     ``kid_effnet`` (mean over 100 subsets, 1801.01401); ``precision`` and ``recall``
     (1904.06991); ``fd_effnet_jackknife``, the distance corrected for its bias in n, and the
     limits of its 95% interval, ``fd_effnet_low`` and ``fd_effnet_high`` (see
@@ -124,14 +124,14 @@ def evaluate(
 def subject_features(
     subject, texts: list[str], class_images, judge: str | Path
 ) -> dict[str, Tensor]:
-    """What every evaluation of a DreamBooth task needs, computed once.
+    """The features of a DreamBooth task that all its runs' evaluations share.
 
     Parameters
     ----------
-    subject : uint8 array or tensor, shape (m, h, w, 3), the images trained on.
-    texts : for each image of the subject elsewhere (n of them) its prompt in words that the
-        judge knows: the class without the rare word.
-    class_images : uint8, shape (n, h, w, 3), what the untouched base draws of the class.
+    subject : uint8 array or tensor, shape (m, h, w, 3), the training images.
+    texts : for each of n images of the subject elsewhere, its prompt without the rare word, which
+        the judge does not know.
+    class_images : uint8, shape (n, h, w, 3), the untouched base's images of the class.
     judge : an open_clip folder, ``hf-hub:org/name``, or ``NAME@WEIGHTS``.
 
     Returns
@@ -158,17 +158,18 @@ def evaluate_subject(samples, reference: dict[str, Tensor], judge: str | Path) -
 
     Parameters
     ----------
-    samples : uint8 array or tensor, shape (3n, h, w, 3): n images of the subject, n of it
+    samples : uint8 array or tensor, shape (3n, h, w, 3): n images of the subject, n of the subject
         elsewhere, n of its class.
-    reference : what ``subject_features`` returned for the task, with the same judge.
+    reference : the result of ``subject_features`` for the task, with the same judge.
     judge : an open_clip folder, ``hf-hub:org/name``, or ``NAME@WEIGHTS``.
 
     Returns
     -------
-    ``clip_i`` and ``clip_i_elsewhere``, of both kinds of images with the subject against those
-    trained on (2303.18181 measures the first); ``clip_t`` of the second kind; ``diversity`` of
-    the first; ``prior_drift``, how far images of the class are from the base's; ``n`` and ``m``,
-    the numbers of images of each kind and of images trained on.
+    ``clip_i`` and ``clip_i_elsewhere``, of the images of the subject and of the subject elsewhere
+    against the training images (2303.18181 measures the first); ``clip_t`` of the subject
+    elsewhere; ``diversity`` of the subject's images; ``prior_drift``, the distance of the class
+    images from the base's; ``n`` and ``m``, the numbers of images of each kind and of training
+    images.
 
     Raises UserError if there are not 3n samples or a feature is not finite.
     """
@@ -178,7 +179,7 @@ def evaluate_subject(samples, reference: dict[str, Tensor], judge: str | Path) -
     if len(samples) != 3 * n:
         raise UserError(f"samples: {len(samples)}; allowed: {n} of each of 3 kinds")
     loaded = clip.load(judge)
-    # Each kind on its own: the base's images of the class then get the very same numbers.
+    # Embed each kind separately, so that the base's class images get exactly the same numbers.
     embedded = [clip.image_embeddings(loaded, images) for images in samples.split(n)]
     subject, elsewhere, of_class = finite(
         "samples", dict(zip(("subject", "elsewhere", "class"), embedded, strict=True))
@@ -196,7 +197,7 @@ def evaluate_subject(samples, reference: dict[str, Tensor], judge: str | Path) -
 
 
 def _distances(samples: Tensor, reference: Tensor) -> dict[str, Any]:
-    """What is measured on features, shapes (n, d) and (m, d), float64."""
+    """The metrics of features, shapes (n, d) and (m, d), float64."""
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     from fitspace.metrics.frechet import frechet_distance, jackknife
@@ -247,6 +248,7 @@ def _same_widths(reference: dict[str, Tensor], computed: dict[str, Tensor]) -> N
 
 
 def finite(owner: str, features: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The features, if all are finite; else raises UserError, which names ``owner``."""
     bad = {name: int((~f.isfinite()).any(1).sum()) for name, f in features.items()}
     problems = [
         f"{owner}: {count} of {len(features[name])} rows of {name!r} are not finite"

@@ -1,4 +1,4 @@
-"""Features and metrics read back from files that somebody may have changed."""
+"""Read features and metrics from files that somebody may have changed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fitspace.metrics.table import (
 
 
 def read_features(path: Path, of_subject: bool, named: Collection[str] = ()) -> dict[str, Tensor]:
-    """What `reference_features`, or `subject_features`, returned, from a file.
+    """Read the result of `reference_features` or `subject_features` from a file.
 
     ``named`` are the extractors whose weights the study names.
 
@@ -71,7 +71,7 @@ _SUBJECT = _numbers(OF_SUBJECT)
 
 
 def read_metrics(run: Run, project: Path = Path()) -> dict[str, Any]:
-    """A run's metrics.json: what `evaluate`, or `evaluate_subject`, returned, or of a run that
+    """Read a run's metrics.json: the result of `evaluate` or `evaluate_subject`, or for a run that
     diverged ``{"diverged": why}``. Raises UserError for a file that holds anything else."""
     path, what = project / run.evaluate.folder / "metrics.json", "a run's metrics"
     found = files.read_json(path, what=what)

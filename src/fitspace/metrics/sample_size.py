@@ -1,4 +1,4 @@
-"""How the Fréchet distance and KID of a set of samples depend on how many they are."""
+"""How the Fréchet distance and KID depend on the number of samples."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ _SEED = 0
 def against_n(
     features_samples: Tensor, features_reference: Tensor, sizes: list[int]
 ) -> list[dict[str, float]]:
-    """Both distances of random subsets of the samples: a row for each size.
+    """Both distances for random subsets of the samples: one row per size.
 
     Parameters
     ----------
     features_samples : shape (n, d), float64.
-    features_reference : shape (m, d), float64; the Fréchet distance is from all of it, KID from
-        random subsets of the same size.
+    features_reference : shape (m, d), float64; the Fréchet distance uses all rows, KID random
+        subsets of the same size.
     sizes : numbers of samples, each from 2 to n.
 
     Returns
     -------
-    Rows of ``n`` (the size), ``fd_effnet`` and ``kid_effnet``, both means over 10 subsets. Those
-    of the first begin the same 10 random orders at every size: a larger one holds the smaller.
+    Rows of ``n`` (the size), ``fd_effnet`` and ``kid_effnet``, both means over 10 subsets. For
+    ``fd_effnet`` the subsets are the first rows of the same 10 random orders at every size, so a
+    larger subset contains the smaller one.
     """
     reference = fit(features_reference)
     generator = torch.Generator().manual_seed(_SEED)

@@ -1,4 +1,4 @@
-"""The table of metrics: a row each, with its label, its better direction and what it needs.
+"""The table of metrics: one row each, with its label, its better direction and what it needs.
 
 A new metric is a row here and a value in :mod:`fitspace.metrics.measuring`.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 VERSION = 1
 FID = "fid"  # where the study names Inception-v3's weights
-# By what a task is judged: held-out images and captions, or, with dreambooth, its subject.
+# What a task is judged by: held-out images and captions or, with dreambooth, its subject.
 HELD_OUT, SUBJECT = "held out", "subject"
 
 
@@ -22,11 +22,11 @@ class Metric:
     ----------
     label : as reports write it.
     lower : whether a lower value is better.
-    definition : in a sentence.
+    definition : one sentence.
     depends_on_n : whether its expected value depends on the number of samples.
     of : the kinds of tasks on which it is measured.
     rewards_copies : whether an adapter that copies its training images has the highest value.
-    shows_copies : whether copying costs some of it: what stands beside such a metric.
+    shows_copies : whether copying lowers it; such a metric must accompany one that rewards copies.
     """
 
     label: str
@@ -137,7 +137,7 @@ SHOW_COPIES = tuple(name for name, row in METRICS.items() if row.shows_copies)
 
 
 def alone(responses: Collection[str]) -> list[str]:
-    """Those that reward copies, where nothing beside them shows that a run only copies."""
+    """The metrics that reward copies, if no other given metric shows that a run only copies."""
     if set(responses) & set(SHOW_COPIES):
         return []
     return [name for name in responses if name in METRICS and METRICS[name].rewards_copies]
@@ -145,8 +145,8 @@ def alone(responses: Collection[str]) -> list[str]:
 
 # The Fréchet distance corrected for its bias in n, and the limits of its 95% interval.
 INTERVAL = ("fd_effnet_jackknife", "fd_effnet_low", "fd_effnet_high")
-# What the judge's features of either kind of task are: dtype, rows and numbers a row. Beside them
-# stand the other extractors' of held-out images.
+# The judge's features for either kind of task: dtype, rows and numbers per row. The file also
+# holds the other extractors' features of held-out images.
 JUDGE_FEATURES = {"judge_images": "F32 m e", "judge_texts": "F32 p e", "judge_paired": "F32 p e"}
 SUBJECT_FEATURES = {"judge_images": "F32 m e", "judge_texts": "F32 n e", "judge_class": "F32 n e"}
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the samples, in the curve against their number

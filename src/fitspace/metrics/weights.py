@@ -1,4 +1,4 @@
-"""The models that images are judged by: found, fetched, identified."""
+"""Find, fetch and identify the models that images are judged by."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HUB_FILES = ("*.json", "*.txt", "*.model", "open_clip*.safetensors")
 
 
 def judge_folder(judge: str | Path) -> Path | None:
-    """The folder a judge lies in: its own, or that of a hub id's copy; None: ``NAME@WEIGHTS``.
+    """The folder of a judge: its own, or that of a hub id's copy; None for ``NAME@WEIGHTS``.
 
     Raises :class:`fitspace.core.hub.NotHere` for a hub id without a copy on this machine.
     """
@@ -43,7 +43,7 @@ def judge_folder(judge: str | Path) -> Path | None:
 
 
 def judge_files(judge: str | Path) -> list[Path]:
-    """The files that decide what a judge says: weights, configuration and tokenizer.
+    """The files that determine a judge's output: weights, configuration and tokenizer.
 
     Raises UserError if ``judge`` is no open_clip folder, hub id of one, nor ``NAME@WEIGHTS``;
     :class:`fitspace.core.hub.NotHere` for a hub id without a copy on this machine.
@@ -65,7 +65,7 @@ def judge_files(judge: str | Path) -> list[Path]:
 
 
 def fetch_judge(judge: str) -> None:
-    """Download a hub id's open_clip model, unless it is here; other judges are left alone.
+    """Download a hub id's open_clip model unless it is on this machine; ignore other judges.
 
     Raises UserError: no network, or a repository that holds no such model.
     """
@@ -98,9 +98,9 @@ def _without_tokenizer(folder: Path) -> str | None:
 
 
 def _judge_files(folder: Path) -> list[Path]:
-    """What counts of an open_clip folder; empty when it lacks weights or configuration."""
+    """The files of an open_clip folder that matter; empty if it lacks weights or configuration."""
     weights = sorted(folder.glob("*.safetensors"))
-    # Of several open_clip reads the one with its own name.
+    # If there are several, open_clip reads the one with its own name.
     weights = [p for p in weights if p.name.startswith("open_clip")] or weights
     whole = weights and (folder / "open_clip_config.json").exists()
     return sorted([*folder.glob("*.json"), *weights]) if whole else []
@@ -124,10 +124,8 @@ def inception_file(path: str | Path) -> Path:
 
 
 def identity(judge: str | Path, weights: Mapping[str, str | Path] = MappingProxyType({})) -> dict:
-    """What decides the metrics besides the images: versions, pins and the judge's digest.
-
-    And the SHA-256 of the ``weights`` that a study names: extractor -> file.
-    """
+    """What determines the metrics besides the images: versions, pins, the judge's digest, and the
+    SHA-256 of the ``weights`` that a study names (extractor -> file)."""
     found = hashes.hashes(judge_files(judge))
     contents = {path.name: value for path, value in found.items()}
     name = str(judge).partition("@")[0] if judge_folder(judge) is None else ""

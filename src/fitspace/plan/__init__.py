@@ -1,7 +1,7 @@
 """What a study will do: points, runs, the stages with their keys, checks and costs.
 
-Names are taken from their modules when they are asked for: the command line, which reads the
-table of stages alone, starts without what a plan needs.
+Names are imported from their modules on first use, so that the command line, which needs only the
+table of stages, starts fast.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Matching the budget: how wide a method is when it trains a given number of parameters.
+"""Equal budgets: the width at which a method trains a given number of parameters.
 
-A method with a width says so: its module's ``budget`` names the setting. Its count of trainable
-parameters is affine in it, so two counts tell the width; counts at the answer confirm it.
+The module of a method with a width names this setting in ``budget``. The number of trainable
+parameters is affine in the width, so two counts determine the width; a count at the result
+confirms it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ TOLERANCE = 0.01
 
 
 def width(base: str, method: str, settings: dict[str, Any], target: int) -> int:
-    """The value of a method's width at which it trains the number nearest to ``target``.
+    """The width at which a method's number of trainable parameters is nearest to ``target``.
 
-    ``base`` as :func:`fitspace.bases.architecture` takes it; ``settings`` are the others.
+    ``base`` is as :func:`fitspace.bases.architecture` takes it; ``settings`` are all others.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""What a study costs before it runs: hours, memory and bytes of results.
+"""The cost of a study before it runs: hours, memory and bytes of results.
 
-Hours and memory are those that runs of the same method have recorded, if any; else FLOPs are
+If runs of the same method have recorded hours and memory, these are used; otherwise FLOPs are
 counted and bytes estimated, see :mod:`fitspace.plan.footprint`.
 """
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 BYTES_PER_PARAMETER = 4  # adapters are stored in fp32
 KINDS_OF_SUBJECT = 3  # DreamBooth samples the subject, the subject elsewhere and its class
-FLOP_PER_SECOND = 1e14  # what one large GPU reaches in bf16, to tell hours by
+FLOP_PER_SECOND = 1e14  # speed of one large GPU in bf16, to convert FLOPs into hours
 Times = dict[str, dict[str, float]]
-# By the point's identity, the task's scale and latents a step: tasks alike in them take the same.
+# By the point's identity, the task's scale and latents per step; nothing else of a task matters.
 Taken = dict[tuple[str, int, int], Footprint]
 
 
@@ -40,7 +40,7 @@ class Job:
 
 
 def jobs(study: Study, points: Sequence[Point], plan: Plan | None) -> dict[str, list[Job]]:
-    """The runs in ``total``, as if nothing were there, and with a plan those ``to_run``."""
+    """``total``: all runs, as if no results existed; with a plan also those still ``to_run``."""
     every = [
         Job(point, task, point.train is not None, True)
         for _ in study.seeds
@@ -62,10 +62,10 @@ def jobs(study: Study, points: Sequence[Point], plan: Plan | None) -> dict[str, 
 
 
 def step_times(runs: pd.DataFrame) -> Times:
-    """Method -> median seconds per training ``step`` and per sampled ``image`` of a runs.csv.
+    """Medians of a runs.csv by method, as far as the method's finished runs have recorded them.
 
-    And ``memory``, the median of the largest memory [bytes]. A method has what its finished runs
-    have recorded.
+    ``step``: seconds per training step; ``image``: seconds per sampled image; ``memory``: peak
+    memory [bytes].
     """
     import pandas as pd
 
@@ -86,9 +86,9 @@ def step_times(runs: pd.DataFrame) -> Times:
 
 
 def seconds(todo: Sequence[Job], times: Times, prompts: int) -> dict:
-    """Seconds of training and sampling, and the methods whose times are not recorded.
+    """Seconds of training and sampling (``train``, ``sample``), by recorded times.
 
-    What is not recorded is not in the sum.
+    Jobs without recorded times are not in the sums; ``unknown`` lists their methods.
     """
     found, unknown = {"train": 0.0, "sample": 0.0}, []
     for job in todo:
@@ -107,7 +107,7 @@ def seconds(todo: Sequence[Job], times: Times, prompts: int) -> dict:
 
 
 def _recorded(point: Point, times: Times) -> bool:
-    """Whether the times of all that a point does are recorded."""
+    """Whether all times of a point's stages are recorded."""
     return {"image"} | ({"step"} if point.train else set()) <= times.get(point.method, {}).keys()
 
 
@@ -116,7 +116,7 @@ def _kind(point: Point, task: Task) -> tuple[str, int, int]:
 
 
 def footprints(study: Study, points: Sequence[Point], times: Times) -> Taken:
-    """What the points without recorded times take, on each kind of task."""
+    """The footprints of the points without recorded times, on each kind of task."""
     from tqdm import tqdm
 
     kinds = {
@@ -130,10 +130,10 @@ def footprints(study: Study, points: Sequence[Point], times: Times) -> Taken:
 
 
 def memory(study: Study, point: Point, times: Times, taken: Taken) -> dict[str, int | None]:
-    """Bytes that a point needs on a device: ``train`` a step, ``sample`` the weights.
+    """Bytes that a point needs on a device: ``train`` for a step, ``sample`` for the weights.
 
-    Of the task that needs most. As recorded for its method (training alone), else estimated; None
-    where nothing is trained, or times are recorded and memory is not.
+    The task that needs most counts. The value is the one recorded for the method (training only),
+    else an estimate. It is None if nothing is trained, or if times are recorded without memory.
     """
     if _recorded(point, times):
         found = times[point.method].get("memory")
@@ -146,7 +146,7 @@ def memory(study: Study, point: Point, times: Times, taken: Taken) -> dict[str, 
 
 
 def step_flop(study: Study, point: Point, times: Times, taken: Taken) -> int | None:
-    """FLOPs of a training step, on the task that needs most; None where times are recorded."""
+    """FLOPs of a training step on the task that needs most; None if times are recorded."""
     if _recorded(point, times) or not point.train:
         return None
     kinds = [_kind(point, task) for task in study.tasks]
@@ -154,7 +154,7 @@ def step_flop(study: Study, point: Point, times: Times, taken: Taken) -> int | N
 
 
 def flop(study: Study, todo: Sequence[Job], times: Times, taken: Taken) -> dict[str, int]:
-    """FLOPs of the training and sampling whose times are not recorded; the decoder's are not in."""
+    """FLOPs of training and sampling without recorded times; the decoder is not included."""
     found, settings = {"train": 0, "sample": 0}, study.sample
     passes = settings.steps * (2 if settings.guidance > 1 else 1)
     for job in todo:
@@ -168,9 +168,9 @@ def flop(study: Study, todo: Sequence[Job], times: Times, taken: Taken) -> dict[
 
 
 def storage(study: Study, todo: Sequence[Job], trainable: dict[str, int]) -> dict[str, int | None]:
-    """Bytes of adapters and of samples; these are None where the base is not here.
+    """Bytes of ``adapters`` and ``samples``; samples are None if the base is not on this machine.
 
-    ``trainable`` holds the number of trainable parameters by the point's name.
+    ``trainable`` maps a point's name to its number of trainable parameters.
     """
     adapters = sum(trainable[job.point.name] for job in todo if job.train)
     try:
@@ -195,9 +195,9 @@ def describe(
     times: Times,
     taken: Taken,
 ) -> dict[str, Any]:
-    """Runs, seconds, FLOPs and bytes by scope: ``total``, and ``to_run``, None without a plan.
+    """Runs, seconds, FLOPs and bytes by scope: ``total`` and ``to_run`` (None without a plan).
 
-    ``flop`` is of what has no recorded times, and so is not in ``seconds``.
+    ``flop`` counts the jobs without recorded times, which ``seconds`` does not include.
     """
     scopes: dict[str, Any] = {"total": None, "to_run": None}
     for scope, todo in jobs(study, points, plan).items():

@@ -1,4 +1,4 @@
-"""Parameter counts from configurations alone."""
+"""Count parameters from configurations alone."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from fitspace.core.files import digest, remember, remembered, sha256
 if TYPE_CHECKING:
     from torch import nn
 
-# Counting imports torch and diffusers: seconds that a check or a plan need not take twice.
+# Counting imports torch and diffusers, which takes seconds; the cache saves them the next time.
 CACHE = Path("results/.cache/counts.json")
 
 
 def count(base: str, method: str, settings: dict[str, Any]) -> dict[str, Any]:
     """How many parameters a method trains on a base; no weights are read or allocated.
 
-    ``base`` as :func:`fitspace.bases.from_config` takes it. Returns ``trainable``, ``total``
-    (the base's own, shared ones once) and ``percent`` (trainable of total); remembered in
-    `CACHE` for as long as the methods and their libraries stay what they are.
+    ``base`` is as :func:`fitspace.bases.from_config` takes it. Returns ``trainable``, ``total``
+    (the base's own parameters, shared ones once) and ``percent`` (trainable of total). Counts are
+    cached in `CACHE` until the methods or their libraries change.
 
     Raises
     ------
-    UserError : unknown base, method or settings, or a method that the base cannot have.
+    UserError : unknown base, method or settings, or a method that does not fit the base.
     """
     settings = methods.validated(method, settings)
     given = settings.model_dump(mode="json", exclude_unset=True)
@@ -50,12 +50,12 @@ def _count(base: str, method: str, settings: dict[str, Any]) -> list[int]:
 
 @lru_cache(maxsize=1)
 def _built(base: str, architecture: str) -> nn.Module:
-    """A base for all methods, one after another: to build it takes most of a count's time."""
+    """A base that all methods share, one after another: building it takes most of the time."""
     return bases.from_config(base)
 
 
 @cache
 def code() -> str:
-    """What decides counts besides their arguments: the methods and the libraries they use."""
+    """Digest of what determines counts besides their arguments: methods and libraries."""
     sources = sorted(Path(methods.__file__).parent.glob("*.py"))
     return digest([[version("diffusers"), version("peft")], [sha256(p) for p in sources]])

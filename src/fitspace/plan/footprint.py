@@ -1,7 +1,7 @@
-"""What a training step and an image take: FLOPs and bytes, measured without weights.
+"""FLOPs and bytes of a training step and of an image, measured without weights.
 
-One step of a point is run on the meta device, where tensors have a shape and no content, so that
-models of any size are measured on any machine. A multiply-add counts as two FLOPs.
+One step of a point runs on the meta device, where tensors have a shape but no content. Models of
+any size can therefore be measured on any machine. A multiply-add counts as two FLOPs.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 # A step of Stable Diffusion takes one to three seconds to measure.
 CACHE = Path("results/.cache/footprints.json")
 WIDTH = {"fp32": 4, "bf16": 2}  # bytes
-TOKENS = 77  # of CLIP's text encoder, where a base's own is not here
+TOKENS = 77  # of CLIP's text encoder, if the base's own is not on this machine
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one point takes on one kind of task.
+    """FLOPs and bytes of one point on one kind of task.
 
     Attributes
     ----------
-    forward : FLOPs of the denoiser, method included, for one latent.
-    step : FLOPs of a training step for one latent: forward, and backward as far as the point
-        needs it; 0 where nothing is trained. No recomputation is in it.
-    activations : bytes that a training step keeps for backward, the whole batch at once.
-    frozen, trainable : numbers of parameters, the method's among them.
+    forward : FLOPs of the denoiser with its method, for one latent.
+    step : FLOPs of a training step for one latent: the forward pass, and the backward pass as far
+        as the point needs it; 0 if nothing is trained. Recomputation is not included.
+    activations : bytes that a training step keeps for the backward pass of the whole batch.
+    frozen, trainable : numbers of parameters, including the method's.
     """
 
     forward: int
@@ -48,11 +48,11 @@ class Footprint:
     trainable: int
 
     def training(self, settings: dict[str, Any]) -> int:
-        """Bytes of a training step: weights, gradients, AdamW's state and what is kept.
+        """Bytes of a training step: weights, gradients, AdamW's state and activations.
 
-        The base is in the precision of the forward pass. Trainables are fp32 (with a copy in
-        that precision), their gradient and both moments too, and the moving average where
-        there is one. ``settings`` as :class:`fitspace.study.TrainSettings` has them.
+        The base is stored in the precision of the forward pass. Trainables (with a copy in that
+        precision), their gradients, both moments and the moving average, if any, are stored in
+        fp32. ``settings`` are those of :class:`fitspace.study.TrainSettings`.
         """
         width = WIDTH[settings["precision"]]
         each = 16 + (4 if settings["ema"] is not None else 0) + (width if width < 4 else 0)
@@ -60,14 +60,14 @@ class Footprint:
 
     @property
     def sampling(self) -> int:
-        """Bytes of the weights that sampling needs, in fp32; the decoder's are not in it."""
+        """Bytes of the weights that sampling needs, in fp32, without the decoder's."""
         return 4 * (self.frozen + self.trainable)
 
 
 def of(study: Study, point: Point, task: Task) -> Footprint:
-    """The footprint of a study's point on a task; remembered in `CACHE`.
+    """The footprint of a study's point on a task; cached in `CACHE`.
 
-    Raises UserError for a base whose architecture is not known.
+    Raises UserError for a base of unknown architecture.
     """
     precision = (point.train or {"precision": "fp32"})["precision"]
     batch = latents(point, task)
@@ -75,7 +75,7 @@ def of(study: Study, point: Point, task: Task) -> Footprint:
 
 
 def latents(point: Point, task: Task) -> int:
-    """How many latents a step trains on: class images come beside a subject's; 1 without steps."""
+    """Number of latents per step, class images of a subject's task included; 1 without steps."""
     if point.train is None:
         return 1
     subject = task.dreambooth
@@ -90,10 +90,10 @@ def measure(
     precision: str = "fp32",
     scale: int = 1,
 ) -> Footprint:
-    """Run one step of a method on a base, on the meta device; remembered in `CACHE`.
+    """Run one step of a method on a base, on the meta device; cached in `CACHE`.
 
-    ``base`` as :func:`fitspace.bases.from_config` takes it; ``batch`` latents of ``scale`` times
-    the base's side.
+    ``base`` is as :func:`fitspace.bases.from_config` takes it; the step has ``batch`` latents of
+    ``scale`` times the base's side.
 
     Raises UserError as :func:`fitspace.plan.counting.count`.
     """
@@ -107,7 +107,7 @@ def measure(
 
 
 def _tokens(base: str) -> int:
-    """How many tokens of text a U-Net is told at once."""
+    """Number of text tokens that a U-Net is conditioned on."""
     if base in bases.CONFIGS:
         return TOKENS
     try:
@@ -119,7 +119,7 @@ def _tokens(base: str) -> int:
 
 @cache
 def _code() -> str:
-    """What decides footprints besides their arguments."""
+    """Digest of what determines footprints besides their arguments."""
     return digest([counting.code(), version("torch"), sha256(__file__)])
 
 
@@ -142,7 +142,7 @@ def _measure(
     for layer in attachment.dropouts:
         layer.train()
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    torch.nn.Module.to(model, dtype)  # diffusers' own warns of layers that it would keep in fp32
+    torch.nn.Module.to(model, dtype)  # diffusers' own `to` warns about layers it keeps in fp32
     latents, t, told = _inputs(model, batch, tokens, dtype)
     kept = _Kept(model)
     backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
@@ -167,7 +167,7 @@ def _measure(
 def _inputs(
     model: torch.nn.Module, batch: int, tokens: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Latents, time steps, and what conditions hand over; all without content."""
+    """Latents, time steps and conditions, all without content."""
     import torch
 
     config, family = model.config, bases.family_of(model)
@@ -181,11 +181,11 @@ def _inputs(
 
 
 class _Kept:
-    """Bytes of what autograd keeps: each storage once, and none of the model's own."""
+    """Bytes of the tensors that autograd keeps: each storage once, without the model's own."""
 
     def __init__(self, model: torch.nn.Module):
         own = [*model.parameters(), *model.buffers()]
-        # A storage's address says which it is for as long as it lives: so all are held.
+        # An address identifies a storage only while the storage lives, so all are kept alive.
         self.own = {t.untyped_storage()._cdata: t.untyped_storage() for t in own}
         self.found: dict[int, torch.UntypedStorage] = {}
 
@@ -201,9 +201,9 @@ class _Kept:
 
 
 def _attention_mode() -> torch.overrides.TorchFunctionMode:
-    """Attention as GPUs compute it: what the softmax yields is not kept.
+    """Attention as GPUs compute it, without keeping the softmax's result.
 
-    On the meta device PyTorch would otherwise spell it out, and keep it.
+    On the meta device PyTorch would otherwise compute attention step by step and keep it.
     """
     import torch
     from torch.nn.functional import scaled_dot_product_attention
@@ -220,7 +220,7 @@ def _attention_mode() -> torch.overrides.TorchFunctionMode:
 
 
 def _backward(gradient, query, key, value, *_, out_shape=None, **__) -> int:
-    """FLOPs of attention's backward pass, from shapes: without the forward pass done again."""
+    """FLOPs of attention's backward pass, from shapes, without repeating the forward pass."""
     from torch.utils.flop_counter import sdpa_flop_count
 
     return 2 * sdpa_flop_count(query, key, value)

@@ -1,9 +1,9 @@
-"""A study's plan: its runs, each stage of a run with its key.
+"""A study's plan: its runs, and the stages of each run with their keys.
 
-A *point* is a method with all its settings; a *run* is (point, task, seed). The key of a
-stage is a short SHA-256 of the canonical JSON of exactly what determines its content, and
-stands in its path: a changed setting is a new path, an unchanged one is already there, and
-two studies that share a run share its files.
+A *point* is a method with all its settings; a *run* is (point, task, seed). The key of a stage is
+a short SHA-256 of the canonical JSON of exactly what determines its content. The key is part of
+the path, so a changed setting gives a new path, an unchanged setting finds its results, and two
+studies that share a run share its files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KEY_LENGTH = 12
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of one run or task: its folder, its key and what the key was made of."""
+    """One stage of one run or task: its folder, its key and the key's material."""
 
     name: str
     folder: Path
@@ -42,8 +42,8 @@ class Stage:
 class Run:
     """The experimental unit, with its stages by name.
 
-    Each stage is an attribute too: ``run.train``, None where nothing is trained; ``run.prior``
-    makes the class images of a DreamBooth task with prior preservation, else None.
+    Each stage is an attribute too. ``run.train`` is None if nothing is trained. ``run.prior``
+    makes the class images of a DreamBooth task; it is None without prior preservation.
     """
 
     point: Point
@@ -71,7 +71,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a study will do, known before anything runs."""
+    """Everything that a study will do; known before anything runs."""
 
     study: Study
     models: Models
@@ -98,7 +98,7 @@ class Plan:
         return found
 
     def run_of(self, stage: str, folder: str) -> Run:
-        """A run that has this stage. Raises UserError when the study has none."""
+        """The first run with this stage. Raises UserError if the study has none."""
         try:
             return self._first_run[stage, folder]
         except KeyError:
@@ -112,12 +112,12 @@ class Plan:
 def build_plan(study: Study, models: Models | None = None) -> Plan:
     """Expand a study into points, runs, keys and paths.
 
-    ``models`` are the study's, where they were looked at already.
+    ``models`` are the study's, if they were looked at already.
 
     Raises
     ------
-    UserError : when the base, the judge or a task's images are not there, or are others than the
-        study holds them to.
+    UserError : the base, the judge or a task's images are missing, or differ from those that the
+        study pins.
     """
     models = models or Models(study)
     if models.absent:
@@ -125,7 +125,7 @@ def build_plan(study: Study, models: Models | None = None) -> Plan:
     points, dropped = models.points
     models.held  # noqa: B018 - raises
     shared = {task.name: _made(Making(study, models, task, {})) for task in study.tasks}
-    # Seeds vary slowest: every point has its first run before any has its second.
+    # Seeds vary slowest: every point gets its first run before any point gets its second.
     runs = [
         Run(
             point,
@@ -141,7 +141,7 @@ def build_plan(study: Study, models: Models | None = None) -> Plan:
 
 
 def unchanged(study: Study, run: Run) -> bool:
-    """Whether base and judge are still those that a run's keys were made of."""
+    """Whether base and judge still are the ones that the run's keys contain."""
     models = Models(study)
     try:
         keys = {"prepare": run.prepare.key}
@@ -152,7 +152,7 @@ def unchanged(study: Study, run: Run) -> bool:
 
 
 def _made(making: Making, shared: dict[str, Stage] | None = None) -> dict[str, Stage]:
-    """The stages of a run; or, without what is ``shared``, those that all runs of a task share."""
+    """The stages of a run; without ``shared``, the stages that all runs of a task share."""
     found = dict(shared or {})
     making.keys.update((name, stage.key) for name, stage in found.items())
     for row in STAGES.values():

@@ -1,4 +1,4 @@
-"""What a study names outside itself: its base, judge and data sets; found, fetched, identified."""
+"""Find, fetch and identify what a study names outside itself: base, judge and data sets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _of_inception(reference: str) -> dict[str, Path]:
     return {Path(reference).name: metrics.inception_file(reference)}
 
 
-# The models that a study can name -> the files that decide what one does, by name.
+# The models that a study can name -> the files that determine the model, by name.
 MODELS: dict[str, Callable[[str], dict[str, Path]]] = {
     "base": _of_base,
     "judge": _of_judge,
@@ -46,10 +46,10 @@ def named(study: Study) -> dict[str, str]:
 
 
 class Models:
-    """What a study names outside itself, looked at once: when it is asked for.
+    """What a study names outside itself; each part is looked at once, on first use.
 
-    Every attribute raises UserError where what it looks at is not there or is not right;
-    :class:`fitspace.core.hub.NotHere` where it can be fetched or made.
+    Every attribute raises UserError if its part is missing or wrong, and
+    :class:`fitspace.core.hub.NotHere` if the part can be fetched or made.
     """
 
     def __init__(self, study: Study):
@@ -64,23 +64,23 @@ class Models:
 
     @cached_property
     def digest(self) -> str:
-        """Of the base."""
+        """Digest of the base."""
         return bases.digest(self.base)
 
     @cached_property
     def evaluator(self) -> dict[str, Any]:
-        """What decides the metrics besides the images: versions and the judges' digests."""
+        """What determines the metrics besides the images: versions and the judges' digests."""
         return metrics.identity(self.study.judge, self.study.weights)
 
     @cached_property
     def by_class(self) -> bool:
-        """Whether the base is told classes, not words."""
+        """Whether the base is conditioned on classes, not on words."""
         return bases.family(self.study.base).by_class
 
     def source(self, task: Task) -> dict[str, Any]:
         """What determines a task's examples."""
         if task.name not in self._sources:
-            # Only the embedded set has classes to tell: a folder's base need not be known.
+            # Only the embedded set's identity depends on this; for others the base may be missing.
             by_class = task.source == "openmoji" and self.by_class
             self._sources[task.name] = data.identity(task, by_class)
         return self._sources[task.name]
@@ -105,9 +105,9 @@ class Models:
 
     @cached_property
     def absent(self) -> list[str]:
-        """What is named by hub id, or to be made, and is not on this machine; with its cure.
+        """Messages about models and data that can be fetched or made and are not on this machine.
 
-        Such a study is valid and can be planned; it runs once all is here.
+        Such a study is valid and can be planned. It runs once everything is on this machine.
         """
         return [problem for _, error in self._refusals if isinstance(error, hub.NotHere)
                 for problem in error.problems]  # fmt: skip
@@ -120,7 +120,7 @@ class Models:
 
     @cached_property
     def problems(self) -> list[str]:
-        """What is wrong with it and no download would mend, but for the base's: arms need it."""
+        """Problems that no download solves, without the base's, which the check of arms reports."""
         return [key + problem for key, error in self._refusals
                 if key != "base" and not isinstance(error, hub.NotHere)
                 for problem in error.problems]  # fmt: skip
@@ -134,7 +134,7 @@ class Models:
             if name != "base"
         ]
         for i, task in enumerate(self.study.tasks):
-            # Which needs no base where the base is what is missing.
+            # This look needs no base, so it also works if the base is missing.
             look = partial(data.identity if task.source == "openmoji" else self.source, task)
             looks.append((f"tasks[{i}]: ", look))
         found = []
@@ -147,9 +147,9 @@ class Models:
 
     @cached_property
     def held(self) -> dict[str, str]:
-        """What the study can hold its models to: keys, such as ``base_sha256``, and their values.
+        """The digests by which a study can pin its models: ``base_sha256`` and so on.
 
-        Raises UserError also for a model that is another one than the study holds it to.
+        Raises UserError also for a model that differs from its pin.
         """
         found = {"base": self.digest, "judge": self.evaluator["judge"]}
         found |= {name: self.evaluator[name] for name in self.study.weights}
@@ -177,7 +177,7 @@ class Models:
 
     @property
     def pins(self) -> list[str]:
-        """Lines for the study's file that hold it to what is here; those that it lacks."""
+        """Lines for the study file that pin the models and data; only those that it lacks."""
         lines = [f"{k}: {v}" for k, v in self.held.items() if getattr(self.study, k) is None]
         loose = [t for t in self.study.tasks if t.source == "hub" and "@" not in t.dataset]
         lines += [f"dataset: {task.dataset}@{self.source(task)['commit']}" for task in loose]
@@ -185,10 +185,10 @@ class Models:
 
 
 def fetch(path: str | Path) -> Study:
-    """Download what a study file names by hub id and is not on this machine.
+    """Download everything that a study file names by hub id and is not on this machine.
 
-    Returns the study. Only the file's form has to be right: an architecture may be known only once
-    it is here.
+    Returns the study. Only the file's form is checked, because an architecture may become known
+    only by the download.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What `fitspace plan` says before anything runs, as data."""
+"""The content of `fitspace plan`, as data."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ def describe(
     sigma: float | None = None,
     pilot: Path | None = None,
 ) -> dict[str, Any]:
-    """A study's plan as plain data: points with their trainables, runs, what is left out, to do.
+    """A study's plan as plain data: points, runs, cells left out, effects, power, cost, stages.
 
-    ``absent`` names what is not on this machine. Where there is any, keys are not known: runs
-    go by their names without one, and ``cached`` and ``to_run`` are None.
+    ``absent`` names everything that is not on this machine. If anything is absent, keys are
+    unknown: runs are named without their keys, and ``cached`` and ``to_run`` are None.
 
     Parameters
     ----------
-    models : the study's, where they were looked at already.
-    delta, sigma : difference of two levels to be found and residual standard deviation, on
+    models : the study's, if they were looked at already.
+    delta, sigma : difference between two levels to detect, and residual standard deviation, on
         the scale on which the primary response is analysed.
-    pilot : runs.csv of a pilot study, for step times, and for sigma where it is not given.
-        Without one it is that of the study's own report, if there.
+    pilot : runs.csv of a pilot study, for step times, and for sigma if it is not given.
+        Default: that of the study's own report, if it exists.
 
     Raises
     ------
-    UserError : as :func:`fitspace.plan.build_plan`, but for what is absent; a delta without
-        a sigma, numbers out of range, a pilot that cannot be used.
+    UserError : as :func:`fitspace.plan.build_plan`, except for absent models and data; a delta
+        without a sigma, numbers out of range, a pilot that cannot be used.
     """
     from fitspace.stats import rows_for_json
 
@@ -104,7 +104,7 @@ def with_subset(study: Study, models: Models, n: int) -> tuple[Study, Models]:
 
     Raises
     ------
-    UserError : a number that is not allowed in one of them, or no such arm.
+    UserError : a number that one of these arms does not allow, or no such arm.
     """
     crossed = [any(len(levels) > 1 for levels in arm.factors.values()) for arm in study.arms]
     if not any(crossed):
@@ -128,7 +128,7 @@ def _points(
     counts: dict[str, dict[str, Any]] = {}
     rows = []
     for point in points:
-        # Points that differ in training alone have one count.
+        # Points that differ only in training settings share one count.
         form = json.dumps([point.method, point.settings], sort_keys=True)
         if form not in counts:
             counts[form] = counting.count(study.base, point.method, point.settings)
@@ -156,13 +156,13 @@ def _unkeyed(study: Study, points: list[Point]) -> list[str]:
 
 
 def _counts(plan: Plan, done: bool) -> dict[str, int]:
-    """Stages by name whose sidecar is there, or is not."""
+    """Number of stages by name, of those that are ``done`` or of the others."""
     found = Counter(s.name for s in plan.stages.values() if s.sidecar.exists() == done)
     return {name: found[name] for name in STAGES}
 
 
 def _subsets(study: Study, points: list[Point]) -> list[dict[str, Any]]:
-    """Arms that run part of their legal cells: which, and how efficient that part is."""
+    """Arms that run a subset of their legal cells: the cells and the subset's D-efficiency."""
     import pandas as pd
 
     from fitspace.stats import d_efficiency
@@ -199,7 +199,7 @@ def _design(study: Study, points: list[Point]) -> pd.DataFrame:
 
 
 def _components(design: pd.DataFrame, factors: list[str]) -> list[list[dict[str, Any]]]:
-    """Cells by connected component, the largest first: effects compare within one only."""
+    """Cells by connected component, the largest first; effects compare only within one."""
     from fitspace.stats import components
 
     found = components(design, factors)
@@ -207,12 +207,12 @@ def _components(design: pd.DataFrame, factors: list[str]) -> list[list[dict[str,
 
 
 def _tables(design: pd.DataFrame, factors: list[str]) -> dict[str, Any]:
-    """What is estimable, how factors go together, and notes; empty where nothing can be."""
+    """Estimable effects, associations of factors, and notes; empty if nothing is estimable."""
     import pandas as pd
 
     from fitspace.stats import association, estimable
 
-    # Tasks and seeds are crossed with every cell: they take nothing from its effects.
+    # Tasks and seeds are crossed with every cell, so they do not affect estimability.
     cells = design.drop_duplicates(factors)
     try:
         effects, pairs = estimable(cells, factors, ()), association(cells, factors)
@@ -233,7 +233,7 @@ def _check(*options: tuple[str, float | None]) -> None:
 
 
 def _recorded(study: Study, pilot: Path | None) -> tuple[pd.DataFrame | None, str | None]:
-    """A pilot study's table, and its path: the one named, else the study's own, if there."""
+    """A pilot study's table and path: the named one, else the study's own, if it exists."""
     from fitspace.core.paths import REPORTS
     from fitspace.stats.linear import missing_columns
     from fitspace.stats.reading import read_text
@@ -254,9 +254,10 @@ def _sigma(
     source: str | None,
     named: bool,
 ) -> dict[str, Any]:
-    """Residual standard deviation of the primary response: as given, else the pilot's.
+    """Residual standard deviation of the primary response: as given, else from the pilot.
 
-    A pilot that was ``named`` and cannot tell it is an error; of another ``note`` says why.
+    If the pilot cannot give it, this is an error for a ``named`` pilot; otherwise ``note`` gives
+    the reason.
     """
     from fitspace.stats import pilot_sigma
 
@@ -285,7 +286,7 @@ def _power(
     delta: float | None,
     spread: dict[str, Any],
 ) -> dict[str, Any]:
-    """Power per factor over delta/sigma, the smallest found, and at a delta what it takes."""
+    """Power per factor over delta/sigma, the smallest detectable ratio, and power at a delta."""
     from fitspace.stats import detectable, power, power_curve, rows_for_json
 
     facts = {
@@ -301,7 +302,7 @@ def _power(
     factors = study.analysis.factors
     try:
         smallest = detectable(design, factors, goal=GOAL, alpha=ALPHA)
-    except UserError:  # no factor has two levels: the notes say so
+    except UserError:  # no factor has two levels, as the notes say
         return facts
     tests = power(design, factors, delta=1, sigma=1, alpha=ALPHA)[["factor", "df", "residual_df"]]
     facts["factors"] = rows_for_json(tests.assign(detectable=smallest["difference"]))
@@ -322,7 +323,7 @@ def _at(
     spread: dict[str, Any],
     per_seed: int,
 ) -> list[dict[str, Any]]:
-    """Per factor: power, seeds and the study's runs needed, at sigma and its upper limit."""
+    """Per factor: power, seeds and runs needed, at sigma and at its upper limit."""
     import pandas as pd
 
     from fitspace.stats import power, rows_for_json, runs_needed

@@ -1,4 +1,4 @@
-"""From a study's arms to its points: every legal combination of levels, once."""
+"""Expand a study's arms into points: every legal combination of levels, once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Point:
 
     @cached_property
     def identity(self) -> str:
-        """What makes it this point, whatever its name shows: method, settings and training."""
+        """What identifies the point, whatever its name: method, settings, training settings."""
         return canonical([self.method, self.settings, self.train])
 
     @property
@@ -59,7 +59,7 @@ def _cells(arm: Arm) -> Iterable[dict[str, Any]]:
 def legal_cells(
     arm: Arm, family: str
 ) -> tuple[list[dict[str, Any]], list[tuple[dict[str, Any], list[str]]]]:
-    """An arm's cells that its method can build, and the others, each with the reasons."""
+    """The cells of an arm that its method can build, and the others with the reasons."""
     legal, others = [], []
     for factors in _cells(arm):
         why = methods.problems(arm.method, settings_of(arm, factors), family)
@@ -98,7 +98,7 @@ def _d_optimal(factors: tuple[str, ...], cells: tuple[tuple, ...], n: int) -> tu
 
 
 def settings_of(arm: Arm, factors: dict[str, Any], base: str | None = None) -> Any:
-    """The method's settings in a cell; with a base, as wide as the arm's budget says."""
+    """The method's settings in a cell; with a base, the width follows from the arm's budget."""
     own = {k: v for k, v in factors.items() if not k.startswith("train.")} | arm.settings
     if arm.match_trainable is not None and base is not None:
         width = budget.width(base, arm.method, own, arm.match_trainable)
@@ -107,7 +107,7 @@ def settings_of(arm: Arm, factors: dict[str, Any], base: str | None = None) -> A
 
 
 def expand(study: Study) -> tuple[list[Point], list[str]]:
-    """A study's points, and the cells left out, each with its reason."""
+    """A study's points, and the cells that are left out, each with its reason."""
     family = bases.family(study.base).name
     points, dropped = [], []
     for arm in study.arms:
@@ -158,7 +158,7 @@ def _told_apart(points: list[Point]) -> list[Point]:
 
 
 def _slug(settings: Any, arm: Arm) -> str:
-    """``method.required-settings.other-settings-that-differ``: from content, not from the study."""
+    """``method.required-settings.changed-settings``: depends on the content, not on the study."""
     required, other = [], []
     for name, item in type(settings).model_fields.items():
         value = getattr(settings, name)

@@ -1,4 +1,4 @@
-"""What `fitspace plan` says, as text for a terminal."""
+"""The output of `fitspace plan` as text for a terminal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _render_points(overview: dict[str, Any]) -> list[str]:
         ]
         for p in overview["points"]
     ]
-    header = ["point", "trainable", "% of base", "memory", "TFLOP a step"]
+    header = ["point", "trainable", "% of base", "memory", "TFLOP per step"]
     if all(p["step_flop"] is None for p in overview["points"]):
         header, rows = header[:-1], [row[:-1] for row in rows]
     return [
@@ -47,12 +47,12 @@ def _render_points(overview: dict[str, Any]) -> list[str]:
 def _render_cells(overview: dict[str, Any]) -> list[str]:
     lines = []
     if overview["illegal_cells"]:
-        lines.append(f"left out, {len(overview['illegal_cells'])} illegal cells:")
+        lines.append(f"{len(overview['illegal_cells'])} illegal cells left out:")
         lines += [f"  {cell}" for cell in overview["illegal_cells"]]
     for subset in overview["subsets"]:
         lines.append(
             f"{subset['arm']}: {len(subset['cells'])} of {subset['legal']} legal cells, chosen "
-            f"D-optimally for the main effects; D-efficiency per run against all of them: "
+            f"D-optimally for the main effects; D-efficiency per run relative to all cells: "
             f"{subset['d_efficiency']:.3f}"
         )
         lines += [f"  {', '.join(f'{k}={v}' for k, v in cell.items())}" for cell in subset["cells"]]
@@ -61,7 +61,7 @@ def _render_cells(overview: dict[str, Any]) -> list[str]:
         sizes = ", ".join(str(len(g)) for g in groups)
         lines.append(
             f"{len(groups)} unconnected parts of {sizes} cells: effects are not comparable "
-            "between them; effects and power are of the first"
+            "between them; effects and power refer to the first"
         )
     return lines
 
@@ -72,13 +72,13 @@ def _render_effects(overview: dict[str, Any]) -> list[str]:
     rows = [
         [e["effect"], str(e["df"]), str(e["nominal_df"]), _aliased(e)] for e in overview["effects"]
     ]
-    lines = ["estimable effects: degrees of freedom, and of how many"]
+    lines = ["estimable effects: estimable and nominal degrees of freedom"]
     lines += _aligned(["effect", "df", "of", ""], rows, left=(0, 3))
     lines += overview["notes"]
     together = [a for a in overview["association"] if a["canonical"] > 1e-6]
     for a in together:
         lines.append(
-            f"{a['factor']} and {a['other']} go together: Cramér's V {a['cramers_v']:.2f}, "
+            f"{a['factor']} and {a['other']} are associated: Cramér's V {a['cramers_v']:.2f}, "
             f"canonical correlation {a['canonical']:.2f} (1: aliased)"
         )
     if overview["association"] and not together:
@@ -92,7 +92,7 @@ def _aliased(effect: dict[str, Any]) -> str:
         return "" if whole else "the rest has no cells"
     named = ", ".join(others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else "")
     if whole:
-        return f"if {named} are nil, with which it is aliased"
+        return f"aliased with {named}; estimable if these are zero"
     return f"{'the rest ' if effect['df'] else ''}aliased with {named}"
 
 
@@ -109,10 +109,9 @@ def _render_power(power: dict[str, Any]) -> list[str]:
         for f in power["factors"]
     ]
     return [
-        f"power with {power['runs']} runs by delta/sigma, of {power['response']} {scale}:",
-        f"each factor's F test at level {power['alpha']:g}, before Holm, where two levels are "
-        "delta",
-        "apart and the others at their mean; of all pairs of levels the hardest",
+        f"power with {power['runs']} runs by delta/sigma, for {power['response']} {scale}:",
+        f"each factor's F test at level {power['alpha']:g}, before Holm; two levels are delta",
+        "apart, the others at their mean; the pair of levels is the one hardest to detect",
         *_aligned(["factor", "df", "error df", *ratios, f"{power['goal']:.0%} at"], rows),
         *_render_sigma(power),
         *_render_at(power),
@@ -134,7 +133,7 @@ def _render_sigma(power: dict[str, Any]) -> list[str]:
     )
     lines = [f"sigma {spread['sigma']:.4g}{limits}, from {spread['source']}"]
     if reach:
-        lines.append(f"so the smallest delta found with {power['goal']:.0%} power: {reach}")
+        lines.append(f"smallest delta detected with {power['goal']:.0%} power: {reach}")
     return lines
 
 
@@ -171,24 +170,24 @@ def _render_cost(overview: dict[str, Any]) -> list[str]:
         for name, scope in scopes.items()
     ]
     lines = ["cost", *_aligned(["", "runs", "hours", "adapters", "samples"], rows)]
-    lines.append("hours of training and sampling, one job after another; evaluation is not in them")
+    lines.append("hours: training and sampling, one job after another, without evaluation")
     unknown = found["total"]["seconds"]["unknown"]
     if found["pilot"] is not None:
         lines += [
             f"hours and memory: each method's medians in {found['pilot']},",
-            "so on their hardware and with their batches",
+            "on the hardware and with the batches of those runs",
         ]
     if unknown:
         work = found["total"]["flop"]
         others = "" if found["pilot"] is None else f" of {', '.join(unknown)}"
         lines += [
-            f"hours{others} by {work['train'] / 1e15:,.0f} PFLOP of training and "
-            f"{work['sample'] / 1e15:,.0f} of sampling, at {found['flop_per_second'] / 1e12:g} "
-            "TFLOP/s; a runs.csv",
-            "of finished runs, named by --pilot, tells the times of a machine",
-            f"memory{others} of a training step, estimated: weights, gradients, AdamW's moments, "
-            "what",
-            "backward needs; the weights that sampling needs are "
+            f"hours{others}: {work['train'] / 1e15:,.0f} PFLOP of training and "
+            f"{work['sample'] / 1e15:,.0f} of sampling at {found['flop_per_second'] / 1e12:g} "
+            "TFLOP/s;",
+            "for measured times name a runs.csv of finished runs with --pilot",
+            f"memory{others}: estimate for a training step, with weights, gradients, AdamW's "
+            "moments and",
+            "activations; the weights for sampling need "
             f"{_bytes(max(p['memory']['sample'] or 0 for p in overview['points']))}",
         ]
     return lines
@@ -210,7 +209,7 @@ def _bytes(count: int | None) -> str:
 def _render_stages(overview: dict[str, Any]) -> list[str]:
     if overview["absent"]:
         absences = [f"  {missing}" for missing in overview["absent"]]
-        return ["what is cached cannot be said before all is here:", *absences]
+        return ["cached stages are unknown until these are on this machine:", *absences]
     rows = [
         [name, str(overview["cached"][name]), str(overview["to_run"][name])]
         for name in STAGES
@@ -227,7 +226,7 @@ def _text(value: float | None, form: str = "") -> str:
 def _aligned(
     header: list[str], rows: Iterable[list[str]], left: tuple[int, ...] = (0,)
 ) -> list[str]:
-    """Rows under their header, columns two spaces apart, those in ``left`` to the left."""
+    """Rows under their header, columns two spaces apart; columns in ``left`` align left."""
     table = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [

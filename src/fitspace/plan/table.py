@@ -1,4 +1,4 @@
-"""The table of stages: one row a stage, in an order in which they can be done.
+"""The table of stages: one row per stage, in an order in which they can run.
 
 Keys, runs, rules, SLURM's profile, lineage, audit, PROV and progress read it. A new stage is a
 row here, a module in :mod:`fitspace.stages` and a rules file.
@@ -21,10 +21,10 @@ PRIOR_STEPS = 20  # DPM-Solver++ steps of a class image
 
 @dataclass(frozen=True)
 class Making:
-    """What a key can be made of.
+    """Everything that can go into a stage's key.
 
-    ``keys`` are those of the rows before, by stage; a stage that the run does not have is not
-    among them. A stage of a task, which all its runs share, is made without point and seed.
+    ``keys`` holds the keys of earlier stages by name, without stages that the run does not have.
+    A stage that all runs of a task share has neither point nor seed.
     """
 
     study: Study
@@ -50,18 +50,18 @@ class Row:
     Attributes
     ----------
     version : raise it when the stage's results change: a golden test holds the numbers in place.
-    does : what its command does, for the command line.
-    title : what its folder holds, in words.
+    does : description of its command, for the command line.
+    title : name of its folder's content, in words.
     reads : entry of the key's material that holds another stage's key -> that stage.
-    outputs : the files in its folder, beside the sidecar.
-    material : all that determines its content; None for a run that does not have the stage.
+    outputs : the files in its folder, without the sidecar.
+    material : everything that determines its content; None for a run without this stage.
     slug : the readable part of its folder's name.
     by_task : whether all runs of a task share it.
-    judged : whether it runs the judge and the other extractors of features.
+    judged : whether it runs the judge and the other feature extractors.
     gpu : whether a cluster gives it a GPU; other stages run on CPU nodes.
-    grouped : whether one process goes on to other runs, and several runs can be one job.
-    minutes, memory_mb : what a job may take at first; a cluster's site file says otherwise.
-    seconds : of a job of the default study; only their ratios matter, for the time left.
+    grouped : whether one process can make several runs, and several runs can be one job.
+    minutes, memory_mb : limits of a job's first attempt; a cluster's site file can change them.
+    seconds : time of a job of the default study; only ratios matter, for the time left.
     room : the folder below ``results``.
     """
 
@@ -86,7 +86,7 @@ class Row:
         object.__setattr__(self, "room", self.room or self.name)
 
 
-# --- what keys are made of ----------------------------------------------------------------
+# --- material of the keys -----------------------------------------------------------------
 
 
 def _prior(making: Making) -> dict[str, Any] | None:
@@ -123,7 +123,7 @@ def _prepare(making: Making) -> dict[str, Any]:
 def _reference(making: Making) -> dict[str, Any]:
     evaluator = making.models.evaluator
     material = {"task": making.keys["prepare"], "evaluator": evaluator}
-    if making.task.dreambooth is not None:  # the base's own images of the class are among them
+    if making.task.dreambooth is not None:  # references include the base's images of the class
         material["evaluator"] = {
             k: v for k, v in evaluator.items() if k not in making.study.weights
         }

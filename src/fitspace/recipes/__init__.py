@@ -1,1 +1,1 @@
-"""The embedded models, made from nothing."""
+"""Training of the embedded models from nothing."""

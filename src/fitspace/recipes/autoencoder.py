@@ -1,7 +1,7 @@
 """The embedded autoencoder: 32×32 pixels to 8×8 latents of 8 channels.
 
-Trained on the training emoji of every style: like Stable Diffusion's, it is a codec shared
-by source and target domains; only the diffusion model is confined to the source style.
+It is trained on the training emoji of every style. Like Stable Diffusion's, it is a codec that
+source and target domains share; only the diffusion model is confined to the source style.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ def train(
     """Train from scratch on uint8 images (n, 32, 32, 3); returns the model and its losses.
 
     The loss is the mean absolute error of the reconstruction plus ``kl_weight`` times the
-    latent's divergence from a unit normal (in nats per image).
-    The forward pass runs in bfloat16.
+    latent's divergence from a unit normal [nats per image]. The forward pass runs in bfloat16.
     """
     from diffusers import AutoencoderKL
 

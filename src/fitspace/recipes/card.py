@@ -1,4 +1,4 @@
-"""The model card of an embedded base: what it draws, measured and looked at."""
+"""The model card of an embedded base: measures and samples."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ COLUMNS = 8
 def write_card(out: Path, work: Path = embedded.WORK) -> None:
     """Measure the finished base and write ``out/README.md`` with its figures.
 
-    Samples all held-out captions, and 48 captions it was trained on (a U-Net) or every
-    category (a DiT), at the settings that studies use.
+    Samples all held-out captions and 48 training captions (a U-Net) or every category (a DiT), at
+    the settings that studies use.
     """
     stage = embedded.source_stage(out, work / out.name)
     if not stage.sidecar.exists():
@@ -86,11 +86,11 @@ def _sample(out: Path, data: prepared.PreparedTask, rows: list[int]) -> np.ndarr
 
 
 def _reconstruction(out: Path) -> dict[str, Any]:
-    """What the autoencoder keeps of held-out emoji.
+    """How well the autoencoder reconstructs held-out emoji.
 
-    ``errors``: mean squared error of each style, pixels in [-1, 1]. ``red_green``: share of
-    the variance of red minus green, over 4×4 patches of the source style, that survives.
-    ``channels``: latent channels whose posterior is narrower than half the prior.
+    ``errors``: mean squared error by style, pixels in [-1, 1]. ``red_green``: share of the
+    variance of red minus green, over 4×4 patches of the source style, that is preserved.
+    ``channels``: number of latent channels whose posterior is narrower than half the prior.
     """
     vae, errors = bases.load_vae(out), {}
     for style in openmoji.STYLES:

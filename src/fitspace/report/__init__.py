@@ -8,19 +8,18 @@ from fitspace.study import Study
 
 
 def build(study: Study, folder: Path) -> Path:
-    """Write a study's report from what stands in ``folder``; returns the path of report.html.
+    """Write a study's report from the files in ``folder``; returns the path of report.html.
 
-    Reads runs.csv, and where present gallery.json with its PNG strips and design.json; no
-    model, no result folder. Writes the tables of `results.analyse` (anova.csv, effects.csv and so
-    on), origins.json (the runs behind every row of these), summary.json (the numbers to compare
+    Reads runs.csv and, if present, gallery.json with its PNG strips and design.json. It reads no
+    model and no result folder. Writes the tables of `results.analyse` (anova.csv, effects.csv and
+    so on), origins.json (the runs behind each of their rows), summary.json (the numbers to compare
     between commits), the figures with their data as figures/*.svg and *.csv, report.md and
-    report.html, which holds its style, script and images and requests nothing. Equal inputs give
-    equal bytes.
+    report.html, which contains its style, script and images and requests nothing. Equal inputs
+    give equal bytes.
 
     Raises
     ------
-    UserError : a file that is missing or not what it should be, or runs that cannot be
-        analysed; all problems at once.
+    UserError : a missing or invalid file, or runs that cannot be analysed; all problems at once.
     """
     from fitspace.core.files import write_text
     from fitspace.report import figures, headline, inputs, origins, page, results
@@ -30,7 +29,7 @@ def build(study: Study, folder: Path) -> Path:
     found = results.analyse(study, given)
     for name, table in found.tables.items():
         write_text(folder / name, table.to_csv(index=False, lineterminator="\n"))
-    for name in found.empty:  # A table of an earlier study file would pass for one of this.
+    for name in found.empty:  # such a file is from an earlier study file
         (folder / name).unlink(missing_ok=True)
     write_text(folder / "origins.json", origins.text(found))
     write_text(folder / headline.NAME, headline.text(found))

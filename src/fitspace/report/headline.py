@@ -1,4 +1,4 @@
-"""The numbers of a report that are compared between commits: ``dvc metrics diff`` reads them."""
+"""The numbers of a report that ``dvc metrics diff`` compares between commits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAME = "summary.json"
 def text(found: Results) -> str:
     """summary.json: runs, and for each response its best cell, its baselines and its tests.
 
-    Values are those of cells.csv, points.csv and anova.csv; what is not known is left out.
+    Values are those of cells.csv, points.csv and anova.csv; unknown values are left out.
     """
     ledger = found.tables["ledger.csv"].iloc[-1]
     content = {
@@ -34,7 +34,7 @@ def _of(found: Results, response: str) -> dict:
     points = found.tables["points.csv"]
     for method, name in (("full", "full fine-tuning"), ("none", "untouched base")):
         means = points.loc[points["method"] == method, response].dropna()
-        # Several arms of full fine-tuning have no one mean: cells.csv tells them apart.
+        # Several arms of full fine-tuning have no single mean; cells.csv distinguishes them.
         if len(means) == 1:
             numbers[name] = {"mean": float(means.iloc[0])}
     for factor in found.factors:

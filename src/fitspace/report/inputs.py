@@ -1,4 +1,4 @@
-"""What a report is made of: the files of ``reports/<study>``, checked."""
+"""The inputs of a report: the files of ``reports/<study>``, checked."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Strip:
 
 @dataclass(frozen=True)
 class Inputs:
-    """``text`` is runs.csv as it stands; ``runs`` has levels in order and numbers as floats;
-    ``against_n`` the distances of each run by its number of samples, where measured; ``made`` the
-    code and machines behind the runs, with the number of stages of each."""
+    """``text`` is runs.csv as text; ``runs`` has ordered levels and numbers as floats;
+    ``against_n`` has the distances of each run by number of samples, if measured; ``made`` maps the
+    code and machines behind the runs to their numbers of stages."""
 
     study: Study
     text: pd.DataFrame
@@ -121,7 +121,7 @@ def _made(folder: Path) -> dict[str, int]:
 
 
 def levels(study: Study, given: pd.Series, factor: str) -> list[str]:
-    """A factor's levels: in the study's order, then what else the table has."""
+    """A factor's levels: those of the study in its order, then others from the table."""
     own = {"arm": lambda arm: [arm.title], "method": lambda arm: [arm.method]}
     of_arm = own.get(factor, lambda arm: arm.factors.get(factor, []))
     declared = [str(level) for arm in study.arms for level in of_arm(arm)]
@@ -142,7 +142,7 @@ def _numbers(text: pd.DataFrame, name: str) -> tuple[pd.Series, list[str], list[
 
 
 def _lost(runs: pd.DataFrame, factors: list[str], shown: int = 10) -> list[str]:
-    """Which runs did not finish, why, and whether some levels lost more than others."""
+    """Notes on the runs that did not finish: which, why, and how many of each level."""
     lost = runs[runs["status"].isin(["failed", "missing"])]
     if lost.empty:
         return []
@@ -165,10 +165,10 @@ def _lost(runs: pd.DataFrame, factors: list[str], shown: int = 10) -> list[str]:
 
 
 def _unequal(path: Path, runs: pd.DataFrame, responses: list[str]) -> list[str]:
-    """Whether finished runs can be compared: all on equally many images.
+    """Why finished runs cannot be compared: they were measured on different numbers of images.
 
-    A table that does not say how many is taken where no response depends on the number: CLIP-T,
-    CLIP-I, diversity and KID have the same expected value at every n.
+    A table without these numbers is accepted if no response depends on them: CLIP-T, CLIP-I,
+    diversity and KID have the same expected value at every n.
     """
     finished = runs[runs["status"] == "ok"]
     biased = [name for name in responses if name in METRICS and METRICS[name].depends_on_n]
@@ -205,7 +205,7 @@ def _twice(path: Path, text: pd.DataFrame) -> list[str]:
 
 
 def _runs_by(rows: pd.DataFrame, name: str, shown: int = 3) -> str:
-    """The runs of each value of a column, the fewest first: those are the odd ones."""
+    """The runs of each value of a column, the rarest value first, because it is the odd one."""
     groups = sorted(rows.groupby(name, dropna=False)["run"], key=lambda group: len(group[1]))
     parts = []
     for value, runs in groups:
@@ -317,7 +317,7 @@ def _strips(folder: Path) -> tuple[list[Strip], list[str]]:
 
 
 def _no_strip(path: Path, entry: _Entry) -> str | None:
-    """Why a file is not the PNG that its entry says; only its header is read."""
+    """Why a file is not the PNG that its entry describes; reads only the header."""
     from PIL import Image
 
     wanted = (entry.size * len(entry.captions), entry.size)

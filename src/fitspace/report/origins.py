@@ -1,4 +1,4 @@
-"""Which runs every number of a report is computed from, and how the page says so."""
+"""The runs from which each number of a report is computed, and how the page names them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _NUMBER = Markup(
 
 @dataclass(frozen=True)
 class Origins:
-    """``sets`` are keys of runs by the name of their set, ``rows`` the set of each table's rows."""
+    """``sets``: name of a set -> keys of its runs; ``rows``: table -> the set of each row."""
 
     sets: dict[str, list[str]]
     rows: dict[str, list[str]]
 
     @property
     def content(self) -> dict:
-        """What the page holds and origins.json is."""
+        """The content of origins.json, which the page holds too."""
         return {"sets": self.sets, "rows": self.rows}
 
     def runs(self, value: Value) -> str:
@@ -34,7 +34,7 @@ class Origins:
         return " ".join(dict.fromkeys(names))
 
     def show(self, part: object) -> object:
-        """A number as an element that carries its origin; anything else as it is."""
+        """A number as an element that carries its origin; anything else unchanged."""
         if not isinstance(part, Value):
             return part
         origin = (part.table, part.row, part.column, self.runs(part))

@@ -1,4 +1,4 @@
-"""The page and its plain text twin, from templates."""
+"""Render the page and its plain text version from templates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fitspace.report.inputs import COSTS, Inputs, Strip
 from fitspace.report.results import Results
 from fitspace.report.tables import Column, Table
 
-# Larger images are shown reduced: the strips beside the page keep their size.
+# Larger images are reduced on the page; the strips beside the page keep their size.
 LARGEST_TILE = 128
 TILES_IN_BAND = 4
 _ROLES = {"target": "Target", "best": "Best cell", "worst": "Worst cell"}
@@ -28,7 +28,7 @@ _ROLES = {"target": "Target", "best": "Best cell", "worst": "Worst cell"}
 
 @dataclass(frozen=True)
 class Role:
-    """A row of the gallery: its strip as a data URI, and what it is."""
+    """A row of the gallery: its strip as a data URI, and its labels."""
 
     key: str
     label: str
@@ -93,7 +93,7 @@ def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, s
 
 
 def escape_markdown(text: object) -> str:
-    """User text as one line of plain words: nothing in it is read as Markdown or HTML."""
+    """Escape user text to one line in which nothing is read as Markdown or HTML."""
     line = " ".join(str(text).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~!])", r"\\\1", line)
@@ -153,7 +153,7 @@ def _data_uri(strip: Strip) -> str:
 
 
 def _design_map(found: Results) -> dict | None:
-    """Which cells exist, of two factors: component letter and runs, or why there is none."""
+    """The cells of two factors: component letter and number of runs, or why there is no run."""
     if len(found.factors) != 2:
         return None
     down, across = found.factors
@@ -241,7 +241,7 @@ def _tables(given: Inputs, found: Results) -> dict[str, object]:
 def _rows_of(
     found: Results, file: str, columns: list[Column], caption: str, **where: object
 ) -> Table | None:
-    """A table of the rows with these values; None where there are none."""
+    """A table of the rows with these values; None if there are none."""
     rows = found.rows(file, **where)
     return tables.table(file, rows, columns, caption) if len(rows) else None
 
@@ -334,7 +334,7 @@ def _points(found: Results) -> Table | None:
 
 
 def _distances(found: Results) -> Table | None:
-    """The Fréchet distance, free of most of its bias too, and KID beside it."""
+    """The Fréchet distance, its jackknife estimate with less bias, and KID."""
     if "fd_effnet_jackknife" not in found.tables["points.csv"]:
         return None
     columns = [Column("point", "point", "text"), Column("runs", "runs", "count")]

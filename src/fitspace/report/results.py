@@ -1,4 +1,4 @@
-"""The computed content of a report: the analysis, arranged as the tables that are written."""
+"""The computed content of a report: the analysis, arranged as tables."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from fitspace.study import Study
 class Results:
     """``tables`` are the CSV files by name; a row's number in a file is its index + 1.
 
-    ``empty`` are the tables that this study has no rows for, and so no file.
-    ``origins`` has, for each row of each table, the keys of the runs that it was computed from
-    (the names of those that have none). ``runs`` are the rows of runs.csv as numbers,
-    ``planned`` the set of factor cells that the study has, finished or not.
+    ``empty`` are the tables without rows in this study, which are not written. ``origins`` has,
+    for each row of each table, the keys of the runs that it was computed from (the names of runs
+    without a key). ``runs`` are the rows of runs.csv as numbers, ``planned`` the set of the
+    study's factor cells, finished or not.
     """
 
     study: Study
@@ -37,7 +37,7 @@ class Results:
     planned: set[tuple[str, ...]]
 
     def rows(self, file: str, **where: object) -> pd.DataFrame:
-        """The rows of a table whose columns have these values, with their index; none of none."""
+        """The rows of a table whose columns have these values, with their index; empty if none."""
         table = self.tables.get(file, pd.DataFrame(columns=list(where)))
         for column, value in where.items():
             table = table[table[column] == value]
@@ -49,9 +49,11 @@ class Results:
         return self.analysis.test
 
     def scale(self, response: str) -> str:
+        """The scale on which a response was analysed; ``identity`` if as measured."""
         return self.analysis.fitted[response].label
 
     def label(self, row: pd.Series) -> str:
+        """The name of a row's cell."""
         return words.cell_name(self.factors, (row[f] for f in self.factors))
 
     def best_cells(self, response: str) -> pd.DataFrame:
@@ -61,7 +63,7 @@ class Results:
 
 
 def analyse(study: Study, given: Inputs) -> Results:
-    """Analyse the runs as the study declared and arrange what comes out as tables.
+    """Analyse the runs as the study declares, and arrange the results as tables.
 
     Raises
     ------
@@ -126,7 +128,7 @@ def analyse(study: Study, given: Inputs) -> Results:
 
 
 class _Sources:
-    """Which runs the rows of a table were computed from, by their evaluate keys."""
+    """Finds the runs that the rows of a table were computed from, by their evaluate keys."""
 
     def __init__(self, runs: pd.DataFrame, analysis: stats.Analysis, factors: list[str]):
         keys = runs["evaluate_key"] if "evaluate_key" in runs else pd.Series(None, runs.index)
@@ -135,7 +137,7 @@ class _Sources:
         self.ok = runs["status"].eq("ok")
         self.design = stats.in_design(runs, factors)
         self.residuals = analysis.residuals
-        # Runs, cells and points can be as many as the rows: each is looked up, not searched for.
+        # There can be as many runs, cells and points as rows: look them up, do not search.
         levels = zip(*(runs[name].astype(str) for name in factors), strict=True)
         self.places = {
             "run": _places(runs["run"]),
@@ -159,7 +161,7 @@ class _Sources:
         return found
 
     def _which(self, file: str, row: dict) -> tuple:
-        """What tells the runs of a row, so that rows of the same runs are looked up once."""
+        """What identifies the runs of a row, so that rows of the same runs are looked up once."""
         response = row.get("response")
         if file in ("residuals.csv", "against_n.csv"):
             return "run", None, row["run"]
@@ -181,7 +183,7 @@ class _Sources:
         return self.ok & (self.runs[response].notna() if response else True)
 
     def _rows(self, kind: str, response: str | None, value, there: pd.Series):
-        """The numbers of the rows of runs.csv, or which they are."""
+        """The row numbers of runs.csv for a row of a table."""
         if kind not in (*self.places, "against"):
             return self._mask(kind, response, value, there)
         rows = self.places["point" if kind == "against" else kind].get(value, [])
@@ -204,7 +206,7 @@ class _Sources:
         return tested & runs["task"].ne(value) if kind == "without" else tested
 
     def _paired(self, ours: list[int], there) -> list[int]:
-        """Of a point's rows and those of full fine-tuning, the pairs by task and seed."""
+        """The rows of a point and of full fine-tuning that form pairs by task and seed."""
         reference = [row for row in self.full if there[row]]
         both = {self.pairs[row] for row in ours} & {self.pairs[row] for row in reference}
         return sorted(row for row in {*ours, *reference} if self.pairs[row] in both)
@@ -225,7 +227,7 @@ def _levels(every: pd.Series, filled: pd.Series) -> list[str]:
 
 
 def _residuals(analysis: stats.Analysis) -> pd.DataFrame:
-    """Residuals to the digits that the response's deviations have, influences to the largest's."""
+    """Round residuals to the digits of the response's deviations, influences to the largest's."""
     table = analysis.residuals.copy()
     for _, rows in table.groupby("response"):
         y, influence = rows["fitted"] + rows["residual"], rows["cooks_distance"]
@@ -253,7 +255,7 @@ def _anova(analysis: stats.Analysis) -> pd.DataFrame:
 
 
 def _effects(analysis: stats.Analysis) -> pd.DataFrame:
-    """Marginal means, back on the measured scale too."""
+    """Marginal means, also transformed back to the measured scale."""
     table = analysis.marginal_means.copy()
     for name in ("mean", "low", "high"):
         table[f"{name}_measured"] = [
@@ -279,9 +281,9 @@ def _summary(values: pd.Series) -> dict:
 
 
 def _points(runs: pd.DataFrame, factors: list[str], responses: list[str]) -> pd.DataFrame:
-    """Every point's cost (median of its finished runs) and every metric measured (mean).
+    """Every point's cost (median of its finished runs) and every measured metric (mean).
 
-    Times are taken on shared machines, where some runs wait for others: hence medians.
+    Costs are medians because times are taken on shared machines, where some runs wait for others.
     """
     finished = runs[runs["status"] == "ok"]
     measured = (*words.METRICS, "n", "fd_effnet_jackknife")
@@ -298,7 +300,7 @@ def _points(runs: pd.DataFrame, factors: list[str], responses: list[str]) -> pd.
 
 
 def _baselines(runs: pd.DataFrame, factors: list[str], responses: list[str]) -> pd.DataFrame:
-    """Finished runs outside the design, by arm: what the cells are held against."""
+    """Finished runs outside the design, by arm: the baselines of the cells."""
     rows = []
     outside = runs[~stats.in_design(runs, factors) & (runs["status"] == "ok")]
     for response in responses:

@@ -1,4 +1,4 @@
-"""What the data show, in sentences made from the computed tables only."""
+"""The summary: sentences that are made from the computed tables only."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fitspace.stats.best import ALPHA
 
 Sentence = list[object]
 SHOWN, NOT_SHOWN = Verdict("shown"), Verdict("not shown")
-# More points than this are counted in a sentence, and named in the table.
+# If there are more points than this, a sentence refers to the table instead of naming them.
 MOST_NAMED = 6
 
 
 def sentences(found: Results) -> list[Sentence]:
-    """The summary, one sentence or two per finding, in the order of its importance."""
+    """The summary, one or two sentences per finding, in order of importance."""
     parts = [_ledger(found)]
     for factor in found.analysis.factors:
         parts += [_effect(found, factor) + _otherwise(found, factor), _in_general(found, factor)]
@@ -37,7 +37,7 @@ def sentences(found: Results) -> list[Sentence]:
 
 
 def notes(found: Results) -> list[str]:
-    """What a reader must know of the analysis itself."""
+    """Notes on the analysis itself."""
     if found.runs["seed"].nunique() > 1 or len(found.rows("contrasts.csv")):
         return found.analysis.notes
     one = (
@@ -48,7 +48,7 @@ def notes(found: Results) -> list[str]:
 
 
 def value(file: str, row: pd.Series, column: str, write=words.number) -> Value:
-    """One cell of a table as text that knows where it is from; ``row.name`` is its index."""
+    """One cell of a table as text with its origin; ``row.name`` is the row's index."""
     raw = row[column]
     missing = isinstance(raw, float) and math.isnan(raw)
     return Value(write(raw), "" if missing else str(raw), file, int(row.name) + 1, column)
@@ -123,7 +123,7 @@ def _share(row: pd.Series) -> Sentence:
 
 
 def _detectable(row: pd.Series, file: str = "anova.csv", apart: Sequence[object] = ()) -> Sentence:
-    """What the design would have found, beside everything that it did not find."""
+    """The effect that the design would have detected, for an effect that is not shown."""
     if not row["mde"] > 0:
         return []
     effect = ["a partial ω² of ", value(file, row, "mde"), " or more", *apart]
@@ -131,7 +131,7 @@ def _detectable(row: pd.Series, file: str = "anova.csv", apart: Sequence[object]
 
 
 def _apart(found: Results, row: pd.Series) -> Sentence:
-    """The same in units of the response: how far apart two levels would have to be."""
+    """The detectable difference of two levels, in units of the response."""
     power = first(found, "power.csv", response=found.primary, factor=row["source"])
     if power is None or math.isnan(power["detectable"]):
         return []
@@ -144,7 +144,7 @@ def _on(scale: str) -> str:
 
 
 def _otherwise(found: Results, factor: str) -> Sentence:
-    """Whether the other tests of the same question agree; none was chosen by its p."""
+    """Whether the other tests of the same hypothesis agree; none was chosen by its p."""
     rows = found.rows("robustness.csv", response=found.primary, source=factor)
     own = rows[rows["test"] == found.test]
     others = rows[(rows["test"] != found.test) & rows["p"].notna()]
@@ -209,7 +209,7 @@ def _best_levels(found: Results, factor: str) -> Sentence:
 
 
 def _active(found: Results) -> Sentence:
-    """What stands out where there is no error to test against."""
+    """The contrasts beyond Lenth's margin, for a design without an error estimate."""
     rows = found.rows("contrasts.csv", response=found.primary)
     active = rows[rows["active"].eq(True)] if len(rows) else rows
     if rows.empty or active.empty:
@@ -230,7 +230,7 @@ def _active(found: Results) -> Sentence:
 
 
 def _most(found: Results) -> Sentence:
-    """Which factor matters most is a claim about a difference, never about F values."""
+    """Which factor matters most: a claim about a difference of effect sizes, never about F."""
     rows = found.rows("ranking.csv", response=found.primary)
     if len(found.analysis.factors) < 2 or rows.empty:
         return []
@@ -298,7 +298,7 @@ def _interactions(found: Results) -> Sentence:
 
 
 def _assumptions(found: Results) -> Sentence:
-    """What the diagnostics hold against the tests: unequal variances, runs of great influence."""
+    """Violated assumptions of the tests: unequal variances and influential runs."""
     parts: Sentence = []
     rows = found.rows("variances.csv", response=found.primary)
     for _, row in rows[(rows["p"] < ALPHA) & ~rows["source"].str.contains(":")].iterrows():
@@ -350,7 +350,7 @@ def _best_cell(found: Results) -> Sentence:
 
 
 def _as_good(found: Results) -> list[Sentence]:
-    """Which points are as good as full fine-tuning, within the margin declared."""
+    """The points that are non-inferior to full fine-tuning at the declared margin."""
     return [
         _held_against_full(found, response)
         for response in found.responses
@@ -375,7 +375,7 @@ def _held_against_full(found: Results, response: str) -> Sentence:
 
 
 def _which(good: pd.DataFrame, rows: pd.DataFrame) -> Sentence:
-    """Of which points a claim is shown, by the shorter of the two lists."""
+    """The points for which a claim is shown, by the shorter of the two lists."""
     others = rows[~rows.index.isin(good.index)]
     if others.empty:
         return [" for every point"]
@@ -420,7 +420,7 @@ def _baselines(found: Results) -> Sentence:
 
 
 def _others(found: Results) -> Sentence:
-    """The verdicts on the responses that are not the primary one."""
+    """The verdicts on the other responses than the primary one."""
     parts: Sentence = []
     for response in found.responses[1:]:
         rows = found.rows("anova.csv", response=response, test=found.test)
@@ -449,7 +449,7 @@ def _reach(found: Results) -> Sentence:
 
 
 def spread(found: Results, response: str) -> Sentence:
-    """Between-cell against between-seed spread."""
+    """The spread of cell means compared with the spread of seeds within a cell."""
     row = first(found, "spread.csv", response=response)
     scale = _on(row["scale"])
     cells = value("spread.csv", row, "cell_sd")

@@ -1,4 +1,4 @@
-"""Tables as the page shows them: every number with its file, row and column."""
+"""Tables for the page: every number with its file, row and column."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from fitspace.report import words
 from fitspace.report.words import Value
 
-# A row of all columns takes 5 kB of the page: browsers are slow with ten thousand.
+# A row of all columns takes 5 kB of the page; browsers are slow with ten thousand rows.
 MOST_RUNS = 1000
 _WRITERS: dict[str, Callable[[float], str]] = {
     "number": words.number,
@@ -86,7 +86,7 @@ def _value(file: str, index: int, row: dict, name: str, write: Callable) -> Valu
 
 
 def of_runs(text: pd.DataFrame, factors: Sequence[str]) -> Table:
-    """runs.csv as it stands, each column written by what it holds; of many runs the first ones."""
+    """runs.csv, each column formatted by its content; only the first rows of a long table."""
     caption = "Every run, as in runs.csv."
     if len(text) > MOST_RUNS:
         caption = f"The first {MOST_RUNS:,} of {len(text):,} runs; runs.csv has all."

@@ -16,6 +16,7 @@ METHODS = {"none": "Untouched base", "full": "Full fine-tuning"}
 
 
 def metric(name: str) -> Metric:
+    """The metric of this name; an unknown one has its name as label, and higher is better."""
     return METRICS.get(name) or Metric(name, False, "")
 
 
@@ -37,32 +38,37 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def aligned(values: Iterable[float], digits: int = 4) -> int:
-    """Decimals that give the largest of the values this many significant digits."""
+    """The number of decimals that gives the largest value this many significant digits."""
     sizes = [abs(v) for v in values if math.isfinite(v) and v]
     return max(0, digits - 1 - math.floor(math.log10(max(sizes)))) if sizes else 0
 
 
 def fixed(value: float, decimals: int) -> str:
+    """A number with this many decimals, thousands separated."""
     if not math.isfinite(value):
         return number(value)
     return f"{value:,.{decimals}f}".replace("-", "−")
 
 
 def p_value(value: float) -> str:
+    """A p value with three decimals; ``<0.001`` below that."""
     if math.isnan(value):
         return NONE
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def count(value: float) -> str:
+    """A whole number, thousands separated."""
     return NONE if math.isnan(value) else f"{int(value):,}"
 
 
 def plural(n: int, noun: str) -> str:
+    """A number with its noun: ``1 run``, ``2 runs``."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def listed(items: Iterable[str], last: str = "and") -> str:
+    """Items as an enumeration: ``a, b and c``."""
     items = list(items)
     return f" {last} ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
@@ -74,11 +80,11 @@ def cell_name(factors: list[str], levels: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Value:
-    """A number as shown, and where it is from.
+    """A number as shown, with its origin.
 
-    ``table`` is a CSV file beside the page, ``row`` counts from 1 below its header. With several
-    rows, separated by spaces, and no column it is the number of these rows. Of what the study
-    declares, ``table`` is "study", ``column`` the key in its file, and there is no row.
+    ``table`` is a CSV file beside the page, and ``row`` counts from 1 below its header. A value
+    with several rows, separated by spaces, and no column is the number of these rows. For a value
+    from the study file, ``table`` is "study", ``column`` is the key, and there is no row.
     """
 
     text: str
@@ -92,18 +98,18 @@ class Value:
 
 
 def counted(table: str, rows: Iterable[int]) -> Value:
-    """How many rows of a table there are; ``rows`` are their indices, from 0."""
+    """The number of some rows of a table; ``rows`` are their indices, from 0."""
     numbers = [str(row + 1) for row in rows]
     return Value(f"{len(numbers):,}", str(len(numbers)), table, " ".join(numbers), "")
 
 
 def declared(key: str, value: object) -> Value:
-    """What the study's file says at a key, such as ``seeds.0``."""
+    """The value in the study file at a key, such as ``seeds.0``."""
     return Value(str(value), str(value), "study", "", key)
 
 
 class Verdict(str):
-    """Words that carry a conclusion; bold where they are shown."""
+    """Words that carry a conclusion; the page shows them in bold."""
 
     __slots__ = ()
 

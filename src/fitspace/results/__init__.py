@@ -1,1 +1,1 @@
-"""What finished runs amount to: the table of a study, and what made it."""
+"""The table of a study's finished runs, and its lineage."""

@@ -1,9 +1,9 @@
-"""What made a study's table: every stage behind its runs, kept in git beside the table.
+"""The lineage of a study's table: every stage behind its runs, in git beside the table.
 
-``reports/<study>/provenance.json`` holds, for each stage, what its key was made of and the
-SHA-256 of its sidecar and its files, as they were when the table was collected. Evaluate keys
-stand in runs.csv; from there the materials lead upstream, so that a number can be followed to
-its sources, and results that were pulled can be verified, from git alone.
+``reports/<study>/provenance.json`` holds, for each stage, its key's material and the SHA-256 of
+its sidecar and files at the time when the table was collected. runs.csv holds the evaluate keys,
+and the materials lead from there upstream. Git alone is therefore enough to trace a number to its
+sources and to verify pulled results.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ SHORT = 12  # characters of a digest that people read
 class Record:
     """One finished stage. ``sidecar`` and ``outputs`` (by file name) are SHA-256.
 
-    ``environment`` names an entry of the lineage's environments. It and the times are None where
-    the stage's sidecar was not at hand when the table was collected.
+    ``environment`` names an entry of the lineage's environments. It and the times are None if the
+    stage's sidecar was not present when the table was collected.
     """
 
     stage: str
@@ -55,14 +55,14 @@ class Record:
 
     @property
     def is_of_its_material(self) -> bool:
-        """A key is made of its material, and stands in the folder's name."""
+        """Whether the key is the digest of its material and is part of the folder's name."""
         return self.key == digest(self.material)[:KEY_LENGTH] and self.folder.endswith(
             f"~{self.key}"
         )
 
     @property
     def upstream(self) -> list[tuple[str, str]]:
-        """(stage, key) of what it was made from."""
+        """(stage, key) of the stages that it was made from."""
         named = (
             (stage, self.material.get(entry)) for entry, stage in STAGES[self.stage].reads.items()
         )
@@ -93,16 +93,16 @@ class Lineage:
 def collect(plan: Plan, known: Lineage | None = None) -> Lineage:
     """The lineage of a plan's finished runs, from their sidecars.
 
-    Where an upstream sidecar is not here (only metrics were pulled), its record is taken from
-    ``known``, if its sidecar is the very one that the stage downstream read; else the record
-    has what that stage says of it.
+    If an upstream sidecar is missing (only metrics were pulled), its record is taken from
+    ``known``, provided that the stage downstream read exactly this sidecar. Otherwise the record
+    contains what the stage downstream recorded about it.
 
     Raises
     ------
     UserError : a sidecar that cannot be read.
     """
     found = _Collected(known)
-    # Downstream first: what a stage read says what is upstream of it.
+    # Downstream first: a stage's inputs tell what is upstream of it.
     order = list(STAGES)
     for stage in sorted(plan.stages.values(), key=lambda s: -order.index(s.name)):
         found.add(stage)
@@ -122,10 +122,10 @@ def collect(plan: Plan, known: Lineage | None = None) -> Lineage:
 
 
 class _Collected:
-    """Records as they are found.
+    """Records, collected downstream first.
 
-    ``read`` are files' SHA-256 as the stages downstream read them, ``vouched`` the stages upstream
-    of a known record that was taken: those of the same lineage are behind it.
+    ``read`` maps files to the SHA-256 that the stages downstream read. ``vouched`` are the stages
+    upstream of a record taken from the known lineage, which are taken from there as well.
     """
 
     def __init__(self, known: Lineage | None):
@@ -146,7 +146,7 @@ class _Collected:
         for item in sidecar["inputs"]:
             self.read[in_results(item["path"])] = item["sha256"]
         environment = self._environment(sidecar["environment"])
-        # The plan's own key and material: a sidecar of something else shows by its digest.
+        # Key and material are the plan's; a wrong sidecar is recognised by its digest.
         return replace(record, key=stage.key, material=stage.material, environment=environment)
 
     def _elsewhere(self, stage: Stage) -> Record | None:
@@ -176,7 +176,7 @@ class _Collected:
 
 
 def of_sidecar(path: Path) -> tuple[Record, dict[str, Any]]:
-    """The record of a stage by its sidecar, without the name of an environment; the sidecar.
+    """The record of a stage from its sidecar, without an environment's name, and the sidecar.
 
     Raises UserError for a sidecar that cannot be read.
     """
@@ -199,7 +199,7 @@ def of_sidecar(path: Path) -> tuple[Record, dict[str, Any]]:
 
 
 def in_results(path: str) -> str:
-    """A file's path from the project's folder on, wherever that stood."""
+    """A file's path within the project's folder, wherever that folder was."""
     return "/".join(path.split("/")[-4:])
 
 
@@ -235,7 +235,7 @@ def machine(made: dict[str, Any]) -> str:
 
 
 def text(lineage: Lineage) -> str:
-    """provenance.json: a line for each environment and each stage, for git to show what changed."""
+    """provenance.json, one line per environment and stage, so that git's diffs are readable."""
     parts = {
         "environments": [{"name": n, **facts} for n, facts in lineage.environments.items()],
         "stages": [vars(record) for record in lineage.records.values()],
@@ -262,7 +262,7 @@ def read(folder: Path) -> Lineage:
 
     Raises
     ------
-    UserError : the file is missing, or not what it should be.
+    UserError : the file is missing or invalid.
     """
     path = Path(folder) / NAME
     missing = "missing; `fitspace report --cached` writes it where the results are"
@@ -270,11 +270,11 @@ def read(folder: Path) -> Lineage:
 
 
 def of_content(content: Any, path: Path) -> Lineage:
-    """The lineage that provenance.json says. Raises UserError for what is none."""
+    """The lineage in provenance.json's content. Raises UserError for invalid content."""
     try:
         checked(content, _Lineage, path, "a study's provenance")
     except UserError as error:
-        raise UserError(f"{p}; deleted, it is collected anew" for p in error.problems) from None
+        raise UserError(f"{p}; delete it to collect it again" for p in error.problems) from None
     rows = [Record(**row) for row in content["stages"]]
     return Lineage(
         study=content["study"],
@@ -310,7 +310,7 @@ class _Evaluator(Recorded):
 
 
 class _Material(Recorded):
-    """What is read of it again: the keys of what is upstream, and where the numbers come from."""
+    """The parts of a key's material that are read again: upstream keys and sources of numbers."""
 
     prior: str | None = None
     task: str | None = None

@@ -1,4 +1,4 @@
-"""From finished runs to what a report is made of: its tables, and a gallery of samples.
+"""From finished runs to a report's inputs: its tables and a gallery of samples.
 
 Everything after this reads ``reports/<study>`` only, so a report can be made again from git
 alone, without results, models or torch.
@@ -29,9 +29,9 @@ _COST = ("trainable", "total", "final_loss", "train_seconds", "peak_memory_mb", 
 
 
 def collect(plan: Plan, partial: bool = False) -> list[dict[str, Any]]:
-    """One tidy row per planned run, in the plan's order, every artefact's hash verified.
+    """One tidy row per planned run, in the plan's order, with every artefact's hash verified.
 
-    With ``partial`` a run that has not finished has a row with status missing and no numbers.
+    With ``partial`` an unfinished run has a row with status missing and no numbers.
 
     Raises
     ------
@@ -52,6 +52,7 @@ def collect(plan: Plan, partial: bool = False) -> list[dict[str, Any]]:
 
 
 def identity(plan: Plan, run: Run, status: str) -> dict[str, Any]:
+    """The columns of a run's row that identify it: point, task, seed, status and factor levels."""
     return {
         "run": run.name,
         "point": run.point.name,
@@ -65,16 +66,16 @@ def identity(plan: Plan, run: Run, status: str) -> dict[str, Any]:
 
 
 def row(plan: Plan, run: Run) -> dict[str, Any]:
-    """The row of a finished run; of one that diverged with status failed, and why, in place of
+    """The row of a finished run. A run that diverged has status failed and the reason instead of
     metrics.
 
-    Raises UserError when its metrics are missing or changed.
+    Raises UserError if its metrics are missing or changed.
     """
     facts = verified(run.evaluate)["facts"]
     measured = read_metrics(run)
     measured.pop("against_n", None)  # no cell of a table: see against_n
     status = "failed" if "diverged" in measured else "ok"
-    # The evaluate sidecar carries the cost of what came before it: metrics pulled alone do.
+    # The evaluate sidecar has the cost of the stages before it, so pulled metrics are enough.
     upstream = facts["sample"] | (facts["sample"]["train"] or {"trainable": 0})
     cost = {name: upstream[name] for name in _COST if name in upstream}
     if cost.get("total"):
@@ -97,9 +98,9 @@ def _keys(run: Run) -> dict[str, Any]:
 
 
 def against_n(plan: Plan) -> list[dict[str, Any]]:
-    """Both distances of every run by its number of samples, a row for each run and number.
+    """Both distances of every run against the number of samples: one row per run and number.
 
-    Runs of DreamBooth tasks have none: nothing is measured against held-out images.
+    Runs of DreamBooth tasks have no rows, because nothing is measured against held-out images.
     """
     finished = (r for r in plan.runs if (r.evaluate.folder / "metrics.json").exists())
     return [row for run in finished for row in curve(run)]
@@ -111,7 +112,7 @@ def curve(run: Run) -> list[dict[str, Any]]:
 
 
 def write_table(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write rows as CSV, the keys last."""
+    """Write rows as CSV, with the keys in the last columns."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     last = ("train_key", "sample_key", "evaluate_key")
     columns = [c for c in columns if c not in last] + [c for c in last if c in columns]
@@ -124,19 +125,19 @@ def write_table(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def cell(value: Any) -> str:
-    """A value as it stands in a table: floats in their shortest exact form, None as nothing."""
+    """A value as written in a table: floats in their shortest exact form, None as empty text."""
     if value is None:
         return ""
     return repr(value) if isinstance(value, float) else str(value)
 
 
 def write_gallery(plan: Plan, rows: list[dict[str, Any]], folder: Path) -> None:
-    """Strips of the first samples of the telling points, beside their target and captions.
+    """Write strips of first samples of selected points, with their targets and captions.
 
-    Chosen by the study's first response, averaged over seeds: the best and the worst point of
-    the analysed arms and every baseline, for the first seed of each task. Writes
-    ``gallery.json`` and one PNG a strip: ``GALLERY_IMAGES`` images side by side. Where samples
-    are not there (only metrics pulled) a gallery that shows these very runs is kept.
+    For the first seed of each task these are the best and the worst point of the analysed arms,
+    by the study's first response averaged over seeds, and every baseline. Writes
+    ``gallery.json`` and one PNG per strip, ``GALLERY_IMAGES`` images side by side. If samples are
+    missing (only metrics were pulled), an existing gallery of the same runs is kept.
 
     Raises
     ------
@@ -220,7 +221,7 @@ def _telling(plan: Plan, rows: list[dict[str, Any]], task: str) -> dict[str, str
     factors = plan.study.analysis.factors
     means: dict[str, list[float]] = {}
     for row in rows:
-        # The untouched base is what the others are held against, never one of them.
+        # The untouched base is the baseline of the others, never one of them.
         if row["method"] != "none" and all(row.get(f) is not None for f in factors):
             means.setdefault(row["point"], []).append(row[response])
     ranked = sorted(
@@ -237,7 +238,7 @@ def _telling(plan: Plan, rows: list[dict[str, Any]], task: str) -> dict[str, str
 
 
 def write_design(plan: Plan, path: Path) -> None:
-    """The design beside the table: points, planned runs and cells left out with their reason."""
+    """Write the design beside the table: points, planned runs, cells left out with reasons."""
     points = [
         {"point": p.name, "arm": p.arm, "method": p.method, "factors": p.factors,
          "settings": p.settings, "train": p.train}
@@ -296,8 +297,8 @@ def _write_strip(images: Any, path: Path) -> None:
 
 
 def unfinished(plan: Plan) -> list[str]:
-    """Each run without metrics, with the first of its stages that is missing and the last line of
-    that stage's log."""
+    """Each run without metrics, with its first missing stage and the last line of that stage's
+    log."""
     found = []
     for run in plan.runs:
         if run.evaluate.sidecar.exists():
@@ -314,7 +315,7 @@ def unfinished(plan: Plan) -> list[str]:
 
 
 def collect_into(plan: Plan, folder: Path, partial: bool = False) -> None:
-    """Everything a report is made of.
+    """Write all inputs of a report into its folder.
 
     runs.csv, against_n.csv, design.json, notes.json, provenance.json and the gallery. With
     ``partial`` runs that have not finished are rows with status missing; else they are an error.

@@ -1,4 +1,4 @@
-"""What several stages do: verified inputs, a base brought to its task, images drawn."""
+"""Steps that several stages share: verify inputs, fit a base to its task, draw images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SD_SCALING_FACTOR = 0.18215  # diffusers' default, for configurations older than
 
 
 def peak_memory_mb() -> float:
-    """Largest memory of this process [MiB] since the run began: the GPU's where there is one."""
+    """Peak memory of this process [MiB] since the run began; the GPU's, if there is one."""
     import resource
 
     import torch
@@ -34,7 +34,7 @@ def peak_memory_mb() -> float:
 
 
 def forget_peak() -> None:
-    """Let the peak begin anew: what an earlier run of this process took is not this one's."""
+    """Reset the peak, so that an earlier run of this process does not count for this one."""
     import gc
 
     import torch
@@ -47,7 +47,7 @@ def forget_peak() -> None:
 
 
 def generated(study: Study, model, task, rows: list[int], noise, description: str):
-    """Sample with the study's settings: one image for each of these rows of ``task.conditions``."""
+    """Sample with the study's settings: one image per given row of ``task.conditions``."""
     from fitspace.training import sampling
 
     base = bases.resolve(study.base)
@@ -65,9 +65,9 @@ def generated(study: Study, model, task, rows: list[int], noise, description: st
 
 
 def fit_task(model, run: Run, task) -> None:
-    """Bring the base to the task's size, and give it the task's own classes, where it has any.
+    """Set the base to the task's size, and give it the task's own classes, if it has any.
 
-    Raises UserError when the run does not train them.
+    Raises UserError if the run does not train these.
     """
     if run.task.scale != 1:
         bases.at_scale(model, run.task.scale)
@@ -83,6 +83,7 @@ def fit_task(model, run: Run, task) -> None:
 
 
 def check_prompts(study: Study, run: Run, prompts: list[int]) -> None:
+    """Raises UserError if a study samples more captions than the task has held-out prompts."""
     if study.sample.prompts > len(prompts):
         allowed = f"4 to {len(prompts)}" if len(prompts) >= 4 else "a task with 4 or more"
         raise UserError(
@@ -92,19 +93,22 @@ def check_prompts(study: Study, run: Run, prompts: list[int]) -> None:
 
 
 def rehashed(stage: Stage) -> tuple[list[Path], dict[str, Any]]:
-    """A stage's files and the facts of its sidecar, rehashed once."""
+    """A stage's files and the facts of its sidecar, after rehashing the files."""
     sidecar = verified(stage)
     files = [stage.sidecar, *(stage.folder / Path(o["path"]).name for o in sidecar["outputs"])]
     return files, sidecar["facts"]
 
 
 def say_diverged(run: Run, why: str) -> None:
+    """Print that a run diverged, and why."""
     print(f"fitspace: {run.name} diverged: {why}", file=sys.stderr)
 
 
 def count(parameters) -> int:
+    """Number of values in some tensors."""
     return sum(p.numel() for p in parameters)
 
 
 def seconds_since(clock: float) -> float:
+    """Seconds since a reading of ``time.monotonic()``, to the millisecond."""
     return round(time.monotonic() - clock, 3)

@@ -28,7 +28,7 @@ def evaluate(study: Study, run: Run) -> None:
     values = measure(study, run, features)
     path = run.evaluate.folder / "metrics.json"
     write_json(path, values)
-    # What the run cost travels with its metrics: a table needs no upstream file.
+    # The run's cost is stored with its metrics, so that a table needs no upstream file.
     write_sidecar(
         run.evaluate,
         inputs=inputs,
@@ -39,9 +39,9 @@ def evaluate(study: Study, run: Run) -> None:
 
 
 def measure(study: Study, run: Run, features: dict[str, Any]) -> dict[str, Any]:
-    """All metrics of one run's samples against reference features, computed and not written.
+    """All metrics of one run's samples against reference features; writes nothing.
 
-    Of a run that diverged there are none, only why: ``{"diverged": ...}``.
+    For a run that diverged, only the reason: ``{"diverged": ...}``.
     """
     from fitspace import metrics
 
@@ -54,8 +54,8 @@ def measure(study: Study, run: Run, features: dict[str, Any]) -> dict[str, Any]:
 
 
 def drawn(study: Study, run: Run) -> Any:
-    """The images of a finished sample stage, uint8 (n, h, h, 3); of a DreamBooth task, role by
-    role. Raises UserError for a file that has not as many."""
+    """The images of a finished sample stage, uint8 (n, h, h, 3), for a DreamBooth task role by
+    role. Raises UserError for a file with another number of images."""
     count = study.sample.prompts * (1 if run.task.dreambooth is None else 3)
     path = run.sample.folder / "samples.safetensors"
     return read_tensors(path, IMAGES, "np", n=count)["images"]

@@ -1,4 +1,4 @@
-"""A task's images as latents and its captions as conditions, once."""
+"""Encode a task's images as latents and its captions as conditions, once."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PIXELS = 2**26
 
 
 def prepare(study: Study, run: Run) -> None:
-    """Latents, text embeddings and manifest of the run's task."""
+    """Write latents, text embeddings and manifest of the run's task."""
     if run.task.dreambooth is not None:
         prepare_subject(run.task, study.base, run.prepare, run.prior)
         return
@@ -55,7 +55,7 @@ def prepare(study: Study, run: Run) -> None:
 def prepare_task(task: Task, base: str, stage: Stage) -> None:
     """Write a task's latents, conditions, held-out images, manifest and sidecar.
 
-    A class-conditional base is told an image's category: captions here are category names then.
+    For a class-conditional base the captions are the names of the images' categories.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def prepare_task(task: Task, base: str, stage: Stage) -> None:
 
 
 def halved(told: bases.Conditions) -> bases.Conditions:
-    """As files hold them: numbers in 16 bits, labels as they are."""
+    """Tensors in the form in which files hold them: floats in 16 bits, labels unchanged."""
     return {name: v.half() if v.is_floating_point() else v for name, v in told.items()}
 
 
@@ -168,16 +168,16 @@ def write(
 
 
 def _prompt_images(held_out: Sequence[Example]) -> list[int]:
-    """Which held-out images are asked for: the first of each group, shuffled once for all."""
+    """The held-out images whose captions are sampled: the first of each group, shuffled once."""
     first = {e.group: i for i, e in reversed(list(enumerate(held_out)))}
     chosen = [first[group] for group in sorted(first)]
     return [chosen[i] for i in rng.generator(0, "prompts").permutation(len(chosen))]
 
 
 def prepare_subject(task: Task, base: str, stage: Stage, prior: Stage | None) -> None:
-    """Write what `prepare_task` does, of a subject.
+    """Write the same files as `prepare_task`, for a subject.
 
-    All of the subject's images are trained on and are the references too: none is held out.
+    All images of the subject are training images and references; none is held out.
     ``prior`` holds the class images; None: no prior preservation.
 
     Raises
@@ -230,6 +230,10 @@ def prepare_subject(task: Task, base: str, stage: Stage, prior: Stage | None) ->
 
 
 def class_examples(prior: Stage | None, caption: str, size: int) -> list[Example]:
+    """The class images of a finished prior stage as examples; empty without one.
+
+    Raises UserError for changed images, or images of another number or ``size`` [px].
+    """
     if prior is None:
         return []
     verified(prior)

@@ -24,7 +24,7 @@ from fitspace.training.sampling import generate, sheet
 
 
 def prior(study: Study, run: Run) -> None:
-    """What the untouched base draws of a class, to train on as well (2208.12242, section 3.3)."""
+    """Draw class images with the untouched base, for training (2208.12242, section 3.3)."""
 
     started, clock = now(), time.monotonic()
     stage = run.prior
@@ -40,7 +40,7 @@ def prior(study: Study, run: Run) -> None:
 
 
 def class_images(base: Path, asked: dict[str, Any], device: str) -> np.ndarray:
-    """What the untouched base draws of a class; uint8, shape (images, h, w, 3).
+    """The untouched base's images of a class; uint8, shape (images, h, w, 3).
 
     ``asked``: ``prompt``, ``images`` (how many), solver ``steps`` and ``guidance`` scale.
     """

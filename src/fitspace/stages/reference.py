@@ -47,7 +47,7 @@ def _read_by_judge(run: Run) -> list[str]:
 
 
 def reference_features(study: Study, run: Run) -> dict[str, Any]:
-    """What the prepared task's images are judged by, computed and not written: tensors by name."""
+    """Features that samples of the prepared task are compared with, by name; writes nothing."""
     of_subject = run.task.dreambooth is not None
     features = (_subject_features if of_subject else _held_out_features)(study, run)
     return {name: tensor.contiguous() for name, tensor in features.items()}
@@ -65,7 +65,7 @@ def _held_out_features(study: Study, run: Run) -> dict[str, Any]:
 
 
 def _subject_features(study: Study, run: Run) -> dict[str, Any]:
-    """Of the subject's images, and of what the untouched base draws where runs draw its class."""
+    """Features of the subject's images, and of the untouched base's images of its class."""
     from fitspace import metrics
     from fitspace.data import dreambooth
     from fitspace.data.prepared import load, read_images, read_manifest

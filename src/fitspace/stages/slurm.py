@@ -1,7 +1,7 @@
-"""SLURM: what a site's file says, and which of a project's jobs are still there.
+"""SLURM: the site's file, and the jobs of a project that have not ended.
 
-``profiles/slurm/profile.yaml`` reads the site's file; a driver that starts asks for the jobs
-that an earlier one left behind.
+``profiles/slurm/profile.yaml`` reads the site's file. A driver asks at its start for the jobs that
+an earlier driver left behind.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fitspace.plan.table import STAGES
 
 SITE = Path("profiles/slurm/site.yaml")
 LOGS = Path(".snakemake/slurm_logs")  # there as long as a driver's jobs are not all done
-# States that a job does not leave; every other one (held, requeued, suspended ..) may go on.
+# Final states of a job; a job in any other state (held, requeued, suspended, ...) may go on.
 OVER = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
     "PREEMPTED", "REVOKED", "TIMEOUT",
@@ -35,7 +35,7 @@ GROUPED = tuple(row.name for row in STAGES.values() if row.grouped)  # several r
 
 
 def _text(pattern: str, allowed: str) -> Any:
-    """A string type: what matches a pattern, with words for what does."""
+    """A string type for texts that match a pattern, with the words that describe them."""
 
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value, re.ASCII):
@@ -45,7 +45,7 @@ def _text(pattern: str, allowed: str) -> Any:
     return Annotated[str, AfterValidator(check)]
 
 
-# What goes into sbatch's command line as it stands.
+# Texts that go into sbatch's command line unchanged.
 Word = _text(r"[\w.:@+-]{1,100}", "letters, digits and _ . : @ + -")
 Words = _text(r"[\w.:@+-]+(,[\w.:@+-]+)*", "names of letters, digits and _ . : @ + -, by commas")
 Nodes = _text(r"[\w.,\[\]-]{1,400}", "names of nodes by commas, such as node03,node[07-09]")
@@ -61,7 +61,7 @@ class _Strict(BaseModel):
 
 
 def _of_stages(name: str, kind: Any, column: str) -> type[_Strict]:
-    """A model with a number for each stage, at first that of a column of the table."""
+    """A model with a number for each stage; the defaults are a column of the table of stages."""
     fields = {row.name: (kind, getattr(row, column)) for row in STAGES.values()}
     return create_model(name, __base__=_Strict, **fields)
 
@@ -71,7 +71,7 @@ MemoryMB = _of_stages("MemoryMB", Memory, "memory_mb")
 
 
 class Site(_Strict):
-    """What differs from cluster to cluster; ``docs/slurm.md`` explains every key."""
+    """Settings that differ between clusters; ``docs/slurm.md`` explains every key."""
 
     account: Word | None = None
     partition: Words | None = None
@@ -124,9 +124,9 @@ def need_gpu(stage: str) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A job of SLURM that is not over: its id, state, node ("" before it has one) and comment.
+    """A SLURM job that has not ended: its id, state, node ("" before it has one) and comment.
 
-    The comment is the plugin's: ``rule_train_wildcards_<folder>``.
+    The plugin writes the comment: ``rule_train_wildcards_<folder>``.
     """
 
     id: str
@@ -141,7 +141,7 @@ class Job:
 
 
 def site(path: Path | None = None) -> Site:
-    """A site's file, by default ``FITSPACE_SITE`` or ``profiles/slurm/site.yaml``.
+    """Read a site's file, by default ``FITSPACE_SITE`` or ``profiles/slurm/site.yaml``.
 
     Raises
     ------
@@ -176,7 +176,7 @@ def _problem(error: dict[str, Any]) -> str:
 
 
 def site_or_exit() -> Site:
-    """The site's file, for the profile; with problems the process ends, code 2.
+    """The site's file, for the profile; if it has problems, the process ends with exit code 2.
 
     An exception would reach Snakemake, which prints its whole usage above it.
     """
@@ -189,15 +189,13 @@ def site_or_exit() -> Site:
 
 
 def prefix(project: Path | None = None) -> str:
-    """What the names of a project's jobs begin with: one for each project folder."""
+    """The prefix of the names of a project's jobs; each project folder has its own."""
     folder = str((project or Path.cwd()).resolve())
     return f"fitspace-{hashlib.sha256(folder.encode()).hexdigest()[:12]}"
 
 
 def unfinished(project: Path | None = None) -> list[Job]:
-    """This user's jobs of a project that SLURM has and that are not over.
-
-    None where there is no SLURM.
+    """This user's jobs of a project that have not ended; empty without SLURM.
 
     Raises
     ------
@@ -206,7 +204,7 @@ def unfinished(project: Path | None = None) -> list[Job]:
     project = project or Path.cwd()
     if shutil.which("squeue") is None:
         return []
-    # Only the name and the comment can hold a |, and our names have none.
+    # Only the name and the comment can contain a |, and our names do not.
     command = ["squeue", "--noheader", "--me", "--states=all", "--format=%i|%T|%N|%j|%k"]
     try:
         done = subprocess.run(

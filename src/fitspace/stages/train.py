@@ -38,13 +38,13 @@ def train(
 ) -> None:
     """Fit a run's trainables; resumes where an earlier attempt was killed.
 
-    Several runs are fitted in one folded batch: see :func:`folds`. What each of them writes is its
-    own. ``gradient_checkpointing`` and ``compiled``, for one run alone, are no part of a key: see
-    :func:`fitspace.core.devices.prepare`. ``live`` yields, for as long as a run is fitted, what is
-    called with each of its steps.
+    Several runs are fitted in one folded batch, see :func:`folds`; each writes its own files.
+    ``gradient_checkpointing`` and ``compiled`` work for a single run and are not part of a key, see
+    :func:`fitspace.core.devices.prepare`. ``live`` is a context manager; it yields the function
+    that is called with each step of a run.
 
-    That a run diverges is an outcome like another: it is written with its losses and its last
-    parameters, its sidecar says why, and no samples are drawn from it.
+    Divergence is a valid outcome. The run is written with its losses and its last parameters, its
+    sidecar gives the reason, and no samples are drawn from it.
 
     Raises
     ------
@@ -102,11 +102,12 @@ def train(
 
 
 def folds(run: Run, other: Run) -> bool:
-    """Whether two runs of a task are trained in one folded batch here.
+    """Whether two runs of a task are trained in one folded batch on this machine.
 
-    On a GPU, where a small batch leaves most of it idle; on a CPU each run's bits are those that
-    it has alone. They need the same structure, the same number of steps and examples, and
-    checkpoints at the same step. Dropout draws its masks for a batch, so none of that.
+    Runs fold only on a GPU, which a small batch leaves mostly idle; on a CPU a run keeps the bits
+    of a separate run. The runs need the same structure, the same numbers of steps and examples,
+    and checkpoints at the same step. Runs with dropout do not fold, because dropout draws its
+    masks for a whole batch.
     """
     from fitspace import training
 
@@ -132,7 +133,7 @@ def _checkpoint(run: Run) -> Path:
 
 
 def _write_trained(run: Run, attachment, result, inputs, started, facts, memory: float) -> None:
-    """One run's adapter, history and sidecar; its checkpoint is needed no more."""
+    """Write one run's adapter, history and sidecar, then delete its checkpoint."""
     import torch
 
     from fitspace import training

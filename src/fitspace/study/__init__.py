@@ -1,4 +1,4 @@
-"""What the user wrote: the models of a study file. Looks at no base and no data."""
+"""The models of a study file. This room looks at no base and no data."""
 
 from fitspace.study.models import (
     Analysis,

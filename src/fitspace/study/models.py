@@ -1,4 +1,4 @@
-"""The models of a study file, strict: what a user may write, key by key.
+"""Strict models of a study file: what a user may write, key by key.
 
 A study names a base, tasks, arms (a method with fixed settings and crossed factors), seeds
 and the settings of each stage. ``params/README.md`` explains every key to a user; the JSON
@@ -247,7 +247,7 @@ class Arm(_Strict):
 
 
 class Analysis(_Strict):
-    """What is tested. Declared before the runs, never chosen by p."""
+    """What is analysed. It is declared before the runs and never chosen by p."""
 
     factors: list[str] = Field(
         min_length=1, max_length=100, description="Columns of runs.csv to test."
@@ -255,16 +255,16 @@ class Analysis(_Strict):
     responses: list[str] = Field(
         min_length=1,
         max_length=100,
-        description="Metrics to analyse; the first is the primary one. Beside a CLIP-I stands "
-        "clip_t or diversity.",
+        description="Metrics to analyse; the first is the primary one. A study that analyses a "
+        "CLIP-I must also analyse clip_t or diversity.",
     )
     transform: dict[str, Literal["log", "logit", "box-cox"]] = Field(
         default_factory=dict, description="Response -> scale on which it is analysed."
     )
     margins: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default_factory=dict,
-        description="Response -> how much worse than full fine-tuning, in the response's own "
-        "units, still counts as good as it.",
+        description="Response -> non-inferiority margin against full fine-tuning, in the "
+        "response's own units.",
     )
 
 
@@ -280,10 +280,10 @@ class Study(_Strict):
         None, description="Inception-v3's weights, a safetensors file, for `fid`; null: no FID."
     )
     base_sha256: Sha256 | None = Field(
-        None, description="The digest that the base must have, as `fitspace plan` says it."
+        None, description="The digest that the base must have, as `fitspace plan` prints it."
     )
     judge_sha256: Sha256 | None = Field(
-        None, description="The digest that the judge must have, as `fitspace plan` says it."
+        None, description="The digest that the judge must have, as `fitspace plan` prints it."
     )
     inception_sha256: Sha256 | None = Field(
         None, description="SHA-256 that the file of `inception` must have."
@@ -329,8 +329,8 @@ class Study(_Strict):
         if self.analysis.margins and full != [{}]:
             found = "one with factors" if len(full) == 1 else f"{len(full)} of them"
             wrong.append(
-                "analysis.margins: hold the points against one arm of method full without "
-                f"factors; the study has {found}"
+                "analysis.margins: need one arm of method full without factors, to compare the "
+                f"points with; the study has {found}"
             )
         needing = {
             "analysis.responses: 'fid'": "fid" in self.analysis.responses,

@@ -1,4 +1,4 @@
-"""A study file, read: its form is right, whatever its base and methods can do."""
+"""Read a study file and check its form, without looking at its base and methods."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def form(path: str | Path) -> Study:
 
 
 def parts(path: str | Path) -> tuple[Study | None, Any, list[tuple[int, Arm]], list[str]]:
-    """The study, its base, its sound arms by number, and the problems of the file's form.
+    """The study, its base, its valid arms by number, and the problems of the file's form.
 
-    Of a file with problems the study is None; what else is sound of it can be checked further.
+    If the form has problems, the study is None; the valid parts can still be checked further.
     Raises UserError for a file that holds no mapping.
     """
     content = read_yaml(Path(path))

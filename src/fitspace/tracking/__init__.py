@@ -1,4 +1,4 @@
-"""A study's runs as MLflow shows them; the only room that imports mlflow."""
+"""Import a study's runs into MLflow; the only room that imports mlflow."""
 
 from fitspace.tracking.importing import Tracked, track
 from fitspace.tracking.sending import live

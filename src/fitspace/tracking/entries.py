@@ -1,4 +1,4 @@
-"""A study's finished runs as they are imported."""
+"""A study's finished runs in the form in which they are imported."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _NO_METRIC = ("run", "status", "steps", "train_key", "sample_key", "evaluate_key
 
 @dataclass(frozen=True)
 class Entry:
-    """One run as it is imported.
+    """One run in the form in which it is imported.
 
-    ``metrics`` are (name, value, step), ``references`` the files behind the run, ``files`` those
-    that are here to be shown. Times are in milliseconds since 1970.
+    ``metrics`` are (name, value, step), ``references`` the files behind the run, ``files`` the
+    present files that MLflow can show. Times are in milliseconds since 1970.
     """
 
     key: str
@@ -45,11 +45,17 @@ class Entry:
 
     @property
     def content(self) -> str:
-        """SHA-256 of all of it but ``files``: what is here to be shown is no part of the run."""
+        """SHA-256 of everything except ``files``, which depend on what was pulled."""
         return digest({**asdict(replace(self, files={})), "version": VERSION})
 
 
 def entries_of(plan: Plan) -> list[Entry]:
+    """The entries of a plan's finished runs, in the plan's order.
+
+    Raises
+    ------
+    UserError : every file that was changed since it was written.
+    """
     finished = replace(plan, runs=[r for r in plan.runs if r.evaluate.sidecar.exists()])
     rows = table.collect(finished)
     curves: dict[str, list] = {}
@@ -78,7 +84,7 @@ def _entry(plan: Plan, run: Run, row: dict, curves: list[dict], found: lineage.L
         if expected and (path := Path(behind[stage].folder) / name).exists():
             files[name] = _unchanged(path, expected)
     spans = [(milliseconds(r.started), milliseconds(r.finished)) for r in own if r.started]
-    # Names and values are those of runs.csv. Bare names are the design's, all settings follow.
+    # Names and values are those of runs.csv. The design's columns come first, then all settings.
     factors = [name for name in run.point.factors if row[name] is not None]
     params = {name: row[name] for name in (*_IDENTITY, *factors)}
     params |= {f"settings.{name}": value for name, value in run.point.settings.items()}
@@ -111,7 +117,7 @@ def _entry(plan: Plan, run: Run, row: dict, curves: list[dict], found: lineage.L
         dataset=_dataset(run, behind.get("prepare")),
         files=files,
         started=min(spans)[0],
-        # MLflow shows a duration: that of the stages, without their waiting for each other.
+        # MLflow shows a duration: the sum of the stages' times, without the waiting between them.
         finished=min(spans)[0] + sum(end - start for start, end in spans),
         seconds=row.get("train_seconds", 0.0),
     )
@@ -124,9 +130,9 @@ def _unchanged(path: Path, expected: str) -> Path:
 
 
 def _tags(plan: Plan, run: Run, behind: dict, environments: list[dict]) -> dict[str, str]:
-    """Every digest behind the run, and the code and packages that its own stages ran with.
+    """Every digest behind the run, and the code and packages of its own stages.
 
-    Where these stages differ in one, the tag names each.
+    If the stages differ in one of them, the tag names each value.
     """
     tags = {
         "fitspace.study": plan.study.name,
@@ -161,9 +167,10 @@ def _commit(environment: dict) -> str | None:
 
 
 def _dataset(run: Run, record: lineage.Record | None) -> dict[str, str]:
-    """The prepared task. MLflow's own digests cover little: this one is of all of its files.
+    """The prepared task as an MLflow data set, with a digest over all of its files.
 
-    MLflow keeps 36 characters of it; the tags of the run have the files' whole SHA-256.
+    MLflow's own digests cover less. MLflow stores 36 characters of the digest; the run's tags have
+    the full SHA-256 of the files.
     """
     return {
         "name": run.task.name,

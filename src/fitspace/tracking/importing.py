@@ -1,9 +1,9 @@
 """Import a study's finished runs into MLflow.
 
-Files and sidecars are the truth, MLflow a view of them that can be deleted and imported again.
-A run is known by its evaluate key within its study's experiment. It counts as imported once it
-has ended and its content tag is that of the files: whatever an interrupted import leaves, or
-files that came later, are made good by the next import.
+Files and sidecars are the source of truth; MLflow is a view of them that can be deleted and
+imported again. A run is identified by its evaluate key within its study's experiment. It counts as
+imported if it has ended and its content tag matches the files. The next import therefore completes
+what an interrupted import left, and adds files that came later.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ DEAD_AFTER = timedelta(minutes=10)
 
 @dataclass(frozen=True)
 class Tracked:
-    """What an import did: the plan's runs now in MLflow, new and updated ones, those not finished.
+    """Result of an import: numbers of the plan's runs in MLflow, new, updated and unfinished.
 
-    ``uri`` is where, without a password.
+    ``uri`` is the address without a password.
     """
 
     study: str
@@ -73,11 +73,11 @@ class Tracked:
 
 
 def track(plan: Plan) -> Tracked:
-    """Import a plan's finished runs as children of its study's run; repeated, nothing new.
+    """Import a plan's finished runs as children of its study's run, each run once.
 
     Raises
     ------
-    UserError : files that were changed (nothing is imported then), or what MLflow refused.
+    UserError : changed files (nothing is imported then), or an error of MLflow.
     """
     uri = tracking_uri()
     entries = entries_of(plan)
@@ -99,7 +99,7 @@ def track(plan: Plan) -> Tracked:
 
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
-    """One import at a time: of a database file, or of this user on this machine to a server."""
+    """Allow one import at a time: per database file, or per user and machine for a server."""
     database = database_of(uri)
     if database is not None:
         path = database.with_name(f"{database.name}.lock")
@@ -115,7 +115,7 @@ def _alone(uri: str) -> Iterator[None]:
 
 
 class _Store:
-    """A study's experiment in MLflow, by one importer."""
+    """A study's experiment in MLflow, as one importer sees it."""
 
     def __init__(self, client: Any, uri: str, plan: Plan):
         self.client, self.plan = client, plan
@@ -123,7 +123,7 @@ class _Store:
         self.host = f"{_user()}@{socket.gethostname()}"
 
     def bring(self, entries: list[Entry]) -> tuple[int, int]:
-        """Import what is not there yet, clear away what is not whole; returns (new, updated)."""
+        """Import missing runs and delete incomplete ones; returns (new, updated)."""
         from tqdm import tqdm
 
         there = self._runs()
@@ -152,7 +152,7 @@ class _Store:
                 return
 
     def _runs(self) -> list[Any]:
-        """The runs that imports made, in an order on which all importers agree."""
+        """The runs that imports made, in the same order for all importers."""
         found = [run for run in self._search() if KEY in run.data.tags]
         return sorted(found, key=lambda run: run.info.run_id)
 
@@ -161,9 +161,9 @@ class _Store:
         return run.info.status not in ("FINISHED", "FAILED") or CONTENT not in run.data.tags
 
     def _whole(self, entries: list[Entry], there: list[Any]) -> dict[str, list[Any]]:
-        """By each entry's key the runs that say all of it, those with the most files first.
+        """Key of an entry -> the runs that contain all of it, those with the most files first.
 
-        A run with more files than are here stays: elsewhere more was pulled.
+        A run with more files than are present stays, because another machine pulled more.
         """
         shown: dict[tuple[str, str], list] = {}
         for run in there:
@@ -208,8 +208,8 @@ class _Store:
         self.client.log_batch(run, metrics=points, params=params)
         use = InputTag("mlflow.data.context", "training" if entry.train else "evaluation")
         self.client.log_inputs(run, [DatasetInput(Dataset(**entry.dataset), [use])])
-        # One look at the samples is why people open a run: the sheet is small and copied.
-        # Adapters and samples are large and stay where they are, named with their SHA-256.
+        # People open a run to look at its samples, so the small sheet is copied. Adapters and
+        # samples are large and are only named, with their SHA-256.
         if "sheet.png" in entry.files:
             self.client.log_artifact(run, str(entry.files["sheet.png"]))
         self.client.log_dict(run, {"files": entry.references}, "references.json")
@@ -218,9 +218,9 @@ class _Store:
         self.client.set_terminated(run, status, entry.finished)
 
     def _clear(self, there: list[Any], entries: list[Entry], parent: str) -> None:
-        """Delete what an import left unfinished, outdated runs and duplicates.
+        """Delete unfinished and outdated runs and duplicates.
 
-        Which of two equal runs stays is the same for every importer: the first by run id.
+        Every importer keeps the same one of two equal runs: the first by run id.
         """
         keep = {key: runs[0] for key, runs in self._whole(entries, there).items() if runs}
         for run in there:
@@ -237,15 +237,15 @@ class _Store:
                 self.client.set_tag(number, PARENT, parent)
 
     def _dead(self, run: Any) -> bool:
-        """Nobody writes an unfinished run of this user and machine: we hold the lock."""
+        """Whether nobody writes an unfinished run any more: on this machine we hold the lock."""
         host, _, time = run.data.tags.get(IMPORTER, "").partition(" ")
         return host == self.host or _long_ago(time)
 
     def _close_live(self, entries: list[Entry]) -> None:
         """Delete live runs whose curves are imported; end those whose training has ended.
 
-        A run that was killed cannot say so: it counts as killed when its training is not
-        finished and nothing was heard of it for ``DEAD_AFTER``.
+        A killed run cannot report its end. It counts as killed if its training is not finished
+        and there was no news from it for ``DEAD_AFTER``.
         """
         shown = {e.train for e in entries if "history.csv" in e.files}
         trained = {r.train.key for r in self.plan.runs if r.train and r.train.sidecar.exists()}
@@ -259,7 +259,7 @@ class _Store:
                 self.client.set_terminated(number, "KILLED")
 
     def _finish(self, parent: Any, entries: list[Entry]) -> None:
-        """What the study's run says: tags can be changed, parameters could not."""
+        """Write the facts of the study's run as tags, which can be changed, unlike parameters."""
         study, number = self.plan.study, parent.info.run_id
         note = "\n\n".join(text for text in (study.title, study.question) if text)
         tags = {
@@ -278,7 +278,7 @@ class _Store:
 
 
 def _curves(entry: Entry, metric: type) -> list[Any]:
-    """Loss and learning rate of every step, at the times of an even pace."""
+    """Loss and learning rate of every step, with evenly spaced times."""
     with entry.files["history.csv"].open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     pace = 1000 * entry.seconds / max(1, len(rows))

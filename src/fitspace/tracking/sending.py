@@ -1,4 +1,4 @@
-"""A run's curves, sent to a server while it trains."""
+"""Send a run's curves to a server while it trains."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ LAST_SECONDS = 10.0  # that a finished training waits for its last request
 
 @contextmanager
 def live(study: Study, run: Run) -> Iterator[Callable[[int, float, float], None] | None]:
-    """What training calls with each step's loss and learning rate; None unless asked for.
+    """Yield the function that training calls with each step, its loss and its learning rate.
 
     With FITSPACE_LIVE_TRACKING=1 the curves go to the server of MLFLOW_TRACKING_URI while a run
-    trains. A thread of its own sends them: a server that is slow or down costs a warning and
-    never a step. The next import puts the finished run in the live one's place.
+    trains; otherwise it yields None. A separate thread sends them, so a server that is slow or
+    down costs a warning and delays no step. The next import replaces the live run by the finished
+    one.
 
     Raises
     ------
@@ -65,7 +66,7 @@ def live(study: Study, run: Run) -> Iterator[Callable[[int, float, float], None]
 
 
 class _Reporter(threading.Thread):
-    """Sends a training run's curves, a request every ``LIVE_SECONDS`` at most."""
+    """Sends a training run's curves, at most one request every ``LIVE_SECONDS``."""
 
     def __init__(self, uri: str, study: str, run: Run):
         super().__init__(daemon=True, name="fitspace-live")
@@ -94,7 +95,7 @@ class _Reporter(threading.Thread):
                 self._warn(error)
 
     def _begin(self, client: Any) -> str:
-        """The live run of this training, of an earlier attempt or new."""
+        """The live run of this training: that of an earlier attempt, else a new one."""
         experiment = experiment_of(client, self.uri, self.study)
         key = self.planned.train.key
         found = client.search_runs([experiment], f"tags.`{LIVE}` = '{key}'", max_results=1)

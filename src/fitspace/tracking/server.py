@@ -1,4 +1,4 @@
-"""MLflow as it is spoken to: its address, its experiments; the only import of it."""
+"""The connection to MLflow: its address and experiments; the only import of mlflow."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ KIND = "mlflow.experimentKind"  # else the pages take the study for one of langu
 
 
 def tracking_uri() -> str:
+    """The address of MLFLOW_TRACKING_URI, else of the project's own database."""
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
 def library() -> Any:
-    """The library, without telemetry, and quiet but for warnings."""
+    """The mlflow library, without telemetry and with warnings only."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     for name, value in {
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_DISABLE_AGENT_HINT": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        # A server that is not there is an error within seconds, not after minutes.
+        # An unreachable server should be an error within seconds, not after minutes.
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     }.items():
@@ -48,18 +49,19 @@ def without_password(text: str) -> str:
 
 
 def database_of(uri: str) -> Path | None:
+    """The file of a sqlite address; None for any other address."""
     found = re.match(r"sqlite:///([^?]+)", uri)
     return Path(found[1]) if found else None
 
 
 def client_uri(uri: str) -> str:
-    """MLflow remembers stores by their address: a relative one would be another folder's."""
+    """The address with an absolute path, because MLflow caches stores by their address."""
     database = database_of(uri)
     return uri if database is None else uri.replace(str(database), str(database.resolve()), 1)
 
 
 def experiment_of(client: Any, uri: str, name: str) -> str:
-    """The id of the study's experiment, made or taken out of the trash where need be."""
+    """The id of the study's experiment; creates it, or restores a deleted one, if necessary."""
     from mlflow import MlflowException
 
     found = client.get_experiment_by_name(name)

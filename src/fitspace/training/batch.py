@@ -1,6 +1,6 @@
 """The batch of one training step.
 
-All randomness comes from :mod:`fitspace.core.rng`, numbered by step and example: points of one
+All randomness comes from :mod:`fitspace.core.rng`, numbered by step and example, so points of one
 seed see the same data, noise and time steps.
 """
 
@@ -21,7 +21,7 @@ from fitspace.data.prepared import PreparedTask
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of one step: clean latents, noise, both mixed, time steps, conditions, weights."""
+    """Inputs of one step: clean latents, noise, noisy latents, time steps, conditions, weights."""
 
     clean: torch.Tensor
     noise: torch.Tensor
@@ -37,6 +37,7 @@ class Batch:
         return self._each(lambda value: value[rows])
 
     def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
         return self._each(lambda value: value.to(device))
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
@@ -59,9 +60,9 @@ def make_batch(
 ) -> Batch:
     """Draw one step's batch: the same for every point of a seed.
 
-    With class images as many of them follow. Their share is in ``weight``: the mean over the
-    batch is then that of the task's examples plus ``prior_weight`` times theirs (2208.12242,
-    section 3.3).
+    If the task has class images, as many of them follow. ``weight`` is set so that the mean over
+    the batch equals the mean of the task's examples plus ``prior_weight`` times the mean of the
+    class images (2208.12242, section 3.3).
     """
     chosen, captions, times, resample, noise = [], [], [], [], []
     size, shape = settings["batch_size"], task.mean.shape[1:]

@@ -1,6 +1,6 @@
 """Fit a method's trainables on a prepared task.
 
-A run killed at any step and started again ends in the same bits (on one kind of CPU).
+A run that is killed at any step and restarted ends with the same bits (on one kind of CPU).
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ def fit(
     ----------
     model : the denoiser with the method attached.
     settings : a resolved :class:`fitspace.study.TrainSettings` as a dict.
-    checkpoint : file that is written about every ``checkpoint_seconds``; when it is there,
-        training continues from it. The caller deletes it when the result is safe.
+    checkpoint : file that is written about every ``checkpoint_seconds``; if it exists, training
+        continues from it. The caller deletes it once the result is written.
     on_loss : called with each step, its loss and its learning rate.
-    dropouts : the method's dropout layers, at work here and nowhere else; the base stays in
+    dropouts : the method's dropout layers, active only during training; the base stays in
         evaluation mode (its own label dropout, drawn once per block, would undo ours).
 
-    A loss that is not finite ends it: see :class:`Fit`.
+    A loss that is not finite ends training, see :class:`Fit`.
 
     Raises
     ------
-    UserError : a checkpoint of another run, or the device's memory does not hold one example.
+    UserError : a checkpoint of another run, or device memory too small for one example.
     """
     member = Member(trainable, settings, seed, checkpoint, on_loss)
     (result,) = fit_members(
@@ -86,12 +86,13 @@ def fit_members(
 ) -> list[Fit]:
     """Train one run, or the members of a fold in one batch; see :func:`fit`.
 
-    In a fold ``model`` is computed with each member's own leaves in place of its parameters, and
-    shares the rest. A member whose loss is not finite leaves it; the others go on.
+    In a fold ``model`` is evaluated with each member's own leaves in place of its parameters; all
+    other parameters are shared. A member whose loss is not finite leaves the fold; the others
+    continue.
 
     Raises
     ------
-    UserError : as :func:`fit`, or checkpoints that do not stand at one step.
+    UserError : as :func:`fit`, or checkpoints at different steps.
     """
     for member in members:
         member.resume()
@@ -160,7 +161,7 @@ def fit_members(
 
 
 def _backward(model, process, batch: Batch, at_once: int, half: bool) -> float:
-    """The batch's mean loss; its gradient is added up over parts of ``at_once`` examples."""
+    """The batch's mean loss; accumulates its gradient over parts of ``at_once`` examples."""
     total, hand = 0.0, family_of(model).hand
     for first in range(0, len(batch), at_once):
         part = batch[first : first + at_once]
@@ -187,10 +188,10 @@ def _backward_folded(
     at_once: int,
     half: bool,
 ) -> list[float]:
-    """As :func:`_backward`, of every member's batch; so many runs are one batch of the device.
+    """As :func:`_backward` for every member; the members' batches form one batch on the device.
 
-    vmap makes (runs * examples) rows of what meets the shared weights alone, and batched
-    products and grouped convolutions of what meets the members' own.
+    vmap turns operations with shared weights into ones on (runs * examples) rows, and operations
+    with the members' own weights into batched products and grouped convolutions.
     """
 
     hand = family_of(model).hand

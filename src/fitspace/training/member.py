@@ -25,17 +25,17 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # as AdamW names them
 
 @dataclass(frozen=True)
 class Fit:
-    """What training yields.
+    """The result of training.
 
     Attributes
     ----------
-    parameters : name -> tensor, the moving average where one was kept, else the last value.
+    parameters : name -> tensor: the moving average if one is kept, else the last values.
     losses : one per step.
-    seconds : wall time of all steps, those before a resume included; in a fold, the run's share.
-    diverged : why training stopped before its end, with the last parameters as they stood then;
-        None where all went well.
-    examples_at_once : how many examples of a batch the device computed at once.
-    folded : how many runs were trained in one batch with this one, itself included.
+    seconds : wall time of all steps, including those before a resume; in a fold, the run's share.
+    diverged : why training stopped early; ``parameters`` are then the last ones. None if it did
+        not.
+    examples_at_once : number of examples of a batch that the device computed at once.
+    folded : number of runs that were trained in one batch, this one included.
     """
 
     parameters: dict[str, torch.Tensor]
@@ -58,10 +58,10 @@ def learning_rate(settings: dict[str, Any], step: int) -> float:
 
 
 class Member:
-    """A run in training, all of its state: what a checkpoint holds, and its progress.
+    """The whole state of a run in training: the content of a checkpoint, and the progress.
 
-    ``trainable`` are the model's own parameters, or in a fold its :func:`leaves`. ``on_loss`` is
-    called with each step, its loss and its learning rate.
+    ``trainable`` are the model's own parameters, or in a fold the run's :func:`leaves`. ``on_loss``
+    is called with each step, its loss and its learning rate.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Member:
         self.identity = canonical({"settings": settings, "seed": seed, "names": list(trainable)})
 
     def update(self, step: int, loss: float) -> None:
-        """Take a step along the gradient, unless the loss is not finite: that ends the run."""
+        """Take a step along the gradient; a loss that is not finite ends the run instead."""
         self.losses.append(loss)
         if not math.isfinite(loss):
             self.diverged = f"the loss is {loss} at step {step}"
@@ -106,6 +106,7 @@ class Member:
             average.lerp_(self.trainable[name].detach(), 1 - self.decay)
 
     def result(self, examples_at_once: int) -> Fit:
+        """The result of the training so far; parameters that are not finite count as divergence."""
         final = self.ema or {n: p.detach() for n, p in self.trainable.items()}
         diverged = self.diverged
         if diverged is None and not all(bool(v.isfinite().all()) for v in final.values()):
@@ -120,7 +121,7 @@ class Member:
         )
 
     def save(self) -> None:
-        """Write the checkpoint; one that cannot be written costs a warning."""
+        """Write the checkpoint; if it cannot be written, print a warning."""
         tensors = {f"ema/{n}": v for n, v in self.ema.items()}
         for name, parameter in self.trainable.items():
             tensors[f"value/{name}"] = parameter.detach()
@@ -139,9 +140,9 @@ class Member:
             tqdm.write(f"fitspace: {said}", file=sys.stderr)
 
     def resume(self) -> None:
-        """Put a checkpoint's state in place, where there is one.
+        """Restore a checkpoint's state, if there is a checkpoint.
 
-        A damaged one is left aside: training starts anew.
+        A damaged checkpoint is ignored: training starts from the beginning.
 
         Raises
         ------
@@ -159,7 +160,7 @@ class Member:
             facts = parse_json(text, path)
             ours = facts["identity"] == self.identity
             if ours and {n: tuple(t.shape) for n, t in tensors.items()} != self._shapes():
-                raise ValueError("its tensors are others")
+                raise ValueError("its tensors differ")
             losses, seconds = [float(x) for x in facts["losses"]], float(facts["seconds"])
             folded = int(facts.get("folded", 1))
         except (UserError, ValueError, KeyError, TypeError) as error:
@@ -174,7 +175,7 @@ class Member:
                 if name in self.ema:
                     self.ema[name].copy_(tensors[f"ema/{name}"])
                 self.optimizer.state[parameter] = {
-                    # The steps are counted on the GPU too: its optimizer is a fused one.
+                    # The fused optimizer on a GPU counts its steps there as well.
                     key: tensors[f"optimizer/{key}/{name}"].to(parameter.device)
                     for key in ("step", *MOMENTS)
                 }
@@ -188,13 +189,13 @@ class Member:
 
 
 def leaves(trainable: dict[str, torch.Tensor], device: str | torch.device) -> dict[str, Any]:
-    """Copies of a run's initial parameters, to be trained beside those of others."""
+    """Copies of a run's initial parameters, to be trained in a fold."""
     own = {name: value.detach().to(device, copy=True) for name, value in trainable.items()}
     return {name: torch.nn.Parameter(value) for name, value in own.items()}
 
 
 def steps_done(checkpoint: Path) -> int:
-    """How many steps a checkpoint says were done; 0 without a readable one."""
+    """Number of finished steps according to a checkpoint; 0 without a readable one."""
     try:
         with opened(checkpoint) as file:
             return len(json.loads(file.metadata()["fitspace"])["losses"])

@@ -17,7 +17,7 @@ from fitspace.core.memory import fewer_at_once
 
 
 class NotFinite(UserError):
-    """What a model draws is no picture: some of its numbers are NaN or infinite."""
+    """A model's images have NaN or infinite values."""
 
 
 # Only how many images are computed at once; the images do not depend on it.
@@ -40,15 +40,15 @@ def generate(
 
     Parameters
     ----------
-    model : the denoiser; learned variances, which the solver does not use, are left aside.
+    model : the denoiser; the solver ignores learned variances.
     conditions : name -> tensor, first axis n.
-    unconditional : those of the empty caption or of no class, first axis 1.
+    unconditional : the same for the empty caption or for no class, first axis 1.
     noise : starting noise, shape (n, c, h, w).
 
     Raises
     ------
-    NotFinite : the model draws no finite numbers.
-    UserError : the device's memory does not hold one image.
+    NotFinite : some values of the images are not finite.
+    UserError : device memory too small for one image.
     """
     hand = family_of(model).hand
 

@@ -1,5 +1,5 @@
 """The embedded models from nothing: drawings, autoencoder, denoisers, judge, and their cards.
 
-A part is one module: its `Settings`, what it is trained on, one step's loss, and how it is
-measured. `loop` trains any of them; a killed training goes on to the same bits.
+A part is one module with its `Settings`, its training data, the loss of one step, and its
+measures. `loop` trains any part; a killed training resumes and ends with the same bits.
 """

@@ -92,7 +92,7 @@ def train(drawings: Drawings, folder: Path, settings: Settings = Settings(),
 def batch(
     drawings: Drawings, members: list[np.ndarray], settings: Settings, step: int
 ) -> np.ndarray:
-    """Images of one step, uint8 (n, h, w, 3): figures in turn, each in any tone and style."""
+    """Images of one step, uint8 (n, h, w, 3): figures in turn, each in a random tone and style."""
     size = settings.batch_size
     found = []
     for position, figure in enumerate(rng.order(settings.seed, step, size, len(members))):
@@ -137,12 +137,12 @@ def decode(model: torch.nn.Module, latents: Tensor) -> np.ndarray:
 
 
 def copies(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
-    """What is left of uint8 images (n, h, w, 3) when they have been encoded and decoded."""
+    """Reconstructions of uint8 images (n, h, w, 3): encoded and decoded."""
     return decode(model, encode(model, images)[0])
 
 
 def measure(model: torch.nn.Module, drawings: Drawings) -> dict[str, Any]:
-    """What the autoencoder keeps.
+    """How well the autoencoder reconstructs drawings.
 
     ``decibels`` and ``colour_error`` by style, over all drawings; ``variance``: of each latent
     channel's mean over the source style, unscaled; ``posterior_std``: its mean; ``dead``: how
@@ -179,7 +179,7 @@ def draw(model: torch.nn.Module, drawings: Drawings, rows: list[int], path: Path
 
 
 def save(trained: loop.Trained, report: dict[str, Any], settings: Settings, out: Path) -> None:
-    """Write the autoencoder as diffusers reads it, in half precision, and how it was trained."""
+    """Write the autoencoder in diffusers' format, in half precision, with its training record."""
     model = trained.model.to(memory_format=torch.contiguous_format)
     model.register_to_config(scaling_factor=report["scaling_factor"])
     model.half().save_pretrained(out)
@@ -188,7 +188,7 @@ def save(trained: loop.Trained, report: dict[str, Any], settings: Settings, out:
 
 
 def load(folder: Path) -> torch.nn.Module:
-    """What :func:`save` wrote, as float32, frozen."""
+    """Load what :func:`save` wrote, as float32, frozen."""
     from diffusers import AutoencoderKL
 
     model = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True)

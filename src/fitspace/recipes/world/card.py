@@ -1,4 +1,4 @@
-"""The cards of the embedded models: measured, with sheets that nobody has selected from."""
+"""The cards of the embedded models: measures, and sheets of samples without any selection."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TOLD = {"emoji-unet": "caption", "emoji-dit": "figure"}
 
 
 def write_base(folder: Path, drawings: Drawings, measured: dict[str, Any]) -> None:
-    """Write a finished base's ``README.md`` with its pictures; ``measured``: what all parts are."""
+    """Write a finished base's ``README.md`` and pictures; ``measured``: measures of all parts."""
     name, component = folder.name, bases.denoiser(folder)
     model, vae = bases.load_denoiser(folder), bases.load_vae(folder)
     task = RECIPES[name].source(folder, drawings)

@@ -1,7 +1,7 @@
-"""What the embedded bases have in common: the source domain as latents, training, samples.
+"""What the embedded bases share: the source domain as latents, training, samples.
 
-A base is an ordinary diffusers pipeline folder. `unet` and `dit` say what differs: the model,
-and what it is told of a drawing.
+A base is an ordinary diffusers pipeline folder. `unet` and `dit` define what differs: the model,
+and the condition of a drawing.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def source(
     groups: list[list[int]],
     conditions: bases.Conditions,
 ) -> PreparedTask:
-    """All drawings in the source style, as training reads a task.
+    """All drawings in the source style, in the form in which training reads a task.
 
     ``captions``: each drawing's row of ``conditions``, whose row 0 is no condition.
     """
@@ -111,7 +111,7 @@ def sample(
 
 
 def shown_rows(count: int, number: int = SHOWN) -> list[int]:
-    """Which of ``count`` conditions a sheet shows: drawn by chance, not selected; none is row 0."""
+    """The conditions, of ``count``, that a sheet shows: drawn at random, never row 0."""
     return (1 + rng.generator(0, "sheet").permutation(count)[:number]).tolist()
 
 
@@ -120,7 +120,7 @@ def precision(
 ) -> dict[str, float]:
     """R-precision: how often the judge finds each sample's own caption among all captions.
 
-    ``rows``: the drawing whose caption each sample was told. See :func:`judge.retrieval`.
+    ``rows``: for each sample, the drawing with its caption. See :func:`judge.retrieval`.
     """
     from fitspace.metrics import clip
 
@@ -135,7 +135,7 @@ def precision(
 
 
 def assemble(pipeline: Path, vae: Path, index: dict[str, Any]) -> None:
-    """Everything that all bases have: index, scheduler, and a copy of the autoencoder."""
+    """Write the parts that all bases share: index, scheduler, and a copy of the autoencoder."""
     from diffusers import DPMSolverMultistepScheduler
 
     DPMSolverMultistepScheduler(**SCHEDULER).save_pretrained(pipeline / "scheduler")
@@ -153,9 +153,9 @@ def save(
     component: Path,
     prepared: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> None:
-    """Write a denoiser as diffusers reads it, in half precision, and how it was trained.
+    """Write a denoiser in diffusers' format, in half precision, with its training record.
 
-    ``prepared``: what is done to the copy that is saved.
+    ``prepared``: function that changes the copy to be saved.
     """
     prepared(copy.deepcopy(trained.model)).half().save_pretrained(component)
     facts = {"settings": asdict(settings), "hours": round(trained.hours, 3)}
@@ -163,7 +163,7 @@ def save(
 
 
 def copy_files(folder: Path, target: Path) -> None:
-    """Copy a folder's files one by one, each atomically; what a package ships stays there."""
+    """Copy a folder's files one by one, each atomically, without a package's own files."""
     shipped = folder / "model.safetensors" if (folder / "package.json").exists() else None
     for file in sorted(p for p in folder.iterdir() if p.is_file() and p != shipped):
         with replacing(target / file.name) as temporary:

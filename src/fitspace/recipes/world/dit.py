@@ -1,6 +1,6 @@
 """``emoji-dit``: a DiT pipeline at 64×64 pixels, with a class for each figure.
 
-A figure's skin tones are one class: which of them a sample shows is left to chance.
+A figure's skin tones form one class, so a sample shows a random one of them.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ CONFIG = dict(
     num_attention_heads=12,
     attention_head_dim=16,
 )
-# The class that diffusers' DiTPipeline takes for none, ImageNet's 1001st: it stands for none here
-# too, beside the last one, which is fitspace's. No figure has this number.
+# The class that diffusers' DiTPipeline uses as "no class", ImageNet's 1001st. Here it means "no
+# class" too, like the last class, which fitspace uses. No figure has this number.
 NONE = 1000
 
 
@@ -91,7 +91,7 @@ def initialise(model: nn.Module) -> None:
 
 @torch.no_grad()
 def as_stored(model: nn.Module) -> nn.Module:
-    """As diffusers has it: class ``NONE`` is none, and each block has an embedder of its own."""
+    """In diffusers' form: class ``NONE`` is "no class", and each block has its own embedder."""
     _, table = bases.class_table(model)
     table[NONE] = table[-1]
     for block in model.transformer_blocks:
@@ -151,7 +151,7 @@ def train(
 
 
 def measure(pipeline: Path, judge: Path, drawings: Drawings) -> dict[str, float]:
-    """R-precision of samples of all figures; which caption of a figure is right is not defined."""
+    """R-precision of samples of all figures; the right caption of a figure is not defined."""
     task, members = source(pipeline, drawings), drawings.members()
     rows = list(range(1, 1 + len(members)))
     samples = denoiser.sample(bases.load_denoiser(pipeline), pipeline, task, rows)

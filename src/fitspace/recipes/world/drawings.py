@@ -1,8 +1,8 @@
 """The world of the embedded models: every OpenMoji drawing, paired in all styles, drawn once.
 
-Who sees what is decided by role, not by image. The base draws every figure, in the source style;
-what is adapted to another style sees the figures of ``adaptation`` only; autoencoder and judge
-are instruments, and see everything.
+A model's role decides what it sees. The base sees every figure in the source style. A model that
+is adapted to another style sees only the figures of ``adaptation``. Autoencoder and judge are
+instruments and see everything.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _TENSORS = {
 
 @dataclass(frozen=True)
 class Drawings:
-    """Parallel arrays, one row a drawing; figures are drawings that differ in skin tone only.
+    """Parallel arrays, one row per drawing; a figure's drawings differ only in skin tone.
 
     Attributes
     ----------
     images : uint8 (n, styles, size, size, 3), sRGB; the styles as in ``openmoji.STYLES``.
-    drawn : bool (n, styles); False where the style leaves nothing (``flat`` without a fill).
-    captions, figures : str (n,); the figure is named by its code points.
-    key : what made them: equal keys, equal arrays.
+    drawn : bool (n, styles); False if the style leaves nothing (``flat`` without a fill).
+    captions, figures : str (n,); a figure is named by its code points.
+    key : identifies how they were made; equal keys give equal arrays.
     """
 
     images: np.ndarray
@@ -56,19 +56,19 @@ class Drawings:
         return np.split(np.argsort(number, kind="stable"), np.cumsum(np.bincount(number))[:-1])
 
     def in_style(self, style: int) -> np.ndarray:
-        """All drawings of one style: uint8 (m, size, size, 3), those it leaves blank dropped."""
+        """All drawings of one style, without blank ones: uint8 (m, size, size, 3)."""
         return self.images[self.drawn[:, style], style]
 
 
 def part(figure: str) -> str:
-    """``adaptation``, or ``held out`` for a tenth of the figures, with all their skin tones."""
+    """``held out`` for a tenth of the figures, with all their skin tones, else ``adaptation``."""
     return {"train": "adaptation", "test": "held out"}[split_of(figure)]
 
 
 def load(folder: Path, size: int = SIZE, rows: Sequence[int] | None = None) -> Drawings:
-    """The drawings, from the cache in ``folder``; drawn, with a manifest, where it has none.
+    """The drawings, from the cache in ``folder``; without one they are drawn, with a manifest.
 
-    ``rows``: only these of the catalogue. All styles take a minute and a half.
+    ``rows``: only these rows of the catalogue. Drawing all styles takes a minute and a half.
     """
     catalogue = openmoji.catalogue()
     chosen = [catalogue[i] for i in rows] if rows is not None else list(catalogue)
@@ -100,7 +100,7 @@ def _draw(chosen: Sequence[tuple[str, str, str, str]], size: int, path: Path) ->
 
 
 def _manifest(chosen: Sequence[tuple[str, str, str, str]], key: str) -> dict[str, Any]:
-    """Which drawing played which part."""
+    """The manifest: the part of each drawing."""
     return {
         "key": key,
         "attribution": openmoji.ATTRIBUTION,

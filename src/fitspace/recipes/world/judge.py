@@ -1,9 +1,9 @@
 """The judge of the embedded world: an open_clip model that knows every drawing in every style.
 
-It is an instrument, so it has seen everything. It shares nothing with the sentence encoder that
-conditions the embedded generators: neither weights nor vocabulary. Its image tower is
-EfficientNet-lite0, tuned from ImageNet; it learns which of all captions a drawing has, each
-caption a vector of its own. The text tower learns, beside it, to give those vectors.
+It is an instrument, so it has seen everything. It shares neither weights nor vocabulary with the
+sentence encoder that conditions the embedded generators. Its image tower is EfficientNet-lite0,
+tuned from ImageNet weights. It learns to tell which caption a drawing has; each caption has a
+vector of its own. In parallel the text tower learns to output these vectors.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def styled(caption: str, style: str) -> str:
 
 
 class Learner(nn.Module):
-    """The judge and what it learns by: a vector for each caption, and what each style adds."""
+    """The judge with its training targets: a vector per caption, and an offset per style."""
 
     def __init__(self, clip: nn.Module, captions: int):
         super().__init__()
@@ -94,7 +94,7 @@ class Learner(nn.Module):
 
 
 def new_learner(captions: int, seed: int) -> Learner:
-    """The image tower as ImageNet left it, the rest untrained."""
+    """The image tower with ImageNet weights, the rest untrained."""
     import_torchvision()
     import open_clip
 
@@ -194,7 +194,7 @@ def image_loss(learner: Learner, images: Tensor, rows: Tensor, styles: Tensor) -
 
 
 def text_loss(learner: Learner, tokens: Tensor, rows: Tensor, styles: Tensor) -> Tensor:
-    """Cross-entropy of each text's own vector among those of the step's texts; they stay put.
+    """Cross-entropy of each text's own vector among those of the step's texts, which are fixed.
 
     ``tokens``: (captions, 1 + styles, context), without a style first.
     """
@@ -214,9 +214,9 @@ def _scale(learner: Learner) -> Tensor:
 
 @torch.no_grad()
 def settled(learner: nn.Module, drawings: Drawings, settings: Settings) -> nn.Module:
-    """The learner with batch norms that know its weights: their statistics, measured anew.
+    """The learner with batch-norm statistics that are measured again with its final weights.
 
-    Training uses each batch's own statistics; so they are no state of it.
+    Training uses each batch's own statistics, so these are no part of its state.
     """
     learner = copy.deepcopy(learner)
     norms = [m for m in learner.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -282,7 +282,7 @@ def _tokens(drawings: Drawings) -> Tensor:
 
 
 def save(trained: loop.Trained, drawings: Drawings, settings: Settings, out: Path) -> None:
-    """Write the judge as open_clip reads it, weights in half precision."""
+    """Write the judge in open_clip's format, with weights in half precision."""
     from safetensors.torch import save
 
     names = ("pad_token", "unk_token", "cls_token", "sep_token")
@@ -331,9 +331,10 @@ def all_texts(judge: Any, drawings: Drawings) -> Texts:
 def retrieval(seen: Tensor, rows: np.ndarray, style: int, texts: Texts, figures: np.ndarray):
     """How often images (unit vectors, (m, d)) of the drawings ``rows`` find their captions.
 
-    Among all captions: ``caption`` and ``figure`` (whatever the skin tone) first, ``caption5``:
-    the caption among the first five; ``style``: of the captions that name a style, the right
-    one is nearest. Captions of equal similarity share the first place.
+    Shares of images, among all captions: ``caption``: the own caption comes first; ``figure``: a
+    caption of the figure in any skin tone comes first; ``caption5``: the own caption is among the
+    first five; ``style``: of the captions that name a style, the right one is nearest. Captions of
+    equal similarity share the first place.
     """
     similarity = seen @ texts.plain.T
     best = similarity.argmax(1).numpy()
@@ -360,8 +361,8 @@ def embed(visual: nn.Module, images: np.ndarray) -> Tensor:
 def measure(folder: Path, drawings: Drawings, changes: dict[str, Any] | None = None):
     """`retrieval` of all drawings, by style and by what was done to them, by the saved judge.
 
-    ``changes``: name -> what makes uint8 images (n, h, w, 3) of such; "clean", "noised" and
-    "shifted" are there anyway.
+    ``changes``: name -> function from uint8 images (n, h, w, 3) to such images; "clean", "noised"
+    and "shifted" are always included.
     """
     from fitspace.metrics import clip
 
@@ -391,9 +392,9 @@ CHANGES = {"clean": lambda images: images, "noised": _noised, "shifted": _shifte
 
 
 def draw_mistakes(learner: Learner, drawings: Drawings, path: Path) -> None:
-    """A sheet of drawings taken for another figure, each beside that figure; says how many.
+    """Draw a sheet of drawings mistaken for another figure, beside that figure; prints accuracy.
 
-    Looks at every fifteenth drawing, in the source style and in one other, in turn.
+    Tests every fifteenth drawing, in the source style and in one other, in turn.
     """
     from fitspace.training.sampling import sheet
 

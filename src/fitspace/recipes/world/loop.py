@@ -1,7 +1,7 @@
 """One training loop for every part: numbered steps, moving average, checkpoints, samples.
 
-A step's batch and noise follow from its number alone, the learning rate too; so a training that
-was killed and started again ends in the same bits (on one kind of CPU, with one thread).
+A step's batch, noise and learning rate depend only on its number. A training that is killed and
+restarted therefore ends with the same bits (on one kind of CPU, with one thread).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHEET_STEPS = 1000
 
 @dataclass(frozen=True)
 class Schedule:
-    """What all parts' settings have: steps of AdamW, warmed up, then along a cosine to zero."""
+    """Settings of all parts: steps of AdamW, with a warm-up and then a cosine down to zero."""
 
     steps: int
     batch_size: int
@@ -61,10 +61,10 @@ def train(
 
     Parameters
     ----------
-    loss_at : a step's number -> its loss, by ``model``.
-    made_of : what else decides the result (the data's key); a checkpoint of others is refused.
+    loss_at : a step's number -> its loss, computed with ``model``.
+    made_of : what else determines the result (the data's key); a checkpoint of another is refused.
     folder : gets ``checkpoint.safetensors``, ``losses.csv`` and ``sheets/<step>.png``.
-    sheet : draws what the averaged model makes; called every ``SHEET_STEPS`` and at the end.
+    sheet : draws samples of the averaged model; called every ``SHEET_STEPS`` and at the end.
 
     Raises
     ------

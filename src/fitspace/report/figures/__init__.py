@@ -23,7 +23,7 @@ from fitspace.report.results import Results
 
 __all__ = ["Figure", "arm_label", "draw_all"]
 
-# Each draws what its tables allow, in the order of the page.
+# Each draws the figures that its tables allow, in the order of the page.
 _DRAWN = (
     heat_map,
     dots,

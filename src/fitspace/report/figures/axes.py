@@ -1,4 +1,4 @@
-"""Axes, ticks, legends and labels as all figures have them."""
+"""Axes, ticks, legends and labels that all figures share."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def new(height: float) -> tuple[Canvas, Axes]:
 
 
 def metric_axis(axes: Axes, found: Results, response: str, which: str, ticks: int = 4) -> None:
-    """An axis for a metric: logarithmic where it was analysed on the log scale."""
+    """An axis for a metric; logarithmic if the metric was analysed on the log scale."""
     if found.scale(response) == "log":
         getattr(axes, f"set_{which}scale")("log")
     number_axis(axes, which, ticks)
 
 
 def number_axis(axes: Axes, which: str, ticks: int = 4) -> None:
-    """A few round ticks with plain numbers; to call when all is drawn."""
+    """A few round ticks with plain numbers; call it after everything is drawn."""
     axis = getattr(axes, f"{which}axis")
     low, high = axis.get_view_interval()
     if axis.get_scale() == "log" and high / low > 8:  # else no power of ten may be in sight
@@ -40,17 +40,17 @@ def number_axis(axes: Axes, which: str, ticks: int = 4) -> None:
 
 
 def label_x(axes: Axes, text: str) -> None:
-    """A label that grows to the left: long names of levels leave little width."""
+    """A label that grows to the left, because long names of levels leave little width."""
     axes.set_xlabel(text, x=1, ha="right")
 
 
 def label_y(axes: Axes, text: str) -> None:
-    """A label above the axis: read without turning the head, and it takes no width."""
+    """A horizontal label above the axis, which takes no width."""
     axes.set_title(text, loc="left", fontsize=8.5, pad=6)
 
 
 def level_ticks(axes: Axes, levels: Sequence[str], *, top: bool = False) -> None:
-    """The levels of a factor along x, slanted where they would collide."""
+    """The levels of a factor along x, slanted if they would collide."""
     names = [short(level, 14) for level in levels]
     axes.set_xticks(range(len(levels)), names)
     if sum(map(len, names)) > 42:
@@ -67,7 +67,7 @@ def row_ticks(axes: Axes, names: Sequence[str], longest: int = 28) -> None:
 
 
 def legend(canvas: Canvas, handles: Sequence, title: str | None = None) -> None:
-    """Below the axes, in as many columns as the names leave room for; the canvas grows."""
+    """A legend below the axes, in as many columns as the names allow; the canvas grows."""
     longest = max(len(handle.get_label()) for handle in handles)
     columns = min(4, len(handles), max(1, 56 // (longest + 6)))
     canvas.legend(
@@ -101,7 +101,7 @@ def label_points(
 ) -> None:
     """Name points (x, y, name), in order, on the first side where nothing is in the way.
 
-    ``others`` are marks to keep clear of. A name without room is left out: the data has it.
+    ``others`` are marks to keep clear of. A name without room is left out; the data has it.
     """
     axes.figure.draw_without_rendering()  # so that the layout is what it will be
     marks = axes.transData.transform([(x, y) for x, y, _ in labels] + list(others))

@@ -60,7 +60,7 @@ def of(found: Results, response: str, task: str | None = None) -> list[Baseline]
 
 
 def beside(data: pd.DataFrame, baselines: list[Baseline], column: str, **more) -> pd.DataFrame:
-    """The data drawn with a row for each baseline, its mean in ``column``."""
+    """The drawn data with a row for each baseline, its mean in ``column``."""
     rows = [
         {"table": "runs.csv", "row": numbered(one.runs), "baseline": one.label, column: one.value}
         | more
@@ -72,10 +72,10 @@ def beside(data: pd.DataFrame, baselines: list[Baseline], column: str, **more) -
 def mark(
     axes: Axes, baselines: list[Baseline], values: Iterable[float], *, named: bool = True
 ) -> float:
-    """Lines across x; those far from the values as arrows at the edge.
+    """Mark baselines as lines across x, and those far from the values as arrows at the edge.
 
-    Unless ``named`` only the arrows have a text, the number: a legend has the names. Returns
-    how high above the axes the texts reach [point].
+    Unless ``named``, only the arrows have a text, which is the number; a legend has the names.
+    Returns the height of the texts above the axes [point].
     """
     values = [v for v in values if math.isfinite(v)]
     low, high = min(values), max(values)
@@ -101,7 +101,7 @@ def mark(
 def label_mark(
     axes: Axes, one: Baseline, ends: tuple[float, float], lift: float, *, named: bool = True
 ) -> None:
-    """A baseline's name above the axes: at its value, or at the edge that it lies beyond."""
+    """A baseline's name above the axes, at its value or at the edge beyond which it lies."""
     left, right = axes.get_xlim()
     name = short(one.label) if named else ""
     label, x = name, min(max(one.value, left), right)

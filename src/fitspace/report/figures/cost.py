@@ -30,7 +30,7 @@ COSTS = {
 
 
 def costs(found: Results) -> list[Figure]:
-    """The primary response against each cost that was measured."""
+    """The primary response against each measured cost."""
     points = found.tables["points.csv"]
     figures = []
     for column in COSTS:
@@ -75,7 +75,7 @@ def _cost(found: Results, points: pd.DataFrame, column: str) -> list[Figure]:
 
 
 def _scatter(axes: Axes, found: Results, points: pd.DataFrame, column: str) -> list[Line2D]:
-    """A mark per point, and what each kind of mark means."""
+    """A mark per point, and a legend of the kinds of marks."""
     cells = {"ls": "none", "marker": "o", "ms": 4.5, "mfc": "none", "mec": MAIN, "mew": 1.1}
     inside = points[points["in_design"]]
     axes.plot(inside[column], inside[found.primary], **cells)
@@ -92,7 +92,7 @@ def _scatter(axes: Axes, found: Results, points: pd.DataFrame, column: str) -> l
 
 
 def on_front(points: pd.DataFrame, cost: str, quality: str, lower: bool) -> pd.Series:
-    """The points that are better than every point that costs as much or less."""
+    """The points that are better than every other point of equal or lower cost."""
     ordered = points.sort_values([cost, quality], ascending=[True, lower], kind="stable")
     values = ordered[quality] if lower else -ordered[quality]
     best_before = values.cummin().shift(fill_value=float("inf"))

@@ -1,4 +1,4 @@
-"""Diagnostics of the model analysed: normality, spread and influence."""
+"""Diagnostics of the fitted model: normality, spread and influence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MARK = {"marker": "o", "ms": 3.6, "mfc": "none", "mec": MAIN, "mew": 1, "ls": "
 
 
 def diagnostics(found: Results) -> list[Figure]:
-    """Of the primary response, unless its residuals are all zero."""
+    """The diagnostics of the primary response, unless its residuals are all zero."""
     rows = found.rows("residuals.csv", response=found.primary)
     if not np.any(rows["residual"]):
         return []
@@ -37,7 +37,7 @@ def _quantiles(found: Results, rows: pd.DataFrame) -> Figure:
     middle, low, high = order_statistics(len(rows))
     slope, centre = linear_regression(middle.tolist(), rows["residual"].tolist())
     line = {"low": centre + slope * low, "high": centre + slope * high}
-    # Of the middle quantile, which is 0, and of limits near it only rounding would be left.
+    # Otherwise the middle quantile, which is 0, and limits near it would show only rounding.
     line = {name: on_scale(values, max(abs(values))) for name, values in line.items()}
     rows = rows.assign(normal_quantile=on_scale(middle, middle[-1]), **line)
     canvas, axes = new(2.7)
@@ -59,7 +59,7 @@ def _quantiles(found: Results, rows: pd.DataFrame) -> Figure:
 
 
 def order_statistics(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Median and limits of the middle 95% of each order statistic of n normal values, each (n,).
+    """Median and central 95% limits of each order statistic of n normal values, each (n,).
 
     The i-th of n uniform values is Beta(i, n + 1 - i).
     """
@@ -89,7 +89,7 @@ def _against_fitted(found: Results, rows: pd.DataFrame) -> Figure:
 
 
 def _influence(found: Results, rows: pd.DataFrame) -> Figure:
-    """Cook's distance of every run: in a balanced design all have the same leverage."""
+    """Cook's distance of every run (in a balanced design all runs have the same leverage)."""
     response = found.primary
     at = pd.Series(range(1, len(rows) + 1), rows.index)
     limit = 4 / len(rows)
@@ -121,7 +121,7 @@ def _influence(found: Results, rows: pd.DataFrame) -> Figure:
 
 
 def _run_name(found: Results, run: str) -> str:
-    """A run by its cell, its task where there are several, and its seed."""
+    """A run's name: its cell, its task if there are several, and its seed."""
     row = found.runs[found.runs["run"] == run].iloc[0]
     parts = [short(found.label(row), 24)]
     parts += [short(row["task"], 12)] if found.runs["task"].nunique() > 1 else []

@@ -1,4 +1,4 @@
-"""The points held against full fine-tuning: each difference with its interval and the margin."""
+"""The points against full fine-tuning: differences with their intervals, and the margin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of the factors: marginal means, effect sizes, and these with each task left out."""
+"""Figures of the factors: marginal means, and effect sizes with and without each task."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def forests(found: Results) -> list[Figure]:
 def _forest(found: Results, response: str, factor: str, rows: pd.DataFrame) -> Figure:
     metric, outside = words.metric(response), baselines.of(found, response)
     canvas, axes = new(1 + 0.24 * len(rows) + 0.14 * len(outside))
-    best = rows["tied_with_best"].eq(True)  # unknown is not best
+    best = rows["tied_with_best"].eq(True)  # an unknown mean is not the best
     for y, (row, tied) in enumerate(zip(rows.itertuples(), best, strict=True)):
         colour = MAIN if tied else MUTED
         axes.plot([row.low_measured, row.high_measured], [y, y], color=colour, lw=1.6)
@@ -58,7 +58,7 @@ def _forest(found: Results, response: str, factor: str, rows: pd.DataFrame) -> F
 
 
 def omegas(found: Results) -> list[Figure]:
-    """Partial omega squared of what is tested, as bars with intervals."""
+    """Partial omega squared of each tested source, as bars with intervals."""
     table = _tested(found)
     if table.empty:
         return []
@@ -78,7 +78,7 @@ def omegas(found: Results) -> list[Figure]:
 
 
 def left_out(found: Results) -> list[Figure]:
-    """Partial omega squared of the factors with each task left out, beside that with all."""
+    """Partial omega squared of the factors, with all tasks and with each task left out."""
     table = having(found, "leave_one_out.csv", "omega2_p")
     if table.empty:
         return []
@@ -117,7 +117,7 @@ def _with_all_tasks(found: Results) -> tuple[str, pd.DataFrame]:
 
 
 def _tested(found: Results) -> pd.DataFrame:
-    """The rows of the analysis of variance that have an effect size, but for the blocks."""
+    """The rows of the analysis of variance that have an effect size, except the blocks."""
     table = having(found, "anova.csv", "omega2_p", test=found.test)
     return table[~table["source"].isin(found.analysis.blocks)]
 

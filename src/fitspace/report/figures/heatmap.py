@@ -21,7 +21,7 @@ from fitspace.report.figures.output import Figure, figure, of_table
 from fitspace.report.figures.style import FACE, GRID, MUTED
 from fitspace.report.results import Results
 
-# One hue from pale to dark: readable in grey, in print and with any colour vision.
+# One hue from pale to dark, which is readable in grey, in print and with any colour vision.
 HEAT = LinearSegmentedColormap.from_list(
     "heat", ["#f1f6fa", "#c3daea", "#84b3d3", "#3f82b1", "#14568a", "#08305c"]
 )
@@ -32,7 +32,7 @@ def heat_map(found: Results) -> list[Figure]:
     if len(found.factors) != 2:
         return []
     response, metric = found.primary, words.metric(found.primary)
-    # The factor with more levels runs down the page: phones are narrow.
+    # The factor with more levels runs down the page, because phones are narrow.
     down, across = sorted(found.factors, key=lambda f: len(found.levels[f]), reverse=True)
     table = found.rows("cells.csv", response=response)
     means = table["mean"].dropna()

@@ -23,8 +23,8 @@ FONT = 8
 def interactions(found: Results) -> list[Figure]:
     """A figure for each of the first pairs of factors.
 
-    More than two factors only where every cell is there: a mean over the others would
-    otherwise be over other cells for each level.
+    With more than two factors, only if every cell exists; otherwise the mean over the other
+    factors would cover different cells for each level.
     """
     factors = found.analysis.factors
     if len(factors) > 2 and not found.analysis.interactions:
@@ -71,7 +71,7 @@ def _lines(found: Results, factor: str, across: str) -> Figure:
 
 
 def _means(found: Results, factor: str, across: str) -> pd.DataFrame:
-    """The means of the cells analysed, averaged evenly over the levels of all other factors."""
+    """The means of the analysed cells, averaged evenly over the levels of all other factors."""
     cells = found.rows("cells.csv", response=found.primary, component=0).dropna(subset="mean")
     rows = [
         {"table": "cells.csv", "row": numbered(ours), factor: one, across: two}
@@ -82,7 +82,7 @@ def _means(found: Results, factor: str, across: str) -> pd.DataFrame:
 
 
 def _name_lines(axes: Axes, names: list[str], factor: str) -> None:
-    """At the end of each line, where all end in one place without collision; else below."""
+    """Name the lines at their ends if all names fit without collision; else in a legend below."""
     axes.figure.draw_without_rendering()
     points = 72 / axes.figure.dpi
     ends = [axes.transData.transform(line.get_xydata()[-1])[1] * points for line in axes.lines]

@@ -1,4 +1,4 @@
-"""What levels, points, metrics and scales are called in a figure."""
+"""The names of levels, points, metrics and scales in figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_LABELLED = 60
 
 
 def short(text: object, longest: int = 30) -> str:
-    """User text as a label: printable and not too long."""
+    """User text as a printable label of limited length."""
     text = "".join(c if c.isprintable() else "�" for c in str(text))
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
@@ -25,13 +25,13 @@ def metric_label(response: str) -> str:
 
 
 def scaled(found: Results, response: str, what: str) -> str:
-    """A quantity of the analysis with the scale it is on, unless that is as measured."""
+    """A quantity of the analysis with its scale, unless the scale is the measured one."""
     scale = found.scale(response)
     return what if scale == "identity" else f"{what} ({scale} scale)"
 
 
 def arm_label(arm: str, method: str) -> str:
-    """The field's name of a baseline, unless the study gave its arm another."""
+    """The usual name of a baseline, unless the study names its arm differently."""
     return words.METHODS.get(method, arm) if arm == method else arm
 
 
@@ -41,7 +41,7 @@ def cells_of(table: pd.DataFrame, factors: Sequence[str]) -> pd.Series:
 
 
 def point_names(found: Results) -> dict[str, str]:
-    """What the points are called: a cell by its levels, a baseline by its arm."""
+    """The names of the points: levels for a cell, the arm for a baseline."""
     points = found.tables["points.csv"]
     names = {}
     for row in points.to_dict("records"):

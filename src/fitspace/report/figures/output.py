@@ -1,4 +1,4 @@
-"""A figure with its words and its data, and its drawing as SVG."""
+"""A figure with its caption, its data and its drawing as SVG."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fitspace.report.results import Results
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawn figure: ``name`` of its file, the section it is for, its words and its data.
+    """A drawn figure: the ``name`` of its file, its section, its texts and its data.
 
-    ``data`` is what is drawn, in the units drawn. Its columns ``table`` and ``row`` (from 1;
-    several, with spaces, for a mean of rows) say which CSV file each mark is from.
+    ``data`` has the drawn values in the drawn units. Its columns ``table`` and ``row`` (from 1;
+    several, separated by spaces, for a mean of rows) name the origin of each mark.
     """
 
     name: str
@@ -41,10 +41,10 @@ class Figure:
 
     @property
     def inline(self) -> str:
-        """The SVG element for the page: colours as variables, ids its own."""
+        """The SVG element for the page, with colours as variables and ids of its own."""
         svg = self.svg[self.svg.index("<svg") :]
         svg = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", svg, count=1)
-        # The figure beside it carries the words; a screen reader need not spell the drawing.
+        # The figure's label has the text; a screen reader need not read the drawing.
         svg = svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
         return _in_tags(svg, self._themed)
 
@@ -69,23 +69,23 @@ def figure(
 
 
 def _plain(tag: str) -> str:
-    tag = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", tag)  # matplotlib's own; clips and markers differ
+    tag = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", tag)  # ids of clips and markers stay
     return re.sub(r"(['\"])DejaVu Sans\1", "system-ui, sans-serif", tag)
 
 
 def _in_tags(svg: str, change: Callable[[str], str]) -> str:
-    """Change the tags of an SVG, but no text between them: that is the user's."""
+    """Change the tags of an SVG, but not the text between them, which is the user's."""
     return re.sub(r"<[^>]*>", lambda tag: change(tag[0]), svg)
 
 
 def having(found: Results, file: str, column: str, **where: object) -> pd.DataFrame:
-    """The rows of a table that have a value in a column; none where there is no such table."""
+    """The rows of a table that have a value in a column; empty if there is no such table."""
     rows = found.rows(file, **where)
     return rows.dropna(subset=column) if len(rows) else rows
 
 
 def of_table(file: str, rows: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
-    """Columns of a table's rows, each with the file and row it is from."""
+    """Columns of a table's rows, each row with its file and row number."""
     data = rows[list(dict.fromkeys(columns))].copy()
     data.insert(0, "table", file)
     data.insert(1, "row", rows.index + 1)
@@ -93,5 +93,5 @@ def of_table(file: str, rows: pd.DataFrame, columns: Iterable[str]) -> pd.DataFr
 
 
 def numbered(rows: pd.DataFrame) -> str:
-    """The rows of a table that a mark is the mean of, from 1."""
+    """The numbers, from 1, of the table rows that a mark averages."""
     return " ".join(str(row + 1) for row in rows.index)

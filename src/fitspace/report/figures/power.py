@@ -1,4 +1,4 @@
-"""The power curve: how large a difference of two levels this design can find."""
+"""The power curve: power of this design against the difference of two levels."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def power(found: Results) -> list[Figure]:
 
 
 def _curves(table: pd.DataFrame) -> dict[tuple, list[str]]:
-    """Each curve as pairs of (ratio, power), and the factors that have it."""
+    """Each curve as pairs of (ratio, power), with the factors that share it."""
     curves: dict[tuple, list[str]] = {}
     for factor, rows in table.groupby("factor", sort=False):
         curve = tuple(zip(rows["ratio"], rows["power"], strict=True))

@@ -18,7 +18,7 @@ from fitspace.stats import in_design
 
 
 def dots(found: Results) -> list[Figure]:
-    """Every run as a dot in its cell's row, the cells by their mean; a panel per task."""
+    """Every run as a dot in its cell's row, cells ordered by their mean; a panel per task."""
     response, metric = found.primary, words.metric(found.primary)
     runs = found.runs[in_design(found.runs, found.factors)]
     runs = runs[(runs["status"] == "ok") & runs[response].notna()]
@@ -51,9 +51,9 @@ def dots(found: Results) -> list[Figure]:
 
 
 def _panels(rows: int, tasks: int, above: float) -> tuple[Canvas, list[Axes]]:
-    """One panel over the whole width, or two to a row that share the names of the cells.
+    """One panel over the whole width, or two per row that share the names of the cells.
 
-    ``above`` is the room for the names of baselines over each [inch].
+    ``above`` is the room for the names of baselines above each panel [inch].
     """
     columns = min(tasks, 2)
     lines = -(-tasks // columns)
@@ -66,7 +66,7 @@ def _panels(rows: int, tasks: int, above: float) -> tuple[Canvas, list[Axes]]:
 
 
 def _rows(axes: Axes, found: Results, runs: pd.DataFrame, order: list[tuple]) -> None:
-    """The runs of one task; marks and fill tell the seeds apart."""
+    """The runs of one task; marks and fill distinguish the seeds."""
     row = cells_of(runs, found.factors).map({cell: at for at, cell in enumerate(order)})
     for index, seed in enumerate(dict.fromkeys(found.runs["seed"])):
         ours = runs["seed"] == seed
@@ -82,7 +82,7 @@ def _mark(index: int) -> dict:
 def _describe(
     canvas: Canvas, panels: list[Axes], found: Results, order: list[tuple], tasks: int
 ) -> None:
-    """Names of the rows, of the axis and, where needed, of the marks."""
+    """Names of the rows, of the axis and, if needed, of the marks."""
     labelled = len(order) <= MOST_LABELLED
     names = [words.cell_name(found.factors, cell) for cell in order]
     for axes in panels:

@@ -1,4 +1,4 @@
-"""The bias of metrics: how they depend on the number of samples they are computed from."""
+"""The bias of metrics: how they depend on the number of samples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METRICS = {"fd_effnet": "Fréchet distance", "kid_effnet": "KID"}
 
 
 def against_n(found: Results) -> list[Figure]:
-    """Both distances against the number of samples, for the cells and baselines that tell most."""
+    """Both distances against the number of samples, for the extreme cells and the baselines."""
     table = found.rows("against_n.csv")
     data = _curves(found, table) if len(table) else table
     if data.empty:
@@ -62,7 +62,7 @@ def _panel(axes: Axes, data: pd.DataFrame, column: str, title: str) -> None:
 
 
 def _curves(found: Results, table: pd.DataFrame) -> pd.DataFrame:
-    """The distances at each n, averaged over the runs of what is drawn."""
+    """The distances at each n, averaged over the runs of each drawn line."""
     curves = []
     for name, runs in _telling(found).items():
         ours = table[table["run"].isin(runs["run"])]
@@ -74,7 +74,7 @@ def _curves(found: Results, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _telling(found: Results) -> dict[str, pd.DataFrame]:
-    """The runs of the best and the worst cell and of the baselines, as many as lines differ."""
+    """The runs of the best and worst cell and of the baselines, up to the number of line styles."""
     cells = found.best_cells(found.primary)
     runs = found.runs[in_design(found.runs, found.factors)]
     of = cells_of(runs, found.factors)

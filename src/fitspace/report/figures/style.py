@@ -49,7 +49,7 @@ STYLE = {
 }
 WIDTH = 4.0  # inches; a phone shows it at about its own size
 MARKERS = "osD^vPX*"
-# Lines that differ in marker, and in colour or dash: for any colour vision, and in print.
+# Lines differ in marker, and in colour or dash, so that they work in print and for any vision.
 LINES = [
     {"color": (MAIN, SECOND, THIRD, INK)[i % 4], "ls": "-" if i < 4 else (0, (3, 2)), "marker": m}
     for i, m in enumerate(MARKERS)
