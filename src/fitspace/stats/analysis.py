@@ -10,9 +10,10 @@ import pandas as pd
 
 from fitspace.core.errors import UserError
 from fitspace.stats import best, planning
-from fitspace.stats.anova import anova, lack_of_fit, model_of
+from fitspace.stats.anova import NO_DF, anova, lack_of_fit, model_of
 from fitspace.stats.equivalence import equivalence
 from fitspace.stats.estimability import components, in_design, largest
+from fitspace.stats.fits import LinearFit
 from fitspace.stats.lenth import lenth
 from fitspace.stats.linear import Model, missing_columns, read
 from fitspace.stats.means import cell_means, marginal_means, pooled_sd
@@ -185,9 +186,6 @@ class _Design:
     def type(self) -> int:
         return 3 if self.interactions else 2
 
-    def others(self, factor: str) -> list[str]:
-        return [name for name in self.factors if name != factor]
-
     def note(self, what: str, error: UserError) -> None:
         self.notes.extend(f"{self.response}: {what}: {problem}" for problem in error.problems)
 
@@ -265,7 +263,7 @@ def _one(chosen, cells, main, design: _Design, factors: list[str]) -> dict[str, 
         permutations=None if alone else PERMUTATIONS,
         **design.model,
     )
-    design.notes.extend(table.attrs["notes"])
+    design.notes.extend(note for note in table.attrs["notes"] if not (alone and note == NO_DF))
     if alone:
         table = _without_error(table, design)
     return {
@@ -364,17 +362,15 @@ def _left_out(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
 
 
 def _marginal_means(main: pd.DataFrame, design: _Design, alone: bool) -> pd.DataFrame:
+    fit = LinearFit(model_of(main, design.response, design.factors, **design.model))
     parts = []
     for factor in design.factors:
-        model = (main, design.response, factor, design.others(factor))
-        means = marginal_means(*model, **design.model)
+        means = marginal_means(fit, factor)
         if alone:
             means[["se", "low", "high"]] = NAN
             means["tied_with_best"] = False
         else:
-            means["tied_with_best"] = best.of_levels(
-                *model, means=means, lower=design.lower, **design.model
-            )
+            means["tied_with_best"] = best.of_levels(fit, factor, means, design.lower)
         means.insert(0, "factor", factor)
         parts.append(means)
     return pd.concat(parts, ignore_index=True)

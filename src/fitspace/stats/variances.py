@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import reduce
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from scipy.special import fdtrc
 
-from fitspace.stats.linear import as_list, read, with_cells
+from fitspace.core.errors import UserError
+from fitspace.stats.linear import Model, as_list, read, with_cells
+from fitspace.stats.multiplicity import compared
 
 NAN = float("nan")
 
@@ -59,6 +64,119 @@ def welch_ratio(groups: Sequence[np.ndarray]) -> tuple[float, int, float]:
     between = np.sum(weights * (means - share @ means) ** 2) / (k - 1)
     F = between / (1 + 2 * (k - 2) / (k**2 - 1) * lost)
     return F, k - 1, (k**2 - 1) / (3 * lost)
+
+
+def games_howell(
+    table: pd.DataFrame, response: str, factor: str, *, confidence: float = 0.95
+) -> pd.DataFrame:
+    """All differences of two levels' means, each level with its own variance (1976).
+
+    >>> table = pd.DataFrame(
+    ...     {"y": [4.0, 4.5, 4.1, 5.0, 7.5, 6.1, 6.5, 6.0, 6.2], "arm": list("aaabbbccc")}
+    ... )
+    >>> games_howell(table, "y", "arm")[["contrast", "estimate", "df", "p", "p_adjusted"]].round(4)
+      contrast  estimate      df       p  p_adjusted
+    0    a - b   -2.0000  2.1797  0.1058      0.2015
+    1    a - c   -2.0333  3.9921  0.0007      0.0017
+    2    b - c   -0.0333  2.1619  0.9683      0.9990
+
+    Columns as in `pairs`: Welch's t on Satterthwaite's degrees of freedom, p_adjusted and limits
+    by the studentized range. A level with one run has no variance: NaN, with a note.
+
+    Raises
+    ------
+    UserError : a table that cannot be analysed.
+    """
+    data = read(table, response, [factor])
+    codes, names = data.codes[factor], data.levels[factor]
+    count = np.bincount(codes)
+    mean = np.bincount(codes, data.y) / count
+    squares = np.bincount(codes, (data.y - mean[codes]) ** 2)
+    rows, notes = [], []
+    for k, name in enumerate(names):
+        if count[k] > 1 and data.is_rounding(squares[k], count[k] - 1):
+            squares[k] = 0.0
+            notes.append(f"{factor} {name} has runs without spread")
+        if count[k] == 1:
+            squares[k] = NAN
+            notes.append(f"{factor} {name} has one run, and so no variance")
+    share = squares / np.maximum(count - 1, 1) / count
+    for i, j in combinations(range(len(names)), 2):
+        se2 = share[i] + share[j]
+        used = [k for k in (i, j) if share[k] > 0]
+        row = {"contrast": f"{names[i]} - {names[j]}", "estimate": mean[i] - mean[j]}
+        df = se2**2 / sum(share[k] ** 2 / (count[k] - 1) for k in used) if se2 > 0 else NAN
+        rows.append(row | {"se": se2**0.5, "df": df})
+    result = compared(pd.DataFrame(rows), "tukey", levels=len(names), confidence=confidence)
+    result.attrs["notes"] = data.notes + notes
+    return result
+
+
+# One term of a test: sum of squares (NaN), degrees of freedom, F, and those of its error.
+Part = tuple[float, int, float, float]
+
+
+def welch_part(model: Model) -> tuple[list[Part], list[str]]:
+    """Welch's test of the one factor of a model, and why there is none."""
+    ((name,),) = model.terms
+    codes = model.data.codes[name]
+    F, df1, df2 = welch_ratio([model.data.y[codes == code] for code in range(codes.max() + 1)])
+    why = "no Welch test: a level has one run, or runs without spread"
+    return [(NAN, df1, F, df2)], [why] if math.isnan(F) else []
+
+
+def welch_james(model: Model) -> tuple[list[Part], list[str]]:
+    """Johansen's test (1980) of each term on the means of all cells, each with its own variance.
+
+    A term's hypothesis is that of type III: its sum contrasts of the cells' means, evenly over
+    the other factors. Nothing is assumed of terms that the model leaves out.
+
+    Raises
+    ------
+    UserError : a cell of the full factorial without runs.
+    """
+    data, names = model.data, list(dict.fromkeys(name for term in model.terms for name in term))
+    shape = [len(data.levels[name]) for name in names]
+    cell = np.ravel_multi_index([data.codes[name] for name in names], shape)
+    counts = np.bincount(cell, minlength=math.prod(shape))
+    if not counts.all():
+        raise UserError(
+            f"robust: 'welch-james' compares the means of all {len(counts)} cells; "
+            f"{int(np.sum(counts == 0))} have no run"
+        )
+    means = np.bincount(cell, data.y) / counts
+    rest = data.y - means[cell]
+    squares = np.bincount(cell, rest**2)
+    spread = counts > 1
+    spread[spread] = ~np.array(
+        [data.is_rounding(squares[c], counts[c] - 1) for c in np.flatnonzero(spread)], dtype=bool
+    )
+    if not spread.all():
+        why = f"{np.sum(~spread)} of {len(counts)} cells have one run, or runs without spread"
+        df = [math.prod(len(data.levels[n]) - 1 for n in term) for term in model.terms]
+        return [(NAN, k, NAN, NAN) for k in df], [f"no Welch-James test: {why}"]
+    variances = squares / (counts - 1) / counts
+    parts = []
+    for term in model.terms:
+        sizes = zip(names, shape, strict=True)
+        sides = [_sum_contrasts(k) if n in term else np.ones((1, k)) for n, k in sizes]
+        parts.append(_johansen(reduce(np.kron, sides), means, variances, counts - 1))
+    return parts, []
+
+
+def _johansen(contrasts: np.ndarray, means, variances, df) -> Part:
+    """Test that contrasts (k, cells) of means are 0, given the variances of the means."""
+    k = len(contrasts)
+    inverse = np.linalg.inv((contrasts * variances) @ contrasts.T)
+    found = contrasts @ means
+    share = variances * np.einsum("ia,ij,ja->a", contrasts, inverse, contrasts)
+    lost = float(np.sum(share**2 / df))  # of each cell tr(Q)^2 = tr(Q^2): Q has rank 1
+    scale = k + 2 * lost - 6 * lost / (k + 2)
+    return NAN, k, float(found @ inverse @ found) / scale, k * (k + 2) / (3 * lost)
+
+
+def _sum_contrasts(k: int) -> np.ndarray:
+    return np.hstack([np.eye(k - 1), -np.ones((k - 1, 1))])
 
 
 def _groups(table: pd.DataFrame, response: str, factors) -> tuple[str, list[np.ndarray]]:
