@@ -1,7 +1,14 @@
-"""Analysis of designed experiments: tidy table in, tidy table out."""
+"""Analysis of designed experiments: tidy table in, tidy table out.
+
+Tests are rows told by ``source``, comparisons by ``contrast`` (``a - b``, in the order of the
+levels). Columns mean the same everywhere: estimate, se, df, t or F, num_df and den_df, p (of the
+row alone), p_adjusted, low and high (of the family together). ``attrs["notes"]`` says what was set
+aside or could not be done.
+"""
 
 from fitspace.stats.analysis import Analysis, analyse
 from fitspace.stats.anova import anova, lack_of_fit
+from fitspace.stats.control import dunnett, noninferiority
 from fitspace.stats.equivalence import equivalence
 from fitspace.stats.estimability import components, in_design
 from fitspace.stats.lenth import lenth
@@ -18,27 +25,41 @@ from fitspace.stats.planning import (
     power_curve,
     runs_needed,
 )
+from fitspace.stats.powers import (
+    effect_oneway,
+    power_contrast,
+    power_oneway,
+    power_t,
+    size_oneway,
+)
 from fitspace.stats.ranking import leave_one_out, ranking
 from fitspace.stats.reading import anova_of_file, rows_for_json
+from fitspace.stats.sizes import cohens_d, effect_sizes
 from fitspace.stats.strata import over_tasks
 from fitspace.stats.transforms import box_cox
+from fitspace.stats.trends import surface, trend
 from fitspace.stats.variances import brown_forsythe, games_howell, levene, welch
+from fitspace.stats.within import within
 
 __all__ = [
     "Analysis",
+    "adjusted",
     "analyse",
     "anova",
     "anova_of_file",
     "association",
     "box_cox",
     "brown_forsythe",
-    "adjusted",
     "cell_means",
+    "cohens_d",
     "components",
     "contrasts",
     "d_efficiency",
     "d_optimal",
     "detectable",
+    "dunnett",
+    "effect_oneway",
+    "effect_sizes",
     "equivalence",
     "estimable",
     "games_howell",
@@ -49,13 +70,21 @@ __all__ = [
     "levene",
     "means",
     "mixed",
+    "noninferiority",
     "over_tasks",
     "pairs",
     "pilot_sigma",
     "power",
+    "power_contrast",
     "power_curve",
+    "power_oneway",
+    "power_t",
     "ranking",
     "rows_for_json",
     "runs_needed",
+    "size_oneway",
+    "surface",
+    "trend",
     "welch",
+    "within",
 ]

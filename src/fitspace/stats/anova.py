@@ -13,7 +13,9 @@ from scipy.linalg import cholesky, solve_triangular
 
 from fitspace.core.errors import UserError
 from fitspace.stats import effects
+from fitspace.stats.clusters import KINDS, cluster_parts
 from fitspace.stats.columns import columns
+from fitspace.stats.fits import LinearFit, remembered
 from fitspace.stats.formula import Term, label
 from fitspace.stats.given import Given, given, slopes
 from fitspace.stats.linear import CellsModel, Model, as_list, read, sum_of_squares, with_cells
@@ -25,7 +27,7 @@ from fitspace.stats.variances import welch_james, welch_part
 NAN = float("nan")
 HC = ("hc0", "hc1", "hc2", "hc3", "hc4")
 HETEROSCEDASTIC = {"welch": welch_part, "welch-james": welch_james}
-ROBUST = (*HC, *HETEROSCEDASTIC)
+ROBUST = (*HC, *HETEROSCEDASTIC, *KINDS)
 # A covariance this far from full rank is singular but for rounding.
 SINGULAR = 1e-10
 NO_DF = "no degrees of freedom are left for error, so nothing can be tested"
@@ -41,6 +43,7 @@ def anova(
     random: str | None = None,
     type: Literal[1, 2, 3] = 2,
     robust: str | None = None,
+    cluster: str | None = None,
     permutations: int | None = None,
     seed: int = 0,
     transform: str | None = None,
@@ -51,12 +54,13 @@ def anova(
 
     >>> table = pd.DataFrame({"y": [4.1, 4.5, 5.2, 5.0, 6.3, 6.1], "arm": list("aabbcc")})
     >>> anova(table, "y ~ arm")[["source", "df", "F", "p"]].round(4)
-         source   df        F       p
-    0       arm  2.0  38.3333  0.0073
-    1  residual  3.0      NaN     NaN
+         source  df     F       p
+    0       arm   2  45.5  0.0057
+    1  residual   3   NaN     NaN
 
-    ``response`` may be a formula: ``anova(table, "y ~ task*arm + task:seed")``. Columns of
-    numbers in a formula are slopes (see `given`).
+    What it returns without error strata can be given to `means`, `pairs`, `contrasts` and
+    `effect_sizes`. ``response`` may be a formula: ``anova(table, "y ~ task*arm + task:seed")``.
+    Columns of numbers in a formula are slopes (see `given`).
 
     Each sum of squares is what a term adds to the terms before it (type I), to all terms
     that do not contain it (II) or to all others in sum coding (III), by the rank of the
@@ -78,8 +82,9 @@ def anova(
         (Long and Ervin 2000); "welch": Welch's test (1951) of one factor, whose second
         degrees of freedom are the residual's; "welch-james": Johansen's test (1980) of the same
         hypotheses on the means of all cells, with the column den_df. Columns built on sums of
-        squares are NaN. A test whose covariance is singular is NaN, with the reason in
-        ``attrs["notes"]``.
+        squares are NaN. "cr0" to "cr3" with ``cluster``: rows of one cluster may go together in
+        any way (see `Clusters`); the degrees of freedom are in den_df. A test whose covariance is
+        singular is NaN, with the reason in ``attrs["notes"]``.
     permutations : number of random permutations for the column p_permutation, drawn by
         ``seed`` (see `permutation_p`).
     transform : analyse the response on the scale "log", "logit" or "box-cox" (see
@@ -94,29 +99,29 @@ def anova(
         type III of a rank-deficient design, or HC2 to HC4 with a row of leverage 1.
     """
     found = given(table, response, factors, block, interactions=interactions, formula=formula)
-    found = _over(found, random)
-    _check_options(found, type, robust, permutations, transform, exact_decimals)
+    if random is not None:
+        found = _over(found, random, formula is not None or "~" in (response or ""))
+    _check_options(found, type, robust, cluster, permutations, transform, exact_decimals)
     table, notes = _on_scale(table, found, transform)
     notes += slopes(found)
-    data = found.data(table, exact_decimals=exact_decimals)
+    data = found.data(table, as_list(cluster), exact_decimals)
     if found.error:
         result = strata(data, found.terms, found.error, blocks=found.blocks, type=type)
     else:
         model = Model(data, found.terms)
-        result, more = _tests(model, found.blocks, type, robust)
+        result, more = _tests(model, found.blocks, type, robust, cluster)
         if permutations:
             p = permutation_p(model, type, found.blocks, permutations, seed)
             result = result.assign(p_permutation=[*p, NAN])[columns("p_permutation")]
+        result = remembered(result, LinearFit(model))
         result.attrs["notes"] = data.notes + more
     result.attrs["notes"] = notes + result.attrs["notes"]
     return result
 
 
-def _over(found: Given, random: str | None) -> Given:
+def _over(found: Given, random: str, by_formula: bool) -> Given:
     """The model with the strata of a random factor: ``Error(random / (terms))``."""
-    if random is None:
-        return found
-    if found.error:
+    if by_formula:
         raise UserError("random: a formula names its strata itself: + Error(task/(A + B))")
     if (random,) in found.terms:
         raise UserError(f"random: {random!r} is also a factor or block")
@@ -135,19 +140,23 @@ def model_of(
     return given(table, response, factors, block, interactions=interactions).model(table)
 
 
-def _check_options(given: Given, type, robust, permutations, transform, exact_decimals) -> None:
+def _check_options(
+    given: Given, type, robust, cluster, permutations, transform, exact_decimals
+) -> None:
     problems = []
     if type not in (1, 2, 3):
         problems.append(f"type: {type!r}; allowed: 1, 2, 3")
     if robust is not None and robust not in ROBUST:
         problems.append(f"robust: {robust!r}; allowed: {', '.join(ROBUST)}")
-    elif robust in HETEROSCEDASTIC and given.blocks:
-        problems.append(f"robust: {robust!r} knows no blocks; use hc3, or a mixed model")
+    elif robust == "welch" and (given.blocks or [len(term) for term in given.terms] != [1]):
+        problems.append("robust: 'welch' compares the levels of one factor alone, without blocks")
+    elif robust == "welch-james" and given.blocks:
+        problems.append("robust: 'welch-james' knows no blocks; use hc3, or a mixed model")
     elif robust in HETEROSCEDASTIC and given.quantities:
         problems.append(f"robust: {robust!r} compares levels; {given.quantities} are numbers")
-    elif robust == "welch" and [len(term) for term in given.terms] != [1]:
-        problems.append("robust: 'welch' compares the levels of one factor alone, without blocks")
-    elif robust in HC and type == 1:
+    elif (robust in KINDS) != (cluster is not None):
+        problems.append(f"cluster: the column of the clusters, for robust {', '.join(KINDS)}")
+    elif robust in (*HC, *KINDS) and type == 1:
         problems.append("robust tests are Wald tests of type 2 or 3, not of type 1")
     if permutations is not None and (not isinstance(permutations, int) or permutations < 1):
         problems.append(f"permutations: {permutations!r}; allowed: a whole number above 0")
@@ -191,7 +200,7 @@ def check_full_rank(model: Model) -> None:
 
 
 def _tests(
-    model: Model, blocks: Sequence[Term], type: int, robust: str | None
+    model: Model, blocks: Sequence[Term], type: int, robust: str | None, cluster: str | None
 ) -> tuple[pd.DataFrame, list[str]]:
     """Rows of the terms and the residual row, and notes on what could not be tested."""
     df2, rss, notes = model.df, model.rss, without_error(model)
@@ -199,6 +208,9 @@ def _tests(
         check_full_rank(model)
     if robust in HETEROSCEDASTIC:
         parts, notes = HETEROSCEDASTIC[robust](model)
+    elif robust in KINDS:
+        parts, more = cluster_parts(model, type, model.data.codes[cluster], robust)
+        notes = notes or more
     elif robust:
         parts, more = _robust_parts(model, type, robust)
         notes = notes or more
@@ -208,12 +220,12 @@ def _tests(
         effects.tested(label(term), ss, df, F, den, model.n)
         for term, (ss, df, F, den) in zip(model.terms, parts, strict=True)
     ]
-    one = parts[0][3] if len(parts) == 1 else df2
-    rows.append({"source": "residual", "ss": NAN if robust else rss, "df": one})
+    rest = parts[0][3] if robust == "welch" else df2
+    rows.append({"source": "residual", "ss": NAN if robust else rss, "df": rest})
     result = pd.DataFrame(rows, columns=columns())
     ours = [term not in blocks for term in model.terms]
     result["p_holm"] = effects.holm(result["p"].where([*ours, False]).tolist())
-    if robust == "welch-james":
+    if robust in ("welch-james", *KINDS):
         result = result.assign(den_df=[*(part[3] for part in parts), NAN])[columns("den_df")]
     return result, notes
 

@@ -15,20 +15,16 @@ from fitspace.stats.linear import Model
 NAN = float("nan")
 
 
-class Tests(pd.DataFrame):
-    """A table of tests that remembers the fit it is of, so that means can be taken from it."""
+def remembered(table: pd.DataFrame, fit: Fit) -> pd.DataFrame:
+    """The table of tests, with the fit it is of: this object has it, no copy of it."""
+    object.__setattr__(table, "fit", fit)
+    return table
 
-    _metadata = ["fit"]
 
-    @property
-    def _constructor(self):
-        return pd.DataFrame
-
-    @classmethod
-    def of(cls, table: pd.DataFrame, fit: Fit) -> Tests:
-        result = cls(table)
-        result.attrs, result.fit = table.attrs, fit
-        return result
+def fit_of(source) -> Fit | None:
+    """The fit that a table of tests remembers, or a fit itself; None for any other table."""
+    found = source if isinstance(source, Fit) else getattr(source, "fit", None)
+    return found if isinstance(found, Fit) else None
 
 
 class Fit:

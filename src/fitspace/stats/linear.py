@@ -259,7 +259,7 @@ def with_cells(table: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFram
     labels = [as_labels(table[name]) for name in factors]
     cells = pd.Series(list(zip(*labels, strict=True)), index=table.index)
     empty = pd.concat(labels, axis=1).isna().any(axis=1)
-    name = f"cell of {label(tuple(factors))}"
+    name = f"cell of {' and '.join(factors)}"
     return table.assign(**{name: cells.map(str).mask(empty)}), name
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from fitspace.core.errors import UserError
-from fitspace.stats.fits import Fit, LinearFit
+from fitspace.stats.fits import Fit, LinearFit, fit_of
 from fitspace.stats.given import given
 from fitspace.stats.linear import (
     CellsModel,
@@ -103,9 +103,9 @@ def pairs(
     >>> table = pd.DataFrame({"y": [4.0, 4.5, 5.0, 5.5, 6.5, 6.0], "arm": list("aabbcc")})
     >>> pairs(table, "arm", "y ~ arm")[["contrast", "estimate", "p", "p_adjusted"]].round(4)
       contrast  estimate       p  p_adjusted
-    0    a - b      -1.0  0.0663      0.1267
-    1    a - c      -2.0  0.0109      0.0219
-    2    b - c      -1.0  0.0663      0.1267
+    0    a - b      -1.0  0.0663      0.1288
+    1    a - c      -2.0  0.0109      0.0222
+    2    b - c      -1.0  0.0663      0.1288
 
     Columns: ``by`` if given, contrast (``a - b``), estimate, se, df, t, p (unadjusted),
     p_adjusted, low, high (simultaneous), each family within one level of ``by``. ``adjust``:
@@ -184,7 +184,7 @@ def contrasts(
     >>> found = contrasts(table, "y ~ arm", "arm", asked)
     >>> found[["contrast", "estimate", "t", "p", "p_adjusted"]].round(4)
                  contrast  estimate       t       p  p_adjusted
-    0  a against the rest      -1.5 -4.8990  0.0163      0.0325
+    0  a against the rest      -1.5 -4.8990  0.0163      0.0326
     1         b against c      -1.0 -2.8284  0.0663      0.0663
 
     Columns as in `pairs`. ``attrs["joint"]`` has F, num_df, den_df and p of the hypothesis that
@@ -234,7 +234,7 @@ def _fitted(
     """The fit of a table of runs, or the one that a table of tests is of."""
     asked = list(dict.fromkeys([*as_list(by), *as_list(factor)]))
     described = formula or response or factors or block or random
-    fit = source if isinstance(source, Fit) else getattr(source, "fit", None)
+    fit = fit_of(source)
     if fit is not None and described:
         raise UserError("these tests have their model already; give the table of runs for another")
     if fit is None and random is not None:
@@ -246,6 +246,8 @@ def _fitted(
         if formula is None:
             factors = as_list(factors) or asked
         found = given(source, model, factors, block, interactions=interactions)
+        if found.error:
+            raise UserError("Error() has a meaning only in an anova; name its terms in random")
         fit = LinearFit(found.model(source, [name for name in asked if name not in found.names]))
     unknown = [name for name in asked if name not in fit.model.data.levels]
     if unknown:
@@ -296,8 +298,8 @@ class Grid:
         }
         return pd.DataFrame(columns, index=range(len(at)))
 
-    def weights(self, at: Sequence[Mapping[str, str]]) -> np.ndarray:
-        """Rows (m, p) of the model matrix averaged over the grid at some levels."""
+    def weights(self, at: Sequence[Mapping[str, str | float]]) -> np.ndarray:
+        """Rows (m, p) of the model matrix averaged over the grid at some levels or numbers."""
         rows = []
         for levels in at:
             parts = [
@@ -307,10 +309,10 @@ class Grid:
             rows.append(np.concatenate([[1.0], *parts]))
         return np.array(rows)
 
-    def _part(self, term, name: str, levels: Mapping[str, str]) -> np.ndarray:
+    def _part(self, term, name: str, levels: Mapping) -> np.ndarray:
         data = self.model.data
         if name in data.quantities:
-            return np.array([data.quantities[name].mean()])
+            return np.array([levels.get(name, data.quantities[name].mean())])
         coding = self.model.coding(term, name)
         if name in levels:
             return coding[data.levels[name].index(levels[name])]

@@ -19,7 +19,7 @@ from scipy.special import fdtrc
 
 from fitspace.core.errors import UserError
 from fitspace.stats.anova import check_full_rank
-from fitspace.stats.fits import Fit, Tests, independent
+from fitspace.stats.fits import Fit, independent, remembered
 from fitspace.stats.formula import Term, label, term_of
 from fitspace.stats.given import given, slopes
 from fitspace.stats.linear import RANK_TOLERANCE, Data, Model, as_list
@@ -35,7 +35,7 @@ def mixed(
     ddf: str = "kenward-roger",
     *,
     type: Literal[1, 2, 3] = 3,
-) -> Tests:
+) -> pd.DataFrame:
     """Tests of the fixed effects of a mixed model, lost runs or not; one row per term.
 
     >>> runs = pd.DataFrame(
@@ -44,7 +44,7 @@ def mixed(
     ... )
     >>> mixed(runs[1:], "y ~ arm", random=["task", "task:arm"]).round(4)
       source  num_df  den_df        F       p
-    0    arm       1  2.0016  15.3409  0.0594
+    0    arm       1   1.859  17.3297  0.0602
 
     Each random term is an independent, normal shift of its levels: ``task``, or ``task:arm`` for
     each combination. Columns: source, num_df, den_df, F, p. ``attrs["variances"]`` has the REML
@@ -75,7 +75,7 @@ def mixed(
         rows.append(row | {"p": float(fdtrc(df1, df2, F)) if F == F else NAN})
     result = pd.DataFrame(rows)
     result.attrs = {"notes": notes, "variances": fit.variances}
-    return Tests.of(result, fit)
+    return remembered(result, fit)
 
 
 def _hypothesis(fit: MixedFit, term: Term, type: int) -> np.ndarray:

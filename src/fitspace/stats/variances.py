@@ -76,9 +76,9 @@ def games_howell(
     ... )
     >>> games_howell(table, "y", "arm")[["contrast", "estimate", "df", "p", "p_adjusted"]].round(4)
       contrast  estimate      df       p  p_adjusted
-    0    a - b   -2.0000  2.1797  0.1058      0.2015
-    1    a - c   -2.0333  3.9921  0.0007      0.0017
-    2    b - c   -0.0333  2.1619  0.9683      0.9990
+    0    a - b   -2.0000  2.1780  0.1039      0.1862
+    1    a - c   -2.0333  3.9900  0.0007      0.0015
+    2    b - c   -0.0333  2.1611  0.9678      0.9989
 
     Columns as in `pairs`: Welch's t on Satterthwaite's degrees of freedom, p_adjusted and limits
     by the studentized range. A level with one run has no variance: NaN, with a note.
