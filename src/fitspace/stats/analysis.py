@@ -415,16 +415,19 @@ def _power(used: pd.DataFrame, table: pd.DataFrame, design: _Design) -> pd.DataF
 
 def _residuals(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
     """Of the model analysed; Cook's distance is the influence of a run on all fitted values."""
+    from statsmodels.regression.linear_model import OLS
+
     model = model_of(main, design.response, design.factors, **design.model)
-    data = model.data
-    r, h = model.residuals, model.leverage
-    scale = model.rank * model.rss / model.df if model.df else NAN
-    free = np.where(h < 1 - 1e-9, 1 - h, NAN)
+    data, r, h = model.data, model.residuals, model.leverage
+    with np.errstate(all="ignore"):
+        cooks = OLS(data.y, model.basis).fit().get_influence().cooks_distance[0]
+    # A row that its own parameter fits has no influence on the others, and no error no scale.
+    known = (h < 1 - 1e-9) & bool(model.df and model.rss)
     columns = {
         "fitted": data.y - r + data.mean,
         "residual": r,
         "leverage": h,
-        "cooks_distance": r**2 * h / free**2 / scale if scale else np.full(model.n, NAN),
+        "cooks_distance": np.where(known, cooks, NAN),
     }
     residuals = pd.DataFrame(columns, index=data.index)
     run = main["run"] if "run" in main else pd.Series(main.index, main.index)

@@ -27,14 +27,14 @@ def levene(table: pd.DataFrame, response: str, factors: str | Sequence[str]) -> 
     ------
     UserError : a table that cannot be analysed.
     """
-    return _distances(table, response, factors, np.mean)
+    return _distances(table, response, factors, "mean")
 
 
 def brown_forsythe(
     table: pd.DataFrame, response: str, factors: str | Sequence[str]
 ) -> pd.DataFrame:
     """Brown and Forsythe's test (1974): `levene` with distances from the medians."""
-    return _distances(table, response, factors, np.median)
+    return _distances(table, response, factors, "median")
 
 
 def welch(table: pd.DataFrame, response: str, factors: str | Sequence[str]) -> pd.DataFrame:
@@ -54,16 +54,12 @@ def welch(table: pd.DataFrame, response: str, factors: str | Sequence[str]) -> p
 def welch_ratio(groups: Sequence[np.ndarray]) -> tuple[float, int, float]:
     """Welch's F of groups of values and its two degrees of freedom."""
     k = len(groups)
-    n = np.array([len(y) for y in groups], dtype=float)
-    if n.min() < 2 or min(np.ptp(y) for y in groups) == 0:
+    if min(map(len, groups)) < 2 or min(np.ptp(y) for y in groups) == 0:
         return NAN, k - 1, NAN
-    means = np.array([y.mean() for y in groups])
-    weights = n / np.array([y.var(ddof=1) for y in groups])
-    share = weights / weights.sum()
-    lost = np.sum((1 - share) ** 2 / (n - 1))
-    between = np.sum(weights * (means - share @ means) ** 2) / (k - 1)
-    F = between / (1 + 2 * (k - 2) / (k**2 - 1) * lost)
-    return F, k - 1, (k**2 - 1) / (3 * lost)
+    from statsmodels.stats.oneway import anova_oneway
+
+    found = anova_oneway(groups, use_var="unequal", welch_correction=True)
+    return float(found.statistic), k - 1, float(found.df_denom)
 
 
 def games_howell(
@@ -187,16 +183,17 @@ def _groups(table: pd.DataFrame, response: str, factors) -> tuple[str, list[np.n
     return ":".join(factors), [data.y[codes == code] for code in range(codes.max() + 1)]
 
 
-def _distances(table: pd.DataFrame, response: str, factors, centre) -> pd.DataFrame:
+def _distances(table: pd.DataFrame, response: str, factors, centre: str) -> pd.DataFrame:
+    from scipy.stats import levene
+
     source, groups = _groups(table, response, factors)
-    distances = [np.abs(y - centre(y)) for y in groups]
     k, n = len(groups), sum(map(len, groups))
-    overall = np.concatenate(distances).mean()
-    between = sum(len(d) * (d.mean() - overall) ** 2 for d in distances)
+    middle = np.median if centre == "median" else np.mean
+    distances = [np.abs(y - middle(y)) for y in groups]
     within = sum(np.sum((d - d.mean()) ** 2) for d in distances)
     # With two runs a cell both are as far from their median: what is left is rounding.
     spread = within > 1e-20 * sum(np.sum(d**2) for d in distances)
-    F = between / (k - 1) / (within / (n - k)) if n > k and spread else NAN
+    F = float(levene(*groups, center=centre).statistic) if n > k and spread else NAN
     return _row(source, F, k - 1, n - k)
 
 
