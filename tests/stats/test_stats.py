@@ -318,7 +318,7 @@ CSV = {
         {},
         ["factor 'a': '1' and '1.0' are one number"],
     ),
-    "decimal comma": ("y;a\n1,5;u\n2;v\n3;v\n", {}, ["'1,5' in row 1"]),
+    "decimal comma": ('y,a\n"1,5",u\n2,v\n3,v\n', {}, ["'1,5' in row 1"]),
     "underscore": ("y,a\n1_0,u\n2,v\n3,v\n", {}, ["'1_0' in row 1"]),
     "too large": ("y,a\n1e200,u\n2,v\n3,v\n", {}, ["have no squares in float64"]),
     "too small": ("y,a\n1e-200,u\n2e-200,v\n0,v\n", {}, ["have no squares in float64"]),
@@ -351,7 +351,7 @@ def test_file_errors(tmp_path, text, options, says):
 def test_missing_and_binary_files(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         anova_of_file(tmp_path / "none.csv", formula="y ~ a")
-    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x81" * 9)
+    (tmp_path / "binary.csv").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x81" * 9)
     with pytest.raises(UserError, match="not a readable CSV"):
         anova_of_file(tmp_path / "binary.csv", formula="y ~ a")
 

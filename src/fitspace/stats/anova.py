@@ -15,6 +15,7 @@ from fitspace.core.errors import UserError
 from fitspace.stats import effects
 from fitspace.stats.clusters import KINDS, cluster_parts
 from fitspace.stats.columns import columns
+from fitspace.stats.digits import NOISE
 from fitspace.stats.fits import LinearFit, remembered
 from fitspace.stats.formula import Term, label
 from fitspace.stats.given import Given, given, slopes
@@ -29,7 +30,7 @@ HC = ("hc0", "hc1", "hc2", "hc3", "hc4")
 HETEROSCEDASTIC = {"welch": welch_part, "welch-james": welch_james}
 ROBUST = (*HC, *HETEROSCEDASTIC, *KINDS)
 # A covariance this far from full rank is singular but for rounding.
-SINGULAR = 1e-10
+SINGULAR = 1e-12
 NO_DF = "no degrees of freedom are left for error, so nothing can be tested"
 
 
@@ -279,16 +280,15 @@ def _robust_parts(
 
 
 def _rank(cov: np.ndarray) -> int:
-    """Rank of a covariance matrix (k, k), each coefficient in its own units."""
-    scale = np.sqrt(np.diag(cov))
-    if not (scale > 0).all():
-        return int(np.sum(scale > 0))
-    values = np.linalg.eigvalsh(cov / np.outer(scale, scale))
-    return int(np.sum(values > SINGULAR * values[-1]))
+    """Rank of the covariance (k, k) of coefficients by an orthonormal basis."""
+    values = np.linalg.eigvalsh(cov)
+    return int(np.sum(values > SINGULAR * values[-1])) if values[-1] > 0 else 0
 
 
 def _hc_weights(model: Model, robust: str) -> np.ndarray:
-    squares, h, n, p = model.residuals**2, model.leverage, model.n, model.rank
+    residuals, h, n, p = model.residuals, model.leverage, model.n, model.rank
+    noise = max(NOISE * np.abs(model.data.y).max(), model.data.rounding)
+    squares = np.where(np.abs(residuals) > noise, residuals, 0.0) ** 2
     if robust == "hc0" or model.df == 0:
         return squares
     if robust == "hc1":
