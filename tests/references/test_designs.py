@@ -17,7 +17,7 @@ import pytest
 from fitspace import stats
 from fitspace.core.errors import UserError
 from fitspace.stats import effects
-from fitspace.stats.clusters import Clusters
+from fitspace.stats.clusters import ClusterFit
 from fitspace.stats.fits import wald
 from fitspace.stats.given import given
 from fitspace.stats.linear import Model
@@ -272,10 +272,10 @@ def clustered(name):
     # The covariances themselves, by Wald's F on n - p degrees of freedom.
     for kind in ("cr0", "cr1", "cr2", "cr3"):
         clusters = clusters_of(table, formula, kind)
-        model = clusters.fit.model
+        model = clusters.model
         for term in model.terms:
-            rows = model.added(term, 2)[0].T @ clusters.fit.basis
-            F = wald(rows, clusters.fit.coefficients, clusters.covariance)
+            rows = model.added(term, 2)[0].T @ clusters.basis
+            F = wald(rows, clusters.coefficients, clusters.covariance)
             expected = r["wald_df2_n_minus_p"][f"clubSandwich_{kind.upper()}"][term[0]]
             hold(F, expected["F"])
     holds(stats.means(table, "arm", formula), r["emmeans_CR2 ~arm"], {"estimate": "emmean"})
@@ -284,7 +284,7 @@ def clustered(name):
 def clusters_of(table, formula, kind):
     data = given(table, formula).data(table, ["task"])
     model = Model(data, given(table, formula).terms)
-    return Clusters(model, data.codes["task"], kind)
+    return ClusterFit(model, data.codes["task"], kind)
 
 
 def rank_deficient(name):
@@ -608,7 +608,7 @@ def absorbed_clusters(name):
     for column, key in (("F", "Fstat"), ("den_df", "df_denom"), ("p", "p_val")):
         hold(row[column], expected[key])
     assert math.isnan(by_source(got).loc["task", "F"])
-    assert "task has no cr2 test" in got.attrs["notes"][0]
+    assert "task has no robust test" in got.attrs["notes"][0]
     with pytest.raises(UserError, match="without one of them a coefficient is lost"):
         stats.anova(table, formula, robust="cr3", cluster="task")
 

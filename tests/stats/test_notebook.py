@@ -180,7 +180,6 @@ REFUSED = {
     "too few scores": (lambda t: stats.trend(t, "y", "rank", [1, 2]), "4 finite numbers"),
     "one factor": (lambda t: stats.surface(t, "y", ["rank"]), "at least 2"),
     "a cluster alone": (lambda t: stats.anova(t, "y ~ arm", cluster="task"), "for robust cr0"),
-    "clusters unnamed": (lambda t: stats.anova(t, "y ~ arm", robust="cr2"), "cluster: the column"),
     "welch-james beside blocks": (
         lambda t: stats.anova(t, "y ~ arm", robust="welch-james", block="task"), "knows no blocks",
     ),

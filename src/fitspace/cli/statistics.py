@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
             "cr3",
         ),
     )
-    anova.add_argument("--cluster", metavar="COLUMN", help="whose rows go together, for cr0 to cr3")
+    anova.add_argument("--cluster", metavar="COLUMN", help="its rows go together; for cr0 to cr3")
     anova.add_argument("--permutations", type=int, metavar="N", help="also p by permutation")
     anova.add_argument("--seed", type=int, default=0, help="of the permutations")
     anova.add_argument("--transform", choices=("log", "logit", "box-cox"), help="of the response")

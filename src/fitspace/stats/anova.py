@@ -13,7 +13,7 @@ from scipy.linalg import cholesky, solve_triangular
 
 from fitspace.core.errors import UserError
 from fitspace.stats import effects
-from fitspace.stats.clusters import KINDS, cluster_parts
+from fitspace.stats.clusters import KINDS, ClusterFit, cluster_parts
 from fitspace.stats.columns import columns
 from fitspace.stats.digits import NOISE
 from fitspace.stats.fits import LinearFit, remembered
@@ -83,8 +83,9 @@ def anova(
         (Long and Ervin 2000); "welch": Welch's test (1951) of one factor, whose second
         degrees of freedom are the residual's; "welch-james": Johansen's test (1980) of the same
         hypotheses on the means of all cells, with the column den_df. Columns built on sums of
-        squares are NaN. "cr0" to "cr3" with ``cluster``: rows of one cluster may go together in
-        any way (see `Clusters`); the degrees of freedom are in den_df. A test whose covariance is
+        squares are NaN. "cr0" to "cr3": rows of one ``cluster`` may go together in any way,
+        and without one each row may have its own variance (see `ClusterFit`): cr2 is then hc2, and
+        cr3 hc3, with the degrees of freedom that they have, in den_df. A test whose covariance is
         singular is NaN, with the reason in ``attrs["notes"]``.
     permutations : number of random permutations for the column p_permutation, drawn by
         ``seed`` (see `permutation_p`).
@@ -110,11 +111,13 @@ def anova(
         result = strata(data, found.terms, found.error, blocks=found.blocks, type=type)
     else:
         model = Model(data, found.terms)
-        result, more = _tests(model, found.blocks, type, robust, cluster)
+        codes = data.codes[cluster] if cluster else np.arange(model.n)
+        fit = ClusterFit(model, codes, robust) if robust in KINDS else LinearFit(model)
+        result, more = _tests(fit, found.blocks, type, robust)
         if permutations:
             p = permutation_p(model, type, found.blocks, permutations, seed)
             result = result.assign(p_permutation=[*p, NAN])[columns("p_permutation")]
-        result = remembered(result, LinearFit(model))
+        result = remembered(result, fit)
         result.attrs["notes"] = data.notes + more
     result.attrs["notes"] = notes + result.attrs["notes"]
     return result
@@ -155,7 +158,7 @@ def _check_options(
         problems.append("robust: 'welch-james' knows no blocks; use hc3, or a mixed model")
     elif robust in HETEROSCEDASTIC and given.quantities:
         problems.append(f"robust: {robust!r} compares levels; {given.quantities} are numbers")
-    elif (robust in KINDS) != (cluster is not None):
+    elif cluster is not None and robust not in KINDS:
         problems.append(f"cluster: the column of the clusters, for robust {', '.join(KINDS)}")
     elif robust in (*HC, *KINDS) and type == 1:
         problems.append("robust tests are Wald tests of type 2 or 3, not of type 1")
@@ -201,16 +204,17 @@ def check_full_rank(model: Model) -> None:
 
 
 def _tests(
-    model: Model, blocks: Sequence[Term], type: int, robust: str | None, cluster: str | None
+    fit: LinearFit, blocks: Sequence[Term], type: int, robust: str | None
 ) -> tuple[pd.DataFrame, list[str]]:
     """Rows of the terms and the residual row, and notes on what could not be tested."""
+    model = fit.model
     df2, rss, notes = model.df, model.rss, without_error(model)
     if type == 3:
         check_full_rank(model)
     if robust in HETEROSCEDASTIC:
         parts, notes = HETEROSCEDASTIC[robust](model)
     elif robust in KINDS:
-        parts, more = cluster_parts(model, type, model.data.codes[cluster], robust)
+        parts, more = cluster_parts(fit, type)
         notes = notes or more
     elif robust:
         parts, more = _robust_parts(model, type, robust)

@@ -1,11 +1,13 @@
-"""Tests that hold where rows of one cluster go together, whatever way they do."""
+"""Tests that hold where rows differ in spread, or those of one cluster go together."""
 
 from __future__ import annotations
+
+from functools import cached_property
 
 import numpy as np
 
 from fitspace.core.errors import UserError
-from fitspace.stats.fits import LinearFit
+from fitspace.stats.fits import LinearFit, independent
 from fitspace.stats.formula import label
 from fitspace.stats.linear import Model
 
@@ -13,12 +15,15 @@ NAN = float("nan")
 KINDS = ("cr0", "cr1", "cr2", "cr3")
 
 
-class Clusters:
-    """Sandwich covariance of a linear model's coefficients, its rows in clusters.
+class ClusterFit(LinearFit):
+    """Least squares with a sandwich covariance, of rows in clusters or each by itself.
 
     ``cr0`` takes residuals as they are, ``cr1`` times sqrt(m / (m - 1)) for m clusters, ``cr2``
-    makes them unbiased where rows are independent (Bell and McCaffrey 2002), ``cr3`` leaves each
-    cluster out once.
+    makes them unbiased where rows are independent and alike (Bell and McCaffrey 2002), ``cr3``
+    leaves each cluster out once. Degrees of freedom are Satterthwaite's, by a working model of
+    independent rows; of several functions those of Hotelling's T squared (Pustejovsky and Tipton
+    2018). With every row its own cluster cr2 and cr3 are hc2 and hc3, and so are their degrees of
+    freedom: few where few rows say how the others spread.
 
     Raises
     ------
@@ -26,43 +31,52 @@ class Clusters:
     """
 
     def __init__(self, model: Model, codes: np.ndarray, kind: str):
-        self.fit = LinearFit(model)
-        x, n = self.fit.basis, model.n
+        super().__init__(model)
+        x, n = self.basis, model.n
         rows = [np.flatnonzero(codes == c) for c in range(codes.max() + 1)]
         rows = [of for of in rows if len(of)]
         if len(rows) < 2:
             raise UserError("cluster: one level; needed: at least 2")
         left = np.eye(n) - x @ x.T
-        # Of each cluster: how the residuals of all rows enter its score (rank, n).
-        self.scores = [
-            x[of].T @ _adjusted(left[np.ix_(of, of)], kind, len(rows)) @ left[of] for of in rows
-        ]
-        seen = [score @ model.data.y for score in self.scores]
-        self.covariance = sum(np.outer(score, score) for score in seen)
+        # Of each cluster: how the residuals of all rows enter its score (clusters, rank, n).
+        self.scores = np.array(
+            [x[of].T @ _adjusted(left[np.ix_(of, of)], kind, len(rows)) @ left[of] for of in rows]
+        )
 
-    def test(self, rows: np.ndarray) -> tuple[float, int, float]:
-        """F of functions (q, rank) of the coefficients being 0, and its degrees of freedom.
+    @cached_property
+    def covariance(self) -> np.ndarray:
+        seen = self.scores @ self.model.residuals
+        return seen.T @ seen
 
-        Hotelling's T squared with the degrees of freedom of Pustejovsky and Tipton (2018), by a
-        working model of independent rows; for one function they are Satterthwaite's.
-        """
-        q = np.linalg.matrix_rank(rows, tol=1e-10 * np.linalg.norm(rows, 2))
-        rows = np.linalg.svd(rows, full_matrices=False)[2][:q]  # orthonormal, as the basis is
+    def df(self, row: np.ndarray) -> float:
+        return self._degrees(row[None])
+
+    def joint(self, rows: np.ndarray) -> tuple[float, int, float]:
+        rows = independent(rows)
+        q = len(rows)
         cov = rows @ self.covariance @ rows.T
         values = np.linalg.eigvalsh(cov)
-        if not values[0] > 1e-10 * values[-1]:
+        if not values[0] > 1e-12 * values[-1]:
             return NAN, q, NAN
-        found = rows @ self.fit.coefficients
-        turned = np.array([rows @ score for score in self.scores])  # (clusters, q, n)
-        expected = np.linalg.inv(np.linalg.cholesky(np.einsum("isn,itn->st", turned, turned)))
-        turned = np.einsum("rs,isn->irn", expected, turned)
-        products = np.einsum("isn,jtn->ijst", turned, turned)
-        own = np.einsum("ijss->ijs", products)
-        spread = np.einsum("ijs,ijt->", own, own) + np.einsum("ijst,ijts->", products, products)
-        df = q * (q + 1) / spread
+        df = self._degrees(rows)
         left = df - q + 1
+        found = rows @ self.coefficients
         statistic = float(found @ np.linalg.solve(cov, found))
-        return (left / (df * q) * statistic, q, float(left)) if left > 0 else (NAN, q, NAN)
+        return (left / (df * q) * statistic, q, left) if left > 0 else (NAN, q, NAN)
+
+    def _degrees(self, rows: np.ndarray) -> float:
+        """Degrees of freedom of the covariance of functions (q, rank) of the coefficients."""
+        q = len(rows)
+        turned = np.einsum("qr,irn->iqn", rows, self.scores)
+        expected = np.einsum("iqn,irn->qr", turned, turned)
+        if not np.linalg.eigvalsh(expected)[0] > 1e-12 * np.trace(expected):
+            return NAN
+        scaled = np.linalg.inv(np.linalg.cholesky(expected))
+        turned = np.einsum("rq,iqn->irn", scaled, turned)
+        flat = turned.reshape(-1, self.model.n)
+        products = (flat @ flat.T).reshape(len(turned), q, len(turned), q).transpose(0, 2, 1, 3)
+        own = np.einsum("ijss->ij", products)
+        return float(q * (q + 1) / (np.sum(own**2) + np.einsum("ijst,ijts->", products, products)))
 
 
 def _adjusted(left: np.ndarray, kind: str, clusters: int) -> np.ndarray:
@@ -83,18 +97,17 @@ def _adjusted(left: np.ndarray, kind: str, clusters: int) -> np.ndarray:
 
 
 def cluster_parts(
-    model: Model, type: int, codes: np.ndarray, kind: str
+    fit: ClusterFit, type: int
 ) -> tuple[list[tuple[float, int, float, float]], list[str]]:
     """Of each term: no sum of squares, degrees of freedom, F, and those of its error."""
-    clusters = Clusters(model, codes, kind)
     parts, notes = [], []
-    for term in model.terms:
-        basis, _ = model.added(term, type)
-        if not basis.shape[1]:
-            parts.append((NAN, 0, NAN, NAN))
-            continue
-        F, df, df2 = clusters.test(basis.T @ clusters.fit.basis)
+    for term in fit.model.terms:
+        basis, _ = fit.model.added(term, type)
+        F, df, df2 = fit.joint(basis.T @ fit.basis) if basis.shape[1] else (NAN, 0, NAN)
         parts.append((NAN, df, F, df2))
-        if F != F:
-            notes.append(f"{label(term)} has no {kind} test: too few clusters for its {df} df")
+        if df and F != F:
+            notes.append(
+                f"{label(term)} has no robust test: too few rows or clusters tell how the rest "
+                f"spreads, for its {df} degrees of freedom"
+            )
     return parts, notes

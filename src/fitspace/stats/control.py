@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from fitspace.core.errors import UserError
+from fitspace.stats.clusters import KINDS, ClusterFit
 from fitspace.stats.fits import LinearFit
 from fitspace.stats.given import given
 from fitspace.stats.means import Grid
@@ -24,6 +25,7 @@ def dunnett(
     block: str | Sequence[str] | None = None,
     alternative: str = "two-sided",
     *,
+    robust: str | None = None,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Every level of a factor against one of them, as one family (Dunnett 1955).
@@ -38,14 +40,15 @@ def dunnett(
 
     The model is ``block + factor``; a block may be a combination, ``task:seed``. Columns as in
     `pairs`, rows in the order of the levels. p_adjusted and the limits are exact to 1e-13 where
-    the correlations are products, as without blocks or with complete ones, and to about 1e-6
-    otherwise (see `multiplicity`).
+    the correlations are products, as without blocks or with complete ones, and to about 1e-4
+    otherwise (see `multiplicity`). ``robust``, "cr2" or "cr3", lets every run have its own
+    variance, as in `anova`.
 
     Raises
     ------
     UserError : a table that cannot be analysed, or a control that is no level of the factor.
     """
-    rows, correlation, _ = _against(table, response, factor, control, block)
+    rows, correlation, _ = _against(table, response, factor, control, block, robust)
     return compared(
         rows, "dunnett", correlation=correlation, alternative=alternative, confidence=confidence
     )
@@ -146,10 +149,13 @@ def _assay(row: pd.Series, better: int) -> dict:
     return {"estimate": estimate, "se": se, "df": df, "t": t, "p": p}
 
 
-def _against(table, response, factor, control, block):
+def _against(table, response, factor, control, block, robust=None):
     """Differences of the levels from the control: rows, their correlation, and notes."""
     found = given(table, response, [factor], block)
-    fit = LinearFit(found.model(table))
+    model = found.model(table)
+    if robust not in (None, *KINDS):
+        raise UserError(f"robust: {robust!r}; allowed: {', '.join(KINDS)}")
+    fit = ClusterFit(model, np.arange(model.n), robust) if robust else LinearFit(model)
     grid = Grid(fit, factor, None)
     levels, name = [grid.name(at) for at in grid.at], grid.text(control)
     if name not in levels:
