@@ -99,12 +99,12 @@ class Design:
         k = len(self.model.data.levels[factor])
         return np.max(np.abs(weights @ y) / se, axis=0) / tukey_critical(k, self.model.df, ALPHA)
 
-    def robust_pairs(self, factor: str, y: np.ndarray) -> np.ndarray:
-        """The same by hc2, each pair on its own degrees of freedom."""
-        weights = self.differences(factor)
-        squares = self.residuals(y) ** 2 / np.maximum(self.left, 1e-9)[:, None]
+    def robust_pairs(self, factor: str, y: np.ndarray, kind: str) -> np.ndarray:
+        """The same by hc2 or hc3, each pair on its own degrees of freedom."""
+        weights, power = self.differences(factor), 1 if kind == "cr2" else 2
+        squares = self.residuals(y) ** 2 / np.maximum(self.left, 1e-9)[:, None] ** power
         se = np.sqrt(weights**2 @ squares)
-        fit, k = self.own_spreads("cr2"), len(self.model.data.levels[factor])
+        fit, k = self.own_spreads(kind), len(self.model.data.levels[factor])
         df = [round(fit.df(row @ self.fit.basis), 3) for row in weights]
         ends = [tukey_critical(k, one, ALPHA) for one in df]
         return np.max(np.abs(weights @ y) / se / np.array(ends)[:, None], axis=0)
@@ -117,7 +117,7 @@ def shown(rates: dict[str, np.ndarray], what: str, where: str, rows: list) -> No
 
 
 def factorial(simulations: int, rows: list) -> None:
-    """The 16 legal pairs of input and output on one task, two seeds."""
+    """The 16 legal pairs of input and output on one task, two seeds; and all points."""
     keep = lambda runs: runs[runs["arm"] == "adapter"]  # noqa: E731
     design = Design("emoji", "clip_i", "y ~ seed + input + output", keep)
     for scenario in (None, "input", "output"):
@@ -129,9 +129,30 @@ def factorial(simulations: int, rows: list) -> None:
             p["F and HC2 with its df"] = np.maximum(p["F"], p["HC2 with its df"])
             rates = {name: value < ALPHA for name, value in p.items()}
             rates["Tukey, any pair"] = design.pairs(factor, y) > 1
-            rates["HC2 pairs, any"] = design.robust_pairs(factor, y) > 1
-            both = rates["Tukey, any pair"] & rates["HC2 pairs, any"]
-            shown(rates | {"Tukey and HC2, any pair": both}, factor, where, rows)
+            rates |= own_pairs(design, factor, y, rates["Tukey, any pair"])
+            shown(rates, factor, where, rows)
+    design = Design("emoji", "clip_i", "y ~ seed + point")
+    y = design.noise(design.spread("point"), simulations, seed=4)
+    for control in ("none", "full"):
+        shown(controls(design, "point", control, y), "point", "emoji, spreads by point", rows)
+
+
+def own_pairs(design: Design, factor: str, y: np.ndarray, tukey: np.ndarray) -> dict:
+    rates = {}
+    for kind, name in (("cr2", "HC2"), ("cr3", "HC3")):
+        own = design.robust_pairs(factor, y, kind) > 1
+        rates |= {f"{name} with its df, any pair": own}
+        rates |= {f"Tukey and {name} with its df, any pair": own & tukey}
+    return rates
+
+
+def controls(design: Design, factor: str, control: str, y: np.ndarray) -> dict:
+    plain = against(design, factor, control, y, None)
+    rates = {f"Dunnett against {control}, any": plain}
+    for kind, name in (("cr2", "HC2"), ("cr3", "HC3")):
+        both = plain & against(design, factor, control, y, kind)
+        rates[f"Dunnett against {control}, and by {name} with its df, any"] = both
+    return rates
 
 
 def fixed_tasks(simulations: int, rows: list) -> None:
@@ -143,15 +164,15 @@ def fixed_tasks(simulations: int, rows: list) -> None:
         p["F and HC2 with its df"] = np.maximum(p["F"], p["HC2 with its df"])
         rates = {name: value < ALPHA for name, value in p.items()}
         rates["Tukey, any pair"] = design.pairs("arm", y) > 1
-        rates["HC2 pairs, any"] = design.robust_pairs("arm", y) > 1
-        for kind, name in ((None, "Dunnett"), ("cr2", "Dunnett by HC2")):
-            rates[f"{name} against none, any"] = against(design, "none", y, kind)
+        rates |= own_pairs(design, "arm", y, rates["Tukey, any pair"])
+        rates |= controls(design, "arm", "none", y)
         shown(rates, "arm", f"emoji-difffit, {response}, spreads by arm", rows)
         noninferior(design, y, f"emoji-difffit, {response}, spreads by arm", rows)
 
 
-def against(design: Design, control: str, y: np.ndarray, kind: str | None) -> np.ndarray:
-    grid = Grid(design.fit, "arm", None)
+def against(design: Design, factor: str, control: str, y: np.ndarray, kind) -> np.ndarray:
+    """Whether any level is said to differ from the control (simulations,)."""
+    grid = Grid(design.fit, factor, None)
     at = [grid.name(level) for level in grid.at].index(control)
     weights = grid.weights(grid.at)
     weights = np.delete(weights - weights[at], at, axis=0)
@@ -162,7 +183,8 @@ def against(design: Design, control: str, y: np.ndarray, kind: str | None) -> np
         se = np.linalg.norm(seen, axis=1)[:, None] * np.sqrt(error)
         ends = np.full(len(rows), largest.critical(design.model.df, ALPHA))
     else:
-        squares = design.residuals(y) ** 2 / np.maximum(design.left, 1e-9)[:, None]
+        power = 1 if kind == "cr2" else 2
+        squares = design.residuals(y) ** 2 / np.maximum(design.left, 1e-9)[:, None] ** power
         se, fit = np.sqrt(seen**2 @ squares), design.own_spreads(kind)
         ends = np.array([largest.critical(round(fit.df(row), 3), ALPHA) for row in rows])
     return np.max(np.abs(seen @ y) / se / ends[:, None], axis=0) > 1

@@ -393,6 +393,42 @@ def test_a_large_table_of_five_factors_is_quick():
     assert got.loc["residual", "df"] == y.size - 1 - 15 - 90
 
 
+@pytest.fixture
+def subjects():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"s": rng.integers(0, 40, 300).astype(str), "x": rng.normal(size=300)})
+    table = table.assign(a=rng.choice([*"abc"], 300), b=rng.choice([*"xy"], 300))
+    return table.assign(y=rng.normal(size=300) + 0.1 * table["s"].astype(int) + (table["a"] == "a"))
+
+
+@pytest.mark.parametrize("type", [1, 2, 3])
+@pytest.mark.parametrize("terms", ["s + a*b + x", "a + s + x", "a + x + s", "s"])
+def test_a_factor_of_many_levels_is_taken_out_by_its_means(subjects, terms, type, monkeypatch):
+    whole = anova(subjects, f"y ~ {terms}", type=type)
+    monkeypatch.setattr("fitspace.stats.absorbed.MOST_NUMBERS", 300 * 20)
+    pd.testing.assert_frame_equal(anova(subjects, f"y ~ {terms}", type=type), whole, rtol=1e-9)
+
+
+def test_many_levels_are_quick_or_refused():
+    n = 6000
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"id": np.arange(n).astype(str), "a": rng.choice([*"abc"], n)})
+    table = table.assign(s=(np.arange(n) % 2000).astype(str), y=rng.normal(size=n))
+    got = anova(table, "y ~ s + a").set_index("source")
+    assert got["df"].tolist() == [1999, 2, 3998]
+    centred = table["y"] - table.groupby("s")["y"].transform("mean")
+    alone = anova(table, "y ~ s").set_index("source")
+    assert alone.loc["residual", "ss"] == pytest.approx((centred**2).sum(), rel=1e-10)
+    for formula, why in {
+        "y ~ id": "'id' has 6000 levels in 6000 rows: none are left for error",
+        "y ~ s*a": "up to 8004 columns for 6000 rows",
+    }.items():
+        with pytest.raises(UserError, match=why):
+            anova(table, formula)
+    with pytest.raises(UserError, match="s has 2000 levels: with so many"):
+        anova(table, "y ~ s + a", robust="hc3")
+
+
 MODES = {
     "formula": ["--formula", "score ~ seed + input*output"],
     "factors": ["--response", "score", "--factors", "input", "output", "--block", "task"],

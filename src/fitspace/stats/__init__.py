@@ -9,6 +9,7 @@ aside or could not be done.
 from fitspace.stats.analysis import Analysis, analyse
 from fitspace.stats.anova import anova, lack_of_fit
 from fitspace.stats.control import dunnett, noninferiority
+from fitspace.stats.deciding import deciding, separated
 from fitspace.stats.equivalence import equivalence
 from fitspace.stats.estimability import components, in_design
 from fitspace.stats.lenth import lenth
@@ -39,7 +40,7 @@ from fitspace.stats.strata import over_tasks
 from fitspace.stats.transforms import box_cox
 from fitspace.stats.trends import surface, trend
 from fitspace.stats.variances import brown_forsythe, games_howell, levene, welch
-from fitspace.stats.within import within
+from fitspace.stats.within import general, within
 
 __all__ = [
     "Analysis",
@@ -56,6 +57,7 @@ __all__ = [
     "contrasts",
     "d_efficiency",
     "d_optimal",
+    "deciding",
     "detectable",
     "dunnett",
     "effect_oneway",
@@ -63,6 +65,7 @@ __all__ = [
     "equivalence",
     "estimable",
     "games_howell",
+    "general",
     "in_design",
     "lack_of_fit",
     "leave_one_out",
@@ -82,6 +85,7 @@ __all__ = [
     "ranking",
     "rows_for_json",
     "runs_needed",
+    "separated",
     "size_oneway",
     "surface",
     "trend",

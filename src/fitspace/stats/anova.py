@@ -13,6 +13,7 @@ from scipy.linalg import cholesky, solve_triangular
 
 from fitspace.core.errors import UserError
 from fitspace.stats import effects
+from fitspace.stats.absorbed import AbsorbedModel, absorbed_of
 from fitspace.stats.clusters import KINDS, ClusterFit, cluster_parts
 from fitspace.stats.columns import columns
 from fitspace.stats.digits import NOISE
@@ -107,19 +108,29 @@ def anova(
     table, notes = _on_scale(table, found, transform)
     notes += slopes(found)
     data = found.data(table, as_list(cluster), exact_decimals)
-    if found.error:
+    many = absorbed_of(data, found.terms)
+    if many and (found.error or robust or permutations):
+        raise UserError(
+            f"{many[0]} has {len(data.levels[many[0]])} levels: with so many there is the "
+            "classical F alone, without error strata, robust tests or permutations"
+        )
+    if many:
+        result = _tests(AbsorbedModel(data, found.terms, many), found.blocks, type)
+    elif found.error:
         result = strata(data, found.terms, found.error, blocks=found.blocks, type=type)
     else:
         model = Model(data, found.terms)
         codes = data.codes[cluster] if cluster else np.arange(model.n)
         fit = ClusterFit(model, codes, robust) if robust in KINDS else LinearFit(model)
-        result, more = _tests(fit, found.blocks, type, robust)
+        if type == 3:
+            check_full_rank(model)
+        parts = _robust(fit, type, robust) if robust else None
+        result = _tests(model, found.blocks, type, robust, parts)
         if permutations:
             p = permutation_p(model, type, found.blocks, permutations, seed)
             result = result.assign(p_permutation=[*p, NAN])[columns("p_permutation")]
         result = remembered(result, fit)
-        result.attrs["notes"] = data.notes + more
-    result.attrs["notes"] = notes + result.attrs["notes"]
+    result.attrs["notes"] = notes + data.notes + result.attrs["notes"]
     return result
 
 
@@ -203,39 +214,44 @@ def check_full_rank(model: Model) -> None:
         )
 
 
+# One term of a test: sum of squares, degrees of freedom, F, and those of its error.
+Part = tuple[float, int, float, float]
+
+
 def _tests(
-    fit: LinearFit, blocks: Sequence[Term], type: int, robust: str | None
-) -> tuple[pd.DataFrame, list[str]]:
-    """Rows of the terms and the residual row, and notes on what could not be tested."""
-    model = fit.model
-    df2, rss, notes = model.df, model.rss, without_error(model)
-    if type == 3:
-        check_full_rank(model)
-    if robust in HETEROSCEDASTIC:
-        parts, notes = HETEROSCEDASTIC[robust](model)
-    elif robust in KINDS:
-        parts, more = cluster_parts(fit, type)
-        notes = notes or more
-    elif robust:
-        parts, more = _robust_parts(model, type, robust)
-        notes = notes or more
-    else:
-        parts = [(*part, df2) for part in _parts(model, type)]
+    model: Model | AbsorbedModel,
+    blocks: Sequence[Term],
+    type: int,
+    robust: str | None = None,
+    robustly: tuple[list[Part], list[str]] | None = None,
+) -> pd.DataFrame:
+    """Rows of the terms and the residual row; notes on what could not be tested."""
+    parts, notes = robustly or (_parts(model, type), [])
+    notes = without_error(model) or notes
     rows = [
         effects.tested(label(term), ss, df, F, den, model.n)
         for term, (ss, df, F, den) in zip(model.terms, parts, strict=True)
     ]
-    rest = parts[0][3] if robust == "welch" else df2
-    rows.append({"source": "residual", "ss": NAN if robust else rss, "df": rest})
+    rest = parts[0][3] if robust == "welch" else model.df
+    rows.append({"source": "residual", "ss": NAN if robust else model.rss, "df": rest})
     result = pd.DataFrame(rows, columns=columns())
     ours = [term not in blocks for term in model.terms]
     result["p_holm"] = effects.holm(result["p"].where([*ours, False]).tolist())
     if robust in ("welch-james", *KINDS):
         result = result.assign(den_df=[*(part[3] for part in parts), NAN])[columns("den_df")]
-    return result, notes
+    result.attrs["notes"] = notes
+    return result
 
 
-def without_error(model: Model) -> list[str]:
+def _robust(fit: LinearFit, type: int, robust: str) -> tuple[list[Part], list[str]]:
+    if robust in HETEROSCEDASTIC:
+        return HETEROSCEDASTIC[robust](fit.model)
+    if isinstance(fit, ClusterFit):
+        return cluster_parts(fit, type)
+    return _robust_parts(fit.model, type, robust)
+
+
+def without_error(model: Model | AbsorbedModel) -> list[str]:
     """Why nothing can be tested, if so."""
     if not model.df:
         return [NO_DF]
@@ -244,24 +260,20 @@ def without_error(model: Model) -> list[str]:
     return []
 
 
-def _parts(model: Model, type: int) -> list[tuple[float, int, float]]:
-    """Sum of squares, degrees of freedom and F of each term."""
+def _parts(model: Model | AbsorbedModel, type: int) -> list[Part]:
+    """The classical F of each term."""
     parts = []
     for term in model.terms:
-        basis, _ = model.added(term, type)
-        ss, df = sum_of_squares(basis, model.data), basis.shape[1]
-        parts.append((ss, df, f_ratio(ss, df, model)))
+        if isinstance(model, AbsorbedModel):
+            ss, df = model.added(term, type)
+        else:
+            basis, _ = model.added(term, type)
+            ss, df = sum_of_squares(basis, model.data), basis.shape[1]
+        parts.append((ss, df, effects.f_ratio(ss, df, model.rss, model.df), model.df))
     return parts
 
 
-def f_ratio(ss: float, df: int, model: Model) -> float:
-    """F of a sum of squares against a model's residuals (see `effects.f_ratio`)."""
-    return effects.f_ratio(ss, df, model.rss, model.df)
-
-
-def _robust_parts(
-    model: Model, type: int, robust: str
-) -> tuple[list[tuple[float, int, float, float]], list[str]]:
+def _robust_parts(model: Model, type: int, robust: str) -> tuple[list[Part], list[str]]:
     weights = _hc_weights(model, robust)
     parts, notes = [], []
     for term in model.terms:

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from fitspace.core.errors import UserError
-from fitspace.stats.clusters import KINDS, ClusterFit
+from fitspace.stats.anova import anova
+from fitspace.stats.clusters import KINDS
 from fitspace.stats.fits import LinearFit
 from fitspace.stats.given import given
-from fitspace.stats.means import Grid
+from fitspace.stats.means import Grid, pairs
 from fitspace.stats.multiplicity import adjusted, compared, tail
 
 
@@ -38,20 +39,22 @@ def dunnett(
     0  lora - full       1.0  0.0663      0.1069
     1   vpt - full       2.0  0.0109      0.0180
 
-    The model is ``block + factor``; a block may be a combination, ``task:seed``. Columns as in
-    `pairs`, rows in the order of the levels. p_adjusted and the limits are exact to 1e-13 where
-    the correlations are products, as without blocks or with complete ones, and to about 1e-4
-    otherwise (see `multiplicity`). ``robust``, "cr2" or "cr3", lets every run have its own
-    variance, as in `anova`.
+    The model is ``block + factor``; a block may be a combination, ``task:seed``; for any other
+    model see `pairs` with a control. Columns as there, rows in the order of the levels. p_adjusted
+    and the limits are exact to 1e-13 where the correlations are products, as without blocks or
+    with complete ones, and to about 1e-4 otherwise (see `multiplicity`). ``robust``, "cr2" or
+    "cr3", lets every run have its own variance, as in `anova`.
 
     Raises
     ------
     UserError : a table that cannot be analysed, or a control that is no level of the factor.
     """
-    rows, correlation, _ = _against(table, response, factor, control, block, robust)
-    return compared(
-        rows, "dunnett", correlation=correlation, alternative=alternative, confidence=confidence
-    )
+    if robust not in (None, *KINDS):
+        raise UserError(f"robust: {robust!r}; allowed: {', '.join(KINDS)}")
+    tests = anova(table, response, [factor], block=block, robust=robust)
+    result = pairs(tests, factor, control=control, alternative=alternative, confidence=confidence)
+    result.attrs["notes"] = tests.attrs["notes"]
+    return result
 
 
 def noninferiority(
@@ -149,13 +152,10 @@ def _assay(row: pd.Series, better: int) -> dict:
     return {"estimate": estimate, "se": se, "df": df, "t": t, "p": p}
 
 
-def _against(table, response, factor, control, block, robust=None):
+def _against(table, response, factor, control, block):
     """Differences of the levels from the control: rows, their correlation, and notes."""
     found = given(table, response, [factor], block)
-    model = found.model(table)
-    if robust not in (None, *KINDS):
-        raise UserError(f"robust: {robust!r}; allowed: {', '.join(KINDS)}")
-    fit = ClusterFit(model, np.arange(model.n), robust) if robust else LinearFit(model)
+    fit = LinearFit(found.model(table))
     grid = Grid(fit, factor, None)
     levels, name = [grid.name(at) for at in grid.at], grid.text(control)
     if name not in levels:

@@ -88,8 +88,10 @@ def pairs(
     factor: str | Sequence[str],
     formula: str | None = None,
     *,
-    adjust: str = "tukey",
+    adjust: str | None = None,
     by: str | Sequence[str] | None = None,
+    control=None,
+    alternative: str = "two-sided",
     response: str | None = None,
     factors: str | Sequence[str] | None = None,
     block: str | Sequence[str] | None = None,
@@ -98,7 +100,7 @@ def pairs(
     ddf: str = "kenward-roger",
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """All differences of two means of a factor, in the order of its levels.
+    """All differences of two means of a factor, or of all from a control, in the levels' order.
 
     >>> table = pd.DataFrame({"y": [4.0, 4.5, 5.0, 5.5, 6.5, 6.0], "arm": list("aabbcc")})
     >>> pairs(table, "arm", "y ~ arm")[["contrast", "estimate", "p", "p_adjusted"]].round(4)
@@ -108,10 +110,16 @@ def pairs(
     2    b - c      -1.0  0.0663      0.1288
 
     Columns: ``by`` if given, contrast (``a - b``), estimate, se, df, t, p (unadjusted),
-    p_adjusted, low, high (simultaneous), each family within one level of ``by``. ``adjust``:
-    "tukey", "holm", "bonferroni", "sidak", "scheffe", "BH", "none", or "games-howell", which
-    gives each level its own variance (a table with a response and one factor). Models as in
-    `means`.
+    p_adjusted, low, high (simultaneous), each family within one level of ``by``. Models as in
+    `means`; of what `anova` returned with a robust covariance, se and df are its own.
+
+    Parameters
+    ----------
+    control : a level (a tuple, of several factors) that all others are held against, instead of all
+        pairs.
+    adjust : "tukey" (by default; "dunnett" with a control), "holm", "bonferroni", "sidak",
+        "scheffe", "BH", "none", "dunnett" (the exact single step), or "games-howell", which gives
+        each level its own variance (a table with a response and one factor).
 
     Raises
     ------
@@ -127,7 +135,8 @@ def pairs(
             raise UserError("adjust: 'games-howell' compares the levels of one factor alone")
         return games_howell(source, response, factor, confidence=confidence)
     fit = _fitted(source, factor, by, formula, response, factors, block, interactions, random, ddf)
-    table = differences(fit, factor, by, adjust, confidence)
+    adjust = adjust or ("tukey" if control is None else "dunnett")
+    table = differences(fit, factor, by, adjust, confidence, control, alternative)
     names = [f"{a} - {b}" for a, b in zip(table["level"], table["other"], strict=True)]
     table.insert(table.columns.get_loc("level"), "contrast", names)
     return table.drop(columns=["level", "other"])
@@ -139,13 +148,25 @@ def differences(
     by: str | Sequence[str] | None = None,
     adjust: str = "tukey",
     confidence: float = 0.95,
+    control=None,
+    alternative: str = "two-sided",
 ) -> pd.DataFrame:
     """`pairs` of a fit, with both levels of a difference as text: level, other."""
     grid = Grid(fit, factor, by)
+    against = None if control is None else grid.text(control)
+    names = [grid.name(at) for at in grid.at]
+    if against is not None and against not in names:
+        levels = ", ".join(dict.fromkeys(names))
+        raise UserError(f"control: {factor} has no level {control!r}; levels: {levels}")
+    if against is not None and adjust == "tukey":
+        raise UserError("adjust: 'tukey' is for all pairs; with a control: dunnett, holm, ...")
     families = []
     for group in grid.groups:
         levels = [at for at in grid.at if all(at[name] == group[name] for name in group)]
         two = list(combinations(levels, 2))
+        if against is not None:
+            one = next(at for at in levels if grid.name(at) == against)
+            two = [(at, one) for at in levels if at is not one]
         rows = grid.weights(levels)
         of = dict(zip(map(grid.name, levels), rows, strict=True))
         weights = np.array([of[grid.name(a)] - of[grid.name(b)] for a, b in two])
@@ -154,7 +175,8 @@ def differences(
             table,
             adjust,
             levels=len(levels),
-            correlation=fit.correlation(weights) if adjust == "scheffe" else None,
+            correlation=fit.correlation(weights) if adjust in ("scheffe", "dunnett") else None,
+            alternative=alternative,
             confidence=confidence,
         )
         names = pd.DataFrame([(grid.name(a), grid.name(b)) for a, b in two])

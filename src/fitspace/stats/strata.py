@@ -59,7 +59,7 @@ def strata(
     result = pd.DataFrame(rows, columns=columns_of("stratum"))
     ours = result["source"].isin([label(term) for term in terms if term not in blocks])
     result["p_holm"] = effects.holm(result["p"].where(ours).tolist())
-    result.attrs["notes"] = data.notes + _spread(result, model)
+    result.attrs["notes"] = _spread(result, model)
     return result
 
 
