@@ -103,6 +103,18 @@ def analyse(
 ) -> Analysis:
     """Analyse a table of runs: one row per run, its factors, blocks and metrics.
 
+    >>> runs = pd.DataFrame([(a, b, s) for a in "uvw" for b in "xy" for s in (0, 1)])
+    >>> runs.columns = ["input", "output", "seed"]
+    >>> runs["score"] = [3, 3.1, 4, 4.2, 3.6, 3.5, 4.4, 4.6, 5, 5.2, 6.1, 6.0]
+    >>> found = analyse(runs.assign(status="ok", task="sepia"), ["input", "output"], ["score"])
+    >>> found.anova[["source", "df", "F", "p_holm"]].round(3)
+             source  df        F  p_holm
+    0          seed   1    1.923     NaN
+    1         input   2  406.462   0.000
+    2        output   1  267.769   0.000
+    3  input:output   2    0.308   0.748
+    4      residual   5      NaN     NaN
+
     Takes the rows with status ok that are in the design (see `in_design`), blocks on the
     columns of ``block`` that vary, and fits the model within the largest connected component;
     all cells, of the others too, are reported as cells. A response that cannot be analysed, or

@@ -327,6 +327,14 @@ def lack_of_fit(
 ) -> pd.DataFrame:
     """Test of cell means against the additive model: the interactions, with what is aliased.
 
+    >>> runs = pd.DataFrame([(a, b, s) for a in "uvw" for b in "xy" for s in (0, 1)])
+    >>> runs.columns = ["input", "output", "seed"]
+    >>> runs["score"] = [3, 3.1, 4, 4.2, 3.6, 3.5, 4.4, 4.6, 5, 5.2, 6.1, 6.0]
+    >>> lack_of_fit(runs, "score", ["input", "output"])[["source", "df", "F", "p"]].round(4)
+            source  df       F       p
+    0  lack of fit   2  0.2667  0.7745
+    1     residual   6     NaN     NaN
+
     Two rows, ``lack of fit`` and ``residual`` (the cell-means model's own), with the columns of
     `anova` but p_holm. No degrees of freedom are left where every cell is fitted anyway.
 

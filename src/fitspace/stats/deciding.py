@@ -110,8 +110,8 @@ def separated(
 
     Columns of `pairs`, df_own_spreads and p_own_spreads (adjusted alike, by hc3 with each pair's
     own degrees of freedom), p_deciding, the larger of both adjusted p, low and high the wider of
-    both, and ``few``: fewer than 4 such degrees of freedom, too few to tell how runs spread. A
-    study with tasks: ``separated(runs, "arm", formula="y ~ task*arm + task:seed", control="none")``.
+    both, and ``few``: fewer than 4 such degrees of freedom, too few to tell how runs spread. Of a
+    study with tasks: ``separated(runs, "arm", formula="y ~ task*arm + task:seed")``.
 
     On the committed studies Tukey's test finds a difference that is not there in up to 45% of cases
     instead of 5%, p_deciding in at most 5%; against a control with two runs a point, which is

@@ -352,6 +352,16 @@ def cell_means(
 ) -> pd.DataFrame:
     """Means of the observed cells of a design, with their spread over seeds.
 
+    >>> runs = pd.DataFrame([(a, b, s) for a in "uvw" for b in "xy" for s in (0, 1)])
+    >>> runs.columns = ["input", "output", "seed"]
+    >>> runs["score"] = [3, 3.1, 4, 4.2, 3.6, 3.5, 4.4, 4.6, 5, 5.2, 6.1, 6.0]
+    >>> cell_means(runs, "score", ["input", "output"], "seed")[
+    ...     ["input", "output", "runs", "mean", "adjusted", "se"]
+    ... ].head(2).round(4)
+      input output  runs  mean  adjusted      se
+    0     u      x     2  3.05      3.05  0.0736
+    1     u      y     2  4.10      4.10  0.0736
+
     Columns: the factors, runs, mean, min, max (of the runs as they are), replicate_sd (the
     pooled standard deviation over ``replicate`` within the cell and the other blocks),
     adjusted, se, low, high (the cell's marginal mean in ``block + cell``, which corrects for

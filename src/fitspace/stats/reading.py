@@ -154,6 +154,14 @@ def _repeated_runs(table: pd.DataFrame) -> list[str]:
 def anova_of_file(path: str | os.PathLike, **options) -> pd.DataFrame:
     """`fitspace.stats.anova` of a CSV file, with its options; ``attrs["notes"]`` as there.
 
+    >>> import tempfile
+    >>> table = pd.DataFrame({"y": [4.1, 4.5, 5.2, 5.0], "arm": list("aabb")})
+    >>> with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
+    ...     table.to_csv(file.name, sep=";", decimal=",", index=False)
+    ...     found = anova_of_file(file.name, formula="y ~ arm")
+    >>> found.attrs["notes"], round(float(found["F"][0]), 4)
+    (["decimal commas read as points in 'y'"], 12.8)
+
     Rows with an empty cell in a used column are set aside; a response that is no finite number
     (``nan`` and ``inf`` too) is an error. Where a formula names a column of numbers it enters as
     a number (see `given`); factors and blocks named beside a response are factors.
@@ -204,5 +212,9 @@ def _measured(table: pd.DataFrame, options: dict) -> tuple[pd.DataFrame, list[st
 
 
 def rows_for_json(table: pd.DataFrame) -> list[dict]:
-    """Rows of a table as plain Python values (see `digits.plain`)."""
+    """Rows of a table as plain Python values (see `digits.plain`).
+
+    >>> rows_for_json(pd.DataFrame({"source": ["arm"], "F": [float("nan")], "p": [1 / 3]}))
+    [{'source': 'arm', 'F': None, 'p': 0.3333333333}]
+    """
     return plain(table.astype(object).to_dict("records"))

@@ -116,6 +116,14 @@ def over_tasks(
 ) -> pd.DataFrame:
     """Tests of factors for tasks in general: each against its interaction with the task.
 
+    >>> runs = pd.DataFrame([(t, a, s) for t in (0, 1, 2) for a in "uvw" for s in (0, 1)])
+    >>> runs.columns = ["task", "arm", "seed"]
+    >>> runs["y"] = [3, 4, 5, 6, 8, 9.5, 1, 2, 3, 4.5, 5, 6, 2, 3, 5, 6, 9, 9]
+    >>> found = over_tasks(runs, "y", "arm", "task", "seed")
+    >>> found[["source", "df", "F", "p", "error_df"]].round(4)
+      source  df       F       p  error_df
+    0    arm   2  45.542  0.0018         4
+
     Each factor is adjusted for the blocks and the other factors (type II) and tested in the
     stratum that its interaction with the task adds last; with balanced data this is aov's
     with ``Error(task / factor)``. One row per factor: source, ss, df, F, p, p_holm, mde, error

@@ -21,6 +21,11 @@ NAN = float("nan")
 def levene(table: pd.DataFrame, response: str, factors: str | Sequence[str]) -> pd.DataFrame:
     """Levene's test: one-way F of the distances from the means of the cells.
 
+    >>> table = pd.DataFrame({"y": [4.1, 4.5, 4.0, 5.2, 7.0, 3.3], "arm": list("aaabbb")})
+    >>> levene(table, "y", "arm").round(4)
+      source       F  df1  df2       p
+    0    arm  2.9473    1    4  0.1612
+
     One row with the columns source, F, df1, df2, p; several factors are crossed.
 
     Raises
@@ -33,12 +38,23 @@ def levene(table: pd.DataFrame, response: str, factors: str | Sequence[str]) -> 
 def brown_forsythe(
     table: pd.DataFrame, response: str, factors: str | Sequence[str]
 ) -> pd.DataFrame:
-    """Brown and Forsythe's test (1974): `levene` with distances from the medians."""
+    """Brown and Forsythe's test (1974): `levene` with distances from the medians.
+
+    >>> table = pd.DataFrame({"y": [4.1, 4.5, 4.0, 5.2, 7.0, 3.3], "arm": list("aaabbb")})
+    >>> brown_forsythe(table, "y", "arm").round(4)
+      source       F  df1  df2       p
+    0    arm  2.8764    1    4  0.1651
+    """
     return _distances(table, response, factors, "median")
 
 
 def welch(table: pd.DataFrame, response: str, factors: str | Sequence[str]) -> pd.DataFrame:
     """Welch's one-way test (1951) of equal means, without equal variances.
+
+    >>> table = pd.DataFrame({"y": [4.1, 4.5, 4.0, 5.2, 7.0, 3.3], "arm": list("aaabbb")})
+    >>> welch(table, "y", "arm").round(4)
+      source       F  df1     df2       p
+    0    arm  0.8025    1  2.0818  0.4617
 
     One row with the columns source, F, df1, df2, p; several factors are crossed. NaN where a
     cell has one run or no spread.
