@@ -19,7 +19,7 @@ from fitspace.stats import (
     brown_forsythe,
     lack_of_fit,
     levene,
-    marginal_means,
+    means,
     pairs,
     welch,
 )
@@ -172,45 +172,44 @@ def test_marginal_means_and_pairs_hold_emmeans(name, key):
     table, r = case(name)
     factor, _, by = key.removeprefix("emmeans ~").partition("|")
     model = {"factor": factor, "by": by or None, "formula": FORMULAS[name]}
-    means = marginal_means(table, **model).set_index([*([by] if by else []), "level"])
+    of_levels = means(table, **model).set_index([*([by] if by else []), factor])
     for row in r[key]:
-        got = means.loc[(row[by], row[factor]) if by else row[factor]]
-        assert got["estimable"]
+        got = of_levels.loc[(row[by], row[factor]) if by else row[factor]]
         assert got["df"] == row["df"]
         for mine, theirs in (
-            ("mean", "emmean"), ("se", "SE"), ("low", "lower.CL"), ("high", "upper.CL"),
+            ("estimate", "emmean"), ("se", "SE"), ("low", "lower.CL"), ("high", "upper.CL"),
         ):  # fmt: skip
             assert digits(got[mine], row[theirs]) > 9
-    got = pairs(table, **model)
-    for adjust, column in (("none", "p"), ("holm", "p_holm"), ("tukey", "p_tukey")):
+    for adjust in ("none", "holm", "tukey"):
+        found = pairs(table, **model, adjust=adjust)
         for row in r[key.replace("emmeans", f"pairs_{adjust}")]:
             names = [text.removeprefix(factor) for text in row["contrast"].split(" - ")]
-            match = got[[{a, b} == set(names) for a, b in zip(got.level, got.other, strict=True)]]
+            match = found[[set(text.split(" - ")) == set(names) for text in found["contrast"]]]
             match = match[match[by] == row[by]] if by else match
-            sign = 1 if match["level"].item() == names[0] else -1
-            assert digits(sign * match["difference"].item(), row["estimate"]) > 8
+            sign = 1 if match["contrast"].item() == " - ".join(names) else -1
+            assert digits(sign * match["estimate"].item(), row["estimate"]) > 8
             assert digits(match["se"].item(), row["SE"]) > 9
             assert digits(sign * match["t"].item(), row["t.ratio"]) > 8
             # Both programs take Tukey's tail as 1 - integral: equal to 1e-12, not relatively.
             tolerance = 1e-11 if adjust == "tukey" else 1e-300
-            assert match[column].item() == pytest.approx(row["p.value"], rel=1e-8, abs=tolerance)
+            expected = pytest.approx(row["p.value"], rel=1e-8, abs=tolerance)
+            assert match["p_adjusted"].item() == expected
 
 
 def test_means_that_the_design_cannot_tell_are_not_given():
     table, r = case(EMPTY)
-    got = marginal_means(table, factor="inp", formula=FORMULAS[EMPTY]).set_index("level")
-    cells = marginal_means(table, factor="inp", by="out", formula=FORMULAS[EMPTY])
-    cells = cells.set_index(["out", "level"])
+    got = means(table, factor="inp", formula=FORMULAS[EMPTY]).set_index("inp")
+    cells = means(table, factor="inp", by="out", formula=FORMULAS[EMPTY])
+    cells = cells.set_index(["out", "inp"])
     expected = [(got.loc[row["inp"]], row) for row in r["emm_inp"]]
     expected += [(cells.loc[(row["out"], row["inp"])], row) for row in r["estimable_cells"]]
     assert len(expected) == 7 + 28
     for mine, row in expected:
-        assert mine["estimable"] == (row["emmean"] is not None)
         if row["emmean"] is None:
-            assert math.isnan(mine["mean"])
+            assert math.isnan(mine["estimate"])
             assert math.isnan(mine["se"])
         else:
-            assert digits(mine["mean"], row["emmean"]) > 9
+            assert digits(mine["estimate"], row["emmean"]) > 9
             assert digits(mine["se"], row["SE"]) > 9
 
 

@@ -38,7 +38,7 @@ def theirs(table, terms, type, robust=None):
 def test_types_hold_anova_lm(seed, type):
     table = design(seed)
     expected = theirs(table, "a * b + c", type)
-    got = anova(table, formula="y ~ a * b + c", type=type).iloc[:-1]
+    got = anova(table, formula="y ~ C(a) * C(b) + C(c)", type=type).iloc[:-1]
     # Their table has the main effects first too.
     assert got["source"].tolist() == ["a", "b", "c", "a:b"]
     order = [0, 1, 3, 2] if len(expected.index[2].split(":")) == 2 else [0, 1, 2, 3]

@@ -15,7 +15,7 @@ import pytest
 from scipy.special import fdtrc, stdtrit
 from scipy.stats import binom, studentized_range
 
-from fitspace.stats import anova, equivalence, marginal_means, pairs
+from fitspace.stats import anova, equivalence, means, pairs
 from fitspace.stats.effects import holm
 from fitspace.stats.linear import Model, read
 from fitspace.stats.ranking import AdditiveEffects
@@ -112,10 +112,10 @@ class Design:
 
     def separated(self, factor, y):
         """Whether Tukey's test at 5% separates each pair of levels (pairs, simulations)."""
-        means = self.mean_weights(factor)
-        differences = np.array([means[i] - means[j] for i, j in self.two(factor)])
+        weights = self.mean_weights(factor)
+        differences = np.array([weights[i] - weights[j] for i, j in self.two(factor)])
         value, se = self.estimates(differences, y)
-        limit = studentized_range.ppf(0.95, len(means), self.df) / 2**0.5
+        limit = studentized_range.ppf(0.95, len(weights), self.df) / 2**0.5
         return np.abs(value / se) > limit
 
 
@@ -144,11 +144,12 @@ def test_what_is_simulated_is_the_analysis(tasks, lost):
     for factor, other in (FACTORS, FACTORS[::-1]):
         y[:, 1] += 2.0 * (d.table[factor] == "CAin")
         table = d.table.assign(y=y[:, 1])
-        means = marginal_means(table, "y", factor, other, d.block)
+        model = {"response": "y", "factors": [factor, other], "block": d.block}
+        of_levels = means(table, factor, **model)
         value, se = d.estimates(d.mean_weights(factor), y)
-        assert means["mean"].tolist() == pytest.approx(value[:, 1].tolist())
-        assert means["se"].tolist() == pytest.approx(se[:, 1].tolist())
-        tukey += (pairs(table, "y", factor, other, d.block)["p_tukey"] < 0.05).tolist()
+        assert of_levels["estimate"].tolist() == pytest.approx(value[:, 1].tolist())
+        assert of_levels["se"].tolist() == pytest.approx(se[:, 1].tolist())
+        tukey += (pairs(table, factor, **model)["p_adjusted"] < 0.05).tolist()
         assert tukey[-len(d.separated(factor, y)) :] == d.separated(factor, y)[:, 1].tolist()
     assert set(tukey) == {True, False}
 

@@ -11,8 +11,8 @@ import scipy.stats
 from printed import printed
 
 from fitspace.core.errors import UserError
-from fitspace.stats import anova, effects, over_tasks
-from fitspace.stats.formula import parse, parse_strata
+from fitspace.stats import anova, effects, means, over_tasks
+from fitspace.stats.formula import Formula, parse
 
 DATA = Path(__file__).parents[1] / "data" / "stats"
 FIELDS = {"df": "Df", "ss": "Sum Sq", "F": "F value", "p": "Pr(>F)"}
@@ -96,7 +96,7 @@ def oats():
         block, *words = line.split()
         for at in (0, 5, 10):
             variety, *yields = words[at : at + 5]
-            rows += [(block, variety, rate, y) for rate, y in enumerate(yields)]
+            rows += [(block, variety, str(rate), y) for rate, y in enumerate(yields)]
     return pd.DataFrame(rows, columns=["B", "V", "N", "Y"])
 
 
@@ -177,7 +177,8 @@ def test_types_differ_within_a_stratum():
 
 def test_aliased_terms_and_strata_without_error():
     table = oats()
-    aliased = anova(table.assign(M=table["N"] % 2), formula="Y ~ N + M + Error(B)")
+    odd = table.assign(M=table["N"].isin(["1", "3"]))
+    aliased = anova(odd, formula="Y ~ N + M + Error(B)")
     assert "M has no degrees of freedom in any stratum" in aliased.attrs["notes"][0]
     empty = anova(table, formula="Y ~ B + N + Error(B)").set_index(["stratum", "source"])
     assert empty.loc[("B", "residual"), "df"] == 0
@@ -219,15 +220,12 @@ def test_over_tasks_needs_the_same_cells_in_each():
 
 
 def test_formula_with_strata():
-    assert parse_strata("y ~ A*B + Error(w/B)") == (
-        "y",
-        [("A",), ("B",), ("A", "B")],
-        [("w",), ("w", "B")],
-    )
-    assert parse_strata("y ~ Error(w) + A")[1:] == ([("A",)], [("w",)])
-    assert parse_strata("y ~ A")[2] == []
+    terms, error = [("A",), ("B",), ("A", "B")], [("w",), ("w", "B")]
+    assert parse("y ~ A*B + Error(w/B)") == Formula("y", terms, error, {"w", "B"})
+    assert parse("y ~ Error(w) + A") == Formula("y", [("A",)], [("w",)], {"w"})
+    assert parse("y ~ C(A)") == Formula("y", [("A",)], [], {"A"})
     with pytest.raises(UserError, match="only in an anova"):
-        parse("y ~ A + Error(w)")
+        means(oats(), "N", "Y ~ N + Error(B)")
 
 
 ERRORS = {

@@ -21,7 +21,23 @@ def add(commands: Commands) -> None:
     anova.add_argument("--block", nargs="+", metavar="BLOCK", help="columns of the blocks")
     anova.add_argument("--random", metavar="TASK", help="column of a random factor: error strata")
     anova.add_argument("--type", type=int, choices=(1, 2, 3), default=2)
-    anova.add_argument("--robust", choices=("hc0", "hc1", "hc2", "hc3", "hc4", "welch"))
+    anova.add_argument(
+        "--robust",
+        choices=(
+            "hc0",
+            "hc1",
+            "hc2",
+            "hc3",
+            "hc4",
+            "welch",
+            "welch-james",
+            "cr0",
+            "cr1",
+            "cr2",
+            "cr3",
+        ),
+    )
+    anova.add_argument("--cluster", metavar="COLUMN", help="its rows go together; for cr0 to cr3")
     anova.add_argument("--permutations", type=int, metavar="N", help="also p by permutation")
     anova.add_argument("--seed", type=int, default=0, help="of the permutations")
     anova.add_argument("--transform", choices=("log", "logit", "box-cox"), help="of the response")
@@ -46,6 +62,7 @@ def _anova(arguments: argparse.Namespace) -> None:
         random=arguments.random,
         type=arguments.type,
         robust=arguments.robust,
+        cluster=arguments.cluster,
         permutations=arguments.permutations,
         seed=arguments.seed,
         transform=arguments.transform,

@@ -1,11 +1,21 @@
-"""Analysis of designed experiments: tidy table in, tidy table out."""
+"""Analysis of designed experiments: tidy table in, tidy table out.
+
+Tests are rows told by ``source``, comparisons by ``contrast`` (``a - b``, in the order of the
+levels). Columns mean the same everywhere: estimate, se, df, t or F, num_df and den_df, p (of the
+row alone), p_adjusted, low and high (of the family together). ``attrs["notes"]`` says what was set
+aside or could not be done.
+"""
 
 from fitspace.stats.analysis import Analysis, analyse
 from fitspace.stats.anova import anova, lack_of_fit
+from fitspace.stats.control import dunnett, noninferiority
+from fitspace.stats.deciding import deciding, separated
 from fitspace.stats.equivalence import equivalence
 from fitspace.stats.estimability import components, in_design
 from fitspace.stats.lenth import lenth
-from fitspace.stats.means import cell_means, marginal_means, pairs
+from fitspace.stats.means import cell_means, contrasts, means, pairs
+from fitspace.stats.mixed import mixed
+from fitspace.stats.multiplicity import adjusted
 from fitspace.stats.optimal import d_efficiency, d_optimal
 from fitspace.stats.planning import (
     association,
@@ -16,14 +26,25 @@ from fitspace.stats.planning import (
     power_curve,
     runs_needed,
 )
+from fitspace.stats.powers import (
+    effect_oneway,
+    power_contrast,
+    power_oneway,
+    power_t,
+    size_oneway,
+)
 from fitspace.stats.ranking import leave_one_out, ranking
 from fitspace.stats.reading import anova_of_file, rows_for_json
+from fitspace.stats.sizes import cohens_d, effect_sizes
 from fitspace.stats.strata import over_tasks
 from fitspace.stats.transforms import box_cox
-from fitspace.stats.variances import brown_forsythe, levene, welch
+from fitspace.stats.trends import surface, trend
+from fitspace.stats.variances import brown_forsythe, games_howell, levene, welch
+from fitspace.stats.within import general, within
 
 __all__ = [
     "Analysis",
+    "adjusted",
     "analyse",
     "anova",
     "anova_of_file",
@@ -31,25 +52,43 @@ __all__ = [
     "box_cox",
     "brown_forsythe",
     "cell_means",
+    "cohens_d",
     "components",
+    "contrasts",
     "d_efficiency",
     "d_optimal",
+    "deciding",
     "detectable",
+    "dunnett",
+    "effect_oneway",
+    "effect_sizes",
     "equivalence",
     "estimable",
+    "games_howell",
+    "general",
     "in_design",
     "lack_of_fit",
     "leave_one_out",
     "lenth",
     "levene",
-    "marginal_means",
+    "means",
+    "mixed",
+    "noninferiority",
     "over_tasks",
     "pairs",
     "pilot_sigma",
     "power",
+    "power_contrast",
     "power_curve",
+    "power_oneway",
+    "power_t",
     "ranking",
     "rows_for_json",
     "runs_needed",
+    "separated",
+    "size_oneway",
+    "surface",
+    "trend",
     "welch",
+    "within",
 ]

@@ -10,9 +10,10 @@ import pandas as pd
 
 from fitspace.core.errors import UserError
 from fitspace.stats import best, planning
-from fitspace.stats.anova import anova, lack_of_fit, model_of
+from fitspace.stats.anova import NO_DF, anova, lack_of_fit, model_of
 from fitspace.stats.equivalence import equivalence
 from fitspace.stats.estimability import components, in_design, largest
+from fitspace.stats.fits import LinearFit
 from fitspace.stats.lenth import lenth
 from fitspace.stats.linear import Model, missing_columns, read
 from fitspace.stats.means import cell_means, marginal_means, pooled_sd
@@ -102,6 +103,18 @@ def analyse(
 ) -> Analysis:
     """Analyse a table of runs: one row per run, its factors, blocks and metrics.
 
+    >>> runs = pd.DataFrame([(a, b, s) for a in "uvw" for b in "xy" for s in (0, 1)])
+    >>> runs.columns = ["input", "output", "seed"]
+    >>> runs["score"] = [3, 3.1, 4, 4.2, 3.6, 3.5, 4.4, 4.6, 5, 5.2, 6.1, 6.0]
+    >>> found = analyse(runs.assign(status="ok", task="sepia"), ["input", "output"], ["score"])
+    >>> found.anova[["source", "df", "F", "p_holm"]].round(3)
+             source  df        F  p_holm
+    0          seed   1    1.923     NaN
+    1         input   2  406.462   0.000
+    2        output   1  267.769   0.000
+    3  input:output   2    0.308   0.748
+    4      residual   5      NaN     NaN
+
     Takes the rows with status ok that are in the design (see `in_design`), blocks on the
     columns of ``block`` that vary, and fits the model within the largest connected component;
     all cells, of the others too, are reported as cells. A response that cannot be analysed, or
@@ -185,9 +198,6 @@ class _Design:
     def type(self) -> int:
         return 3 if self.interactions else 2
 
-    def others(self, factor: str) -> list[str]:
-        return [name for name in self.factors if name != factor]
-
     def note(self, what: str, error: UserError) -> None:
         self.notes.extend(f"{self.response}: {what}: {problem}" for problem in error.problems)
 
@@ -265,7 +275,7 @@ def _one(chosen, cells, main, design: _Design, factors: list[str]) -> dict[str, 
         permutations=None if alone else PERMUTATIONS,
         **design.model,
     )
-    design.notes.extend(table.attrs["notes"])
+    design.notes.extend(note for note in table.attrs["notes"] if not (alone and note == NO_DF))
     if alone:
         table = _without_error(table, design)
     return {
@@ -364,17 +374,15 @@ def _left_out(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
 
 
 def _marginal_means(main: pd.DataFrame, design: _Design, alone: bool) -> pd.DataFrame:
+    fit = LinearFit(model_of(main, design.response, design.factors, **design.model))
     parts = []
     for factor in design.factors:
-        model = (main, design.response, factor, design.others(factor))
-        means = marginal_means(*model, **design.model)
+        means = marginal_means(fit, factor)
         if alone:
             means[["se", "low", "high"]] = NAN
             means["tied_with_best"] = False
         else:
-            means["tied_with_best"] = best.of_levels(
-                *model, means=means, lower=design.lower, **design.model
-            )
+            means["tied_with_best"] = best.of_levels(fit, factor, means, design.lower)
         means.insert(0, "factor", factor)
         parts.append(means)
     return pd.concat(parts, ignore_index=True)
@@ -419,16 +427,19 @@ def _power(used: pd.DataFrame, table: pd.DataFrame, design: _Design) -> pd.DataF
 
 def _residuals(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
     """Of the model analysed; Cook's distance is the influence of a run on all fitted values."""
+    from statsmodels.regression.linear_model import OLS
+
     model = model_of(main, design.response, design.factors, **design.model)
-    data = model.data
-    r, h = model.residuals, model.leverage
-    scale = model.rank * model.rss / model.df if model.df else NAN
-    free = np.where(h < 1 - 1e-9, 1 - h, NAN)
+    data, r, h = model.data, model.residuals, model.leverage
+    with np.errstate(all="ignore"):
+        cooks = OLS(data.y, model.basis).fit().get_influence().cooks_distance[0]
+    # A row that its own parameter fits has no influence on the others, and no error no scale.
+    known = (h < 1 - 1e-9) & bool(model.df and model.rss)
     columns = {
         "fitted": data.y - r + data.mean,
         "residual": r,
         "leverage": h,
-        "cooks_distance": r**2 * h / free**2 / scale if scale else np.full(model.n, NAN),
+        "cooks_distance": np.where(known, cooks, NAN),
     }
     residuals = pd.DataFrame(columns, index=data.index)
     run = main["run"] if "run" in main else pd.Series(main.index, main.index)

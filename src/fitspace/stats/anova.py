@@ -4,47 +4,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy.linalg import LinAlgError, cholesky, solve_triangular
+from scipy.linalg import cholesky, solve_triangular
 
 from fitspace.core.errors import UserError
 from fitspace.stats import effects
+from fitspace.stats.absorbed import AbsorbedModel, absorbed_of
+from fitspace.stats.clusters import KINDS, ClusterFit, cluster_parts
 from fitspace.stats.columns import columns
-from fitspace.stats.formula import Term, label, parse, parse_strata
-from fitspace.stats.linear import (
-    CellsModel,
-    Data,
-    Model,
-    as_list,
-    read,
-    sum_of_squares,
-    with_cells,
-)
+from fitspace.stats.digits import NOISE
+from fitspace.stats.fits import LinearFit, remembered
+from fitspace.stats.formula import Term, label
+from fitspace.stats.given import Given, given, slopes
+from fitspace.stats.linear import CellsModel, Model, as_list, read, sum_of_squares, with_cells
 from fitspace.stats.permutation import permutation_p
 from fitspace.stats.strata import strata
 from fitspace.stats.transforms import TRANSFORMS, fit_transform
-from fitspace.stats.variances import welch_ratio
+from fitspace.stats.variances import welch_james, welch_part
 
 NAN = float("nan")
 HC = ("hc0", "hc1", "hc2", "hc3", "hc4")
-ROBUST = (*HC, "welch")
+HETEROSCEDASTIC = {"welch": welch_part, "welch-james": welch_james}
+ROBUST = (*HC, *HETEROSCEDASTIC, *KINDS)
+# A covariance this far from full rank is singular but for rounding.
+SINGULAR = 1e-12
+NO_DF = "no degrees of freedom are left for error, so nothing can be tested"
 
 
 def anova(
     table: pd.DataFrame,
     response: str | None = None,
-    factors: Sequence[str] | None = None,
+    factors: str | Sequence[str] | None = None,
     *,
     interactions: bool = False,
     block: str | Sequence[str] | None = None,
     random: str | None = None,
     type: Literal[1, 2, 3] = 2,
     robust: str | None = None,
+    cluster: str | None = None,
     permutations: int | None = None,
     seed: int = 0,
     transform: str | None = None,
@@ -52,6 +53,16 @@ def anova(
     exact_decimals: bool = False,
 ) -> pd.DataFrame:
     """Analysis of variance of one response; one row per term, ``residual`` last.
+
+    >>> table = pd.DataFrame({"y": [4.1, 4.5, 5.2, 5.0, 6.3, 6.1], "arm": list("aabbcc")})
+    >>> anova(table, "y ~ arm")[["source", "df", "F", "p"]].round(4)
+         source  df     F       p
+    0       arm   2  45.5  0.0057
+    1  residual   3   NaN     NaN
+
+    What it returns without error strata can be given to `means`, `pairs`, `contrasts` and
+    `effect_sizes`. ``response`` may be a formula: ``anova(table, "y ~ task*arm + task:seed")``.
+    Columns of numbers in a formula are slopes (see `given`).
 
     Each sum of squares is what a term adds to the terms before it (type I), to all terms
     that do not contain it (II) or to all others in sum coding (III), by the rank of the
@@ -71,7 +82,12 @@ def anova(
         ``Error(random / (terms))``.
     robust : "hc0" to "hc4": F and p are the Wald tests of R's car with White-type covariance
         (Long and Ervin 2000); "welch": Welch's test (1951) of one factor, whose second
-        degrees of freedom are the residual's. Columns built on sums of squares are NaN.
+        degrees of freedom are the residual's; "welch-james": Johansen's test (1980) of the same
+        hypotheses on the means of all cells, with the column den_df. Columns built on sums of
+        squares are NaN. "cr0" to "cr3": rows of one ``cluster`` may go together in any way,
+        and without one each row may have its own variance (see `ClusterFit`): cr2 is then hc2, and
+        cr3 hc3, with the degrees of freedom that they have, in den_df. A test whose covariance is
+        singular is NaN, with the reason in ``attrs["notes"]``.
     permutations : number of random permutations for the column p_permutation, drawn by
         ``seed`` (see `permutation_p`).
     transform : analyse the response on the scale "log", "logit" or "box-cox" (see
@@ -85,65 +101,47 @@ def anova(
     UserError : a table or model that cannot be analysed, options that exclude each other,
         type III of a rank-deficient design, or HC2 to HC4 with a row of leverage 1.
     """
-    given = _given(response, factors, interactions, block, random, formula)
-    _check_options(given, type, robust, permutations, transform, exact_decimals)
-    table, notes = _on_scale(table, given, transform)
-    if given.error:
-        result = strata(
-            table,
-            given.response,
-            given.terms,
-            given.error,
-            blocks=given.blocks,
-            type=type,
-            exact_decimals=exact_decimals,
+    found = given(table, response, factors, block, interactions=interactions, formula=formula)
+    if random is not None:
+        found = _over(found, random, formula is not None or "~" in (response or ""))
+    _check_options(found, type, robust, cluster, permutations, transform, exact_decimals)
+    table, notes = _on_scale(table, found, transform)
+    notes += slopes(found)
+    data = found.data(table, as_list(cluster), exact_decimals)
+    many = absorbed_of(data, found.terms)
+    if many and (found.error or robust or permutations):
+        raise UserError(
+            f"{many[0]} has {len(data.levels[many[0]])} levels: with so many there is the "
+            "classical F alone, without error strata, robust tests or permutations"
         )
+    if many:
+        result = _tests(AbsorbedModel(data, found.terms, many), found.blocks, type)
+    elif found.error:
+        result = strata(data, found.terms, found.error, blocks=found.blocks, type=type)
     else:
-        data = read(table, given.response, given.names, exact_decimals)
-        model = Model(data, given.terms)
-        result = _tests(model, given.blocks, type, robust)
+        model = Model(data, found.terms)
+        codes = data.codes[cluster] if cluster else np.arange(model.n)
+        fit = ClusterFit(model, codes, robust) if robust in KINDS else LinearFit(model)
+        if type == 3:
+            check_full_rank(model)
+        parts = _robust(fit, type, robust) if robust else None
+        result = _tests(model, found.blocks, type, robust, parts)
         if permutations:
-            p = permutation_p(model, type, given.blocks, permutations, seed)
+            p = permutation_p(model, type, found.blocks, permutations, seed)
             result = result.assign(p_permutation=[*p, NAN])[columns("p_permutation")]
-        result.attrs["notes"] = data.notes
-    result.attrs["notes"] = notes + result.attrs["notes"]
+        result = remembered(result, fit)
+    result.attrs["notes"] = notes + data.notes + result.attrs["notes"]
     return result
 
 
-@dataclass(frozen=True)
-class _Given:
-    """A model, however it was given: terms with the blocks first, and error terms."""
-
-    response: str
-    terms: list[Term]
-    blocks: list[Term]
-    error: list[Term]
-
-    @property
-    def names(self) -> list[str]:
-        return list(dict.fromkeys(name for term in self.terms for name in term))
-
-
-def _given(response, factors, interactions, block, random, formula) -> _Given:
-    if formula is None:
-        response, terms, blocks = model_terms(response, factors, interactions, block, None)
-        if random is None:
-            return _Given(response, terms, blocks, [])
-        if (random,) in terms:
-            raise UserError(f"random: {random!r} is also a factor or block")
-        ours = [term for term in terms if term not in blocks]
-        return _Given(response, terms, blocks, [(random,), *((random, *term) for term in ours)])
-    _check_alone(response, factors, interactions)
-    if random is not None:
+def _over(found: Given, random: str, by_formula: bool) -> Given:
+    """The model with the strata of a random factor: ``Error(random / (terms))``."""
+    if by_formula:
         raise UserError("random: a formula names its strata itself: + Error(task/(A + B))")
-    response, terms, error = parse_strata(formula)
-    blocks = [(name,) for name in as_list(block)]
-    return _Given(response, blocks + [t for t in terms if t not in blocks], blocks, error)
-
-
-def _check_alone(response, factors, interactions) -> None:
-    if response or factors or interactions:
-        raise UserError("a formula stands instead of response, factors and interactions")
+    if (random,) in found.terms:
+        raise UserError(f"random: {random!r} is also a factor or block")
+    ours = [term for term in found.terms if term not in found.blocks]
+    return replace(found, error=[(random,), *((random, *term) for term in ours)])
 
 
 def model_of(
@@ -154,36 +152,12 @@ def model_of(
     interactions: bool = False,
 ) -> Model:
     """The model ``block + factors`` of a table, with two-factor interactions if asked."""
-    response, terms, _ = model_terms(response, factors, interactions, block, None)
-    return Model(read(table, response, [name for (name, *more) in terms if not more]), terms)
+    return given(table, response, factors, block, interactions=interactions).model(table)
 
 
-def model_terms(
-    response: str | None,
-    factors: Sequence[str] | None,
-    interactions: bool,
-    block: str | Sequence[str] | None,
-    formula: str | None,
-) -> tuple[str, list[Term], list[Term]]:
-    """Response, terms (blocks first) and the block terms of a model, however it was given."""
-    blocks = [(name,) for name in as_list(block)]
-    if formula is not None:
-        _check_alone(response, factors, interactions)
-        response, terms = parse(formula)
-    elif response and factors:
-        factors = as_list(factors)
-        terms = [(name,) for name in factors]
-        if interactions:
-            terms += list(combinations(factors, 2))
-        repeated = {name for name in factors if factors.count(name) > 1 or (name,) in blocks}
-        if repeated:
-            raise UserError(f"factors {sorted(repeated)}: named more than once")
-    else:
-        raise UserError("give either a formula, or a response and its factors")
-    return response, blocks + [term for term in terms if term not in blocks], blocks
-
-
-def _check_options(given: _Given, type, robust, permutations, transform, exact_decimals) -> None:
+def _check_options(
+    given: Given, type, robust, cluster, permutations, transform, exact_decimals
+) -> None:
     problems = []
     if type not in (1, 2, 3):
         problems.append(f"type: {type!r}; allowed: 1, 2, 3")
@@ -191,7 +165,13 @@ def _check_options(given: _Given, type, robust, permutations, transform, exact_d
         problems.append(f"robust: {robust!r}; allowed: {', '.join(ROBUST)}")
     elif robust == "welch" and (given.blocks or [len(term) for term in given.terms] != [1]):
         problems.append("robust: 'welch' compares the levels of one factor alone, without blocks")
-    elif robust in HC and type == 1:
+    elif robust == "welch-james" and given.blocks:
+        problems.append("robust: 'welch-james' knows no blocks; use hc3, or a mixed model")
+    elif robust in HETEROSCEDASTIC and given.quantities:
+        problems.append(f"robust: {robust!r} compares levels; {given.quantities} are numbers")
+    elif cluster is not None and robust not in KINDS:
+        problems.append(f"cluster: the column of the clusters, for robust {', '.join(KINDS)}")
+    elif robust in (*HC, *KINDS) and type == 1:
         problems.append("robust tests are Wald tests of type 2 or 3, not of type 1")
     if permutations is not None and (not isinstance(permutations, int) or permutations < 1):
         problems.append(f"permutations: {permutations!r}; allowed: a whole number above 0")
@@ -214,7 +194,7 @@ def _check_options(given: _Given, type, robust, permutations, transform, exact_d
 
 
 def _on_scale(
-    table: pd.DataFrame, given: _Given, transform: str | None
+    table: pd.DataFrame, given: Given, transform: str | None
 ) -> tuple[pd.DataFrame, list[str]]:
     """The table with its response transformed, and a note on the scale."""
     if transform is None:
@@ -223,7 +203,8 @@ def _on_scale(
     return table.assign(**{given.response: values}), [f"{given.response} is on the {scale} scale"]
 
 
-def _check_full_rank(model: Model) -> None:
+def check_full_rank(model: Model) -> None:
+    """Raises UserError where hypotheses of type III have no meaning."""
     columns = model.matrix.shape[1]
     if model.rank < columns:
         raise UserError(
@@ -233,69 +214,97 @@ def _check_full_rank(model: Model) -> None:
         )
 
 
-def _tests(model: Model, blocks: Sequence[Term], type: int, robust: str | None) -> pd.DataFrame:
-    """Rows of the terms and the residual row."""
-    df2, rss = model.df, model.rss
-    if type == 3:
-        _check_full_rank(model)
-    if robust == "welch":
-        parts, df2 = _welch_part(model.data)
-    elif robust:
-        parts = _robust_parts(model, type, robust)
-    else:
-        parts = _parts(model, type)
+# One term of a test: sum of squares, degrees of freedom, F, and those of its error.
+Part = tuple[float, int, float, float]
+
+
+def _tests(
+    model: Model | AbsorbedModel,
+    blocks: Sequence[Term],
+    type: int,
+    robust: str | None = None,
+    robustly: tuple[list[Part], list[str]] | None = None,
+) -> pd.DataFrame:
+    """Rows of the terms and the residual row; notes on what could not be tested."""
+    parts, notes = robustly or (_parts(model, type), [])
+    notes = without_error(model) or notes
     rows = [
-        effects.tested(label(term), ss, df, F, df2, model.n)
-        for term, (ss, df, F) in zip(model.terms, parts, strict=True)
+        effects.tested(label(term), ss, df, F, den, model.n)
+        for term, (ss, df, F, den) in zip(model.terms, parts, strict=True)
     ]
-    rows.append({"source": "residual", "ss": NAN if robust else rss, "df": df2})
+    rest = parts[0][3] if robust == "welch" else model.df
+    rows.append({"source": "residual", "ss": NAN if robust else model.rss, "df": rest})
     result = pd.DataFrame(rows, columns=columns())
     ours = [term not in blocks for term in model.terms]
     result["p_holm"] = effects.holm(result["p"].where([*ours, False]).tolist())
+    if robust in ("welch-james", *KINDS):
+        result = result.assign(den_df=[*(part[3] for part in parts), NAN])[columns("den_df")]
+    result.attrs["notes"] = notes
     return result
 
 
-def _parts(model: Model, type: int) -> list[tuple[float, int, float]]:
-    """Sum of squares, degrees of freedom and F of each term."""
+def _robust(fit: LinearFit, type: int, robust: str) -> tuple[list[Part], list[str]]:
+    if robust in HETEROSCEDASTIC:
+        return HETEROSCEDASTIC[robust](fit.model)
+    if isinstance(fit, ClusterFit):
+        return cluster_parts(fit, type)
+    return _robust_parts(fit.model, type, robust)
+
+
+def without_error(model: Model | AbsorbedModel) -> list[str]:
+    """Why nothing can be tested, if so."""
+    if not model.df:
+        return [NO_DF]
+    if model.data.y.any() and not model.rss:
+        return ["the model fits the response exactly: there is no error to test against"]
+    return []
+
+
+def _parts(model: Model | AbsorbedModel, type: int) -> list[Part]:
+    """The classical F of each term."""
     parts = []
     for term in model.terms:
-        basis, _ = model.added(term, type)
-        ss, df = sum_of_squares(basis, model.data.y), basis.shape[1]
-        parts.append((ss, df, f_ratio(ss, df, model)))
+        if isinstance(model, AbsorbedModel):
+            ss, df = model.added(term, type)
+        else:
+            basis, _ = model.added(term, type)
+            ss, df = sum_of_squares(basis, model.data), basis.shape[1]
+        parts.append((ss, df, effects.f_ratio(ss, df, model.rss, model.df), model.df))
     return parts
 
 
-def f_ratio(ss: float, df: int, model: Model) -> float:
-    """F of a sum of squares against a model's residuals (see `effects.f_ratio`)."""
-    return effects.f_ratio(ss, df, model.rss, model.df, model.data.y @ model.data.y)
-
-
-def _welch_part(data: Data) -> tuple[list[tuple[float, int, float]], float]:
-    (codes,) = data.codes.values()
-    F, df1, df2 = welch_ratio([data.y[codes == code] for code in range(codes.max() + 1)])
-    return [(NAN, df1, F)], df2
-
-
-def _robust_parts(model: Model, type: int, robust: str) -> list[tuple[float, int, float]]:
+def _robust_parts(model: Model, type: int, robust: str) -> tuple[list[Part], list[str]]:
     weights = _hc_weights(model, robust)
-    parts = []
+    parts, notes = [], []
     for term in model.terms:
         basis, after = model.added(term, type)
-        df = basis.shape[1]
+        df, F = basis.shape[1], NAN
         tested = np.hstack([after, basis])
         cov = (tested * weights[:, None]).T @ tested
-        try:
+        rank = _rank(cov) if model.df and model.rss else 0
+        if df and rank == len(cov):
             # Rows of the factor: first the containing terms, then the term given those.
             z = solve_triangular(cholesky(cov, lower=True), tested.T @ model.data.y, lower=True)
-            F = float(np.sum(z[after.shape[1] :] ** 2)) / df if df and model.df else NAN
-        except LinAlgError:
-            F = NAN
-        parts.append((NAN, df, F))
-    return parts
+            F = float(np.sum(z[after.shape[1] :] ** 2)) / df
+        elif df:
+            notes.append(
+                f"{label(term)} has no {robust} test: the covariance of its {len(cov)} "
+                f"coefficients has rank {rank} (some residuals are exactly fitted or tied)"
+            )
+        parts.append((NAN, df, F, model.df))
+    return parts, notes
+
+
+def _rank(cov: np.ndarray) -> int:
+    """Rank of the covariance (k, k) of coefficients by an orthonormal basis."""
+    values = np.linalg.eigvalsh(cov)
+    return int(np.sum(values > SINGULAR * values[-1])) if values[-1] > 0 else 0
 
 
 def _hc_weights(model: Model, robust: str) -> np.ndarray:
-    squares, h, n, p = model.residuals**2, model.leverage, model.n, model.rank
+    residuals, h, n, p = model.residuals, model.leverage, model.n, model.rank
+    noise = max(NOISE * np.abs(model.data.y).max(), model.data.rounding)
+    squares = np.where(np.abs(residuals) > noise, residuals, 0.0) ** 2
     if robust == "hc0" or model.df == 0:
         return squares
     if robust == "hc1":
@@ -318,6 +327,14 @@ def lack_of_fit(
 ) -> pd.DataFrame:
     """Test of cell means against the additive model: the interactions, with what is aliased.
 
+    >>> runs = pd.DataFrame([(a, b, s) for a in "uvw" for b in "xy" for s in (0, 1)])
+    >>> runs.columns = ["input", "output", "seed"]
+    >>> runs["score"] = [3, 3.1, 4, 4.2, 3.6, 3.5, 4.4, 4.6, 5, 5.2, 6.1, 6.0]
+    >>> lack_of_fit(runs, "score", ["input", "output"])[["source", "df", "F", "p"]].round(4)
+            source  df       F       p
+    0  lack of fit   2  0.2667  0.7745
+    1     residual   6     NaN     NaN
+
     Two rows, ``lack of fit`` and ``residual`` (the cell-means model's own), with the columns of
     `anova` but p_holm. No degrees of freedom are left where every cell is fitted anyway.
 
@@ -325,14 +342,14 @@ def lack_of_fit(
     ------
     UserError : a table that cannot be analysed.
     """
-    response, terms, _ = model_terms(response, factors, False, block, None)
-    table, cell = with_cells(table, as_list(factors))
-    names = [name for (name,) in terms]
-    data = read(table, response, [*names, cell])
+    found = given(table, response, factors, block)
+    terms, factors = found.terms, as_list(factors)
+    table, cell = with_cells(table, factors)
+    data = read(table, response, [*found.names, cell])
     additive, cells = Model(data, terms), CellsModel(data, as_list(block), cell)
     df = additive.df - cells.df
     ss = math.fsum((additive.residuals - cells.residuals) ** 2) if df else 0.0
-    F = effects.f_ratio(ss, df, cells.rss, cells.df, data.y @ data.y)
+    F = effects.f_ratio(ss, df, cells.rss, cells.df)
     test = effects.tested("lack of fit", ss, df, F, cells.df, cells.n)
     rows = [test, {"source": "residual", "ss": cells.rss, "df": cells.df}]
     return pd.DataFrame(rows)

@@ -8,6 +8,7 @@ COLUMNS = {
     "source": "term of the model; residual is the last row (of a stratum)",
     "ss": "sum of squares; null for a robust test",
     "df": "degrees of freedom",
+    "den_df": "degrees of freedom of a term's error, where each term has its own",
     "F": "F ratio; null where there is no error to test against, and for an exact fit",
     "p": "p value of F",
     "p_holm": "p by Holm's adjustment over all terms but blocks",
@@ -20,7 +21,7 @@ COLUMNS = {
     "omega2_p_high": "upper limit",
     "mde": "minimum detectable effect: partial omega squared found with 80% power at level .05",
 }
-OPTIONAL = ("stratum", "p_permutation")
+OPTIONAL = ("stratum", "den_df", "p_permutation")
 
 
 def columns(*optional: str) -> list[str]:

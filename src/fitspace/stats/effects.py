@@ -7,8 +7,6 @@ import math
 from scipy.optimize import brentq
 from scipy.special import fdtrc, fdtri, ncfdtr
 
-from fitspace.stats.linear import ROUNDING
-
 NAN = float("nan")
 
 
@@ -70,15 +68,9 @@ def detectable(df1: int, df2: int, n: int, goal: float = 0.8, alpha: float = 0.0
     return smallest / (smallest + n)
 
 
-def f_ratio(ss: float, df1: int, rss: float, df2: int, total: float) -> float:
-    """F of a sum of squares, given that of the centred response.
-
-    NaN without degrees of freedom and where an exact fit leaves a term nothing to explain,
-    infinite for the terms of an exact fit.
-    """
-    if not df1 or not df2 or (rss == 0 and ss <= ROUNDING * total):
-        return NAN
-    return ss / df1 / (rss / df2) if rss else math.inf
+def f_ratio(ss: float, df1: int, rss: float, df2: int) -> float:
+    """F of a sum of squares; NaN without degrees of freedom, and without error: an exact fit."""
+    return ss / df1 / (rss / df2) if df1 and df2 and rss else NAN
 
 
 def tested(source: str, ss: float, df1: int, F: float, df2: float, n: int) -> dict:

@@ -31,6 +31,14 @@ def equivalence(
 ) -> pd.DataFrame:
     """Hold every point against a reference, by the differences of paired runs.
 
+    >>> runs = pd.DataFrame({"point": ["lora"] * 4, "task": list("aabb"), "seed": [0, 1, 0, 1]})
+    >>> full = runs.drop(columns="point").assign(y=[0.50, 0.52, 0.61, 0.60])
+    >>> runs = runs.assign(y=[0.50, 0.51, 0.60, 0.60])
+    >>> found = equivalence(runs, "y", 0.02, "point", full, lower_is_better=False)
+    >>> found[["point", "pairs", "difference", "df", "p_noninferior", "noninferior"]].round(4)
+      point  pairs  difference  df  p_noninferior  noninferior
+    0  lora      4      -0.005   2         0.0257         True
+
     A pair is a run of the point and one of the reference with the same ``pair`` columns; they
     share their random numbers. The first of ``pair`` is the stratum: the claim is about the
     mean over just these tasks, each with the same weight, of the mean differences, whatever

@@ -14,6 +14,14 @@ from fitspace.stats.linear import as_labels, missing_columns
 def components(table: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
     """Connected components of the design graph, whose nodes are the levels of all factors.
 
+    >>> cells = pd.DataFrame({"input": list("aabcc"), "output": list("uvvww")})
+    >>> components(cells, ["input", "output"])
+      input output  runs  component
+    0     a      u     1          0
+    1     a      v     1          0
+    2     b      v     1          0
+    3     c      w     2          1
+
     An observed cell connects its levels. Additive contrasts between levels of different
     components are not estimable (Searle 1987, section 5.3); within one they are, always for
     two factors, and for more where the model has full rank. Returns one row per observed
@@ -46,6 +54,10 @@ def largest(
 
 def in_design(runs: pd.DataFrame, factors: Sequence[str]) -> pd.Series:
     """Rows that have a level of every factor; the untouched base, method none, is no level.
+
+    >>> runs = pd.DataFrame({"method": ["lora", "none", "full"], "rank": [8, None, None]})
+    >>> in_design(runs, ["rank"]).tolist()
+    [True, False, False]
 
     The other rows are baselines: what the design is held against.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+from dataclasses import dataclass
 from itertools import product
 
 from fitspace.core.errors import UserError
@@ -28,32 +29,46 @@ def label(term: Term) -> str:
     return ":".join(term)
 
 
-def parse(formula: str) -> tuple[str, list[Term]]:
-    """Read a formula into its response and its terms, lowest order first as R sorts them.
+@dataclass(frozen=True)
+class Formula:
+    """A formula read: ``terms`` lowest order first as R sorts them, ``error`` those of Error().
 
-    Every variable is a factor (``C(x)`` is the same as ``x``). ``A*B`` is ``A + B + A:B``,
-    ``A/B`` is ``A + A:B`` and ``(A+B+C)^2`` stops at two-factor interactions. The
-    intercept is always in the model.
+    ``factors`` are the names that C() or Error() declare to be factors, whatever their columns
+    hold.
+    """
+
+    response: str
+    terms: list[Term]
+    error: list[Term]
+    factors: set[str]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all columns on the right, each once."""
+        return list(dict.fromkeys(name for term in self.terms + self.error for name in term))
+
+
+def parse(formula: str) -> Formula:
+    """Read a formula. The intercept is always in the model.
+
+    ``A*B`` is ``A + B + A:B``, ``A/B`` is ``A + A:B`` and ``(A+B+C)^2`` stops at two-factor
+    interactions. ``Error(a/b)`` names the error strata as in R's aov; beside one there may be no
+    terms. ``C(x)`` is x as a factor.
 
     Raises
     ------
-    UserError : text that is no such formula, or a model without intercept or terms, or one
-        with an error term.
-    """
-    response, terms, error = parse_strata(formula)
-    if error:
-        raise UserError(f"formula {formula!r}: Error() has no meaning here, only in an anova")
-    return response, terms
-
-
-def parse_strata(formula: str) -> tuple[str, list[Term], list[Term]]:
-    """`parse` of a formula that may hold ``Error(terms)``: response, terms, error terms.
-
-    ``Error(a/b)`` names the error strata as in R's aov. Beside one there may be no terms.
+    UserError : text that is no such formula, or a model without intercept or terms.
     """
     parser = _Parser(formula)
     response, terms, error = parser.read()
-    return response, _sorted(terms, _names(parser.tokens)), _sorted(error, parser.error_names)
+    error = _sorted(error, parser.error_names)
+    factors = parser.factors | {name for term in error for name in term}
+    return Formula(response, _sorted(terms, _names(parser.tokens)), error, factors)
+
+
+def term_of(text: str) -> Term:
+    """A block's term: ``task``, or ``task:seed`` for each combination of two columns."""
+    return tuple(part.strip() for part in text.split(":"))
 
 
 def _sorted(terms: list[frozenset[str]], names: list[str]) -> list[Term]:
@@ -90,6 +105,7 @@ class _Parser:
         self.depth = 0
         self.error: list[frozenset[str]] = []
         self.error_names: list[str] = []
+        self.factors: set[str] = set()
 
     def read(self) -> tuple[str, list[frozenset[str]], list[frozenset[str]]]:
         response = self._take("name")
@@ -187,6 +203,7 @@ class _Parser:
         self._take("(")
         name = self._take("name")
         self._take(")")
+        self.factors.add(name)
         return [frozenset([name])]
 
     def _error(self) -> list[frozenset[str]]:

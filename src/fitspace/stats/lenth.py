@@ -24,6 +24,14 @@ def lenth(
 ) -> pd.DataFrame:
     """Single-degree contrasts of a design without replicates, judged by Lenth's method (1989).
 
+    >>> runs = pd.DataFrame([(a, b, c) for a in "lh" for b in "lh" for c in "lh"])
+    >>> runs.columns = ["width", "rate", "steps"]
+    >>> runs["y"] = [1, 1.2, 3, 3.3, 1.1, 1.3, 5.2, 5.4]
+    >>> lenth(runs, "y", ["width", "rate", "steps"]).iloc[:2, :2]
+      contrast  estimate
+    0     rate  4.348707
+    1    width  1.590990
+
     The contrasts are orthonormal, so that each one's standard error is that of one run: of
     the factors, then of their interactions up to all of them, each adjusted for the blocks
     and for the contrasts before it, as many as the cells tell apart. A factor of several

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -20,6 +21,10 @@ from fitspace.stats.formula import Term, label
 RANK_TOLERANCE = 1e-10
 # A sum of squares this small, relative to that of the response, is rounding.
 ROUNDING = 1e-28
+# Of two float64 that mean one number, as 0.1 + 0.2 and 0.3: relative to the larger.
+ULPS = 2 * np.finfo(float).eps
+# Text that other programs take for an empty cell.
+MISSING = {"na", "n/a", "nan", "null", "."}
 # Fourth powers of it, in the variances of robust tests, are still finite.
 LARGEST = 1e75
 
@@ -28,7 +33,10 @@ LARGEST = 1e75
 class Data:
     """Complete rows of a table: centred response ``y`` (n,), its ``mean``, factor codes.
 
-    ``index`` holds the labels of the rows in the table, ``notes`` what was set aside.
+    ``index`` holds the labels of the rows in the table, ``notes`` what was set aside,
+    ``quantities`` the columns that enter as numbers (n,), ``originals`` each level as the
+    table has it (a number stays one), and ``rounding`` what one value of ``y`` can be off
+    because the response is float64.
     """
 
     y: np.ndarray
@@ -37,25 +45,43 @@ class Data:
     codes: dict[str, np.ndarray]
     index: pd.Index
     notes: list[str] = field(default_factory=list)
+    quantities: dict[str, np.ndarray] = field(default_factory=dict)
+    originals: dict[str, list] = field(default_factory=dict)
+    rounding: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Sum of squares of the centred response."""
+        return float(self.y @ self.y)
+
+    def is_rounding(self, ss: float, df: int) -> bool:
+        """Whether a sum of squares with ``df`` degrees of freedom is nothing but rounding."""
+        return ss <= max(ROUNDING * self.total, df * self.rounding**2)
 
 
 def read(
-    table: pd.DataFrame, response: str, names: Sequence[str], exact_decimals: bool = False
+    table: pd.DataFrame,
+    response: str,
+    names: Sequence[str],
+    exact_decimals: bool = False,
+    quantities: Sequence[str] = (),
 ) -> Data:
     """Take the complete rows of a table, with unused levels dropped.
 
-    Rows with an empty cell in ``response`` or a factor are set aside and counted in
-    ``notes``. With ``exact_decimals`` the response is read as decimal text (a float by its
-    shortest form) and centred in exact arithmetic before it becomes float64.
+    Rows with an empty cell in ``response``, a factor or one of the ``quantities`` (columns that
+    enter as numbers) are set aside and counted in ``notes``. With ``exact_decimals`` the
+    response is read as decimal text (a float by its shortest form) and centred in exact
+    arithmetic before it becomes float64.
 
     Raises
     ------
     UserError : missing columns, a response that is not finite numbers, fewer than two
         rows, a factor with one level; all at once.
     """
-    problems = missing_columns(table, [response, *names])
-    if len({response, *names}) <= len(names):
-        problems.append(f"columns {[response, *names]}: each may be named once")
+    used = [response, *names, *quantities]
+    problems = missing_columns(table, used)
+    if len(set(used)) < len(used):
+        problems.append(f"columns {used}: each may be named once")
     if problems:
         known = response in table.columns and not table.columns.duplicated().any()
         more = numbers(table[response], exact_decimals)[1] if known else []
@@ -65,10 +91,16 @@ def read(
     complete = ~pd.isna(values)
     for column in labels.values():
         complete &= column.notna().to_numpy()
+    measured = {}
+    for name in quantities:
+        column, more = numbers(table[name])
+        problems += [text.replace("response", "column", 1) for text in more]
+        measured[name] = column
+        complete &= ~pd.isna(column)
     if len(table) < 2 or (not problems and complete.sum() < 2):
         problems.append(
             f"the table has {len(table)} row(s), {complete.sum()} of them with a value in each of "
-            f"{[response, *names]}; an analysis needs at least 2"
+            f"{used}; an analysis needs at least 2"
         )
     else:
         for name, column in labels.items():
@@ -78,12 +110,21 @@ def read(
                     f"factor {name!r} has {len(kept)} level(s) {list(kept)}; it needs at least 2"
                 )
             problems += _spellings(name, kept)
+        problems += [
+            f"column {name!r} has one value; a trend needs at least 2"
+            for name, column in measured.items()
+            if len(set(column[complete])) < 2
+        ]
     if not problems:
         problems = _unsquarable(response, values[complete])
     if problems:
         raise UserError(problems)
     y, mean = _centred(values[complete], exact_decimals)
+    rounding = 0.0 if exact_decimals else ULPS * max(abs(float(v)) for v in values[complete])
+    if np.ptp(y) <= rounding:  # 0.1 + 0.2 and 0.3 are one value
+        y = np.zeros(len(y))
     levels = {name: _ordered(table[name], column[complete]) for name, column in labels.items()}
+    originals = {name: _originals(table[name], labels[name], levels[name]) for name in names}
     codes = {
         name: pd.Categorical(column[complete], categories=levels[name]).codes
         for name, column in labels.items()
@@ -91,10 +132,45 @@ def read(
     aside = len(table) - int(complete.sum())
     notes = []
     if aside:
+        notes.append(f"{aside} of {len(table)} rows set aside: an empty cell in one of {used}")
+    notes += [note for name in names for note in _look_alikes(name, levels[name])]
+    if not y.any():
+        notes.append(f"{response} has no variation: there is nothing to test")
+    measured = {name: column[complete].astype(float) for name, column in measured.items()}
+    return Data(y, mean, levels, codes, table.index[complete], notes, measured, originals, rounding)
+
+
+def _originals(column: pd.Series, labels: pd.Series, levels: list[str]) -> list:
+    """The levels as the column has them: numbers stay numbers."""
+    first = dict(zip(reversed(labels.tolist()), reversed(column.tolist()), strict=True))
+    return [first[level] for level in levels]
+
+
+def reserved(names: Sequence[str]) -> list[str]:
+    """One problem per name that a table of tests could not tell from its own rows."""
+    why = "a table of tests would mistake it for its own row or for an interaction; rename it"
+    return [f"column {name!r}: {why}" for name in names if name == "residual" or ":" in name]
+
+
+def _look_alikes(name: str, levels: Sequence[str]) -> list[str]:
+    """Notes on levels that read as missing, or as one level written in two ways."""
+    notes = []
+    missing = [level for level in levels if level.casefold() in MISSING]
+    if missing:
         notes.append(
-            f"{aside} of {len(table)} rows set aside: an empty cell in one of {[response, *names]}"
+            f"factor {name!r} has the level(s) {', '.join(map(repr, missing))}; if that means no "
+            "value, leave the cell empty"
         )
-    return Data(y, mean, levels, codes, table.index[complete], notes)
+    ways: dict[str, list[str]] = {}
+    for level in levels:
+        plain = " ".join(unicodedata.normalize("NFKC", level).split()).casefold()
+        ways.setdefault(plain, []).append(level)
+    return notes + [
+        f"factor {name!r}: {' and '.join(map(ascii, same))} differ only in case, spaces or the "
+        "form of their characters, and are taken as different levels"
+        for same in ways.values()
+        if len(same) > 1
+    ]
 
 
 def as_list(names: str | Sequence[str] | None) -> list[str]:
@@ -183,7 +259,7 @@ def with_cells(table: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFram
     labels = [as_labels(table[name]) for name in factors]
     cells = pd.Series(list(zip(*labels, strict=True)), index=table.index)
     empty = pd.concat(labels, axis=1).isna().any(axis=1)
-    name = f"cell of {label(tuple(factors))}"
+    name = f"cell of {' and '.join(factors)}"
     return table.assign(**{name: cells.map(str).mask(empty)}), name
 
 
@@ -250,33 +326,34 @@ def spanned(blocks: Sequence[np.ndarray], n: int) -> np.ndarray:
     return np.hstack([np.full((n, 1), n**-0.5), *(orthonormal(blocks) if blocks else [])])
 
 
-def left_by(basis: np.ndarray, y: np.ndarray) -> np.ndarray:
+def left_by(basis: np.ndarray, y: np.ndarray, rounding: float = 0.0) -> np.ndarray:
     """Residuals (n,) of ``y`` (n,) on an orthonormal basis (n, rank).
 
-    Residuals at the rounding of ``y`` are an exact fit, not an error variance: they are 0.
+    Residuals at the rounding of ``y``, or of what it was centred from (see `Data`), are an exact
+    fit, not an error variance: they are 0.
     """
-    rest = _outside(y[:, None], basis)[:, 0]
-    exact = basis.shape[1] == len(y) or rest @ rest <= ROUNDING * (y @ y)
+    rest, df = _outside(y[:, None], basis)[:, 0], len(y) - basis.shape[1]
+    exact = not df or rest @ rest <= max(ROUNDING * (y @ y), df * rounding**2)
     return np.zeros(len(y)) if exact else rest
 
 
-def sum_of_squares(basis: np.ndarray, y: np.ndarray) -> float:
-    """Squared length of the projection of ``y`` (n,) on an orthonormal basis (n, k).
+def sum_of_squares(basis: np.ndarray, data: Data) -> float:
+    """Squared length of the projection of the response on an orthonormal basis (n, k).
 
     Sums are exact (Shewchuk): at n = 18009 plain ones cost two of fifteen digits. What is at the
-    rounding of ``y`` is 0.
+    rounding of the response is 0.
     """
-    ss = math.fsum(math.fsum(column * y) ** 2 for column in basis.T)
-    return ss if ss > ROUNDING * (y @ y) else 0.0
+    ss = math.fsum(math.fsum(column * data.y) ** 2 for column in basis.T)
+    return 0.0 if data.is_rounding(ss, basis.shape[1]) else ss
 
 
 class Model:
-    """A linear model ``y ~ 1 + terms`` of factors in sum-to-zero coding.
+    """A linear model ``y ~ 1 + terms`` of factors in sum-to-zero coding, and of quantities.
 
     Parameters
     ----------
     data : complete rows.
-    terms : tuples of factor names; ``("A", "B")`` is the interaction.
+    terms : tuples of names; ``("A", "B")`` is the interaction.
     """
 
     def __init__(self, data: Data, terms: Sequence[Term]):
@@ -298,8 +375,13 @@ class Model:
 
     def columns(self, term: Term) -> np.ndarray:
         """Columns (n, k) of a term in the model matrix."""
-        parts = [self.coding(term, name)[self.data.codes[name]] for name in term]
+        parts = [self._variable(term, name) for name in term]
         return reduce(lambda a, b: (a[:, :, None] * b[:, None, :]).reshape(self.n, -1), parts)
+
+    def _variable(self, term: Term, name: str) -> np.ndarray:
+        if name in self.data.quantities:
+            return self.data.quantities[name][:, None]
+        return self.coding(term, name)[self.data.codes[name]]
 
     @cached_property
     def matrix(self) -> np.ndarray:
@@ -322,7 +404,7 @@ class Model:
 
     @cached_property
     def residuals(self) -> np.ndarray:
-        return left_by(self.basis, self.data.y)
+        return left_by(self.basis, self.data.y, self.data.rounding)
 
     @property
     def rss(self) -> float:
@@ -404,7 +486,7 @@ class CellsModel:
         rest = y - self._of_cells(y)[self._codes]
         rest = _outside(rest[:, None], self._u)[:, 0]
         rest = rest - self._of_cells(rest)[self._codes]
-        exact = not self.df or rest @ rest <= ROUNDING * (y @ y)
+        exact = not self.df or self.data.is_rounding(rest @ rest, self.df)
         return np.zeros(self.n) if exact else rest
 
     @property

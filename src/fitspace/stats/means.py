@@ -1,176 +1,344 @@
-"""Estimated marginal means, their pairwise differences, and the plain means of cells."""
+"""Estimated marginal means, their differences and contrasts, and the plain means of cells."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property, reduce
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtrit
 
-from fitspace.stats.anova import model_terms
-from fitspace.stats.digits import cleared
-from fitspace.stats.effects import holm
-from fitspace.stats.linear import CellsModel, Model, as_labels, as_list, read, with_cells
+from fitspace.core.errors import UserError
+from fitspace.stats.fits import Fit, LinearFit, fit_of
+from fitspace.stats.given import given
+from fitspace.stats.linear import (
+    CellsModel,
+    as_labels,
+    as_list,
+    read,
+    with_cells,
+)
+from fitspace.stats.mixed import fit_mixed
+from fitspace.stats.multiplicity import compared
+from fitspace.stats.variances import games_howell
 
 NAN = float("nan")
 
 
-def marginal_means(
-    table: pd.DataFrame,
-    response: str | None = None,
-    factor: str | None = None,
-    others: str | Sequence[str] | None = None,
-    block: str | Sequence[str] | None = None,
-    *,
-    by: str | None = None,
-    interactions: bool = False,
+def means(
+    source: pd.DataFrame,
+    factor: str | Sequence[str],
     formula: str | None = None,
+    *,
+    by: str | Sequence[str] | None = None,
+    response: str | None = None,
+    factors: str | Sequence[str] | None = None,
+    block: str | Sequence[str] | None = None,
+    interactions: bool = False,
+    random: str | Sequence[str] | None = None,
+    ddf: str = "kenward-roger",
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """Means of one factor's levels, averaged evenly over all levels of the other factors.
+    """Means of a factor's levels, averaged evenly over the levels of the others.
 
-    The model is ``block + factor + others`` (``by`` included), with two-factor
-    interactions if asked, or the formula. Columns: ``by`` if given, level, mean, se, low,
-    high (t interval), df, estimable. Where the design cannot tell a mean it is NaN and
-    ``estimable`` is False; this holds the values of R's emmeans.
+    >>> table = pd.DataFrame({"y": [4.0, 4.5, 5.0, 5.5, 6.5, 6.0], "rank": [4, 4, 8, 8, 16, 16]})
+    >>> means(table, "rank", "y ~ C(rank)")[["rank", "estimate", "se", "df"]].round(3)
+       rank  estimate    se   df
+    0     4      4.25  0.25  3.0
+    1     8      5.25  0.25  3.0
+    2    16      6.25  0.25  3.0
+
+    One row per level: ``by`` if given, the factor (its values as the table has them), estimate,
+    se, df, low, high (each by its own t). A column of numbers is held at its mean. Where the
+    design cannot tell a mean all of them are NaN. Holds R's emmeans.
+
+    Parameters
+    ----------
+    source : a table of runs, with its model as in `anova` (``formula``, or ``response``,
+        ``factors`` and ``block``; ``random`` makes it a mixed one), or what `anova` or `mixed`
+        returned.
+    factor : one column, or several for the means of their cells.
+    by : columns within whose levels the means are taken.
 
     Raises
     ------
     UserError : a table or model that cannot be analysed.
     """
-    grid = _Grid(table, response, factor, others, block, by, interactions, formula)
-    rows = []
-    for group, level in grid.cells():
-        mean, se = grid.fit.estimate(grid.weights(level, group), constant=1)
-        margin = grid.fit.t(1 - (1 - confidence) / 2) * se
-        row = {by: group} if by else {}
-        row |= {"level": level, "mean": mean, "se": se, "low": mean - margin, "high": mean + margin}
-        rows.append(row | {"df": grid.fit.df, "estimable": not np.isnan(mean)})
-    return pd.DataFrame(rows)
+    fit = _fitted(source, factor, by, formula, response, factors, block, interactions, random, ddf)
+    grid = Grid(fit, factor, by)
+    table = fit.estimates(grid.weights(grid.at))
+    reach = stdtrit(table["df"], 0.5 + confidence / 2) * table["se"]
+    table = table.assign(low=table["estimate"] - reach, high=table["estimate"] + reach)
+    return pd.concat([grid.values(), table], axis=1)
+
+
+def marginal_means(fit: Fit, factor: str, confidence: float = 0.95) -> pd.DataFrame:
+    """`means` of one factor of a fit: level (text), mean, se, low, high, df, estimable."""
+    table = means(fit, factor, confidence=confidence).rename(columns={"estimate": "mean"})
+    table[factor] = fit.model.data.levels[factor]
+    table = table.rename(columns={factor: "level"}).assign(df=fit.model.df)
+    table["estimable"] = table["mean"].notna()
+    return table[["level", "mean", "se", "low", "high", "df", "estimable"]]
 
 
 def pairs(
-    table: pd.DataFrame,
-    response: str | None = None,
-    factor: str | None = None,
-    others: str | Sequence[str] | None = None,
-    block: str | Sequence[str] | None = None,
-    *,
-    by: str | None = None,
-    interactions: bool = False,
+    source: pd.DataFrame,
+    factor: str | Sequence[str],
     formula: str | None = None,
+    *,
+    adjust: str | None = None,
+    by: str | Sequence[str] | None = None,
+    control=None,
+    alternative: str = "two-sided",
+    response: str | None = None,
+    factors: str | Sequence[str] | None = None,
+    block: str | Sequence[str] | None = None,
+    interactions: bool = False,
+    random: str | Sequence[str] | None = None,
+    ddf: str = "kenward-roger",
+    confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """All pairwise differences of marginal means, with Tukey's and Holm's adjustments.
+    """All differences of two means of a factor, or of all from a control, in the levels' order.
 
-    Models as in `marginal_means`. Columns: ``by`` if given, level, other, difference
-    (level minus other), se, df, t, p, p_tukey (Tukey-Kramer), p_holm, estimable. A
-    difference can be estimable where the means are not. Tukey's tail is exact to 1e-13, so
-    smaller p_tukey are noise. Adjusted within each level of
-    ``by``, as R's emmeans does.
+    >>> table = pd.DataFrame({"y": [4.0, 4.5, 5.0, 5.5, 6.5, 6.0], "arm": list("aabbcc")})
+    >>> pairs(table, "arm", "y ~ arm")[["contrast", "estimate", "p", "p_adjusted"]].round(4)
+      contrast  estimate       p  p_adjusted
+    0    a - b      -1.0  0.0663      0.1288
+    1    a - c      -2.0  0.0109      0.0222
+    2    b - c      -1.0  0.0663      0.1288
+
+    Columns: ``by`` if given, contrast (``a - b``), estimate, se, df, t, p (unadjusted),
+    p_adjusted, low, high (simultaneous), each family within one level of ``by``. Models as in
+    `means`; of what `anova` returned with a robust covariance, se and df are its own.
+
+    Parameters
+    ----------
+    control : a level (a tuple, of several factors) that all others are held against, instead of all
+        pairs.
+    adjust : "tukey" (by default; "dunnett" with a control), "holm", "bonferroni", "sidak",
+        "scheffe", "BH", "none", "dunnett" (the exact single step), or "games-howell", which gives
+        each level its own variance (a table with a response and one factor).
 
     Raises
     ------
     UserError : a table or model that cannot be analysed.
     """
-    grid = _Grid(table, response, factor, others, block, by, interactions, formula)
-    levels = grid.fit.model.data.levels[grid.factor]
+    if adjust == "games-howell":
+        if formula is not None:
+            found = given(source, formula)
+            response, terms = found.response, found.terms
+        else:
+            terms = [(factor,)] if not block and factors in (None, factor, [factor]) else []
+        if response is None or terms != [(factor,)] or by or random:
+            raise UserError("adjust: 'games-howell' compares the levels of one factor alone")
+        return games_howell(source, response, factor, confidence=confidence)
+    fit = _fitted(source, factor, by, formula, response, factors, block, interactions, random, ddf)
+    adjust = adjust or ("tukey" if control is None else "dunnett")
+    table = differences(fit, factor, by, adjust, confidence, control, alternative)
+    names = [f"{a} - {b}" for a, b in zip(table["level"], table["other"], strict=True)]
+    table.insert(table.columns.get_loc("level"), "contrast", names)
+    return table.drop(columns=["level", "other"])
+
+
+def differences(
+    fit: Fit,
+    factor: str | Sequence[str],
+    by: str | Sequence[str] | None = None,
+    adjust: str = "tukey",
+    confidence: float = 0.95,
+    control=None,
+    alternative: str = "two-sided",
+) -> pd.DataFrame:
+    """`pairs` of a fit, with both levels of a difference as text: level, other."""
+    grid = Grid(fit, factor, by)
+    against = None if control is None else grid.text(control)
+    names = [grid.name(at) for at in grid.at]
+    if against is not None and against not in names:
+        levels = ", ".join(dict.fromkeys(names))
+        raise UserError(f"control: {factor} has no level {control!r}; levels: {levels}")
+    if against is not None and adjust == "tukey":
+        raise UserError("adjust: 'tukey' is for all pairs; with a control: dunnett, holm, ...")
     families = []
     for group in grid.groups:
-        rows = []
-        for one, two in combinations(levels, 2):
-            weights = grid.weights(one, group) - grid.weights(two, group)
-            difference, se = grid.fit.estimate(weights, constant=0)
-            t = difference / se if se > 0 else NAN
-            row = {by: group} if by else {}
-            row |= {"level": one, "other": two, "difference": difference, "se": se}
-            row |= {"df": grid.fit.df, "t": t, "p": 2 * stdtr(grid.fit.df, -abs(t))}
-            rows.append(
-                row | {"p_tukey": NAN, "p_holm": NAN, "estimable": not np.isnan(difference)}
-            )
-        family = pd.DataFrame(rows)
-        family["p_tukey"] = _tukey(family["t"].to_numpy(), len(levels), grid.fit.df)
-        family["p_holm"] = holm(family["p"].tolist())
-        families.append(family)
+        levels = [at for at in grid.at if all(at[name] == group[name] for name in group)]
+        two = list(combinations(levels, 2))
+        if against is not None:
+            one = next(at for at in levels if grid.name(at) == against)
+            two = [(at, one) for at in levels if at is not one]
+        rows = grid.weights(levels)
+        of = dict(zip(map(grid.name, levels), rows, strict=True))
+        weights = np.array([of[grid.name(a)] - of[grid.name(b)] for a, b in two])
+        table = fit.estimates(weights)
+        family = compared(
+            table,
+            adjust,
+            levels=len(levels),
+            correlation=fit.correlation(weights) if adjust in ("scheffe", "dunnett") else None,
+            alternative=alternative,
+            confidence=confidence,
+        )
+        names = pd.DataFrame([(grid.name(a), grid.name(b)) for a, b in two])
+        names.columns = ["level", "other"]
+        heads = grid.values(by_only=True, at=[group] * len(two))
+        families.append(pd.concat([heads, names, family], axis=1))
     return pd.concat(families, ignore_index=True)
 
 
-def _tukey(t: np.ndarray, k: int, df: int) -> np.ndarray:
-    if k == 2:
-        return 2 * stdtr(df, -np.abs(t))
-    from scipy.stats import studentized_range
+def contrasts(
+    source: pd.DataFrame,
+    formula: str | None,
+    factor: str | Sequence[str],
+    named: Mapping[str, Mapping],
+    adjust: str = "holm",
+    *,
+    random: str | Sequence[str] | None = None,
+    ddf: str = "kenward-roger",
+    alternative: str = "two-sided",
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """Contrasts of marginal means that were named beforehand, as one family.
 
-    known = ~np.isnan(t)
-    p = np.full(len(t), NAN)
-    p[known] = np.clip(studentized_range.sf(np.abs(t[known]) * 2**0.5, k, df), 0, 1)
-    return p
+    >>> table = pd.DataFrame({"y": [4.0, 4.5, 5.0, 5.5, 6.5, 6.0], "arm": list("aabbcc")})
+    >>> rest = {"a": 1, "b": -0.5, "c": -0.5}
+    >>> asked = {"a against the rest": rest, "b against c": {"b": 1, "c": -1}}
+    >>> found = contrasts(table, "y ~ arm", "arm", asked)
+    >>> found[["contrast", "estimate", "t", "p", "p_adjusted"]].round(4)
+                 contrast  estimate       t       p  p_adjusted
+    0  a against the rest      -1.5 -4.8990  0.0163      0.0326
+    1         b against c      -1.0 -2.8284  0.0663      0.0663
+
+    Columns as in `pairs`. ``attrs["joint"]`` has F, num_df, den_df and p of the hypothesis that
+    all are 0.
+
+    Parameters
+    ----------
+    named : name -> level -> coefficient; levels left out have 0. With several factors a level is
+        the tuple of its factors' levels.
+    adjust : as in `pairs`, or "dunnett": the exact single step, whatever the contrasts are.
+
+    Raises
+    ------
+    UserError : a table or model that cannot be analysed, or a level that the factor has not.
+    """
+    fit = _fitted(source, factor, None, formula, None, None, None, False, random, ddf)
+    grid = Grid(fit, factor, None)
+    names = [grid.name(at) for at in grid.at]
+    rows, problems = [], []
+    for name, coefficients in named.items():
+        given_ = {grid.text(level): value for level, value in coefficients.items()}
+        problems += [
+            f"contrast {name!r}: no level {level!r}; levels: {', '.join(names)}"
+            for level in given_
+            if level not in names
+        ]
+        rows.append([float(given_.get(level, 0.0)) for level in names])
+    if not named:
+        problems.append("contrasts: none named")
+    if problems:
+        raise UserError(problems)
+    weights = np.array(rows) @ grid.weights(grid.at)
+    table = fit.estimates(weights)
+    correlation = fit.correlation(weights)
+    table = compared(
+        table, adjust, correlation=correlation, alternative=alternative, confidence=confidence
+    )
+    table.insert(0, "contrast", list(named))
+    known = table["estimate"].notna().to_numpy()
+    table.attrs["joint"] = fit.test(weights[known]) if known.any() else {}
+    return table
 
 
-class _Fit:
-    """Least squares by SVD, for estimable functions of the coefficients."""
-
-    def __init__(self, model: Model):
-        self.model, self.df = model, model.df
-        u, s, vt = np.linalg.svd(model.matrix, full_matrices=False)
-        keep = s > 1e-10 * s[0]
-        self.rows = vt[keep]
-        self.roots = vt[keep].T / s[keep]
-        self.coefficients = self.roots @ (u[:, keep].T @ model.data.y)
-
-    @cached_property
-    def largest(self) -> float:
-        """The largest deviation of the response from its mean."""
-        return float(np.max(np.abs(self.model.data.y)))
-
-    @cached_property
-    def sigma(self) -> float:
-        return (self.model.rss / self.df) ** 0.5 if self.df else NAN
-
-    def t(self, probability: float) -> float:
-        return float(stdtrit(self.df, probability)) if self.df else NAN
-
-    def estimate(self, weights: np.ndarray, constant: float) -> tuple[float, float]:
-        """Value and standard error of ``weights @ coefficients``; NaN if not estimable."""
-        outside = weights - self.rows.T @ (self.rows @ weights)
-        if np.linalg.norm(outside) > 1e-8 * np.linalg.norm(weights):
-            return NAN, NAN
-        value = float(weights @ self.coefficients) + constant * self.model.data.mean
-        return cleared(value, self.largest), self.sigma * float(
-            np.linalg.norm(weights @ self.roots)
-        )
-
-
-class _Grid:
-    """The reference grid of a model: every combination of levels, weighted evenly."""
-
-    def __init__(self, table, response, factor, others, block, by, interactions, formula):
-        self.factor, self.by = factor, by
-        factors = None
+def _fitted(
+    source, factor, by, formula, response, factors, block, interactions, random, ddf
+) -> Fit:
+    """The fit of a table of runs, or the one that a table of tests is of."""
+    asked = list(dict.fromkeys([*as_list(by), *as_list(factor)]))
+    described = formula or response or factors or block or random
+    fit = fit_of(source)
+    if fit is not None and described:
+        raise UserError("these tests have their model already; give the table of runs for another")
+    if fit is None and random is not None:
         if formula is None:
-            factors = list(dict.fromkeys([factor, *as_list(by), *as_list(others)]))
-        response, terms, _ = model_terms(response, factors, interactions, block, formula)
-        names = list(dict.fromkeys(name for term in terms for name in term))
-        data = read(table, response, list(dict.fromkeys([*names, factor, *as_list(by)])))
-        self.fit = _Fit(Model(data, terms))
-        self.groups = data.levels[by] if by else [None]
+            raise UserError("a mixed model is given by a formula and its random terms")
+        fit = fit_mixed(source, formula, random, ddf, asked)[0]
+    elif fit is None:
+        model = formula or response
+        if formula is None:
+            factors = as_list(factors) or asked
+        found = given(source, model, factors, block, interactions=interactions)
+        if found.error:
+            raise UserError("Error() has a meaning only in an anova; name its terms in random")
+        fit = LinearFit(found.model(source, [name for name in asked if name not in found.names]))
+    unknown = [name for name in asked if name not in fit.model.data.levels]
+    if unknown:
+        numbers = [name for name in unknown if name in fit.model.data.quantities]
+        raise UserError(
+            f"{name!r} enters the model as a number: write C({name}), or see stats.trend"
+            if name in numbers
+            else f"{name!r} is no factor of the model"
+            for name in unknown
+        )
+    return fit
 
-    def cells(self):
-        return product(self.groups, self.fit.model.data.levels[self.factor])
 
-    def weights(self, level: str, group: str | None) -> np.ndarray:
-        """Row (p,) of the model matrix averaged over the grid at a level (and group)."""
-        model = self.fit.model
-        at = {self.factor: level} | ({self.by: group} if self.by else {})
+class Grid:
+    """The combinations of a model's levels at which means are asked for.
 
-        def part(term, name):
-            coding = model.coding(term, name)
-            levels = model.data.levels[name]
-            return coding[levels.index(at[name])] if name in at else coding.mean(axis=0)
+    ``at`` has one mapping name -> level (text) per mean, ``groups`` one per level of ``by``.
+    """
 
-        rows = [reduce(np.kron, [part(term, name) for name in term]) for term in model.terms]
-        return np.concatenate([[1.0], *rows])
+    def __init__(self, fit: Fit, factor: str | Sequence[str], by: str | Sequence[str] | None):
+        self.model = fit.model
+        self.factors, self.by = as_list(factor), as_list(by)
+        self.groups = self._product(self.by)
+        self.at = [group | level for group in self.groups for level in self._product(self.factors)]
+
+    def _product(self, names: list[str]) -> list[dict[str, str]]:
+        levels = [self.model.data.levels[name] for name in names]
+        # As R's expand.grid: the first factor runs fastest.
+        return [dict(zip(names, reversed(c), strict=True)) for c in product(*reversed(levels))]
+
+    def name(self, at: Mapping[str, str]) -> str:
+        """A mean's name within its group: the levels of the factors."""
+        return " ".join(at[name] for name in self.factors)
+
+    def text(self, level) -> str:
+        """The name of a level as a user writes it: a tuple where there are several factors."""
+        parts = level if isinstance(level, tuple) else (level,)
+        return " ".join(as_labels(pd.Series([part]))[0] for part in parts)
+
+    def values(self, by_only: bool = False, at: list[dict] | None = None) -> pd.DataFrame:
+        """Columns of the groups' and factors' levels, as the table of runs has them."""
+        data = self.model.data
+        names = self.by if by_only else [*self.by, *self.factors]
+        at = self.at if at is None else at
+        columns = {
+            name: [data.originals[name][data.levels[name].index(a[name])] for a in at]
+            for name in names
+        }
+        return pd.DataFrame(columns, index=range(len(at)))
+
+    def weights(self, at: Sequence[Mapping[str, str | float]]) -> np.ndarray:
+        """Rows (m, p) of the model matrix averaged over the grid at some levels or numbers."""
+        rows = []
+        for levels in at:
+            parts = [
+                reduce(np.kron, [self._part(term, name, levels) for name in term])
+                for term in self.model.terms
+            ]
+            rows.append(np.concatenate([[1.0], *parts]))
+        return np.array(rows)
+
+    def _part(self, term, name: str, levels: Mapping) -> np.ndarray:
+        data = self.model.data
+        if name in data.quantities:
+            return np.array([levels.get(name, data.quantities[name].mean())])
+        coding = self.model.coding(term, name)
+        if name in levels:
+            return coding[data.levels[name].index(levels[name])]
+        return coding.mean(axis=0)
 
 
 def cell_means(
@@ -183,6 +351,16 @@ def cell_means(
     confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Means of the observed cells of a design, with their spread over seeds.
+
+    >>> runs = pd.DataFrame([(a, b, s) for a in "uvw" for b in "xy" for s in (0, 1)])
+    >>> runs.columns = ["input", "output", "seed"]
+    >>> runs["score"] = [3, 3.1, 4, 4.2, 3.6, 3.5, 4.4, 4.6, 5, 5.2, 6.1, 6.0]
+    >>> cell_means(runs, "score", ["input", "output"], "seed")[
+    ...     ["input", "output", "runs", "mean", "adjusted", "se"]
+    ... ].head(2).round(4)
+      input output  runs  mean  adjusted      se
+    0     u      x     2  3.05      3.05  0.0736
+    1     u      y     2  4.10      4.10  0.0736
 
     Columns: the factors, runs, mean, min, max (of the runs as they are), replicate_sd (the
     pooled standard deviation over ``replicate`` within the cell and the other blocks),

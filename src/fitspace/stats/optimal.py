@@ -20,6 +20,11 @@ TIE = 1e-9
 def d_optimal(cells: pd.DataFrame, factors: Sequence[str], n: int, seed: int = 0) -> pd.DataFrame:
     """The ``n`` rows of ``cells`` that are D-optimal for the main effects, in their order.
 
+    >>> cells = pd.DataFrame([(a, b, c) for a in "uv" for b in "xy" for c in "lmh"])
+    >>> cells.columns = ["input", "output", "width"]
+    >>> d_optimal(cells, ["input", "output", "width"], 6).index.tolist()
+    [1, 2, 3, 6, 10, 11]
+
     Fedorov's exchange (1972) as Cook and Nachtsheim (1980) modified it: each chosen row in
     turn gives way to the one outside that raises the determinant of the information matrix
     most, until none does; the best of ten random starts. A row is chosen once at most. Where
@@ -52,6 +57,12 @@ def d_optimal(cells: pd.DataFrame, factors: Sequence[str], n: int, seed: int = 0
 
 def d_efficiency(chosen: pd.DataFrame, cells: pd.DataFrame, factors: Sequence[str]) -> float:
     """D-efficiency per run of chosen rows for the main effects, against all cells.
+
+    >>> cells = pd.DataFrame([(a, b, c) for a in "uv" for b in "xy" for c in "lmh"])
+    >>> cells.columns = ["input", "output", "width"]
+    >>> chosen = d_optimal(cells, ["input", "output", "width"], 6)
+    >>> round(d_efficiency(chosen, cells, ["input", "output", "width"]), 4)
+    0.9767
 
     The ratio of the determinants of ``X'X / n``, per parameter (Atkinson, Donev and Tobias
     2007, section 11.1). It exceeds 1 where all cells together are not the best design.

@@ -77,7 +77,9 @@ class _Share:
 
     def __init__(self, model: Model, term: Term, type: int):
         before, _ = model.ordered(term, type)
-        self.residuals = left_by(spanned(list(map(model.columns, before)), model.n), model.data.y)
+        self.residuals = left_by(
+            spanned(list(map(model.columns, before)), model.n), model.data.y, model.data.rounding
+        )
         self.basis, self.full = model.added(term, type)[0], model.basis
         self.observed = self.of(self.residuals[:, None])[0] if self.basis.shape[1] else NAN
         self.known = bool(model.df) and not np.isnan(self.observed)

@@ -45,6 +45,14 @@ def estimable(
 ) -> pd.DataFrame:
     """Degrees of freedom of main effects and two-factor interactions, and their aliases.
 
+    >>> runs = pd.DataFrame([(a, b, s) for a in "uvw" for b in "xy" for s in (0, 1)])
+    >>> runs.columns = ["input", "output", "seed"]
+    >>> estimable(runs.iloc[:-2], ["input", "output"], ["seed"])
+             effect  df  nominal_df     aliased_with
+    0         input   2           2               []
+    1        output   1           1               []
+    2  input:output   1           2  [input, output]
+
     One row per effect: effect, df, nominal_df, aliased_with. ``df`` is the rank that a main
     effect adds to the blocks and the other main effects (the model that is analysed), and
     that an interaction adds to all other effects; ``nominal_df`` what it would be with every
@@ -105,6 +113,12 @@ def _space(model: Model, term: Term) -> np.ndarray:
 def association(design: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
     """How far factors go together in a design: factor, other, cramers_v, canonical.
 
+    >>> runs = pd.DataFrame([(a, b, s) for a in "uvw" for b in "xy" for s in (0, 1)])
+    >>> runs.columns = ["input", "output", "seed"]
+    >>> association(runs.iloc[:-2], ["input", "output"]).round(4)
+      factor   other  cramers_v  canonical
+    0  input  output     0.4082     0.4082
+
     Both are 0 for an orthogonal pair. ``cramers_v`` is Cramér's V of the runs' counts;
     ``canonical`` the largest correlation between a contrast of one factor and one of the
     other, 1 where they cannot be told apart (of unconnected parts, for one).
@@ -152,6 +166,13 @@ def power(
 ) -> pd.DataFrame:
     """Power of each factor's type II F test: factor, df, residual_df, power.
 
+    >>> runs = pd.DataFrame([(a, b, s) for a in "uvw" for b in "xy" for s in (0, 1)])
+    >>> runs.columns = ["input", "output", "seed"]
+    >>> power(runs, ["input", "output"], ["seed"], delta=1.0, sigma=0.5).round(4)
+       factor  df  residual_df   power
+    0   input   2            7  0.5165
+    1  output   1            7  0.8425
+
     The alternative has two levels ``delta`` apart and all others at their mean; the pair of
     levels is taken at which the noncentrality is smallest. The model is additive: blocks and
     factors. The level ``alpha`` is per factor, before Holm. NaN where a test is not possible.
@@ -188,6 +209,13 @@ def power_curve(
 ) -> pd.DataFrame:
     """:func:`power` over delta / sigma: factor, ratio, power.
 
+    >>> runs = pd.DataFrame([(a, b, s) for a in "uvw" for b in "xy" for s in (0, 1)])
+    >>> runs.columns = ["input", "output", "seed"]
+    >>> power_curve(runs, ["output"], ["seed"], ratios=[1, 2]).round(4)
+       factor  ratio   power
+    0  output      1  0.3407
+    1  output      2  0.8682
+
     Raises
     ------
     UserError : as :func:`power`.
@@ -215,6 +243,13 @@ def detectable(
 ) -> pd.DataFrame:
     """The smallest difference of two levels found with the power ``goal``: factor, difference.
 
+    >>> runs = pd.DataFrame([(a, b, s) for a in "uvw" for b in "xy" for s in (0, 1)])
+    >>> runs.columns = ["input", "output", "seed"]
+    >>> detectable(runs, ["input", "output"], ["seed"]).round(4)
+       factor  difference
+    0   input      2.7625
+    1  output      1.8878
+
     In units of sigma, and in the sense of :func:`power`. NaN where there is none.
 
     Raises
@@ -238,6 +273,13 @@ def runs_needed(
     alpha: float = 0.05,
 ) -> pd.DataFrame:
     """The fewest seeds, and runs, at which each factor's power reaches the goal.
+
+    >>> runs = pd.DataFrame([(a, b, s) for a in "uvw" for b in "xy" for s in (0, 1)])
+    >>> runs.columns = ["input", "output", "seed"]
+    >>> runs_needed(runs, ["input", "output"], ["seed"], delta=1.0, sigma=0.5).round(4)
+       factor  seeds  runs   power
+    0   input      4    24  0.9147
+    1  output      2    12  0.8425
 
     Every cell of the design is run in each of its other blocks (tasks) once per seed; the
     rest is as in :func:`power`. One row per factor: factor, seeds, runs, power (at so many
@@ -339,6 +381,13 @@ def pilot_sigma(
     transform: str | None = None,
 ) -> PilotSigma:
     """Residual standard deviation of ``blocks + factors`` in a pilot study's table of runs.
+
+    >>> runs = pd.DataFrame([(a, b, s) for a in "uvw" for b in "xy" for s in (0, 1)])
+    >>> runs.columns = ["input", "output", "seed"]
+    >>> runs["score"] = [3, 3.1, 4, 4.2, 3.6, 3.5, 4.4, 4.6, 5, 5.2, 6.1, 6.0]
+    >>> found = pilot_sigma(runs.assign(status="ok"), "score", ["input", "output"], ["seed"])
+    >>> round(found.sigma, 4), found.df
+    (0.0932, 7)
 
     Of its rows with status ok that are in the design, within the largest connected component.
     The limits are those of the chi-square distribution, for normal errors.

@@ -27,6 +27,15 @@ def ranking(
 ) -> pd.DataFrame:
     """Factors in the order of their partial omega squared, and how sure the order is.
 
+    >>> runs = pd.DataFrame([(a, b, s) for a in "uvw" for b in "xy" for s in (0, 1)])
+    >>> runs.columns = ["input", "output", "seed"]
+    >>> runs["score"] = [3, 3.1, 4, 4.2, 3.6, 3.5, 4.4, 4.6, 5, 5.2, 6.1, 6.0]
+    >>> found = ranking(runs, "score", ["input", "output"], "seed")
+    >>> found[["factor", "omega2_p", "rank_one", "next", "difference"]].round(2)
+       factor  omega2_p  rank_one    next  difference
+    0   input      0.99       1.0  output        0.02
+    1  output      0.97       0.0     NaN         NaN
+
     The model is ``block + factors``, type II. Columns: factor, omega2_p (adjusted, below 0
     where F < 1), rank_one (probability that it is the largest), next (the factor after it),
     difference (of the two omega squared), low, high (bootstrap interval of the difference, see
@@ -70,6 +79,14 @@ def leave_one_out(
     block: str | Sequence[str] = (),
 ) -> pd.DataFrame:
     """The factors' effect sizes with each task left out: whether one task decides the order.
+
+    >>> runs = pd.DataFrame([(t, a, b) for t in (0, 1, 2) for a in "uvw" for b in "xy"])
+    >>> runs.columns = ["task", "input", "output"]
+    >>> runs["score"] = [3, 4, 5, 6, 8, 9.5, 1, 2, 3, 4.5, 5, 6, 2, 3, 5, 6, 9, 9]
+    >>> leave_one_out(runs, "score", ["input", "output"], "task").head(2).round(4)
+      left_out  factor  omega2_p       p  rank
+    0        0   input    0.8900  0.0001   1.0
+    1        0  output    0.2273  0.0709   2.0
 
     The model is ``task + block + factors``, without the blocks that no longer vary. Columns:
     left_out, factor, omega2_p (as in `ranking`), p, rank (1 the largest); no rows where there

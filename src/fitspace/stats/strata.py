@@ -13,6 +13,7 @@ from fitspace.stats import effects
 from fitspace.stats.columns import columns as columns_of
 from fitspace.stats.formula import Term, label
 from fitspace.stats.linear import (
+    Data,
     Model,
     as_list,
     left_by,
@@ -27,14 +28,12 @@ WITHIN = "within"
 
 
 def strata(
-    table: pd.DataFrame,
-    response: str,
+    data: Data,
     terms: Sequence[Term],
     error: Sequence[Term],
     *,
     blocks: Sequence[Term] = (),
     type: int = 2,
-    exact_decimals: bool = False,
 ) -> pd.DataFrame:
     """Analysis of variance within each error stratum, as R's aov does with ``Error()``.
 
@@ -49,13 +48,7 @@ def strata(
     Parameters
     ----------
     type : 1 (terms as they stand; aov's) or 2, the same where the design is balanced.
-
-    Raises
-    ------
-    UserError : a table that cannot be analysed.
     """
-    names = list(dict.fromkeys(name for term in [*terms, *error] for name in term))
-    data = read(table, response, names, exact_decimals)
     model, layers = Model(data, terms), Model(data, error)
     columns = [layers.columns(term) for term in error]
     rows = []
@@ -66,7 +59,7 @@ def strata(
     result = pd.DataFrame(rows, columns=columns_of("stratum"))
     ours = result["source"].isin([label(term) for term in terms if term not in blocks])
     result["p_holm"] = effects.holm(result["p"].where(ours).tolist())
-    result.attrs["notes"] = data.notes + _spread(result, model)
+    result.attrs["notes"] = _spread(result, model)
     return result
 
 
@@ -74,7 +67,6 @@ def _rows(
     name: str, model: Model, type: int, under: list[np.ndarray], space: np.ndarray | None
 ) -> list[dict]:
     """Rows of one stratum: of a ``space`` (n, m), or of all outside the columns ``under``."""
-    y = model.data.y
     rss, df2 = _residual(model, under, space)
     rows = []
     for term in model.terms:
@@ -83,8 +75,8 @@ def _rows(
         basis = orthonormal(blocks, space)[-1]
         df1 = basis.shape[1]
         if df1:
-            ss = sum_of_squares(basis, y)
-            F = effects.f_ratio(ss, df1, rss, df2, y @ y)
+            ss = sum_of_squares(basis, model.data)
+            F = effects.f_ratio(ss, df1, rss, df2)
             rows.append(effects.tested(label(term), ss, df1, F, df2, df1 + df2 + 1))
     rows.append({"source": "residual", "ss": rss, "df": df2})
     return [{"stratum": name, **row} for row in rows]
@@ -92,12 +84,12 @@ def _rows(
 
 def _residual(model: Model, under: list[np.ndarray], space: np.ndarray | None) -> tuple[float, int]:
     """Sum of squares and degrees of freedom that the terms leave of a stratum."""
-    y, columns = model.data.y, [*under, *map(model.columns, model.terms)]
+    data, columns = model.data, [*under, *map(model.columns, model.terms)]
     if space is None:
         basis = spanned(columns, model.n)
-        return math.fsum(left_by(basis, y) ** 2), model.n - basis.shape[1]
+        return math.fsum(left_by(basis, data.y, data.rounding) ** 2), model.n - basis.shape[1]
     rest = orthonormal([*columns, space], space)[-1]
-    return sum_of_squares(rest, y), rest.shape[1]
+    return sum_of_squares(rest, data), rest.shape[1]
 
 
 def _spread(result: pd.DataFrame, model: Model) -> list[str]:
@@ -123,6 +115,14 @@ def over_tasks(
     block: str | Sequence[str] = (),
 ) -> pd.DataFrame:
     """Tests of factors for tasks in general: each against its interaction with the task.
+
+    >>> runs = pd.DataFrame([(t, a, s) for t in (0, 1, 2) for a in "uvw" for s in (0, 1)])
+    >>> runs.columns = ["task", "arm", "seed"]
+    >>> runs["y"] = [3, 4, 5, 6, 8, 9.5, 1, 2, 3, 4.5, 5, 6, 2, 3, 5, 6, 9, 9]
+    >>> found = over_tasks(runs, "y", "arm", "task", "seed")
+    >>> found[["source", "df", "F", "p", "error_df"]].round(4)
+      source  df       F       p  error_df
+    0    arm   2  45.542  0.0018         4
 
     Each factor is adjusted for the blocks and the other factors (type II) and tested in the
     stratum that its interaction with the task adds last; with balanced data this is aov's
@@ -150,7 +150,8 @@ def _over_tasks(table, response, name, factors, task, blocks) -> dict:
     ordered = [*(other for other in factors if other != name), name]
     terms = [(column,) for column in [*blocks, *ordered]]
     error = [(task,), *((column, task) for column in ordered)]
-    found = strata(table, response, terms, error, type=1)
+    names = list(dict.fromkeys(column for term in [*terms, *error] for column in term))
+    found = strata(read(table, response, names), terms, error, type=1)
     found = found[found["stratum"] == label((name, task))].set_index("source")
     row = {"source": name, "ss": 0.0, "df": 0, "F": NAN, "p": NAN, "mde": NAN}
     if name in found.index:

@@ -101,6 +101,10 @@ def box_cox(
 ) -> tuple[float, float, float]:
     """Power of Box and Cox's family (1964) for a linear model: lambda and its 95% limits.
 
+    >>> table = pd.DataFrame({"y": [1.1, 1.4, 2.9, 4.2, 9.8, 12.5], "arm": list("aabbcc")})
+    >>> [round(x, 3) for x in box_cox(table, "y", [("arm",)])]
+    [0.007, -0.8, 0.786]
+
     Lambda has the largest profile likelihood under ``1 + terms`` with normal errors; the
     limits are where twice the log likelihood is chi-square(1)'s 95% point below its largest.
     Searched between -3 and 3, where limits end too.

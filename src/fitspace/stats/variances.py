@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import reduce
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from scipy.special import fdtrc
 
-from fitspace.stats.linear import as_list, read, with_cells
+from fitspace.core.errors import UserError
+from fitspace.stats.linear import Model, as_list, read, with_cells
+from fitspace.stats.multiplicity import compared
 
 NAN = float("nan")
 
@@ -16,24 +21,40 @@ NAN = float("nan")
 def levene(table: pd.DataFrame, response: str, factors: str | Sequence[str]) -> pd.DataFrame:
     """Levene's test: one-way F of the distances from the means of the cells.
 
+    >>> table = pd.DataFrame({"y": [4.1, 4.5, 4.0, 5.2, 7.0, 3.3], "arm": list("aaabbb")})
+    >>> levene(table, "y", "arm").round(4)
+      source       F  df1  df2       p
+    0    arm  2.9473    1    4  0.1612
+
     One row with the columns source, F, df1, df2, p; several factors are crossed.
 
     Raises
     ------
     UserError : a table that cannot be analysed.
     """
-    return _distances(table, response, factors, np.mean)
+    return _distances(table, response, factors, "mean")
 
 
 def brown_forsythe(
     table: pd.DataFrame, response: str, factors: str | Sequence[str]
 ) -> pd.DataFrame:
-    """Brown and Forsythe's test (1974): `levene` with distances from the medians."""
-    return _distances(table, response, factors, np.median)
+    """Brown and Forsythe's test (1974): `levene` with distances from the medians.
+
+    >>> table = pd.DataFrame({"y": [4.1, 4.5, 4.0, 5.2, 7.0, 3.3], "arm": list("aaabbb")})
+    >>> brown_forsythe(table, "y", "arm").round(4)
+      source       F  df1  df2       p
+    0    arm  2.8764    1    4  0.1651
+    """
+    return _distances(table, response, factors, "median")
 
 
 def welch(table: pd.DataFrame, response: str, factors: str | Sequence[str]) -> pd.DataFrame:
     """Welch's one-way test (1951) of equal means, without equal variances.
+
+    >>> table = pd.DataFrame({"y": [4.1, 4.5, 4.0, 5.2, 7.0, 3.3], "arm": list("aaabbb")})
+    >>> welch(table, "y", "arm").round(4)
+      source       F  df1     df2       p
+    0    arm  0.8025    1  2.0818  0.4617
 
     One row with the columns source, F, df1, df2, p; several factors are crossed. NaN where a
     cell has one run or no spread.
@@ -49,16 +70,125 @@ def welch(table: pd.DataFrame, response: str, factors: str | Sequence[str]) -> p
 def welch_ratio(groups: Sequence[np.ndarray]) -> tuple[float, int, float]:
     """Welch's F of groups of values and its two degrees of freedom."""
     k = len(groups)
-    n = np.array([len(y) for y in groups], dtype=float)
-    if n.min() < 2 or min(np.ptp(y) for y in groups) == 0:
+    if min(map(len, groups)) < 2 or min(np.ptp(y) for y in groups) == 0:
         return NAN, k - 1, NAN
-    means = np.array([y.mean() for y in groups])
-    weights = n / np.array([y.var(ddof=1) for y in groups])
-    share = weights / weights.sum()
-    lost = np.sum((1 - share) ** 2 / (n - 1))
-    between = np.sum(weights * (means - share @ means) ** 2) / (k - 1)
-    F = between / (1 + 2 * (k - 2) / (k**2 - 1) * lost)
-    return F, k - 1, (k**2 - 1) / (3 * lost)
+    from statsmodels.stats.oneway import anova_oneway
+
+    found = anova_oneway(groups, use_var="unequal", welch_correction=True)
+    return float(found.statistic), k - 1, float(found.df_denom)
+
+
+def games_howell(
+    table: pd.DataFrame, response: str, factor: str, *, confidence: float = 0.95
+) -> pd.DataFrame:
+    """All differences of two levels' means, each level with its own variance (1976).
+
+    >>> table = pd.DataFrame(
+    ...     {"y": [4.0, 4.5, 4.1, 5.0, 7.5, 6.1, 6.5, 6.0, 6.2], "arm": list("aaabbbccc")}
+    ... )
+    >>> games_howell(table, "y", "arm")[["contrast", "estimate", "df", "p", "p_adjusted"]].round(4)
+      contrast  estimate      df       p  p_adjusted
+    0    a - b   -2.0000  2.1780  0.1039      0.1862
+    1    a - c   -2.0333  3.9900  0.0007      0.0015
+    2    b - c   -0.0333  2.1611  0.9678      0.9989
+
+    Columns as in `pairs`: Welch's t on Satterthwaite's degrees of freedom, p_adjusted and limits
+    by the studentized range. A level with one run has no variance: NaN, with a note.
+
+    Raises
+    ------
+    UserError : a table that cannot be analysed.
+    """
+    data = read(table, response, [factor])
+    codes, names = data.codes[factor], data.levels[factor]
+    count = np.bincount(codes)
+    mean = np.bincount(codes, data.y) / count
+    squares = np.bincount(codes, (data.y - mean[codes]) ** 2)
+    rows, notes = [], []
+    for k, name in enumerate(names):
+        if count[k] > 1 and data.is_rounding(squares[k], count[k] - 1):
+            squares[k] = 0.0
+            notes.append(f"{factor} {name} has runs without spread")
+        if count[k] == 1:
+            squares[k] = NAN
+            notes.append(f"{factor} {name} has one run, and so no variance")
+    share = squares / np.maximum(count - 1, 1) / count
+    for i, j in combinations(range(len(names)), 2):
+        se2 = share[i] + share[j]
+        used = [k for k in (i, j) if share[k] > 0]
+        row = {"contrast": f"{names[i]} - {names[j]}", "estimate": mean[i] - mean[j]}
+        df = se2**2 / sum(share[k] ** 2 / (count[k] - 1) for k in used) if se2 > 0 else NAN
+        rows.append(row | {"se": se2**0.5, "df": df})
+    result = compared(pd.DataFrame(rows), "tukey", levels=len(names), confidence=confidence)
+    result.attrs["notes"] = data.notes + notes
+    return result
+
+
+# One term of a test: sum of squares (NaN), degrees of freedom, F, and those of its error.
+Part = tuple[float, int, float, float]
+
+
+def welch_part(model: Model) -> tuple[list[Part], list[str]]:
+    """Welch's test of the one factor of a model, and why there is none."""
+    ((name,),) = model.terms
+    codes = model.data.codes[name]
+    F, df1, df2 = welch_ratio([model.data.y[codes == code] for code in range(codes.max() + 1)])
+    why = "no Welch test: a level has one run, or runs without spread"
+    return [(NAN, df1, F, df2)], [why] if math.isnan(F) else []
+
+
+def welch_james(model: Model) -> tuple[list[Part], list[str]]:
+    """Johansen's test (1980) of each term on the means of all cells, each with its own variance.
+
+    A term's hypothesis is that of type III: its sum contrasts of the cells' means, evenly over
+    the other factors. Nothing is assumed of terms that the model leaves out.
+
+    Raises
+    ------
+    UserError : a cell of the full factorial without runs.
+    """
+    data, names = model.data, list(dict.fromkeys(name for term in model.terms for name in term))
+    shape = [len(data.levels[name]) for name in names]
+    cell = np.ravel_multi_index([data.codes[name] for name in names], shape)
+    counts = np.bincount(cell, minlength=math.prod(shape))
+    if not counts.all():
+        raise UserError(
+            f"robust: 'welch-james' compares the means of all {len(counts)} cells; "
+            f"{int(np.sum(counts == 0))} have no run"
+        )
+    means = np.bincount(cell, data.y) / counts
+    rest = data.y - means[cell]
+    squares = np.bincount(cell, rest**2)
+    spread = counts > 1
+    spread[spread] = ~np.array(
+        [data.is_rounding(squares[c], counts[c] - 1) for c in np.flatnonzero(spread)], dtype=bool
+    )
+    if not spread.all():
+        why = f"{np.sum(~spread)} of {len(counts)} cells have one run, or runs without spread"
+        df = [math.prod(len(data.levels[n]) - 1 for n in term) for term in model.terms]
+        return [(NAN, k, NAN, NAN) for k in df], [f"no Welch-James test: {why}"]
+    variances = squares / (counts - 1) / counts
+    parts = []
+    for term in model.terms:
+        sizes = zip(names, shape, strict=True)
+        sides = [_sum_contrasts(k) if n in term else np.ones((1, k)) for n, k in sizes]
+        parts.append(_johansen(reduce(np.kron, sides), means, variances, counts - 1))
+    return parts, []
+
+
+def _johansen(contrasts: np.ndarray, means, variances, df) -> Part:
+    """Test that contrasts (k, cells) of means are 0, given the variances of the means."""
+    k = len(contrasts)
+    inverse = np.linalg.inv((contrasts * variances) @ contrasts.T)
+    found = contrasts @ means
+    share = variances * np.einsum("ia,ij,ja->a", contrasts, inverse, contrasts)
+    lost = float(np.sum(share**2 / df))  # of each cell tr(Q)^2 = tr(Q^2): Q has rank 1
+    scale = k + 2 * lost - 6 * lost / (k + 2)
+    return NAN, k, float(found @ inverse @ found) / scale, k * (k + 2) / (3 * lost)
+
+
+def _sum_contrasts(k: int) -> np.ndarray:
+    return np.hstack([np.eye(k - 1), -np.ones((k - 1, 1))])
 
 
 def _groups(table: pd.DataFrame, response: str, factors) -> tuple[str, list[np.ndarray]]:
@@ -69,16 +199,17 @@ def _groups(table: pd.DataFrame, response: str, factors) -> tuple[str, list[np.n
     return ":".join(factors), [data.y[codes == code] for code in range(codes.max() + 1)]
 
 
-def _distances(table: pd.DataFrame, response: str, factors, centre) -> pd.DataFrame:
+def _distances(table: pd.DataFrame, response: str, factors, centre: str) -> pd.DataFrame:
+    from scipy.stats import levene
+
     source, groups = _groups(table, response, factors)
-    distances = [np.abs(y - centre(y)) for y in groups]
     k, n = len(groups), sum(map(len, groups))
-    overall = np.concatenate(distances).mean()
-    between = sum(len(d) * (d.mean() - overall) ** 2 for d in distances)
+    middle = np.median if centre == "median" else np.mean
+    distances = [np.abs(y - middle(y)) for y in groups]
     within = sum(np.sum((d - d.mean()) ** 2) for d in distances)
     # With two runs a cell both are as far from their median: what is left is rounding.
     spread = within > 1e-20 * sum(np.sum(d**2) for d in distances)
-    F = between / (k - 1) / (within / (n - k)) if n > k and spread else NAN
+    F = float(levene(*groups, center=centre).statistic) if n > k and spread else NAN
     return _row(source, F, k - 1, n - k)
 
 

@@ -1,0 +1,113 @@
+"""Tests that hold where rows differ in spread, or those of one cluster go together."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from fitspace.core.errors import UserError
+from fitspace.stats.fits import LinearFit, independent
+from fitspace.stats.formula import label
+from fitspace.stats.linear import Model
+
+NAN = float("nan")
+KINDS = ("cr0", "cr1", "cr2", "cr3")
+
+
+class ClusterFit(LinearFit):
+    """Least squares with a sandwich covariance, of rows in clusters or each by itself.
+
+    ``cr0`` takes residuals as they are, ``cr1`` times sqrt(m / (m - 1)) for m clusters, ``cr2``
+    makes them unbiased where rows are independent and alike (Bell and McCaffrey 2002), ``cr3``
+    leaves each cluster out once. Degrees of freedom are Satterthwaite's, by a working model of
+    independent rows; of several functions those of Hotelling's T squared (Pustejovsky and Tipton
+    2018). With every row its own cluster cr2 and cr3 are hc2 and hc3, and so are their degrees of
+    freedom: few where few rows say how the others spread.
+
+    Raises
+    ------
+    UserError : one cluster; for ``cr3`` a cluster without which a coefficient is lost.
+    """
+
+    def __init__(self, model: Model, codes: np.ndarray, kind: str):
+        super().__init__(model)
+        x, n = self.basis, model.n
+        rows = [np.flatnonzero(codes == c) for c in range(codes.max() + 1)]
+        rows = [of for of in rows if len(of)]
+        if len(rows) < 2:
+            raise UserError("cluster: one level; needed: at least 2")
+        left = np.eye(n) - x @ x.T
+        # Of each cluster: how the residuals of all rows enter its score (clusters, rank, n).
+        self.scores = np.array(
+            [x[of].T @ _adjusted(left[np.ix_(of, of)], kind, len(rows)) @ left[of] for of in rows]
+        )
+
+    @cached_property
+    def covariance(self) -> np.ndarray:
+        seen = self.scores @ self.model.residuals
+        return seen.T @ seen
+
+    def df(self, row: np.ndarray) -> float:
+        return self._degrees(row[None])
+
+    def joint(self, rows: np.ndarray) -> tuple[float, int, float]:
+        rows = independent(rows)
+        q = len(rows)
+        cov = rows @ self.covariance @ rows.T
+        values = np.linalg.eigvalsh(cov)
+        if not values[0] > 1e-12 * values[-1]:
+            return NAN, q, NAN
+        df = self._degrees(rows)
+        left = df - q + 1
+        found = rows @ self.coefficients
+        statistic = float(found @ np.linalg.solve(cov, found))
+        return (left / (df * q) * statistic, q, left) if left > 0 else (NAN, q, NAN)
+
+    def _degrees(self, rows: np.ndarray) -> float:
+        """Degrees of freedom of the covariance of functions (q, rank) of the coefficients."""
+        q = len(rows)
+        turned = np.einsum("qr,irn->iqn", rows, self.scores)
+        expected = np.einsum("iqn,irn->qr", turned, turned)
+        if not np.linalg.eigvalsh(expected)[0] > 1e-12 * np.trace(expected):
+            return NAN
+        scaled = np.linalg.inv(np.linalg.cholesky(expected))
+        turned = np.einsum("rq,iqn->irn", scaled, turned)
+        flat = turned.reshape(-1, self.model.n)
+        products = (flat @ flat.T).reshape(len(turned), q, len(turned), q).transpose(0, 2, 1, 3)
+        own = np.einsum("ijss->ij", products)
+        return float(q * (q + 1) / (np.sum(own**2) + np.einsum("ijst,ijts->", products, products)))
+
+
+def _adjusted(left: np.ndarray, kind: str, clusters: int) -> np.ndarray:
+    """The factor of a cluster's residuals, given what the model leaves of them (k, k)."""
+    if kind == "cr0":
+        return np.eye(len(left))
+    if kind == "cr1":
+        return np.eye(len(left)) * (clusters / (clusters - 1)) ** 0.5
+    values, vectors = np.linalg.eigh(left)
+    keep = values > 1e-10
+    if kind == "cr3" and not keep.all():
+        raise UserError(
+            "robust: 'cr3' leaves each cluster out, and without one of them a coefficient is lost "
+            "(the clusters are in the model?); allowed here: cr0, cr1, cr2"
+        )
+    power = -0.5 if kind == "cr2" else -1.0
+    return (vectors[:, keep] * values[keep] ** power) @ vectors[:, keep].T
+
+
+def cluster_parts(
+    fit: ClusterFit, type: int
+) -> tuple[list[tuple[float, int, float, float]], list[str]]:
+    """Of each term: no sum of squares, degrees of freedom, F, and those of its error."""
+    parts, notes = [], []
+    for term in fit.model.terms:
+        basis, _ = fit.model.added(term, type)
+        F, df, df2 = fit.joint(basis.T @ fit.basis) if basis.shape[1] else (NAN, 0, NAN)
+        parts.append((NAN, df, F, df2))
+        if df and F != F:
+            notes.append(
+                f"{label(term)} has no robust test: too few rows or clusters tell how the rest "
+                f"spreads, for its {df} degrees of freedom"
+            )
+    return parts, notes

@@ -1,0 +1,198 @@
+"""What scripts rely on: the names of columns and rows, levels as they were, and plain refusals."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fitspace import stats
+from fitspace.core.errors import UserError
+from fitspace.stats.multiplicity import Largest, _General, product_loadings
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """Three tasks, four ranks, two arms, two seeds; one run was lost."""
+    rng = np.random.default_rng(5)
+    index = pd.MultiIndex.from_product(
+        [["night", "ink", "flat"], [4, 8, 16, 32], ["lora", "full"], [0, 1]],
+        names=["task", "rank", "arm", "seed"],
+    )
+    table = index.to_frame(index=False)
+    shift = table["task"].map({"night": 0.0, "ink": 2.0, "flat": 5.0})
+    y = shift + 0.5 * np.log2(table["rank"]) + (table["arm"] == "full") + rng.normal(0, 0.4, 48)
+    return table.assign(y=y).drop(index=7).reset_index(drop=True)
+
+
+COMPARED = ["contrast", "estimate", "se", "df", "t", "p", "p_adjusted", "low", "high"]
+TABLES = {
+    "anova": (lambda t: stats.anova(t, "y ~ task*arm + task:seed"),
+              ["source", "ss", "df", "F", "p", "p_holm"]),
+    "within": (lambda t: stats.within(t, response="y", subject="task", within=["arm"]),
+               ["source", "df", "num_df", "den_df", "F", "gg_eps", "hf_eps", "p", "p_gg", "p_hf"]),
+    "mixed": (lambda t: stats.mixed(t, "y ~ arm", random=["task", "task:arm"]),
+              ["source", "num_df", "den_df", "F", "p"]),
+    "means": (lambda t: stats.means(t, "arm", "y ~ task + arm"),
+              ["arm", "estimate", "se", "df", "low", "high"]),
+    "pairs": (lambda t: stats.pairs(t, "task", "y ~ task + arm", adjust="holm"), COMPARED),
+    "dunnett": (lambda t: stats.dunnett(t, response="y", factor="task", control="ink",
+                                        block=["seed"], alternative="greater"), COMPARED),
+    "games_howell": (lambda t: stats.games_howell(t, response="y", factor="task"), COMPARED),
+    "contrasts": (lambda t: stats.contrasts(t, "y ~ seed + arm", "arm",
+                                            {"gain": {"full": 1, "lora": -1}}), COMPARED),
+    "trend": (lambda t: stats.trend(t, response="y", factor="rank", block=["task"]),
+              ["source", "estimate", "se", "df", "t", "ss", "num_df", "den_df", "F", "p"]),
+    "slopes": (lambda t: stats.trend(t, response="y", factor="rank", by="arm"),
+               ["source", "contrast", "estimate", "se", "num_df", "F", "p", "p_adjusted"]),
+    "noninferiority": (lambda t: stats.noninferiority(t, response="y", factor="arm",
+                                                      control="full", margin=0.01,
+                                                      block=["task:seed"]),
+                       [*COMPARED, "margin", "noninferior", "equivalent"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_columns(runs, name):
+    call, columns = TABLES[name]
+    before = runs.copy()
+    got = call(runs)
+    assert set(columns) <= set(got.columns)
+    assert got.columns[0] in ("source", "contrast", "arm")
+    assert got["p" if "p" in got else "se"].notna().any()
+    assert isinstance(got.attrs.get("notes", []), list)
+    assert "<table" in got._repr_html_()
+    pd.testing.assert_frame_equal(runs, before)
+
+
+def test_levels_stay_what_they_were(runs):
+    got = stats.means(runs, "rank", "y ~ C(rank) * arm", by="arm")
+    assert got["rank"].tolist() == [4, 8, 16, 32] * 2 and got["rank"].dtype == np.int64
+    assert got["arm"].tolist() == ["lora"] * 4 + ["full"] * 4
+    assert stats.pairs(runs, "rank", response="y")["contrast"].tolist()[:3] == [
+        "4 - 8", "4 - 16", "4 - 32",
+    ]  # fmt: skip
+    turned = runs.assign(task=pd.Categorical(runs["task"], ["flat", "ink", "night"]))
+    assert stats.pairs(turned, "task", "y ~ task")["contrast"].tolist() == [
+        "flat - ink", "flat - night", "ink - night",
+    ]  # fmt: skip
+    found = stats.dunnett(runs, "y", "rank", 8)
+    assert found["contrast"].tolist() == ["4 - 8", "16 - 8", "32 - 8"]
+    cells = stats.contrasts(runs, "y ~ C(rank) * arm", ["rank", "arm"], {
+        "at 4": {(4, "full"): 1, (4, "lora"): -1}})  # fmt: skip
+    direct = runs[runs["rank"] == 4].groupby("arm")["y"].mean()
+    assert cells["estimate"][0] == pytest.approx(direct["full"] - direct["lora"])
+
+
+def test_a_model_is_the_same_however_it_is_given(runs):
+    formula = stats.anova(runs, "y ~ seed + task + arm")
+    named = stats.anova(runs, response="y", factors=["task", "arm"], block=["seed"])
+    columns = ["source", "ss", "df", "F", "p"]
+    pd.testing.assert_frame_equal(formula[columns], named[columns])
+    assert formula["df"].tolist() == [1, 2, 1, 42]
+    of_table = stats.means(runs, "arm", "y ~ seed + task + arm")
+    pd.testing.assert_frame_equal(stats.means(formula, "arm"), of_table)
+    mixed = stats.mixed(runs, "y ~ arm", random=["task"])
+    model = {"formula": "y ~ arm", "random": ["task"]}
+    pd.testing.assert_frame_equal(stats.pairs(mixed, "arm"), stats.pairs(runs, "arm", **model))
+    # A covariate is held at its mean; what the table of tests is a copy of has no fit.
+    slope = stats.anova(runs, "y ~ rank + arm")
+    assert slope["df"].tolist() == [1, 1, 44]
+    assert "rank is a number" in slope.attrs["notes"][0]
+    with pytest.raises(UserError, match="'rank' enters the model as a number: write C"):
+        stats.means(slope, "rank")
+
+
+def test_a_singular_covariance_is_no_test():
+    """Two levels without spread: their difference would have F = 1e30."""
+    table = pd.DataFrame({"y": [1, 1, 1, 2, 2, 2, 3, 4, 5.5], "a": list("aaabbbccc")})
+    for robust in ("hc0", "hc1", "hc2", "hc3", "hc4"):
+        got = stats.anova(table, "y ~ a", robust=robust)
+        assert got["F"].isna().all()
+        assert f"a has no {robust} test: the covariance of its 2" in got.attrs["notes"][0]
+
+
+def test_numbers_of_one_control_are_exact_and_the_rest_is_close():
+    loads = np.array([0.3, 0.7, 0.5, 0.9])
+    correlation = np.outer(loads, loads)
+    np.fill_diagonal(correlation, 1)
+    assert product_loadings(correlation) == pytest.approx(loads)
+    for sides in (1, 2):
+        exact, close = Largest.of(correlation, sides), _General(correlation, sides)
+        for c in (-0.5, 0.5, 2.0, 4.0):
+            for df in (1, 3, 20, 1e6):
+                if c > 0 or sides == 1:
+                    assert close.tail(c, df) == pytest.approx(exact.tail(c, df), abs=3e-4)
+        assert exact.tail(exact.critical(7, 0.05), 7) == pytest.approx(0.05, rel=1e-10)
+    signed = correlation.copy()
+    signed[0, 1:] *= -1
+    signed[1:, 0] *= -1
+    assert Largest.of(signed, 2).tail(2.0, 9) == pytest.approx(
+        Largest.of(correlation, 2).tail(2.0, 9)
+    )
+    signed[1, 2] = signed[2, 1] = 0.1
+    assert product_loadings(signed) is None
+
+
+def test_a_claim_needs_the_control_to_have_beaten_the_base():
+    rng = np.random.default_rng(1)
+    arms = np.repeat(["none", "full", "lora"], 8)
+    gain = {"none": 0.0, "full": 1.0, "lora": 0.95}
+    y = np.array([gain[a] for a in arms]) + rng.normal(0, 0.1, 24)
+    table = pd.DataFrame({"y": y, "arm": arms})
+    got = stats.noninferiority(table, "y", "arm", "full", margin=0.3, base="none")
+    assert got["contrast"].tolist() == ["lora - full"]
+    assert got["noninferior"].tolist() == [True]
+    assert got["margin"][0] == pytest.approx(0.3 * got.attrs["assay"]["estimate"])
+    flat = table.assign(y=table["y"].where(table["arm"] != "none", table["y"] + 1.0))
+    got = stats.noninferiority(flat, "y", "arm", "full", margin=0.3, base="none")
+    assert got["noninferior"].tolist() == [False]
+    assert "full is not shown to differ from none for the better" in got.attrs["notes"][-1]
+    turned = table.assign(y=-table["y"])
+    lower = {"margin": 0.3, "base": "none", "higher_is_better": False}
+    got = stats.noninferiority(turned, "y", "arm", "full", **lower)
+    assert got["noninferior"].tolist() == [True]
+
+
+REFUSED = {
+    "no such control": (lambda t: stats.dunnett(t, "y", "arm", "none"), "has no level 'none'"),
+    "margin": (lambda t: stats.noninferiority(t, "y", "arm", "full", 0), "a finite number above 0"),
+    "share": (lambda t: stats.noninferiority(t, "y", "task", "ink", 1.5, base="flat"), "a share"),
+    "base": (lambda t: stats.noninferiority(t, "y", "arm", "full", 0.5, base="x"), "no level 'x'"),
+    "alternative": (lambda t: stats.dunnett(t, "y", "arm", "full", alternative="more"), "'more'"),
+    "adjust": (lambda t: stats.pairs(t, "arm", "y ~ arm", adjust="lsd"), "'lsd'; allowed: none"),
+    "no factor": (lambda t: stats.means(t, "arms", "y ~ arm"), "no column 'arms'"),
+    "a level": (lambda t: stats.contrasts(t, "y ~ arm", "arm", {"c": {"x": 1}}), "no level 'x'"),
+    "random contained": (lambda t: stats.mixed(t, "y ~ task + arm", ["task"]), "is contained in"),
+    "random and residual": (
+        lambda t: stats.mixed(t, "y ~ arm", ["task:arm:rank:seed"]), "so it is the residual",
+    ),
+    "random twice": (lambda t: stats.mixed(t, "y ~ arm", ["task", "task"]), "is named twice"),
+    "no random": (lambda t: stats.mixed(t, "y ~ arm", []), "stats.anova's"),
+    "ddf": (lambda t: stats.mixed(t, "y ~ arm", ["task"], ddf="wald"), "kenward-roger, satt"),
+    "subject": (lambda t: stats.within(t, "y", "task", ["task"]), "other than the subject"),
+    "one subject": (
+        lambda t: stats.within(t[t["task"] != "ink"].iloc[2:], "y", "task", ["arm", "rank"]),
+        "1 of 2 have a value in all 8 cells",
+    ),
+    "scores of text": (lambda t: stats.trend(t, "y", "task"), "levels that are not numbers"),
+    "log of nothing": (lambda t: stats.trend(t, "y", "seed", "log2"), "log2 needs levels above 0"),
+    "too few scores": (lambda t: stats.trend(t, "y", "rank", [1, 2]), "4 finite numbers"),
+    "one factor": (lambda t: stats.surface(t, "y", ["rank"]), "at least 2"),
+    "a cluster alone": (lambda t: stats.anova(t, "y ~ arm", cluster="task"), "for robust cr0"),
+    "welch-james beside blocks": (
+        lambda t: stats.anova(t, "y ~ arm", robust="welch-james", block="task"), "knows no blocks",
+    ),
+    "p values": (lambda t: stats.adjusted([0.2, 1.2], "holm"), "numbers from 0 to 1"),
+    "three levels": (lambda t: stats.cohens_d(t, "y", "task"), "3 levels"),
+    "no sums of squares": (
+        lambda t: stats.effect_sizes(stats.anova(t, "y ~ arm", robust="hc3")), "effect sizes are",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_say_what_is_allowed(runs, name):
+    call, why = REFUSED[name]
+    with pytest.raises(UserError, match=re.escape(why)):
+        call(runs)
