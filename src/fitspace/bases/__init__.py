@@ -10,7 +10,7 @@ from fitspace.bases.dit import (
     own_classes,
     scale,
 )
-from fitspace.bases.families import BY_COMPONENT, FAMILIES, family_of
+from fitspace.bases.families import DENOISERS, FAMILIES, family_of
 from fitspace.bases.family import Conditions, Family, picked
 from fitspace.bases.finding import (
     CONFIGS,
@@ -44,7 +44,7 @@ from fitspace.bases.usable import tokens_of
 __all__ = [
     "picked",
     "CONFIGS",
-    "BY_COMPONENT",
+    "DENOISERS",
     "Conditions",
     "FAMILIES",
     "Family",

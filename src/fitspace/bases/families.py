@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 FAMILIES = {family.name: family for family in (UNET, DIT)}
-BY_COMPONENT = {family.component: family for family in FAMILIES.values()}
+DENOISERS = tuple(dict.fromkeys(family.component for family in FAMILIES.values()))
 BY_KIND = {family.kind: family for family in FAMILIES.values()}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fitspace.bases import usable
-from fitspace.bases.families import BY_COMPONENT, BY_KIND, FAMILIES
+from fitspace.bases.families import BY_KIND, DENOISERS, FAMILIES
 from fitspace.bases.family import Family
 from fitspace.bases.usable import config
 from fitspace.core import hub
@@ -20,7 +20,7 @@ from fitspace.core.hashes import hashes
 
 COMPONENTS = tuple(
     dict.fromkeys(
-        [*BY_COMPONENT, "vae", *(c for f in FAMILIES.values() for c in f.needs), "scheduler"]
+        [*DENOISERS, "vae", *(c for f in FAMILIES.values() for c in f.needs), "scheduler"]
     )
 )
 CONFIGS = ("sd15", "emoji-unet", "dit-xl", "emoji-dit")
@@ -156,24 +156,40 @@ def _lacks(folder: Path) -> list[str]:
     except UserError as error:
         return error.problems
     problems = []
-    family = next((f for c, f in BY_COMPONENT.items() if c in index), None)
+    component = next((c for c in DENOISERS if c in index), None)
+    family = None if component is None else family_in(folder)
     problems += usable.strangers(read_json(folder / "model_index.json"), COMPONENTS)
     needed = {"vae", "scheduler"}
-    if family is None:
-        problems.append(f"model_index.json names no denoiser; allowed: {', '.join(BY_COMPONENT)}")
+    if component is None:
+        problems.append(f"model_index.json names no denoiser; allowed: {', '.join(DENOISERS)}")
+    elif family is None:
+        kinds = " or ".join(f.kind for f in FAMILIES.values() if f.component == component)
+        problems.append(f"{component} is a {index[component][1]}; allowed: {kinds}")
     else:
         needed |= {*family.needs}
-        kind = index[family.component][1]
-        if kind != family.kind and not family.also(kind, _config_or_none(folder, family.component)):
-            problems.append(f"{family.component} is a {kind}; allowed: {family.kind}")
     problems += [f"model_index.json names no {c}" for c in sorted(needed - index.keys())]
-    weighted = {*BY_COMPONENT, "vae", "text_encoder"}
+    weighted = {*DENOISERS, "vae", "text_encoder"}
     for component in index:
         if not any((folder / component).glob("*.json")):
             problems.append(f"{component}: no folder with its configuration")
         elif component in weighted and not any((folder / component).glob("*.safetensors")):
             problems.append(f"{component}: no *.safetensors (other formats are not read)")
     return problems or usable.problems(folder, family, index)
+
+
+def family_in(folder: Path) -> Family | None:
+    """The family of the denoiser in a pipeline's folder; None for one of no family."""
+    component = denoiser(folder)
+    kind, settings = index_of(folder)[component][1], _config_or_none(folder, component)
+    return next(
+        (
+            family
+            for family in FAMILIES.values()
+            if family.component == component
+            and (kind == family.kind or family.also(kind, settings))
+        ),
+        None,
+    )
 
 
 def _config_or_none(folder: Path, component: str) -> dict[str, Any]:
@@ -207,13 +223,13 @@ def denoiser_config(ref: str | Path) -> dict[str, Any]:
             raise hub.NotHere([*absent.problems, known]) from None
         config_name, changes = _KNOWN[name]
         return named_config(config_name) | changes
-    component = denoiser(folder)
-    return config(folder, component) | {"_class_name": BY_COMPONENT[component].kind}
+    found = family_in(folder)
+    return config(folder, found.component) | {"_class_name": found.kind}
 
 
 def denoiser(folder: Path) -> str:
     """The name of the denoiser's component in a resolved pipeline: unet or transformer."""
-    return next(c for c in BY_COMPONENT if c in index_of(folder))
+    return next(c for c in DENOISERS if c in index_of(folder))
 
 
 def labels(folder: Path) -> dict[str, int]:

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fitspace.bases.process import Diffusion
-from fitspace.bases.families import BY_COMPONENT, family_of
+from fitspace.bases.families import family_of
 from fitspace.bases.finding import (
     architecture,
     config,
-    denoiser,
+    family_in,
     index_of,
 )
 from fitspace.bases.usable import tokens_read
@@ -32,10 +32,9 @@ def load_denoiser(folder: Path, dtype: str = "float32") -> nn.Module:
 
     A DiT's time and class embedders, which diffusers keeps once per block, are shared.
     """
-    component = denoiser(folder)
-    family = BY_COMPONENT[component]
-    model = _load(folder, component, family.kind, dtype)
-    family.settle(model)
+    kind = family_in(folder)
+    model = _load(folder, kind.component, kind.kind, dtype)
+    kind.settle(model)
     return model
 
 

@@ -152,7 +152,7 @@ def load_adapter(pipeline: Any, path: str | Path) -> Attachment:
     ------
     UserError : as :func:`load`, or a pipeline with neither a U-Net nor a transformer.
     """
-    for name in bases.BY_COMPONENT:
+    for name in bases.DENOISERS:
         if (model := getattr(pipeline, name, None)) is not None:
             return load(model, path)
     raise UserError(f"pipeline: {type(pipeline).__name__} has neither `unet` nor `transformer`")
