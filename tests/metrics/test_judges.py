@@ -6,13 +6,19 @@ import json
 import shutil
 from pathlib import Path
 
-import open_clip
 import pytest
-from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
 from fitspace import metrics
 from fitspace.core.errors import UserError
+from fitspace.core.imports import import_torchvision
 from fitspace.metrics import clip
+
+import_torchvision()
+import open_clip  # noqa: E402
+from open_clip.pretrained import (  # noqa: E402
+    get_pretrained_cfg,
+    list_pretrained_tags_by_model,
+)
 
 JUDGE = Path(__file__).parents[2] / "models/emoji-clip"
 MEANS = {
