@@ -141,6 +141,53 @@ def _run_invented():
     return REPORT / "runs.csv"
 
 
+def _run_twice():
+    lines = (REPORT / "runs.csv").read_text().splitlines(keepends=True)
+    first = lines[1].split(",")
+    twin = ",".join([*first[:7], *("9" if cell.isdecimal() else cell for cell in first[7:])])
+    (REPORT / "runs.csv").write_text("".join([*lines[:1], twin, *lines[1:]]))
+    return REPORT / "runs.csv"
+
+
+def _curve():
+    lines = (REPORT / "against_n.csv").read_text().splitlines(keepends=True)
+    run, n, distance, kid = lines[1].strip().split(",")
+    lines[1] = f"{run},{n},{float(distance) / 2!r},{kid}\n"
+    (REPORT / "against_n.csv").write_text("".join(lines))
+    return REPORT / "against_n.csv"
+
+
+def _in_lineage(pattern: str, after: str):
+    """Something that provenance.json says of the first training, and its sidecar otherwise."""
+    path = REPORT / lineage.NAME
+    content, count = re.subn(pattern, after, path.read_text(), count=1)
+    assert count == 1
+    path.write_text(content)
+
+
+def _machine():
+    _in_lineage(r'"model name":"[^"]+"', '"model name":"A quicker processor"')
+    return _stage("train") / "train.json"
+
+
+def _time():
+    at = _stage("train").name
+    _in_lineage(
+        rf'("stage":"train","folder":"[^"]*{at}".*?"started":)"[^"]+"', r'\1"2020-01-01T00:00:00"'
+    )
+    return _stage("train") / "train.json"
+
+
+def _cost_carried():
+    """The seconds that a metric's sidecar carries; the lineage and the report agree with it."""
+    paths = sorted(Path("results/evaluate").glob("adapter*/evaluate.json"))
+    path, content = paths[0], json.loads(paths[0].read_text())
+    content["facts"]["sample"]["train"]["train_seconds"] = 0.001
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    assert main(["report", STUDY, "--cached"]) == 0
+    return path
+
+
 def _adapter_replaced_with_its_sidecar():
     """Adapter, its sidecar and the lineage agree; the samples were made from another."""
     folder = _stage("train")
@@ -195,6 +242,12 @@ SABOTAGE = {
     "run invented": ("hash", _run_invented, "is not of this study"),
     "adapter replaced, all its own hashes forged": (
         "hash", _adapter_replaced_with_its_sidecar, "was made from another results/train"),
+    "a run twice": ("hash", _run_twice, "stands 2 times"),
+    "a distance against n": ("hash", _curve, "are not what the run's metrics say"),
+    "the machine in the lineage": ("hash", _machine, "environment.cpu.model name is"),
+    "a time in the lineage": ("hash", _time, "provenance.json says otherwise: started is"),
+    "a cost that metrics carry": (
+        "hash", _cost_carried, "sample.train.train_seconds is 0.001; results/sample/"),
     "setting of the study": (
         "hash",
         lambda: _edit(Path(STUDY), "lr: 0.001", "lr: 0.002") and REPORT / "runs.csv",
@@ -259,6 +312,45 @@ def test_what_is_absent_is_told_apart_from_what_is_changed(project, tmp_path):
     assert main(["audit", STUDY, "--tier", "hash"]) == EXIT["changed"] == 1
 
 
+@pytest.mark.parametrize("name", ["models/emoji-unet", "models/emoji-clip"])
+def test_a_base_or_judge_that_is_not_here_is_absent_and_the_rest_is_held(project, name):
+    Path(name).rename("away")
+    try:
+        found = audit(Path(STUDY))
+        assert found.verdict == "absent" and found.rehashed == 49
+        assert any(f.subject in ("base", "judge") for f in found.findings)
+        assert main(["audit", STUDY]) == 3
+        assert "dvc pull" not in text(found)
+        _metric_in_json()
+        assert audit(Path(STUDY)).verdict == "changed"
+    finally:
+        Path("away").rename(name)
+
+
+def test_a_file_that_cannot_be_read_is_absent_with_its_own_cure(project, monkeypatch):
+    from fitspace.audit import hashes
+
+    adapter, digests = _stage("train") / "adapter.safetensors", hashes._digests
+
+    def denied(path):
+        if path == adapter:
+            raise PermissionError(13, "Permission denied", str(path))
+        return digests(path)
+
+    monkeypatch.setattr(hashes, "_digests", denied)
+    found = audit(Path(STUDY), tier="hash")
+    assert found.verdict == "absent"
+    (finding,) = found.findings
+    assert finding.subject == str(adapter) and "Permission denied; chmod u+r" in finding.message
+    assert "chmod u+r" in text(found) and "dvc pull" not in text(found)
+
+
+def test_a_report_of_a_table_with_a_run_twice_is_refused(project, capsys):
+    _run_twice()
+    assert main(["report", STUDY]) == 2
+    assert "stands 2 times" in capsys.readouterr().err
+
+
 def test_a_clone_with_all_results_is_verified(project, tmp_path):
     clone = project.clone(tmp_path / "clone")
     shutil.copytree(project / "results", clone / "results", copy_function=shutil.copyfile)
@@ -276,6 +368,8 @@ def test_code_that_is_in_no_commit_cannot_be_verified(project, tmp_path):
     assert [f.message for f in found.findings] == [
         "is not in this repository, so its code and pins cannot be looked at"
     ]
+    shown = text(found)
+    assert "`git fetch --unshallow` gets the commits" in shown and "dvc pull" not in shown
 
 
 def test_dvc_lock_is_a_witness_of_its_own(recorded, tmp_path, monkeypatch):

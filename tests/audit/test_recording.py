@@ -413,3 +413,39 @@ def test_gc_removes_nothing_where_it_cannot_know(unrecorded, capsys, spoil, monk
     assert main(["gc", "--yes"]) == 2
     assert said in capsys.readouterr().err
     assert everything(unrecorded) == before
+
+
+def test_gc_keeps_its_hands_off_results_that_are_a_link(tmp_path, monkeypatch, capsys):
+    """Two clones that share one folder of results: what the other names is not known here."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shared/train/a~b~s0~0123456789ab").mkdir(parents=True)
+    (tmp_path / "results").symlink_to("shared")
+    assert main(["gc", "--yes"]) == 2
+    assert "results: a link to" in capsys.readouterr().err
+    assert (tmp_path / "shared/train/a~b~s0~0123456789ab").is_dir()
+
+
+def test_gc_knows_what_commits_name_where_the_project_is_a_sub_folder(tmp_path, monkeypatch):
+    from fitspace.core import git
+
+    for variable in ("AUTHOR_NAME", "AUTHOR_EMAIL", "COMMITTER_NAME", "COMMITTER_EMAIL"):
+        monkeypatch.setenv(f"GIT_{variable}", "tester@example.org")
+    project = tmp_path / "repo/project"
+    (project / "reports/two").mkdir(parents=True)
+    provenance = project / "reports/two/provenance.json"
+    provenance.write_text('{"key": "0123456789ab"}')
+    git.run("init", "--quiet", folder=tmp_path / "repo")
+    git.run("add", "--all", folder=tmp_path / "repo")
+    git.run("commit", "--quiet", "--message", "x", folder=tmp_path / "repo")
+    provenance.unlink()
+    monkeypatch.chdir(project)
+    from fitspace.audit.named import named_in_history
+
+    assert named_in_history() == {"0123456789ab"}
+    # What is not committed is named from the top, and its digest is that of the file.
+    (project / "new.txt").write_text("x")
+    names = recording._uncommitted()
+    assert names == ["project/new.txt"]
+    recording._note_uncommitted(project / "reports", names)
+    noted = json.loads((project / "reports/uncommitted.json").read_text())["files"]
+    assert noted == {"project/new.txt": recording.sha256(project / "new.txt")}

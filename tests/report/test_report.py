@@ -656,3 +656,21 @@ def test_the_untouched_base_is_a_baseline_where_arms_are_compared():
     levels = {row["level"] for row in rows_of(folder / "effects.csv")}
     assert "full" in levels and "none" not in levels
     assert ("none", "14") in [(r["arm"], r["ok"]) for r in rows_of(folder / "ledger.csv")]
+
+
+@pytest.mark.parametrize("high", [1.0, 0.0], ids=["constant within its cells", "constant"])
+def test_a_response_without_variation_is_reported_as_such(tmp_path, high):
+    """Precision is 0 or 1 for all samples of many a small run."""
+    made = made_up.study(
+        {"output": ["CA_in", "FFN_in"]}, responses=("precision", "clip_t"), transform={}
+    )
+    table = made_up.rows(made)
+    for row in table:
+        row["precision"] = high if row["output"] == "FFN_in" else 0.0
+    made_up.write(tmp_path, table)
+    build(made, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert summary["runs"]["ok"] == len(table)
+    if high:
+        text = (tmp_path / "report.md").read_text()
+        assert "no variation between the seeds of a cell" in text

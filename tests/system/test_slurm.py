@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -252,6 +253,75 @@ def test_a_sites_keys_reach_snakemake(options):
     assert found.group_components == {"runs": 3}
     together = {rule: asked.get("together") for rule, asked in _resources(found).items()}
     assert {rule: n for rule, n in together.items() if n} == dict.fromkeys(slurm.GROUPED, [3] * 3)
+
+
+REQUESTS = {
+    "gres alone": (
+        {"gpu_request": "gres", "gpu_type": "a100"},
+        {"gres": ["gpu:a100:1"] * 3}, {"gpu", "gpu_model"},
+    ),
+    "gres of any kind": ({"gpu_request": "gres"}, {"gres": ["gpu:1"] * 3}, {"gpu"}),
+    "no GPUs": ({"gpu_request": "none", "gpu_type": "a100"}, {}, {"gpu", "gres", "gpu_model"}),
+    "memory by core": (
+        {"memory_request": "mem_per_cpu"}, {"mem_mb_per_cpu": [3000, 6000, 12000]}, set(),
+    ),
+    "no memory": ({"memory_request": "none"}, {"mem_mb": [0] * 3}, {"mem_mb_per_cpu"}),
+    "compiled": (
+        {"compile": True, "gradient_checkpointing": True},
+        {"compile": [1] * 3, "gradient_checkpointing": [1] * 3, "gpu": [1] * 3}, set(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("site, asked, not_asked", REQUESTS.values(), ids=REQUESTS)
+def test_a_site_says_how_resources_are_asked_for(options, site, asked, not_asked):
+    found = _resources(options(**site))["train"]
+    assert {name: found.get(name) for name in asked} == asked
+    assert not found.keys() & not_asked
+    assert "compile" not in _resources(options(**site))["sample"]
+
+
+JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "{prefix}_x", "CUDA_VISIBLE_DEVICES": ""}
+GPUS = {
+    "none": ({}, "train", True),
+    "none that can be used": ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, "sample", True),
+    "none of none": ({"SLURM_GPUS_ON_NODE": "0"}, "evaluate", True),
+    "the first": ({"CUDA_VISIBLE_DEVICES": "0"}, "train", False),
+    "one, by number": ({"SLURM_GPUS_ON_NODE": "1"}, "train", False),
+    "none, and none needed": ({}, "prepare", False),
+    "a job of somebody else's": ({"SLURM_JOB_NAME": "bash"}, "train", False),
+    "no job": ({"SLURM_JOB_ID": ""}, "train", False),
+    "a cluster without GPUs": ({"site": "gpu_request: none"}, "train", False),
+}
+
+
+@pytest.mark.parametrize("given, stage, stops", GPUS.values(), ids=GPUS)
+def test_a_gpu_stage_without_a_gpu_stops(tmp_path, monkeypatch, given, stage, stops):
+    path = tmp_path / "site.yaml"
+    path.write_text(given.get("site", "account: null"))
+    monkeypatch.setenv("FITSPACE_SITE", str(path))
+    for name in [name for name in os.environ if name.startswith(("SLURM", "CUDA", "ROCR"))]:
+        monkeypatch.delenv(name)
+    variables = JOB | {name: value for name, value in given.items() if name != "site"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(prefix=slurm.prefix()))
+    if stops:
+        with pytest.raises(UserError, match=f"{stage}: SLURM job 7 has no GPU"):
+            slurm.need_gpu(stage)
+    else:
+        slurm.need_gpu(stage)
+
+
+def test_the_documented_way_to_load_modules_works_in_sh(tmp_path):
+    """With a module command as modules define it for sh; dash has none of its own."""
+    said = (ROOT / "docs/slurm.md").read_text()
+    setup = re.search(r"`setup: (\. /etc/profile\.d/modules\.sh [^`]+)`", said)[1]
+    (tmp_path / "modules.sh").write_text('module() { LOADED="$*"; export LOADED; }\n')
+    setup = setup.replace("/etc/profile.d/modules.sh", str(tmp_path / "modules.sh"))
+    shell = shutil.which("dash") or "sh"
+    command = f"{setup} && printenv LOADED"  # as Snakemake puts it before a job
+    done = subprocess.run([shell, "-c", command], capture_output=True, text=True)
+    assert done.stdout == "load cuda/12.6\n", done.stderr
 
 
 def test_a_bad_site_file_ends_snakemake_with_its_problems_alone(tmp_path):

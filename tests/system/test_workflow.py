@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from project import content
+from project import STUDY, content
 
 ROOT = Path(__file__).parents[2]
 
@@ -204,3 +204,57 @@ def test_too_many_prompts_is_one_clear_message(project):
         assert done.returncode != 0 and "sample.prompts: 7" in text and "4 to 6" in text
     finally:
         _write(project, _study())
+
+
+CONFIGS = {
+    "an unknown key": (
+        "Study=params/two.yaml",
+        "--config Study: unknown key; allowed: --config study",
+    ),
+    "a number": ("study=5", "--config study=5: no study file"),
+    "nothing": ("study=", "--config study=: no study file"),
+}
+
+
+@pytest.mark.parametrize("config, said", CONFIGS.values(), ids=CONFIGS)
+def test_a_config_that_names_no_study_runs_none(config, said):
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--config", config],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode != 0 and said in done.stdout + done.stderr
+    assert "Job stats" not in done.stdout + done.stderr
+
+
+def test_another_studys_report_is_refused_and_stays(origin, tmp_path):
+    project = origin.copy(tmp_path / "project")
+    other = project / "reports/other"
+    other.mkdir()
+    (other / "report.html").write_text("old")
+    (other / "runs.csv").write_text("old")
+    done = project.snakemake("--force", "reports/other/report.html", ok=False)
+    assert done.returncode != 0
+    assert "other: not the study of params/two.yaml, 'two'" in done.stdout + done.stderr
+    assert (other / "report.html").read_text() == (other / "runs.csv").read_text() == "old"
+    # A report job that fails leaves the old report as a whole.
+    before = project.files("reports/two")
+    metrics = next((project / "results/evaluate").glob("*/metrics.json"))
+    metrics.write_text("{}")
+    done = project.snakemake("--force", "reports/two/report.html", ok=False)
+    assert done.returncode != 0 and project.files("reports/two") == before
+
+
+def test_a_study_whose_name_holds_a_quote_is_run_to_its_end(origin, tmp_path):
+    project = origin.copy(tmp_path / "project")
+    quoted = "params/o'brien.yaml"
+    (project / quoted).write_bytes((project / STUDY).read_bytes())
+    (project / "reports/two/report.html").unlink()
+    project.snakemake("all", study=quoted)
+    log = project / "results/logs/track/two.log"
+    log.unlink(missing_ok=True)
+    # The import fails, is said with the command that does it later, and fails nothing.
+    bad = project.run(
+        "snakemake", "--cores", "1", "--config", f"study={quoted}", "--forcerun", "track", "--",
+        "results/.cache/tracked/two", MLFLOW_TRACKING_URI="sqlite:////nowhere/x.db",
+    )  # fmt: skip
+    assert "later: fitspace track params/o'brien.yaml" in bad.stdout + bad.stderr

@@ -674,3 +674,21 @@ def test_a_server_that_is_down_fails_no_study(project: Project):
     done = project.run(*command, "--", stamp, MLFLOW_TRACKING_URI="http://127.0.0.1:1")
     assert "not in MLflow (see results/logs/track/two.log)" in done.stderr
     assert "MLFLOW_TRACKING_URI" in (project / "results/logs/track/two.log").read_text()
+
+
+def test_a_database_that_came_from_another_folder_is_said_with_its_cure(tmp_path, monkeypatch):
+    client = mlflow.library().MlflowClient
+    for name in ("here", "moved"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    uri = mlflow.DEFAULT_URI
+    own = client(tracking_uri=mlflow.client_uri(uri))
+    number = mlflow.experiment_of(own, uri, "two")
+    assert mlflow.experiment_of(own, uri, "two") == number
+    shutil.copy("mlflow.db", tmp_path / "moved/mlflow.db")
+    monkeypatch.chdir(tmp_path / "moved")
+    other = client(tracking_uri=mlflow.client_uri(uri))
+    with pytest.raises(
+        UserError, match="made in another folder and would write into .*here/mlarti"
+    ):
+        mlflow.experiment_of(other, uri, "two")

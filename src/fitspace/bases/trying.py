@@ -22,29 +22,30 @@ from fitspace.core.files import remember, remembered, sha256
 CACHE = Path("results/.cache/tried.json")
 
 
-def problems(folder: Path) -> list[str]:
+def problems(folder: Path, steps: int = 20) -> list[str]:
     """What goes wrong with a resolved pipeline when it is loaded and run: nothing, if it is sound.
 
     Weights are read whole, and none may be missing; the denoiser and the autoencoder are run on
-    PyTorch's meta device, where tensors have shapes and no content. Remembered in `CACHE` for as
-    long as the pipeline, this module and its libraries stay what they are.
+    PyTorch's meta device, where tensors have shapes and no content; the solver takes so many
+    ``steps``. Remembered in `CACHE` for as long as the pipeline, this module and its libraries
+    stay what they are.
     """
     libraries = [version(name) for name in ("torch", "diffusers", "transformers")]
-    key = digest_of([digest(folder), libraries, sha256(Path(__file__))])
+    key = digest_of([digest(folder), steps, libraries, sha256(Path(__file__))])
     known = remembered(CACHE)
     if key not in known:
-        known[key] = _tried(folder)
+        known[key] = _tried(folder, steps)
         remember(CACHE, remembered(CACHE) | {key: known[key]})
     return known[key]
 
 
-def _tried(folder: Path) -> list[str]:
+def _tried(folder: Path, steps: int) -> list[str]:
     found: list[str] = []
     told = _attempt(found, denoiser(folder), lambda: _told(folder))
     _attempt(found, "vae", lambda: _latents(folder))
     if told is not None:
         _attempt(found, denoiser(folder), lambda: _predicted(folder, told))
-    _attempt(found, "scheduler", lambda: _solver(folder))
+    _attempt(found, "scheduler", lambda: _solver(folder, steps))
     return found
 
 
@@ -110,5 +111,15 @@ def _predicted(folder: Path, told: Any) -> None:
         )
 
 
-def _solver(folder: Path) -> None:
-    load_process(folder).solver(4, "cpu")
+def _solver(folder: Path, steps: int) -> None:
+    """The training process, and the solver run on latents of zeros."""
+    import torch
+
+    process = load_process(folder)
+    x = torch.zeros(1, 1, 2, 2)
+    process.mix(x, x, torch.tensor([process.scheduler.config.num_train_timesteps - 1]))
+    solver = process.solver(steps, "cpu")
+    for t in solver.timesteps:
+        x = solver.step(torch.zeros_like(x), t, x).prev_sample
+    if not bool(x.isfinite().all()):
+        raise UserError(f"scheduler: {steps} steps of its solver do not stay finite")

@@ -18,6 +18,7 @@ from fitspace.core.texts import shown
 from fitspace.plan.keys import Plan, build_plan
 from fitspace.plan.models import Models
 from fitspace.plan.points import Point, chosen_cells, in_words, legal_cells, settings_of
+from fitspace.plan.table import PRIOR_STEPS
 from fitspace.study import Arm, Study, Task, TrainSettings
 from fitspace.study.reading import parts
 
@@ -100,9 +101,17 @@ def usable(plan: Plan) -> None:
     """
     if all(run.evaluate.sidecar.exists() for run in plan.runs):
         return
-    problems = [f"base: {plan.study.base}: {p}" for p in bases.problems(plan.models.base)]
+    problems = _base_problems(plan.study, plan.models)
     if problems := problems + metrics.problems(plan.study.judge):
         raise UserError(problems)
+
+
+def _base_problems(study: Study, models: Models) -> list[str]:
+    steps = {study.sample.steps}
+    if any(task.dreambooth is not None for task in study.tasks):
+        steps.add(PRIOR_STEPS)
+    found = [p for count in sorted(steps) for p in bases.problems(models.base, count)]
+    return [f"base: {study.base}: {problem}" for problem in dict.fromkeys(found)]
 
 
 def looked(study: Study, models: Models) -> list[str]:
@@ -116,7 +125,7 @@ def looked(study: Study, models: Models) -> list[str]:
     """
     problems, lines = analysis_problems(models), []
     if models.here("base"):
-        problems += [f"base: {study.base}: {problem}" for problem in bases.problems(models.base)]
+        problems += _base_problems(study, models)
     if models.here("judge"):
         problems += metrics.problems(study.judge)
     if models.here("base") and not problems:

@@ -45,4 +45,4 @@ def _of(found: Results, response: str) -> dict:
 
 
 def _known(row: pd.Series, columns: list[str]) -> dict[str, float]:
-    return {name: float(row[name]) for name in columns if not math.isnan(row[name])}
+    return {name: float(row[name]) for name in columns if math.isfinite(row[name])}

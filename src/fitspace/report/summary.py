@@ -38,6 +38,20 @@ def sentences(found: Results) -> list[Sentence]:
 
 def notes(found: Results) -> list[str]:
     """Notes on the analysis itself."""
+    return [*_without_variation(found), *_of_analysis(found)]
+
+
+def _without_variation(found: Results) -> list[str]:
+    """Responses whose seeds agree to the last digit: there is no variation to test against."""
+    return [
+        f"{words.metric(row['response']).label}: no variation between the seeds of a cell, so that "
+        "an F is infinite or not defined and says nothing of chance"
+        for _, row in found.rows("spread.csv").iterrows()
+        if row["replicate_sd"] == 0
+    ]
+
+
+def _of_analysis(found: Results) -> list[str]:
     if found.runs["seed"].nunique() > 1 or len(found.rows("contrasts.csv")):
         return found.analysis.notes
     one = (
