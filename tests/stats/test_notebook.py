@@ -207,6 +207,8 @@ def test_a_claim_needs_the_control_to_have_beaten_the_base():
     got = stats.noninferiority(flat, "y", "arm", "full", margin=0.3, base="none")
     assert got["noninferior"].tolist() == [False]
     assert "full is not shown to differ from none for the better" in got.attrs["notes"][-1]
+    own = stats.noninferiority(table, "y", "arm", "full", 0.3, base="none", robust="cr3")
+    assert own["estimate"].tolist() == pytest.approx([-0.05], abs=0.1) and own["df"][0] < 16
     turned = table.assign(y=-table["y"])
     lower = {"margin": 0.3, "base": "none", "higher_is_better": False}
     got = stats.noninferiority(turned, "y", "arm", "full", **lower)
