@@ -135,6 +135,16 @@ def factorial(simulations: int, rows: list) -> None:
     y = design.noise(design.spread("point"), simulations, seed=4)
     for control in ("none", "full"):
         shown(controls(design, "point", control, y), "point", "emoji, spreads by point", rows)
+    as_good(design, y, rows)
+
+
+def as_good(design: Design, y: np.ndarray, rows: list) -> None:
+    """Every point worse than full by just the margin: any claim is false."""
+    rates = {}
+    for kind, name in ((None, "pooled variance"), ("cr2", "HC2"), ("cr3", "HC3")):
+        rates[f"{name}, Dunnett"] = against(design, "point", "full", y, kind, sides=1)
+    rates["both pooled and HC3"] = rates["pooled variance, Dunnett"] & rates["HC3, Dunnett"]
+    shown(rates, "as good as full, any", "emoji, spreads by point", rows)
 
 
 def own_pairs(design: Design, factor: str, y: np.ndarray, tukey: np.ndarray) -> dict:
@@ -170,14 +180,14 @@ def fixed_tasks(simulations: int, rows: list) -> None:
         noninferior(design, y, f"emoji-difffit, {response}, spreads by arm", rows)
 
 
-def against(design: Design, factor: str, control: str, y: np.ndarray, kind) -> np.ndarray:
+def against(design: Design, factor: str, control: str, y: np.ndarray, kind, sides=2):
     """Whether any level is said to differ from the control (simulations,)."""
     grid = Grid(design.fit, factor, None)
     at = [grid.name(level) for level in grid.at].index(control)
     weights = grid.weights(grid.at)
     weights = np.delete(weights - weights[at], at, axis=0)
     rows = design.fit.rows(weights)[0]
-    seen, largest = rows @ design.fit.basis.T, Largest.of(design.fit.correlation(weights), 2)
+    seen, largest = rows @ design.fit.basis.T, Largest.of(design.fit.correlation(weights), sides)
     if kind is None:
         error = np.sum(design.residuals(y) ** 2, axis=0) / design.model.df
         se = np.linalg.norm(seen, axis=1)[:, None] * np.sqrt(error)
@@ -187,7 +197,8 @@ def against(design: Design, factor: str, control: str, y: np.ndarray, kind) -> n
         squares = design.residuals(y) ** 2 / np.maximum(design.left, 1e-9)[:, None] ** power
         se, fit = np.sqrt(seen**2 @ squares), design.own_spreads(kind)
         ends = np.array([largest.critical(round(fit.df(row), 3), ALPHA) for row in rows])
-    return np.max(np.abs(seen @ y) / se / ends[:, None], axis=0) > 1
+    t = seen @ y / se
+    return np.max((np.abs(t) if sides == 2 else t) / ends[:, None], axis=0) > 1
 
 
 def noninferior(design: Design, y: np.ndarray, where: str, rows: list) -> None:

@@ -103,6 +103,65 @@ def test_a_model_is_the_same_however_it_is_given(runs):
         stats.means(slope, "rank")
 
 
+def test_nested_factors_are_averaged_where_they_exist(runs):
+    """Seeds named by their task are the same blocks as seeds named alike in every task."""
+    named = runs.assign(seed=runs["task"] + runs["seed"].astype(str))
+    formula = "y ~ task*arm + task:seed"
+    for model in ({}, {"by": "task"}):
+        one = stats.means(runs, "arm", formula, **model)
+        pd.testing.assert_frame_equal(stats.means(named, "arm", formula, **model), one)
+        assert one["estimate"].notna().all()
+    seeds = stats.means(named, "seed", formula)
+    alike = stats.means(runs, ["seed", "task"], formula)
+    assert seeds["estimate"].tolist() == pytest.approx(alike["estimate"].tolist())
+    pairs = stats.pairs(named, "arm", formula, control="lora")
+    direct = stats.pairs(runs, "arm", formula, control="lora")
+    pd.testing.assert_frame_equal(pairs, direct)
+    assert direct["contrast"].tolist() == ["full - lora"]
+
+
+def test_what_decides_is_the_larger_p(runs):
+    formula = "y ~ task*arm + task:seed"
+    got = stats.deciding(runs, formula)
+    plain, own = (stats.anova(runs, formula, robust=robust) for robust in (None, "cr2"))
+    assert got["source"].tolist() == plain["source"].tolist()[:-1]
+    larger = np.maximum(plain["p"], own["p"]).iloc[:-1]
+    assert got["p_deciding"].tolist() == pytest.approx(larger.tolist(), nan_ok=True)
+    apart = stats.separated(runs, "task", formula=formula)
+    assert (apart["p_deciding"] >= apart["p_adjusted"]).all()
+    wide = stats.pairs(plain, "task")
+    assert ((apart["low"] <= wide["low"]) & (apart["high"] >= wide["high"])).all()
+    assert not apart["few"].any()
+    # One level without a second run: nobody knows how it spreads.
+    alone = pd.DataFrame({"y": [1.0, 1.2, 2.0, 2.3, 9.0], "arm": [*"aabbc"]})
+    assert stats.separated(alone, "arm", formula="y ~ arm").isna()["p_deciding"].tolist() == [
+        False, True, True,
+    ]  # fmt: skip
+
+
+def test_general_is_within_for_one_factor_and_keeps_tasks_that_lost_a_run(runs):
+    whole = stats.general(runs, "y", "arm", "task")
+    direct = stats.within(runs, "y", "task", "arm")
+    pd.testing.assert_frame_equal(whole, direct)
+    assert stats.general(runs.drop(index=3), "y", "arm", "task")["den_df"].tolist() == [2]
+    # Each factor adjusted for the other, on the cells that exist: by hand, task by task.
+    some = runs[~((runs["rank"] == 32) & (runs["arm"] == "full"))]
+    got = stats.general(some, "y", ["arm", "rank"], "task").set_index("source")
+    slopes = [
+        stats.contrasts(part, "y ~ arm + C(rank)", "arm", {"d": {"full": 1, "lora": -1}})
+        for _, part in some.groupby(["task", "rank", "arm"], as_index=False)["y"]
+        .mean()
+        .groupby("task")
+    ]
+    d = np.array([part["estimate"][0] for part in slopes])
+    F = len(d) * d.mean() ** 2 / d.var(ddof=1)
+    assert got.loc["arm", "F"] == pytest.approx(F)
+    assert got.loc["rank", "df"] == 3
+    few = runs[(runs["task"] == "ink") | (runs["rank"] != 8)]
+    with pytest.raises(UserError, match="1 of 3 have a value in all 8 cells"):
+        stats.general(few, "y", ["arm", "rank"], "task")
+
+
 def test_a_singular_covariance_is_no_test():
     """Two levels without spread: their difference would have F = 1e30."""
     table = pd.DataFrame({"y": [1, 1, 1, 2, 2, 2, 3, 4, 5.5], "a": list("aaabbbccc")})
@@ -148,6 +207,8 @@ def test_a_claim_needs_the_control_to_have_beaten_the_base():
     got = stats.noninferiority(flat, "y", "arm", "full", margin=0.3, base="none")
     assert got["noninferior"].tolist() == [False]
     assert "full is not shown to differ from none for the better" in got.attrs["notes"][-1]
+    own = stats.noninferiority(table, "y", "arm", "full", 0.3, base="none", robust="cr3")
+    assert own["estimate"].tolist() == pytest.approx([-0.05], abs=0.1) and own["df"][0] < 16
     turned = table.assign(y=-table["y"])
     lower = {"margin": 0.3, "base": "none", "higher_is_better": False}
     got = stats.noninferiority(turned, "y", "arm", "full", **lower)

@@ -33,7 +33,7 @@ from fitspace.stats.powers import (
     power_t,
     size_oneway,
 )
-from fitspace.stats.ranking import leave_one_out, ranking
+from fitspace.stats.ranking import leave_one_level_out, leave_one_out, ranking
 from fitspace.stats.reading import anova_of_file, rows_for_json
 from fitspace.stats.sizes import cohens_d, effect_sizes
 from fitspace.stats.strata import over_tasks
@@ -68,6 +68,7 @@ __all__ = [
     "general",
     "in_design",
     "lack_of_fit",
+    "leave_one_level_out",
     "leave_one_out",
     "lenth",
     "levene",

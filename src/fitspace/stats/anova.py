@@ -125,6 +125,12 @@ def anova(
         if type == 3:
             check_full_rank(model)
         parts = _robust(fit, type, robust) if robust else None
+        if robust == "cr3" and fit.blind.any():
+            raise UserError(
+                "robust: 'cr3' leaves each cluster or row out, and without one of them a "
+                "coefficient is lost (the only row of a level, or clusters in the model); allowed "
+                "here: cr2"
+            )
         result = _tests(model, found.blocks, type, robust, parts)
         if permutations:
             p = permutation_p(model, type, found.blocks, permutations, seed)

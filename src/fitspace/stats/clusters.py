@@ -25,9 +25,12 @@ class ClusterFit(LinearFit):
     2018). With every row its own cluster cr2 and cr3 are hc2 and hc3, and so are their degrees of
     freedom: few where few rows say how the others spread.
 
+    A function that rests on what is fitted exactly, as the mean of a level with one run does, has
+    no such test: NaN.
+
     Raises
     ------
-    UserError : one cluster; for ``cr3`` a cluster without which a coefficient is lost.
+    UserError : one cluster.
     """
 
     def __init__(self, model: Model, codes: np.ndarray, kind: str):
@@ -38,10 +41,17 @@ class ClusterFit(LinearFit):
         if len(rows) < 2:
             raise UserError("cluster: one level; needed: at least 2")
         left = np.eye(n) - x @ x.T
+        parts = [_adjusted(left[np.ix_(of, of)], kind, len(rows)) for of in rows]
         # Of each cluster: how the residuals of all rows enter its score (clusters, rank, n).
         self.scores = np.array(
-            [x[of].T @ _adjusted(left[np.ix_(of, of)], kind, len(rows)) @ left[of] for of in rows]
+            [x[of].T @ factor @ left[of] for of, (factor, _) in zip(rows, parts, strict=True)]
         )
+        #: What the model fits exactly in a cluster (rank, m): its spread there is unknown.
+        self.blind = np.hstack([x[of].T @ lost for of, (_, lost) in zip(rows, parts, strict=True)])
+
+    def _unknown(self, rows: np.ndarray) -> bool:
+        """Whether functions (q, rank) rest on what is fitted exactly."""
+        return bool(np.linalg.norm(rows @ self.blind) > 1e-8 * np.linalg.norm(rows))
 
     @cached_property
     def covariance(self) -> np.ndarray:
@@ -49,11 +59,13 @@ class ClusterFit(LinearFit):
         return seen.T @ seen
 
     def df(self, row: np.ndarray) -> float:
-        return self._degrees(row[None])
+        return NAN if self._unknown(row[None]) else self._degrees(row[None])
 
     def joint(self, rows: np.ndarray) -> tuple[float, int, float]:
         rows = independent(rows)
         q = len(rows)
+        if self._unknown(rows):
+            return NAN, q, NAN
         cov = rows @ self.covariance @ rows.T
         values = np.linalg.eigvalsh(cov)
         if not values[0] > 1e-12 * values[-1]:
@@ -79,21 +91,19 @@ class ClusterFit(LinearFit):
         return float(q * (q + 1) / (np.sum(own**2) + np.einsum("ijst,ijts->", products, products)))
 
 
-def _adjusted(left: np.ndarray, kind: str, clusters: int) -> np.ndarray:
-    """The factor of a cluster's residuals, given what the model leaves of them (k, k)."""
-    if kind == "cr0":
-        return np.eye(len(left))
-    if kind == "cr1":
-        return np.eye(len(left)) * (clusters / (clusters - 1)) ** 0.5
+def _adjusted(left: np.ndarray, kind: str, clusters: int) -> tuple[np.ndarray, np.ndarray]:
+    """The factor of a cluster's residuals, given what the model leaves of them (k, k).
+
+    And the directions (k, m) in which it leaves nothing, where that has to be known.
+    """
+    k = len(left)
+    if kind in ("cr0", "cr1"):
+        scale = 1.0 if kind == "cr0" else (clusters / (clusters - 1)) ** 0.5
+        return np.eye(k) * scale, np.empty((k, 0))
     values, vectors = np.linalg.eigh(left)
     keep = values > 1e-10
-    if kind == "cr3" and not keep.all():
-        raise UserError(
-            "robust: 'cr3' leaves each cluster out, and without one of them a coefficient is lost "
-            "(the clusters are in the model?); allowed here: cr0, cr1, cr2"
-        )
     power = -0.5 if kind == "cr2" else -1.0
-    return (vectors[:, keep] * values[keep] ** power) @ vectors[:, keep].T
+    return (vectors[:, keep] * values[keep] ** power) @ vectors[:, keep].T, vectors[:, ~keep]
 
 
 def cluster_parts(
@@ -107,7 +117,7 @@ def cluster_parts(
         parts.append((NAN, df, F, df2))
         if df and F != F:
             notes.append(
-                f"{label(term)} has no robust test: too few rows or clusters tell how the rest "
-                f"spreads, for its {df} degrees of freedom"
+                f"{label(term)} has no robust test: too few rows or clusters tell how they spread, "
+                f"for its {df} degrees of freedom"
             )
     return parts, notes

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from fitspace.core.errors import UserError
-from fitspace.stats.anova import anova
-from fitspace.stats.clusters import KINDS
+from fitspace.stats.clusters import KINDS, ClusterFit
 from fitspace.stats.fits import LinearFit
 from fitspace.stats.given import given
-from fitspace.stats.means import Grid, pairs
+from fitspace.stats.linear import Model
+from fitspace.stats.means import Grid, compare
 from fitspace.stats.multiplicity import adjusted, compared, tail
 
 
@@ -49,11 +49,9 @@ def dunnett(
     ------
     UserError : a table that cannot be analysed, or a control that is no level of the factor.
     """
-    if robust not in (None, *KINDS):
-        raise UserError(f"robust: {robust!r}; allowed: {', '.join(KINDS)}")
-    tests = anova(table, response, [factor], block=block, robust=robust)
-    result = pairs(tests, factor, control=control, alternative=alternative, confidence=confidence)
-    result.attrs["notes"] = tests.attrs["notes"]
+    fit = _fitted(given(table, response, [factor], block).model(table), robust)
+    result = compare(fit, factor, control=control, alternative=alternative, confidence=confidence)
+    result.attrs["notes"] = fit.model.data.notes
     return result
 
 
@@ -68,6 +66,7 @@ def noninferiority(
     *,
     base=None,
     adjust: str = "dunnett",
+    robust: str | None = None,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Which levels are worse than the control by less than a margin declared beforehand.
@@ -94,6 +93,8 @@ def noninferiority(
         a meaning: ``attrs["assay"]`` has estimate, se, df, t and p of control - base. Where it
         has not, nothing is non-inferior. The base itself is not compared.
     adjust : "dunnett" (exact single step), "holm", "bonferroni" or "none".
+    robust : "cr2" or "cr3" lets every run have its own variance; a claim rests on this beside the
+        pooled one where runs may spread unalike (see `deciding`).
 
     Raises
     ------
@@ -103,7 +104,7 @@ def noninferiority(
     if not isinstance(margin, Real) or not 0 < margin < top:
         allowed = "a finite number above 0" if base is None else "a share between 0 and 1"
         raise UserError(f"margin: {margin!r}; allowed: {allowed}")
-    rows, correlation, notes = _against(table, response, factor, control, block)
+    rows, correlation, notes = _against(table, response, factor, control, block, robust)
     better, alpha, assay = 1 if higher_is_better else -1, 1 - confidence, None
     if base is not None:
         names = [name.removesuffix(f" - {control}") for name in rows["contrast"]]
@@ -152,10 +153,16 @@ def _assay(row: pd.Series, better: int) -> dict:
     return {"estimate": estimate, "se": se, "df": df, "t": t, "p": p}
 
 
-def _against(table, response, factor, control, block):
+def _fitted(model: Model, robust: str | None) -> LinearFit:
+    if robust not in (None, *KINDS):
+        raise UserError(f"robust: {robust!r}; allowed: {', '.join(KINDS)}")
+    return ClusterFit(model, np.arange(model.n), robust) if robust else LinearFit(model)
+
+
+def _against(table, response, factor, control, block, robust):
     """Differences of the levels from the control: rows, their correlation, and notes."""
     found = given(table, response, [factor], block)
-    fit = LinearFit(found.model(table))
+    fit = _fitted(found.model(table), robust)
     grid = Grid(fit, factor, None)
     levels, name = [grid.name(at) for at in grid.at], grid.text(control)
     if name not in levels:

@@ -9,9 +9,10 @@ import pandas as pd
 
 from fitspace.stats import effects
 from fitspace.stats.anova import anova
-from fitspace.stats.fits import fit_of
+from fitspace.stats.clusters import ClusterFit
+from fitspace.stats.fits import LinearFit, fit_of
 from fitspace.stats.given import given
-from fitspace.stats.means import pairs
+from fitspace.stats.means import compare
 from fitspace.stats.variances import brown_forsythe
 
 NAN = float("nan")
@@ -120,15 +121,17 @@ def separated(
     Parameters
     ----------
     control, by, adjust, alternative : as in `pairs`.
-    model : as in `anova`.
+    model : ``formula``, or ``model`` (the response), ``factors`` and ``block``, as in `given`.
 
     Raises
     ------
     UserError : as `anova`.
     """
     options = {"control": control, "by": by, "adjust": adjust, "alternative": alternative}
-    plain = pairs(anova(table, **model), factor, **options)
-    own = pairs(anova(table, **model, robust="cr3"), factor, **options)
+    found = given(table, **model)
+    fitted = found.model(table)
+    plain = compare(LinearFit(fitted), factor, **options)
+    own = compare(ClusterFit(fitted, np.arange(fitted.n), "cr3"), factor, **options)
     result = plain.assign(df_own_spreads=own["df"], p_own_spreads=own["p_adjusted"])
     result["p_deciding"] = np.maximum(result["p_adjusted"], result["p_own_spreads"])
     result["low"] = np.minimum(plain["low"], own["low"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import combinations, product
 
 import numpy as np
@@ -135,6 +135,19 @@ def pairs(
             raise UserError("adjust: 'games-howell' compares the levels of one factor alone")
         return games_howell(source, response, factor, confidence=confidence)
     fit = _fitted(source, factor, by, formula, response, factors, block, interactions, random, ddf)
+    return compare(fit, factor, by, adjust, confidence, control, alternative)
+
+
+def compare(
+    fit: Fit,
+    factor: str | Sequence[str],
+    by: str | Sequence[str] | None = None,
+    adjust: str | None = None,
+    confidence: float = 0.95,
+    control=None,
+    alternative: str = "two-sided",
+) -> pd.DataFrame:
+    """`pairs` of a fit."""
     adjust = adjust or ("tukey" if control is None else "dunnett")
     table = differences(fit, factor, by, adjust, confidence, control, alternative)
     names = [f"{a} - {b}" for a, b in zip(table["level"], table["other"], strict=True)]
@@ -322,14 +335,57 @@ class Grid:
 
     def weights(self, at: Sequence[Mapping[str, str | float]]) -> np.ndarray:
         """Rows (m, p) of the model matrix averaged over the grid at some levels or numbers."""
-        rows = []
-        for levels in at:
+        return np.array([self._averaged(self._implied(dict(levels))) for levels in at])
+
+    @cached_property
+    def _inside(self) -> dict[str, tuple[str, np.ndarray]]:
+        """Nested factors: the factor that holds them, and which of its levels holds each of theirs.
+
+        A factor is nested where it stands in the model only beside another, and each of its levels
+        in one level of that: its other combinations do not exist, and are not averaged over.
+        """
+        data, terms, found = self.model.data, self.model.terms, {}
+        names = [name for name in dict.fromkeys(n for t in terms for n in t) if name in data.levels]
+        for name in names:
+            holders = [n for n in names if n != name and all(n in t for t in terms if name in t)]
+            for other in sorted(holders, key=lambda n: -len(data.levels[n])):
+                seen = np.unique(np.column_stack([data.codes[name], data.codes[other]]), axis=0)
+                if len(seen) == len(data.levels[name]) > len(data.levels[other]):
+                    found[name] = other, seen[:, 1]
+                    break
+        return found
+
+    def _implied(self, levels: dict) -> dict:
+        """Levels, with those that hold them."""
+        data = self.model.data
+        for name, (other, inside) in self._inside.items():
+            if name in levels:
+                at = inside[data.levels[name].index(levels[name])]
+                levels.setdefault(other, data.levels[other][at])
+        return levels
+
+    def _averaged(self, levels: dict) -> np.ndarray:
+        """One row (p,): evenly over the levels of what holds nested factors, then within each."""
+        data = self.model.data
+        holders = sorted({h for h, _ in self._inside.values()}, key=lambda n: len(data.levels[n]))
+        left = next((name for name in holders if name not in levels), None)
+        if left is None:
             parts = [
                 reduce(np.kron, [self._part(term, name, levels) for name in term])
                 for term in self.model.terms
             ]
-            rows.append(np.concatenate([[1.0], *parts]))
-        return np.array(rows)
+            return np.concatenate([[1.0], *parts])
+        within = self._within(left, levels)
+        rows = [self._averaged(levels | {left: data.levels[left][k]}) for k in within]
+        return np.mean(rows, axis=0)
+
+    def _within(self, name: str, levels: Mapping) -> np.ndarray:
+        """Numbers of the levels of a factor that exist beside the given ones."""
+        every = np.arange(len(self.model.data.levels[name]))
+        if name not in self._inside:
+            return every
+        holder, inside = self._inside[name]
+        return every[inside == self.model.data.levels[holder].index(levels[holder])]
 
     def _part(self, term, name: str, levels: Mapping) -> np.ndarray:
         data = self.model.data
@@ -338,7 +394,7 @@ class Grid:
         coding = self.model.coding(term, name)
         if name in levels:
             return coding[data.levels[name].index(levels[name])]
-        return coding.mean(axis=0)
+        return coding[self._within(name, levels)].mean(axis=0)
 
 
 def cell_means(

@@ -163,6 +163,7 @@ def power(
     delta: float,
     sigma: float,
     alpha: float = 0.05,
+    family: int = 1,
 ) -> pd.DataFrame:
     """Power of each factor's type II F test: factor, df, residual_df, power.
 
@@ -175,7 +176,8 @@ def power(
 
     The alternative has two levels ``delta`` apart and all others at their mean; the pair of
     levels is taken at which the noncentrality is smallest. The model is additive: blocks and
-    factors. The level ``alpha`` is per factor, before Holm. NaN where a test is not possible.
+    factors. The level is ``alpha / family``: with as many factors as one Holm
+    adjustment takes together, what it asks of the first of them. NaN where a test is not possible.
 
     Parameters
     ----------
@@ -192,7 +194,7 @@ def power(
             "factor": t.factor,
             "df": t.df,
             "residual_df": t.residual_df,
-            "power": _power(t.unit * (delta / sigma) ** 2, t.df, t.residual_df, alpha),
+            "power": _power(t.unit * (delta / sigma) ** 2, t.df, t.residual_df, alpha / family),
         }
         for t in tests
     ]
@@ -206,6 +208,7 @@ def power_curve(
     *,
     ratios: Sequence[float],
     alpha: float = 0.05,
+    family: int = 1,
 ) -> pd.DataFrame:
     """:func:`power` over delta / sigma: factor, ratio, power.
 
@@ -225,7 +228,7 @@ def power_curve(
         {
             "factor": t.factor,
             "ratio": ratio,
-            "power": _power(t.unit * ratio**2, t.df, t.residual_df, alpha),
+            "power": _power(t.unit * ratio**2, t.df, t.residual_df, alpha / family),
         }
         for t in tests
         for ratio in ratios
@@ -240,6 +243,7 @@ def detectable(
     *,
     goal: float = 0.8,
     alpha: float = 0.05,
+    family: int = 1,
 ) -> pd.DataFrame:
     """The smallest difference of two levels found with the power ``goal``: factor, difference.
 
@@ -258,7 +262,7 @@ def detectable(
     """
     _check(goal=goal, alpha=alpha)
     tests, notes = _tests(design, factors, block)
-    rows = [{"factor": t.factor, "difference": _detectable(t, goal, alpha)} for t in tests]
+    rows = [{"factor": t.factor, "difference": _detectable(t, goal, alpha / family)} for t in tests]
     return _noted(rows, notes)
 
 
@@ -271,6 +275,7 @@ def runs_needed(
     sigma: float,
     goal: float = 0.8,
     alpha: float = 0.05,
+    family: int = 1,
 ) -> pd.DataFrame:
     """The fewest seeds, and runs, at which each factor's power reaches the goal.
 
@@ -301,7 +306,8 @@ def runs_needed(
             # Seeds are crossed with all else: each adds its rows, and takes one for itself.
             own = seeds - 1 if "seed" in as_list(block) else 0
             residual = test.residual_df + (seeds - 1) * per_seed - own
-            return _power(seeds * test.unit * (delta / sigma) ** 2, test.df, residual, alpha)
+            ncp = seeds * test.unit * (delta / sigma) ** 2
+            return _power(ncp, test.df, residual, alpha / family)
 
         seeds = _fewest(lambda s: reached(s) >= goal) if test.unit > 0 else None
         rows.append(

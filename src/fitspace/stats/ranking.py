@@ -114,6 +114,50 @@ def leave_one_out(
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
+def leave_one_level_out(
+    table: pd.DataFrame,
+    response: str,
+    factors: Sequence[str],
+    block: str | Sequence[str] = (),
+) -> pd.DataFrame:
+    """The factors' effect sizes without each of their levels: whether one level decides the order.
+
+    >>> runs = pd.DataFrame([(a, b, s) for a in "uvw" for b in "xy" for s in (0, 1)])
+    >>> runs.columns = ["input", "output", "seed"]
+    >>> runs["score"] = [3, 3.1, 4, 4.2, 3.1, 3.0, 4.1, 4.2, 5, 5.2, 6.1, 6.0]
+    >>> found = leave_one_level_out(runs, "score", ["input", "output"], "seed")
+    >>> found[found["rank"] == 1][["left_out", "level", "factor", "omega2_p"]].round(4)
+      left_out level  factor  omega2_p
+    0    input     u   input    0.9886
+    2    input     v   input    0.9913
+    5    input     w  output    0.9788
+
+    Columns: left_out (the factor), level, then as `leave_one_out`. A level whose absence leaves its
+    factor one level is not left out.
+
+    Raises
+    ------
+    UserError : a missing column.
+    """
+    factors, blocks = as_list(factors), as_list(block)
+    problems = missing_columns(table, [response, *blocks, *factors])
+    if problems:
+        raise UserError(problems)
+    parts = []
+    for name in factors:
+        labels = as_labels(table[name])
+        levels = list(labels.dropna().unique())
+        parts += [
+            _of_rest(table[labels != level], response, factors, blocks).assign(
+                left_out=name, level=level
+            )
+            for level in levels
+            if len(levels) > 2
+        ]
+    columns = ["left_out", "level", "factor", "omega2_p", "p", "rank"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
 def _of_rest(
     rest: pd.DataFrame, response: str, factors: list[str], blocks: list[str]
 ) -> pd.DataFrame:
