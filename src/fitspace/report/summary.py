@@ -44,8 +44,8 @@ def notes(found: Results) -> list[str]:
 def _without_variation(found: Results) -> list[str]:
     """Responses whose seeds agree to the last digit: there is no variation to test against."""
     return [
-        f"{words.metric(row['response']).label}: no variation between the seeds of a cell, so that "
-        "an F is infinite or not defined and says nothing of chance"
+        f"{words.metric(row['response']).label}: no variation between the seeds of a cell; "
+        "F is then infinite or undefined, and no test"
         for _, row in found.rows("spread.csv").iterrows()
         if row["replicate_sd"] == 0
     ]
