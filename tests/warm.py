@@ -143,6 +143,8 @@ def _work(told: dict, handles: list[int]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number, handle in enumerate(handles):
             os.dup2(handle, number)
+        # Those of the process that forked may have stood for files that can be sought in.
+        sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))
         os.chdir(told["folder"])
         os.environ.clear()
         os.environ.update(told["environment"])
