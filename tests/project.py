@@ -107,7 +107,9 @@ class Project:
 
     def copy(self, to: Path) -> Project:
         """Everything as it stands, results too."""
-        shutil.copytree(self.folder, to, symlinks=True)
+        # MLflow's database names its folder, so that a copy of it is refused.
+        ignore = shutil.ignore_patterns("mlflow.db*", "mlartifacts")
+        shutil.copytree(self.folder, to, symlinks=True, ignore=ignore)
         return replace(self, folder=to)
 
     def warmed(self, commands: Path | None) -> Project:

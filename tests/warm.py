@@ -136,6 +136,10 @@ def serve(listening: socket.socket) -> None:
     assert kept
 
 
+def _stream(number: int):
+    return os.fdopen(number, "w", buffering=1, closefd=False)
+
+
 def _work(told: dict, handles: list[int]) -> None:
     """Be the process of a command."""
     code = 1
@@ -144,7 +148,7 @@ def _work(told: dict, handles: list[int]) -> None:
         for number, handle in enumerate(handles):
             os.dup2(handle, number)
         # Those of the process that forked may have stood for files that can be sought in.
-        sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))
+        sys.stdout, sys.stderr = map(_stream, (1, 2))
         os.chdir(told["folder"])
         os.environ.clear()
         os.environ.update(told["environment"])

@@ -333,7 +333,7 @@ def test_a_cell_of_the_table_has_to_be_the_number_of_the_run(plan, recorded):
     run = plan.runs[0]
     rows[run.name]["clip_t"] = repr(float(rows[run.name]["clip_t"]) + 1e-15)
     ((finding,), _) = again.compare(run, known, rows, Path("."))
-    assert finding.message.startswith("clip_t: recorded ") and "very same" in finding.message
+    assert finding.message.startswith("clip_t: recorded ") and "the same number" in finding.message
 
 
 @pytest.mark.parametrize("environment", ["elsewhere", None])

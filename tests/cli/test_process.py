@@ -66,7 +66,7 @@ CRASHES = {
 def test_a_crash_is_one_line_a_file_and_a_code_of_its_own(monkeypatch, tmp_path, capsys, error):
     assert run(monkeypatch, error, tmp_path) == 70
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"fitspace: an error of its own: {type(error).__name__}: ")
+    assert line.startswith(f"fitspace: internal error: {type(error).__name__}: ")
     log = tmp_path / line.rpartition(": ")[2]
     story = log.read_text()
     assert "check study.yaml" in story and "Traceback" in story and "broken" in story
@@ -81,7 +81,7 @@ def test_a_crash_where_nothing_can_be_written_is_told_on_the_terminal(
     monkeypatch.setattr("builtins.open", lambda *_, **__: exec("raise OSError(28, 'full')"))
     assert run(monkeypatch, ValueError("x"), tmp_path) == 70
     said = capsys.readouterr().err
-    assert said.startswith("fitspace: an error of its own: ValueError: x\n") and "Traceback" in said
+    assert said.startswith("fitspace: internal error: ValueError: x\n") and "Traceback" in said
 
 
 def test_a_full_temporary_folder_is_bad_input_not_a_crash(monkeypatch, tmp_path, capsys):

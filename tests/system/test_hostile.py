@@ -536,6 +536,7 @@ def test_prepared_tasks_of_other_kinds_are_checked_too(tmp_path, change, labels,
     tensors = {
         "latents": {name: torch.zeros(1, 4, 2, 2).half() for name in ("mean", "std")},
         "text": text if of_subject else {"labels": torch.tensor([0, 1, 2])},
+        "images": {"images": torch.zeros(1, 4, 4, 3, dtype=torch.uint8)},
     }
     stage = Stage("prepare", tmp_path / "made", "0", {"dreambooth": {}} if of_subject else {})
     own = {"inputs": [], "started": "", "facts": {}}

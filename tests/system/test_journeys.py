@@ -88,15 +88,19 @@ def test_b_one_training_setting_trains_only_its_runs_and_changed_back_nothing(cl
     assert clone.git("status", "--porcelain") == ""  # the report too, to the byte
 
 
+def _by(*factors: str) -> dict:
+    return {"factors": list(factors), "responses": ["fd_effnet", "clip_t"]}
+
+
 WIDTHS = {"factors": {"output": ["Trans_out"], "width": [4, 8]}, "settings": {"input": "CA_out"}}
 ADDED = {
     "a level": (
-        {"seeds": [0], "arms": [_arm() | WIDTHS]},
+        {"seeds": [0], "arms": [_arm() | WIDTHS], "analysis": _by("width")},
         ["train/adapter.CA_out-Trans_out.width8~mine~s0"],
     ),
     "a seed": (
-        {"seeds": [0, 1, 2], "arms": [_arm("Trans_out"), {"method": "none"}]},
-        ["train/adapter.CA_out-Trans_out.width4~mine~s2"],
+        {"seeds": [0, 1, 2]},
+        [f"train/adapter.CA_out-{output}.width4~mine~s2" for output in ("FFN_in", "Trans_out")],
     ),
 }
 

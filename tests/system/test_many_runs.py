@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import report_study
 
-from fitspace.core import files
+from fitspace.core import files, hashes
 from fitspace.plan import STAGES, Point, build_plan, load_study, overview
 from fitspace.report import inputs, results, tables
 from fitspace.results import lineage, table
@@ -136,7 +136,8 @@ def test_a_table_hashes_every_file_once_and_reads_it_twice_at_most(plans, monkey
         return files.sha256(path)
 
     content = Path.read_bytes
-    monkeypatch.setattr(sidecars, "sha256", counting)
+    monkeypatch.setattr(hashes, "sha256", counting)
+    monkeypatch.setattr(hashes, "_seen", {})
     monkeypatch.setattr(lineage, "sha256", counting)
     monkeypatch.setattr(Path, "read_bytes", lambda path: read.update([str(path)]) or content(path))
     for plan in plans():

@@ -90,8 +90,8 @@ def _crashed(error: Exception, argv: Sequence[str]) -> int:
             break
         except OSError:
             path = ""
-    where = f"; the whole story: {path}" if path else ""
-    print(f"fitspace: an error of its own: {printable(words[:500])}{where}", file=sys.stderr)
+    where = f"; traceback: {path}" if path else ""
+    print(f"fitspace: internal error: {printable(words[:500])}{where}", file=sys.stderr)
     if not path:
         print(story, file=sys.stderr)
     return CRASH

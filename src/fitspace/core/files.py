@@ -184,7 +184,7 @@ def renewing(folder: Pathish) -> Iterator[Path]:
     shutil.rmtree(copy, ignore_errors=True)
     try:
         if folder.exists():
-            shutil.copytree(folder, copy, symlinks=True)
+            _copy(folder, copy)
         else:
             copy.mkdir()
         yield copy
@@ -200,6 +200,16 @@ def renewing(folder: Pathish) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(copy, ignore_errors=True)
+
+
+def _copy(folder: Path, to: Path) -> None:
+    """Copy a folder. shutil.copytree would go on after an error and forget its number."""
+    for place, folders, names in os.walk(folder):
+        here = to / os.path.relpath(place, folder)
+        here.mkdir(exist_ok=True)
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        for name in [*names, *links]:
+            shutil.copy2(os.path.join(place, name), here / name, follow_symlinks=False)
 
 
 def _alive(process: str) -> bool:

@@ -50,7 +50,7 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
     import_torchvision()
     parts = _by_layer(tensors)
     if hasattr(registry.get(method), "scale"):
-        settings = _folded(method, settings, parts)
+        settings = _folded(path, method, settings, parts)
     config = registry.get(method).peft_config(settings, parts)
     config.inference_mode = True
     state = {
@@ -63,15 +63,19 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
     return written
 
 
-def _folded(method: str, settings, parts: dict[str, dict[str, torch.Tensor]]):
+def _folded(path: Path, method: str, settings, parts: dict[str, dict[str, torch.Tensor]]):
     """Put the change's scale into the tensors; returns settings of which it is 1.
 
     Not every program reads the configuration beside the tensors: without it alpha is the rank.
+
+    Raises UserError for a layer that has none of the tensors that carry it.
     """
     scale, names = registry.get(method).scale(settings)
     if scale != 1:
-        for own in parts.values():
-            name = next(name for name in names if name in own)
+        for layer, own in parts.items():
+            name = next((name for name in names if name in own), None)
+            if name is None:
+                raise UserError(f"{path}: {layer}: needed: {' or '.join(names)}")
             own[name] = own[name] * scale
     plain = {"alpha": settings.rank} | ({"rslora": False} if method == "lora" else {})
     return settings.model_copy(update=plain)
