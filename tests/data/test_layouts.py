@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -378,3 +380,47 @@ def test_a_damaged_parquet_file_is_named(copy_of):
 def test_columns_are_for_hub_data_sets_alone():
     with pytest.raises(ValueError, match="source: folder does not take the key 'caption_column'"):
         Task(name="t", source="folder", path="x", caption_column="text")
+
+
+# --- what is looked at once ---------------------------------------------------------------
+
+
+def test_a_folder_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
+    from fitspace.core import hashes
+
+    monkeypatch.chdir(tmp_path)
+    base = put(tmp_path / "own", pictures(*FOUR) | {"metadata.jsonl": rows(*FOUR)})
+    for path in base.iterdir():
+        os.utime(path, (1e9, 1e9))
+    read, sha256 = [], hashes.sha256
+    monkeypatch.setattr(hashes, "sha256", lambda path: read.append(path.name) or sha256(path))
+    first = folder.content_digest(base)
+    assert sorted(read) == [*FOUR, "metadata.jsonl"]
+    assert folder.content_digest(base) == folder.content_digest(base) == first
+    assert len(read) == 5
+    (base / "0.png").write_bytes(picture(9))
+    assert folder.content_digest(base) != first and read[5:] == ["0.png"]
+
+
+def test_a_stages_files_are_hashed_once_in_a_process(tmp_path, monkeypatch):
+    from fitspace.core import hashes
+    from fitspace.plan import Stage
+    from fitspace.stages import sidecars
+
+    stage = Stage("train", tmp_path, "0123456789ab", {})
+    file = tmp_path / "adapter.safetensors"
+    file.write_bytes(b"x")
+    facts = {"trainable": 1, "total": 2, "final_loss": 0.1, "train_seconds": 1.0}
+    sidecars.write_sidecar(stage, inputs=[], outputs=[file], started="", facts=facts)
+    time.sleep(0.15)  # a younger file might change within one tick of the clock
+    read, sha256 = [], hashes.sha256
+    monkeypatch.setattr(hashes, "sha256", lambda path: read.append(path) or sha256(path))
+    for _ in range(3):
+        sidecars.verified(stage)
+        sidecars.describe([file])
+    assert len(read) == 1
+    stamp = file.stat()
+    file.write_bytes(b"y")  # of the same size and time: only its status has changed
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with pytest.raises(UserError, match="changed since it was written"):
+        sidecars.verified(stage)

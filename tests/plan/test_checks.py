@@ -283,3 +283,25 @@ def test_plan_and_check_give_runs_of_points_apart_other_rows(folder):
     content["analysis"] = {"factors": ["arm"], "responses": ["clip_t"]}
     plan = build_plan(Study.model_validate(content))
     assert len({run.point.name for run in plan.runs}) == 2
+
+
+def test_plan_looks_at_models_and_expands_the_design_once(folder, capsys, monkeypatch):
+    from fitspace import metrics
+    from fitspace.plan import models as looked_at
+    from fitspace.plan import points
+
+    counts = {"expand": 0, "identity": 0, "digest": 0}
+
+    def counted(name, function):
+        def call(*arguments, **keys):
+            counts[name] += 1
+            return function(*arguments, **keys)
+
+        return call
+
+    monkeypatch.setattr(looked_at, "expand", counted("expand", points.expand))
+    monkeypatch.setattr(metrics, "identity", counted("identity", metrics.identity))
+    monkeypatch.setattr(looked_at.bases, "digest", counted("digest", looked_at.bases.digest))
+    Path("study.yaml").write_text(yaml.safe_dump(STUDY))
+    assert main(["plan", "study.yaml"]) == 0
+    assert counts == {"expand": 1, "identity": 1, "digest": 1}

@@ -1,5 +1,6 @@
 """What scripts rely on: the names of columns and rows, levels as they were, and plain refusals."""
 
+import json
 import re
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 
 from fitspace import stats
+from fitspace.cli import main
 from fitspace.core.errors import UserError
 from fitspace.stats.multiplicity import Largest, _General, product_loadings
 
@@ -257,3 +259,51 @@ def test_refusals_say_what_is_allowed(runs, name):
     call, why = REFUSED[name]
     with pytest.raises(UserError, match=re.escape(why)):
         call(runs)
+
+
+def test_a_balanced_mixed_model_is_the_exact_f_of_its_stratum():
+    """Two arms in three tasks: 2 degrees of freedom, where Kenward and Roger's formula is 0 / 0."""
+    rng = np.random.default_rng(2)
+    names = ["task", "arm", "seed"]
+    for arms, tasks in ((2, 3), (3, 4), (4, 3)):
+        index = [range(tasks), [*"abcd"[:arms]], range(2)]
+        table = pd.MultiIndex.from_product(index, names=names).to_frame(index=False)
+        shift = table.groupby(["task", "arm"]).ngroup().map(dict(enumerate(rng.normal(0, 2, 99))))
+        y = 5.0 * table["task"] + shift + rng.normal(0, 0.5, len(table))
+        mixed = stats.mixed(table.assign(y=y), "y ~ arm", ["task", "task:arm"]).iloc[0]
+        exact = stats.within(table.assign(y=y), "y", "task", "arm").iloc[0]
+        assert mixed["den_df"] == pytest.approx(exact["den_df"], rel=1e-8)
+        assert mixed["F"] == pytest.approx(exact["F"], rel=1e-8)
+        assert mixed["p"] == pytest.approx(exact["p"], rel=1e-7)
+
+
+def test_the_command_gives_means_and_pairs_of_any_model(runs, tmp_path, capsys):
+    path = tmp_path / "runs.csv"
+    runs.to_csv(path, index=False)
+    command = ["anova", str(path), "--formula", "y ~ arm", "--json"]
+
+    def shown(*more):
+        assert main([*command, *more]) == 0
+        return pd.DataFrame(json.loads(capsys.readouterr().out))
+
+    random = ["task", "task:arm"]
+    fit = stats.mixed(runs, "y ~ arm", random)
+    expected = {
+        ("--mixed", *random): fit,
+        ("--mixed", *random, "--means", "arm"): stats.means(fit, "arm"),
+        ("--pairs", "arm"): stats.pairs(runs, "arm", "y ~ arm"),
+        ("--pairs", "arm", "--control", "full"): stats.pairs(
+            runs, "arm", "y ~ arm", control="full"
+        ),
+    }
+    for more, table in expected.items():
+        pd.testing.assert_frame_equal(shown(*more), pd.DataFrame(table), rtol=1e-8)
+    refused = {
+        ("--control", "full"): "--control: needs --pairs",
+        ("--means", "arm", "--pairs", "arm"): "give --means or --pairs, not both",
+        ("--pairs", "task"): "'task' is no factor of the model",
+        ("--pairs", "arm", "--control", "none"): "has no level 'none'",
+    }
+    for more, why in refused.items():
+        assert main([*command, *more]) == 2
+        assert why in capsys.readouterr().err

@@ -34,7 +34,7 @@ from fitspace.stats.powers import (
     size_oneway,
 )
 from fitspace.stats.ranking import leave_one_level_out, leave_one_out, ranking
-from fitspace.stats.reading import anova_of_file, rows_for_json
+from fitspace.stats.reading import anova_of_file, mixed_of_file, rows_for_json
 from fitspace.stats.sizes import cohens_d, effect_sizes
 from fitspace.stats.strata import over_tasks
 from fitspace.stats.transforms import box_cox
@@ -74,6 +74,7 @@ __all__ = [
     "levene",
     "means",
     "mixed",
+    "mixed_of_file",
     "noninferiority",
     "over_tasks",
     "pairs",

@@ -272,6 +272,11 @@ def _fitted(
     fit = fit_of(source)
     if fit is not None and described:
         raise UserError("these tests have their model already; give the table of runs for another")
+    if fit is None and not described:
+        raise UserError(
+            "no model: give a table of runs with one, or what anova (without error strata) or "
+            "mixed returned"
+        )
     if fit is None and random is not None:
         if formula is None:
             raise UserError("a mixed model is given by a formula and its random terms")

@@ -379,12 +379,15 @@ class _Reml:
         k = range(len(p))
         a1 = sum(w[i, j] * np.trace(u[i]) * np.trace(u[j]) for i in k for j in k)
         a2 = sum(w[i, j] * np.sum(u[i] * u[j].T) for i in k for j in k)
+        if q == 1:  # what follows comes to this, but for 0 / 0 at 2 degrees of freedom
+            return 1.0, float(2 / a2)
         b = (a1 + 6 * a2) / (2 * q)
         g = ((q + 1) * a1 - (q + 4) * a2) / ((q + 2) * a2)
         c = 3 * q + 2 * (1 - g)
         v0, v1, v2 = 1 + g / c * b, 1 - (q - g) / c * b, 1 - (q + 2 - g) / c * b
         v0 = 0.0 if abs(v0) < 1e-10 else v0
-        rho = ((1 - a2 / q) / v1) ** 2 * v0 / v2 / q
+        share = 1.0 if max(abs(1 - a2 / q), abs(v1)) < 1e-9 else (1 - a2 / q) / v1
+        rho = share**2 * v0 / v2 / q
         df = 4 + (q + 2) / (q * rho - 1)
         return (1.0 if abs(df - 2) < 1e-2 else df * (1 - a2 / q) / (df - 2)), float(df)
 

@@ -17,6 +17,7 @@ from scipy.special import fdtrc, fdtri, gammaln, log_ndtr, ndtr, ndtri, stdtr, s
 
 from fitspace.core.errors import UserError
 from fitspace.stats import effects
+from fitspace.stats.digits import significant
 
 NAN = float("nan")
 # Names of statsmodels' multipletests, where p alone decides.
@@ -176,11 +177,12 @@ class _Family:
 
     def _critical(self, df: float, alpha: float) -> float:
         if self.adjust == "tukey":
-            return tukey_critical(self.levels, df, alpha)
+            # Equal degrees of freedom differ by rounding; the point is found once for them.
+            return tukey_critical(self.levels, significant(df), alpha)
         if self.adjust == "scheffe":
             return float((self.rank * fdtri(self.rank, df, 1 - alpha)) ** 0.5)
         if self.adjust == "dunnett":
-            return self.largest.critical(df, alpha)
+            return self.largest.critical(significant(df), alpha)
         if self.adjust == "sidak":
             alpha = -np.expm1(np.log1p(-alpha) / self.size)
         elif self.adjust != "none":

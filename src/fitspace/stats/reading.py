@@ -10,6 +10,7 @@ import os
 import re
 import zlib
 from collections import Counter
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
@@ -19,6 +20,7 @@ from fitspace.stats.digits import plain
 from fitspace.stats.formula import parse
 from fitspace.stats.given import LABELS
 from fitspace.stats.linear import MISSING, as_list, numbers
+from fitspace.stats.mixed import mixed
 
 MOST_COLUMNS = 10_000
 MOST_BYTES = 2**30
@@ -170,11 +172,39 @@ def anova_of_file(path: str | os.PathLike, **options) -> pd.DataFrame:
     ------
     UserError : all problems of the file and the model at once, each with the path.
     """
+    return _analysed(path, options, lambda table: anova(table, **options))
+
+
+def mixed_of_file(
+    path: str | os.PathLike, formula: str, random: Sequence[str], ddf: str = "kenward-roger"
+) -> pd.DataFrame:
+    """`fitspace.stats.mixed` of a CSV file, read as by `anova_of_file`.
+
+    >>> import tempfile
+    >>> rows = [(t, a, s, 10 * t + (a == "b") + 0.1 * s * (t + 1) ** 2)
+    ...         for t in range(3) for a in "ab" for s in range(2)]
+    >>> with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
+    ...     pd.DataFrame(rows, columns=["task", "arm", "seed", "y"]).to_csv(file.name, index=False)
+    ...     found = mixed_of_file(file.name, "y ~ arm", ["task", "task:arm"])
+    >>> found.round(4)
+      source  num_df  den_df        F       p
+    0    arm       1     2.0  24.4898  0.0385
+
+    Raises
+    ------
+    UserError : as `mixed`, each problem with the path.
+    """
+    options = {"formula": formula, "block": list(random)}  # what groups is no number
+    return _analysed(path, options, lambda table: mixed(table, formula, random, ddf))
+
+
+def _analysed(path, options: dict, analysis: Callable[[pd.DataFrame], pd.DataFrame]):
+    """An analysis of a file, with all problems of both at once."""
     table = read_text(path)
     problems, notes = _repeated_runs(table), table.attrs.get("notes", [])
     try:
         table, more = _measured(table, options)
-        result = anova(table, **options)
+        result = analysis(table)
         result.attrs["notes"] = notes + more + result.attrs["notes"]
     except UserError as error:
         problems += error.problems
