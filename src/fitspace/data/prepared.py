@@ -183,7 +183,7 @@ def load(stage: Stage, base: Path | None = None, scale: int = 1) -> PreparedTask
 def _told(path: Path, base: Path | None) -> dict[str, str]:
     """The conditions of a base's family, or without one of the family whose names a file has."""
     if base is not None:
-        return bases.family(base).told
+        return bases.family_in(base).told
     with opened(path) as file:
         names = {*file.keys()}
     families = bases.FAMILIES.values()
@@ -196,6 +196,6 @@ def _sizes(base: Path, scale: int) -> dict[str, int]:
     found = {
         "c": config.get("in_channels"),
         "h": config["sample_size"] * scale,
-        **{name: config.get(key) for name, key in bases.family(base).sizes.items()},
+        **{name: config.get(key) for name, key in bases.family_in(base).sizes.items()},
     }
     return {name: size for name, size in found.items() if isinstance(size, int)}
