@@ -125,8 +125,7 @@ def test_only_the_largest_component_counts_and_the_rest_is_told():
     found = estimable(whole, PAIR, ())
     pd.testing.assert_frame_equal(found, estimable(positions(), PAIR, ()))
     assert found.attrs["notes"] == [
-        "the design falls into 2 parts that share no level; 2 cell(s) outside the largest are "
-        "left out"
+        "the design has 2 unconnected parts; 2 cell(s) outside the largest are left out"
     ]
     assert power(crossed(whole, 1, 2), PAIR, delta=1, sigma=1).equals(
         power(crossed(positions(), 1, 2), PAIR, delta=1, sigma=1)

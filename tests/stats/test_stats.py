@@ -537,7 +537,7 @@ def test_analysis_of_a_study(runs):
         "flat": "identity",
     }
     text = "\n".join(got.notes)
-    assert "falls into 2 parts" in text
+    assert "has 2 unconnected parts" in text
     assert "recall was analysed untransformed" in text
     assert "never was not analysed" in text
     main = runs[~runs["input"].isin(["d"]) & runs["input"].notna() & (runs["status"] == "ok")]

@@ -367,7 +367,7 @@ def test_the_loss_is_in_the_ledger_and_in_no_mean(diverged, origin):
         ("all", "8", "6", "2"),
     ]  # fmt: skip
     page = (diverged / "reports/two/report.html").read_text()
-    assert "lost by output: CA_in 2 of 2" in page and "never averaged" in page
+    assert "lost by output: CA_in 2 of 2" in page and "conditional on runs that finish" in page
     # What is said of the others is what it was without it.
     for name in ("anova.csv", "effects.csv", "cells.csv", "points.csv"):
         old, new = (table((p / "reports/two" / name).read_text()) for p in (origin, diverged))

@@ -44,8 +44,8 @@ METRICS = {
         True,
         "Squared Fréchet distance between Gaussians fitted to Inception-v3 features (1706.08500, "
         "torch-fidelity's weights) of the samples and of the held-out images. Biased upwards by "
-        "about c/n, so only values of the same number of images, against the same images, can be "
-        "compared: not with the literature's, which are of 10,000 and more.",
+        "about c/n, so only values from equal numbers of images, against the same images, are "
+        "comparable; those in the literature, which use 10,000 images or more, are not.",
         depends_on_n=True,
         of=(HELD_OUT,),
     ),
@@ -55,7 +55,7 @@ METRICS = {
         "Squared Fréchet distance between Gaussians fitted to EfficientNet-lite0 features "
         "(ImageNet weights) of the samples and of the held-out images. It is not FID, which is "
         "defined on Inception-v3 features; the two cannot be compared. Biased upwards by about "
-        "c/n, so only values of the same number of images can be.",
+        "c/n, so only values from equal numbers of images are comparable.",
         depends_on_n=True,
         of=(HELD_OUT,),
     ),
@@ -71,8 +71,8 @@ METRICS = {
         "CLIP-T",
         False,
         "Mean cosine between a sample and its own caption, embedded by the study's own judge. A "
-        "plain cosine: not CLIPScore, no percentage, not comparable across judges. With "
-        "DreamBooth, of the subject put elsewhere; the caption names its class instead.",
+        "plain cosine: not CLIPScore, not a percentage, not comparable across judges. With "
+        "DreamBooth, for the subject elsewhere, with captions that name the class.",
         shows_copies=True,
     ),
     "clip_i": Metric(

@@ -147,7 +147,7 @@ def _lost(runs: pd.DataFrame, factors: list[str], shown: int = 10) -> list[str]:
     if lost.empty:
         return []
     why = lost["diverged"] if "diverged" in lost else pd.Series(None, lost.index)
-    notes = ["lost runs are left out, never averaged: what is said holds for runs that finish"]
+    notes = ["unfinished runs are left out; all results are conditional on runs that finish"]
     for run, status, reason in zip(lost["run"][:shown], lost["status"], why, strict=False):
         notes.append(f"{run}: {status}" + (f" ({reason})" if isinstance(reason, str) else ""))
     if len(lost) > shown:

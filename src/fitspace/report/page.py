@@ -249,7 +249,7 @@ def _rows_of(
 def _ledger(found: Results) -> Table:
     columns = [Column("arm", "arm", "text")]
     columns += [Column(n, n, "count") for n in ("planned", "ok", "failed", "missing")]
-    caption = "Runs planned and what became of them."
+    caption = "Planned runs by outcome."
     return tables.table("ledger.csv", found.tables["ledger.csv"], columns, caption)
 
 
@@ -286,7 +286,7 @@ def _over_tasks(found: Results, response: str) -> Table | None:
 
 def _ranking(found: Results, response: str) -> Table | None:
     columns = [Column("factor", "factor", "text"), Column("omega2_p", "adjusted partial ω²")]
-    columns += [Column("rank_one", "probability of being first"), Column("next", "next", "text")]
+    columns += [Column("rank_one", "probability of ranking first"), Column("next", "next", "text")]
     columns += [Column("difference", "difference", limits=("low", "high"))]
     caption = f"Which factor matters most: {_where(found, response)}."
     return _rows_of(found, "ranking.csv", columns, caption, response=response)
@@ -310,18 +310,20 @@ def _contrasts(found: Results) -> Table | None:
 def _robust(found: Results, response: str) -> Table | None:
     columns = [Column("source", "source", "text"), Column("test", "test", "text")]
     columns += [Column("df", "df", "count"), Column("df2", "error df"), *_TEST[1:]]
-    caption = f"The same hypotheses, tested otherwise: {_where(found, response)}."
+    caption = f"The same hypotheses by other tests: {_where(found, response)}."
     return _rows_of(found, "robustness.csv", columns, caption, response=response)
 
 
 def _equivalence(found: Results, response: str) -> Table | None:
     columns = [Column("point", "point", "text"), Column("pairs", "pairs", "count")]
     columns += [Column("difference", "difference", limits=("low", "high"))]
-    columns += [Column("margin", "margin"), Column("p_noninferior_holm", "p, as good", "p")]
-    columns += [Column("p_equivalent_holm", "p, equal", "p")]
-    columns += [Column("noninferior", "as good", "text"), Column("equivalent", "equal", "text")]
+    columns += [Column("margin", "margin")]
+    columns += [Column("p_noninferior_holm", "p (non-inferior)", "p")]
+    columns += [Column("p_equivalent_holm", "p (equivalent)", "p")]
+    columns += [Column("noninferior", "non-inferior", "text")]
+    columns += [Column("equivalent", "equivalent", "text")]
     label = words.metric(response).label
-    caption = f"Against full fine-tuning: {label}. p values by Holm over the points."
+    caption = f"Against full fine-tuning: {label}. p values adjusted by Holm over the points."
     return _rows_of(found, "equivalence.csv", columns, caption, response=response)
 
 

@@ -55,8 +55,8 @@ def _of_analysis(found: Results) -> list[str]:
     if found.runs["seed"].nunique() > 1 or len(found.rows("contrasts.csv")):
         return found.analysis.notes
     one = (
-        "each cell has one seed: the tests take what the additive model leaves over as error, "
-        "so an interaction would hide in it, and the spread between seeds is not known"
+        "each cell has one seed: the residual of the additive model serves as error, so an "
+        "interaction would inflate it; the spread between seeds is unknown"
     )
     return [one, *found.analysis.notes]
 
@@ -99,7 +99,7 @@ def _effect(found: Results, factor: str) -> Sentence:
     row = _row(found, factor)
     start = [Verdict(factor), f": an effect on {label} is "]
     if row is None or math.isnan(row["F"]):
-        return [*start, NOT_SHOWN, " (no test is possible: nothing is left to estimate error)."]
+        return [*start, NOT_SHOWN, " (no test is possible: no residual degrees of freedom)."]
     test = _test(found, row)
     if row["p_holm"] < ALPHA:
         return [*start, SHOWN, " (", *test, "; ", *_share(row), ").", *_best_levels(found, factor)]
@@ -140,8 +140,8 @@ def _detectable(row: pd.Series, file: str = "anova.csv", apart: Sequence[object]
     """The effect that the design would have detected, for an effect that is not shown."""
     if not row["mde"] > 0:
         return []
-    effect = ["a partial ω² of ", value(file, row, "mde"), " or more", *apart]
-    return [" That is no proof of absence: with 80% power ", *effect, " would be found."]
+    effect = ["a partial ω² of ", value(file, row, "mde"), *apart]
+    return [" This does not prove absence: the design detects ", *effect, " with 80% power."]
 
 
 def _apart(found: Results, row: pd.Series) -> Sentence:
@@ -150,7 +150,8 @@ def _apart(found: Results, row: pd.Series) -> Sentence:
     if power is None or math.isnan(power["detectable"]):
         return []
     difference = value("power.csv", power, "detectable")
-    return [", or two levels ", difference, f" apart{_on(found.scale(found.primary))},"]
+    where = f" between two levels{_on(found.scale(found.primary))},"
+    return [", or a difference of ", difference, where]
 
 
 def _on(scale: str) -> str:
@@ -181,7 +182,7 @@ def _in_general(found: Results, factor: str) -> Sentence:
     row = first(found, "over_tasks.csv", response=found.primary, source=factor)
     if row is None:
         return []
-    start = f"{factor}, for tasks in general, of which these would be a sample: an effect is "
+    start = f"{factor}: if these tasks are taken as a sample of tasks, an effect is "
     if math.isnan(row["F"]):
         return []
 
@@ -240,7 +241,7 @@ def _active(found: Results) -> Sentence:
             value("contrasts.csv", row, "estimate"),
             ")",
         ]
-    return [*parts, ". These stand out; without a second seed no p value says how surely."]
+    return [*parts, ". Without a second seed there are no p values for them."]
 
 
 def _most(found: Results) -> Sentence:
@@ -280,7 +281,7 @@ def _stable(found: Results) -> Sentence:
     if other.empty:
         return [f" {winner} stays first whichever task is left out."]
     named = words.listed(f"{row.left_out} ({row.factor})" for row in other.itertuples())
-    return [f" Another factor comes first when one task is left out: {named}."]
+    return [f" Leaving out one task puts another factor first: {named}."]
 
 
 def _fit(found: Results) -> Sentence:
@@ -289,12 +290,12 @@ def _fit(found: Results) -> Sentence:
     if found.analysis.interactions:
         return _interactions(found)
     row = _row(found, "lack of fit", "lack of fit")
-    what = f"That the factors interact ({' and '.join(found.analysis.factors)}) is "
+    what = f"An interaction of {words.listed(found.analysis.factors)} is "
     if row is None or math.isnan(row["F"]):
-        return [what, NOT_SHOWN, ": no runs are left over to test the additive model's fit."]
+        return [what, NOT_SHOWN, ": no degrees of freedom remain for a lack-of-fit test."]
     test = _test(found, row, "p")
     if row["p"] < ALPHA:
-        return [what, SHOWN, " (lack of fit ", *test, "); read cells before margins."]
+        return [what, SHOWN, " (lack of fit ", *test, "); interpret cells, not marginal means."]
     return [what, NOT_SHOWN, " (lack of fit ", *test, ").", *_detectable(row)]
 
 
@@ -321,7 +322,7 @@ def _assumptions(found: Results) -> Sentence:
         between = f" between levels of {row['source']} (Brown–Forsythe, p {equals}"
         parts += [", and" if parts else "Variances differ", between, p, ")"]
     if parts:
-        parts += [", where F tests and Tukey's err: compare HC3 and Welch."]
+        parts += [": F and Tukey tests are then unreliable; see HC3 and Welch."]
     return [*parts, *_influential(found)]
 
 
@@ -335,7 +336,7 @@ def _influential(found: Results) -> Sentence:
             distance = value("residuals.csv", row, "cooks_distance")
             where = [f"{found.label(run)} on {run['task']}, seed ", seed]
             parts += [", " if parts else "", *where, " (Cook's distance ", distance, ")"]
-    return [" Runs that each move the whole fit: ", *parts, "."] if parts else []
+    return [" Influential runs: ", *parts, "."] if parts else []
 
 
 # --- cells, points and baselines ----------------------------------------------------------
@@ -348,19 +349,20 @@ def _best_cell(found: Results) -> Sentence:
     best = ranked.iloc[0]
     metric = words.metric(found.primary)
     start = [
-        f"The {'lowest' if metric.lower else 'highest'} mean {metric.label} has "
-        f"{found.label(best)}, ",
+        f"{found.label(best)} has the {'lowest' if metric.lower else 'highest'} mean "
+        f"{metric.label}, ",
         value("cells.csv", best, "mean"),
-        "; that it is the best cell is ",
+        "; it is ",
     ]
+    claim = " to be the best cell"
     compared = ranked["tied_with_best"].dropna()
     if compared.empty:
-        return [*start, NOT_SHOWN, " (not tested)."]
+        return [*start, NOT_SHOWN, f"{claim} (not tested)."]
     ties = int(compared.sum()) - 1
     if ties > 0:
         cells = "one other cell is" if ties == 1 else "other cells are"
-        return [*start, NOT_SHOWN, f": {cells} not separable from it (Tukey, 5%)."]
-    return [*start, SHOWN, " (Tukey, among the cells compared)."]
+        return [*start, NOT_SHOWN, f"{claim}: {cells} not separable from it (Tukey, 5%)."]
+    return [*start, SHOWN, f"{claim} (Tukey, among the cells compared)."]
 
 
 def _as_good(found: Results) -> list[Sentence]:
@@ -377,7 +379,7 @@ def _held_against_full(found: Results, response: str) -> Sentence:
     metric = words.metric(response)
     margin = value("equivalence.csv", rows.iloc[0], "margin")
     good = rows[rows["noninferior"]]
-    start = [f"As good as full fine-tuning in {metric.label}, that is worse by less than ", margin]
+    start = [f"Non-inferiority to full fine-tuning in {metric.label} at a margin of ", margin]
     if good.empty:
         best = rows.sort_values(["p_noninferior_holm", "p_noninferior"], kind="stable").iloc[0]
         p = value("equivalence.csv", best, "p_noninferior_holm", words.p_value)
@@ -394,7 +396,7 @@ def _which(good: pd.DataFrame, rows: pd.DataFrame) -> Sentence:
     if others.empty:
         return [" for every point"]
     if len(others) <= min(MOST_NAMED, len(good)):
-        return [f" for every point but {words.listed(others['point'])}, where it is ", NOT_SHOWN]
+        return [f" for every point except {words.listed(others['point'])}, where it is ", NOT_SHOWN]
     named = words.listed(good["point"]) if len(good) <= MOST_NAMED else "those marked in the table"
     return [f" for {named}, ", NOT_SHOWN, " for the others"]
 
@@ -403,11 +405,11 @@ def _equal(good: pd.DataFrame) -> Sentence:
     both = good[good["equivalent"]]
     if both.empty or len(both) > MOST_NAMED:
         return []
-    return [f"; neither worse nor better by as much: {words.listed(both['point'])}"]
+    return [f"; equivalent at this margin: {words.listed(both['point'])}"]
 
 
 def _pairs(rows: pd.DataFrame) -> str:
-    return "paired by task and seed" if rows["df"].min() > 2 else "very few pairs, see the note"
+    return "paired by task and seed" if rows["df"].min() > 2 else "few pairs, see the note"
 
 
 def _baselines(found: Results) -> Sentence:
@@ -425,12 +427,9 @@ def _baselines(found: Results) -> Sentence:
         parts += [" run)" if row["runs"] == 1 else " runs)"]
     if found.study.analysis.margins:
         return [*parts, "."]
-    return [
-        *parts,
-        ". That a cell is as good as a baseline is ",
-        NOT_SHOWN,
-        ": the study declares no margin for it.",
-    ]
+    untested = Verdict("not tested")
+    why = ": the study declares no margin."
+    return [*parts, ". Non-inferiority to a baseline was ", untested, why]
 
 
 def _others(found: Results) -> Sentence:
@@ -458,8 +457,8 @@ def _reach(found: Results) -> Sentence:
     tasks = list(dict.fromkeys(found.runs["task"]))
     these = f"the task {tasks[0]}" if len(tasks) == 1 else "the tasks studied"
     general = len(found.rows("over_tasks.csv"))
-    but = ", but for what is said of tasks in general" if general else ""
-    return [f"All of this is about {these}, this base and these settings{but}."]
+    marked = "; claims for tasks in general are marked as such" if general else ""
+    return [f"These results hold for {these}, this base and these settings{marked}."]
 
 
 def spread(found: Results, response: str) -> Sentence:
@@ -469,14 +468,14 @@ def spread(found: Results, response: str) -> Sentence:
     cells = value("spread.csv", row, "cell_sd")
     if math.isnan(row["replicate_sd"]):
         return [
-            "Cells differ by a standard deviation of ",
+            "Cell means vary by an SD of ",
             cells,
-            f"{scale}; each has one seed, so the spread between seeds is ",
+            f"{scale}; each cell has one seed, so the spread between seeds is ",
             Verdict("not known"),
             ".",
         ]
     seeds = value("spread.csv", row, "replicate_sd")
-    sentence = ["Cells differ by a standard deviation of ", cells, f"{scale}, seeds of a cell by "]
+    sentence = ["Cell means vary by an SD of ", cells, f"{scale}, seeds within a cell by "]
     if math.isnan(row["ratio"]):
         return [*sentence, seeds, "."]
-    return [*sentence, seeds, ": a ratio of ", value("spread.csv", row, "ratio"), "."]
+    return [*sentence, seeds, " (ratio ", value("spread.csv", row, "ratio"), ")."]

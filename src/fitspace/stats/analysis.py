@@ -223,7 +223,7 @@ def _notes(
     if count > 1:
         outside = int((cells["component"] > 0).sum())
         notes.append(
-            f"the design falls into {count} parts that share no level; the {outside} cell(s) "
+            f"the design has {count} unconnected parts; the {outside} cell(s) "
             "outside the largest are reported as cells, not in the analysis of variance"
         )
     if "arm" in chosen and "arm" not in cells and chosen["arm"].nunique() > 1:
@@ -236,8 +236,8 @@ def _notes(
     ]
     if len(varying) > 1 and not whole:
         notes.append(
-            "some combinations of levels have no run, so type III and separate interactions have "
-            "no meaning: factors are tested by type II, all interactions together as lack of fit"
+            "some combinations of levels have no run, so type III and separate interactions "
+            "are undefined: factors are tested by type II, all interactions together as lack of fit"
         )
     return notes
 

@@ -443,7 +443,7 @@ def _analysed(
     ]
     if outside := int((cells["component"] > 0).sum()):
         notes.append(
-            f"the design falls into {cells['component'].max() + 1} parts that share no level; "
+            f"the design has {cells['component'].max() + 1} unconnected parts; "
             f"{outside} cell(s) outside the largest are left out"
         )
     return part, varying, blocks, notes

@@ -41,9 +41,9 @@ def _half_normal(found: Results, response: str, rows: pd.DataFrame) -> Figure:
     label_points(axes, [(x, y, short(name)) for x, y, name in named], list(others))
     label = words.metric(response).label
     caption = (
-        f"Half-normal plot of the contrasts of {label}. What is only noise lies near a line "
-        "through the origin; filled: beyond Lenth's margin of error. Only contrasts beyond the "
-        "simultaneous margin are safe from the number of contrasts looked at."
+        f"Half-normal plot of the contrasts of {label}. Contrasts that are only noise lie "
+        "near a line through the origin; filled: beyond Lenth's margin of error. Only contrasts "
+        "beyond the simultaneous margin remain after correction for the number of contrasts."
     )
     alt = (
         f"Half-normal plot of {len(rows)} contrasts of {label}; beyond the margin of error: "

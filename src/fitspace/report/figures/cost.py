@@ -66,8 +66,9 @@ def _cost(found: Results, points: pd.DataFrame, column: str) -> list[Figure]:
     at = zip(named[column], named[response], labels, strict=True)
     label_points(axes, list(at), points[[column, response]].to_numpy().tolist())
     caption = (
-        f"{metric.label} against {label}, a mark per point (mean of its runs; cost: median). The "
-        "dashed front joins the points that nothing cheaper beats; names stand where there is room."
+        f"{metric.label} against {label}, one mark per point (mean of its runs; cost: median). "
+        "The dashed front joins the points that no cheaper point beats; names are shown if there "
+        "is room."
     )
     alt = f"Scatter plot of {metric.label} against {label}, {len(points)} points; see points.csv."
     data = of_table("points.csv", points, ["point", column, response]).assign(front=front)

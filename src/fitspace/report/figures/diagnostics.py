@@ -50,8 +50,8 @@ def _quantiles(found: Results, rows: pd.DataFrame) -> Figure:
     axes.grid()
     label = words.metric(response).label
     caption = (
-        f"Residuals of the model for {label} against normal quantiles; the band holds each of a "
-        "normal sample with 95% probability."
+        f"Residuals of the model for {label} against normal quantiles; the band contains each "
+        "residual of a normal sample with 95% probability."
     )
     data = of_table("residuals.csv", rows, ["run", "normal_quantile", "residual", "low", "high"])
     alt = f"Normal quantile plot of {len(rows)} residuals of {label}; see residuals.csv."
@@ -80,8 +80,8 @@ def _against_fitted(found: Results, rows: pd.DataFrame) -> Figure:
     axes.grid()
     label = words.metric(response).label
     caption = (
-        f"Residuals of the model for {label} against its fitted values; a funnel would be unequal "
-        "variances, a bow a wrong scale or a missing interaction."
+        f"Residuals of the model for {label} against its fitted values; a funnel indicates "
+        "unequal variances, a curve a wrong scale or a missing interaction."
     )
     alt = f"Scatter plot of {len(rows)} residuals of {label} by fitted value; see residuals.csv."
     data = of_table("residuals.csv", rows, ["run", "fitted", "residual"])

@@ -46,8 +46,8 @@ def _differences(found: Results, response: str, rows: pd.DataFrame) -> Figure:
         axes.set_title(arrow, loc=side, fontsize=8, color=MUTED, pad=4)
     caption = (
         f"{metric.label}: difference of each point to full fine-tuning, with its 90% interval. "
-        "Shaded: within the margin that the study declares. Filled: not inferior by more than the "
-        "margin at 5%, after Holm."
+        "Shaded: within the margin that the study declares. Filled: non-inferior at 5%, "
+        "after Holm."
     )
     alt = (
         f"Differences in {metric.label} to full fine-tuning of {len(rows)} points, "

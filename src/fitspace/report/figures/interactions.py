@@ -59,7 +59,7 @@ def _lines(found: Results, factor: str, across: str) -> Figure:
     others = [name for name in found.analysis.factors if name not in (factor, across)]
     over = f", averaged over {words.listed(others)}" if others else ""
     caption = (
-        f"Mean {metric.label} over {across}, a line per level of {factor}{over}. Parallel lines: "
+        f"Mean {metric.label} over {across}, one line per level of {factor}{over}. Parallel lines: "
         f"no interaction; a gap: no such cell.{tested}"
     )
     alt = (
