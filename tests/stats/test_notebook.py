@@ -254,6 +254,26 @@ REFUSED = {
 }  # fmt: skip
 
 
+def test_what_would_take_hours_is_refused_at_once():
+    n = 6000
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"s": np.arange(n) // 3, "a": np.arange(n) % 3, "y": rng.normal(size=n)})
+    table = table.astype({"s": str, "a": str})
+    refused = {
+        "s has 2000 levels: with so many": lambda: stats.means(table, "s", "y ~ s"),
+        "2,000 levels in all": lambda: stats.mixed(table, "y ~ a", ["s"]),
+        "robust: 6000 clusters of 6000": lambda: stats.anova(table, "y ~ a", robust="cr2"),
+        "have 179,700 pairs": lambda: stats.pairs(table[:1800], "s", "y ~ s"),
+        "all 600 cells; 400 have no run": lambda: stats.anova(
+            table[:600:3].assign(a=np.resize([*"uvw"], 200)), "y ~ a*s", robust="welch-james"),
+    }  # fmt: skip
+    for why, call in refused.items():
+        with pytest.raises(UserError, match=re.escape(why)):
+            call()
+    with pytest.raises(UserError, match="none has a value in all 198025 cells"):
+        stats.within(table[:1333].assign(b=table["s"]), "y", "a", ["b", "s"])
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals_say_what_is_allowed(runs, name):
     call, why = REFUSED[name]

@@ -12,6 +12,8 @@ from fitspace.stats.formula import label
 from fitspace.stats.linear import Model
 
 NAN = float("nan")
+# Clusters times rows times coefficients, all of which are held at once: 400 MB.
+MOST_NUMBERS = 50_000_000
 KINDS = ("cr0", "cr1", "cr2", "cr3")
 
 
@@ -40,6 +42,11 @@ class ClusterFit(LinearFit):
         rows = [of for of in rows if len(of)]
         if len(rows) < 2:
             raise UserError("cluster: one level; needed: at least 2")
+        if len(rows) * x.size > MOST_NUMBERS:
+            raise UserError(
+                f"robust: {len(rows)} clusters of {n} rows and {x.shape[1]} coefficients; allowed: "
+                f"{MOST_NUMBERS:,} of their product (hc2 and hc3 have no such limit)"
+            )
         left = np.eye(n) - x @ x.T
         parts = [_adjusted(left[np.ix_(of, of)], kind, len(rows)) for of in rows]
         # Of each cluster: how the residuals of all rows enter its score (clusters, rank, n).

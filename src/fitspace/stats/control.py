@@ -79,9 +79,11 @@ def noninferiority(
           contrast  estimate  margin  p_adjusted  noninferior
     0  lora - full      -0.2    0.95      0.0192         True
 
-    The model is ``block + factor``, and its error is that of all levels together. Columns:
-    contrast, estimate, se, df, margin, t and p (one-sided, against the margin), p_adjusted,
-    low, high (simultaneous one-sided limits each: non-inferior where ``low > -margin``, or with
+    The model is ``block + factor``, and its error is that of all levels together; with tasks,
+    ``block=["task", "task:seed", "task:arm"]`` keeps what arms do in single tasks out of it.
+    Columns: contrast, estimate, se, df, margin, t and p (one-sided, against the margin),
+    p_adjusted, low, high (simultaneous one-sided limits each: non-inferior where
+    ``low > -margin``, or with
     lower the better ``high < margin``), p_equivalent and p_equivalent_adjusted (two one-sided
     tests), noninferior and equivalent (the adjusted p below ``1 - confidence``).
 
@@ -147,7 +149,7 @@ def noninferiority(
 
 def _assay(row: pd.Series, better: int) -> dict:
     """The control less the base, and whether it is better: one-sided."""
-    estimate, se, df = -row["estimate"], row["se"], row["df"]
+    estimate, se, df = -float(row["estimate"]), float(row["se"]), float(row["df"])
     t = estimate / se if se > 0 else math.nan
     p = float(tail(t, df, "greater" if better > 0 else "less"))
     return {"estimate": estimate, "se": se, "df": df, "t": t, "p": p}

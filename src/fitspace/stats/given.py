@@ -9,6 +9,7 @@ from itertools import combinations
 import pandas as pd
 
 from fitspace.core.errors import UserError
+from fitspace.stats.absorbed import absorbed_of
 from fitspace.stats.formula import Term, parse, term_of
 from fitspace.stats.linear import Data, Model, as_list, missing_columns, read, reserved
 
@@ -46,7 +47,14 @@ class Given:
 
     def model(self, table: pd.DataFrame, also: Sequence[str] = ()) -> Model:
         """The linear model of a table."""
-        return Model(self.data(table, also), self.terms)
+        data = self.data(table, also)
+        many = absorbed_of(data, self.terms)
+        if many:
+            raise UserError(
+                f"{many[0]} has {len(data.levels[many[0]])} levels: with so many there is the "
+                "classical F of stats.anova alone"
+            )
+        return Model(data, self.terms)
 
 
 def given(

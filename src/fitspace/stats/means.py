@@ -25,6 +25,7 @@ from fitspace.stats.multiplicity import compared
 from fitspace.stats.variances import games_howell
 
 NAN = float("nan")
+MOST_PAIRS = 5_000
 
 
 def means(
@@ -180,6 +181,11 @@ def differences(
         if against is not None:
             one = next(at for at in levels if grid.name(at) == against)
             two = [(at, one) for at in levels if at is not one]
+        if len(two) > MOST_PAIRS:
+            raise UserError(
+                f"{len(levels)} levels have {len(two):,} pairs; allowed: {MOST_PAIRS:,}; name "
+                "contrasts, or a control"
+            )
         rows = grid.weights(levels)
         of = dict(zip(map(grid.name, levels), rows, strict=True))
         weights = np.array([of[grid.name(a)] - of[grid.name(b)] for a, b in two])

@@ -25,6 +25,8 @@ from fitspace.stats.given import given, slopes
 from fitspace.stats.linear import RANK_TOLERANCE, Data, Model, as_list
 
 NAN = float("nan")
+# Of all random terms together; time grows with the cube.
+MOST_LEVELS = 1_500
 METHODS = ("kenward-roger", "satterthwaite")
 
 
@@ -169,6 +171,9 @@ def _codes(data: Data, term: Term) -> np.ndarray:
 
 
 def _check(model: Model, names: list[str], groups: list[np.ndarray]) -> None:
+    levels = sum(int(codes.max()) + 1 for codes in groups)
+    if levels > MOST_LEVELS:
+        raise UserError(f"random: {levels:,} levels in all; allowed: {MOST_LEVELS:,}")
     problems = [
         f"random: {name!r} has one row per level, so it is the residual"
         for name, codes in zip(names, groups, strict=True)

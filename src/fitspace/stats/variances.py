@@ -150,12 +150,13 @@ def welch_james(model: Model) -> tuple[list[Part], list[str]]:
     data, names = model.data, list(dict.fromkeys(name for term in model.terms for name in term))
     shape = [len(data.levels[name]) for name in names]
     cell = np.ravel_multi_index([data.codes[name] for name in names], shape)
-    counts = np.bincount(cell, minlength=math.prod(shape))
-    if not counts.all():
+    cells, seen = math.prod(shape), len(np.unique(cell))
+    if seen < cells:
         raise UserError(
-            f"robust: 'welch-james' compares the means of all {len(counts)} cells; "
-            f"{int(np.sum(counts == 0))} have no run"
+            f"robust: 'welch-james' compares the means of all {cells} cells; {cells - seen} have "
+            "no run"
         )
+    counts = np.bincount(cell)
     means = np.bincount(cell, data.y) / counts
     rest = data.y - means[cell]
     squares = np.bincount(cell, rest**2)

@@ -117,6 +117,8 @@ def general(
 
 def _means(data: Data, subject: str, cell: np.ndarray, cells: int) -> tuple[np.ndarray, list[str]]:
     """Means (subjects, cells) of the subjects that have them all, and notes."""
+    if cells > len(data.y):
+        raise UserError(f"{subject}: none has a value in all {cells} cells; needed: at least 2")
     size = (len(data.levels[subject]), cells)
     counts, sums = np.zeros(size), np.zeros(size)
     np.add.at(counts, (data.codes[subject], cell), 1)
