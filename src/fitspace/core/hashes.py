@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,8 +19,10 @@ def hashes(files: Iterable[Path]) -> dict[Path, str]:
     status.
     """
     known, fresh, found = remembered(DIGESTS), {}, {}
+    folders: dict[str, str] = {}
     for path in files:
-        status, name = path.stat(), str(path.resolve())
+        status = os.stat(path)
+        name = _resolved(str(path), folders)
         stamp = [status.st_size, status.st_mtime_ns]
         entry = known.get(name)
         if isinstance(entry, list) and entry[:2] == stamp and len(entry) == 3:
@@ -33,6 +36,14 @@ def hashes(files: Iterable[Path]) -> dict[Path, str]:
     if fresh:
         remember(DIGESTS, remembered(DIGESTS) | fresh)
     return found
+
+
+def _resolved(path: str, folders: dict[str, str]) -> str:
+    """Where a file really lies; each of its folders is looked at once."""
+    parent, name = os.path.split(path)
+    if parent not in folders:
+        folders[parent] = os.path.realpath(parent)
+    return os.path.realpath(path) if os.path.islink(path) else os.path.join(folders[parent], name)
 
 
 _seen: dict[str, tuple[tuple[int, ...], str]] = {}

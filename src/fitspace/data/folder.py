@@ -21,7 +21,7 @@ import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from fitspace.core.errors import UserError
@@ -46,6 +46,9 @@ IMAGES = re.compile(
 _OTHERS = re.compile(
     r"\.(mov|mp4|m4v|avi|mkv|webm|3gp|dng|cr[23]|nef|arw|raf|orf|rw2|pdf|zip)$", re.I
 )
+# Names of which nothing has to be looked at twice.
+_PLAIN = re.compile(r"[\w -][\w .-]*(/[\w -][\w .-]*)*")
+_HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs
 # Soft hyphen, byte order mark and the like; the joiners that emoji and Persian need stay.
 _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u200b\u2060\ufeff]")
 
@@ -53,7 +56,7 @@ _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = 200
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Row:
     """An image by its path from the folder on, and what is said of it in a line of ``where``."""
 
@@ -219,12 +222,12 @@ def _sound(folder: Path, root: Path, published: str) -> _Reading:
 
 
 def _hashed(base: Path, names: Iterable[str]) -> dict[str, str]:
-    names = list(names)
+    paths = {name: base / name for name in names}
     try:
-        found = hashes(base / name for name in names)
+        found = hashes(paths.values())
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    return {name: found[base / name] for name in names}
+    return {name: found[path] for name, path in paths.items()}
 
 
 def pictures(folder: Path, size: int, root: Path = Path()) -> tuple[list[Example], list[str]]:
@@ -318,9 +321,10 @@ def _read_metadata(
         inside, sound = metadata.parent.relative_to(read.base), sound and not problems
         for line, record in records:
             row, found = _row(metadata, line, record)
-            if row.name:
-                name = str(PurePosixPath(inside, row.name))
-                row = replace(row, name=name, group=name if row.group == row.name else row.group)
+            if row.name and inside != Path():
+                alone = row.group == row.name
+                row.name = f"{inside.as_posix()}/{row.name}"
+                row.group = row.name if alone else row.group
             key = _key(row.name)
             if row.name and key in taken:
                 first = taken[key]
@@ -520,13 +524,14 @@ def _row(where: Path, line: int, record: dict) -> tuple[_Row, list[str]]:
             value = str(value)
         if value is None and key not in record:
             problems.append(f"key {key!r} missing in {_brief.repr(record)}; {_ALLOWED_COLUMNS}")
-        elif not isinstance(value, str) or re.search("[\ud800-\udfff]", value):
+        elif not isinstance(value, str) or _HALVES.search(value):
             problems.append(f"{key} {_brief.repr(value)}: allowed: Unicode text")
         elif problem := check(value):
             problems.append(f"{key} {_brief.repr(value)}: {problem}")
         else:
             values[key] = value
-    name = str(PurePosixPath(values["file_name"])) if "file_name" in values else ""
+    name = values.get("file_name", "")
+    name = name if not name or _PLAIN.fullmatch(name) else str(PurePosixPath(name))
     group = unicodedata.normalize("NFC", values.get("group", ""))
     split = values.get("split") or None
     label = values.get("label", "")
@@ -551,6 +556,8 @@ def _key(name: str) -> str:
 
 
 def _name_problem(name: str) -> str | None:
+    if _PLAIN.fullmatch(name):
+        return None
     path, allowed = PurePosixPath(name), "allowed: a relative path inside the folder"
     if not path.parts:
         return f"empty; {allowed}"
@@ -626,12 +633,14 @@ def _split(
         for row in every
         if row.split and row.split != by_folder.get(row.name, row.split)
     ]
-    every = [replace(row, split=row.split or by_folder.get(row.name)) for row in every]
+    for row in every:
+        row.split = row.split or by_folder.get(row.name)
     if sound:
         read.problems += _split_problems(every, where)
     splits, notes = _splits(every)
     read.notes += notes
-    read.rows = [replace(row, split=splits[row.group]) for row in read.rows]
+    for row in every:
+        row.split = splits[row.group]
 
 
 def _splits(rows: list[_Row]) -> tuple[dict[str, str], list[str]]:

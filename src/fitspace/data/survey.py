@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fitspace.core.files import digest, remember, remembered, sha256
 from fitspace.data import pixels, sources
@@ -42,20 +42,19 @@ class Survey:
     notes: list[str]
 
 
-def survey(task: Task, size: int, by_class: bool = False) -> Survey | None:
-    """Decode every image of a folder or hub task, as squares of ``size`` pixels; None for others.
+def survey(task: Task, identity: dict[str, Any], size: int, by_class: bool = False) -> Survey:
+    """Decode every image of a folder or hub task, as squares of ``size`` pixels.
 
-    ``by_class``: for a class-conditional base. Remembered in `CACHE`.
+    ``identity``: what determines its examples; ``by_class``: for a class-conditional base.
+    Remembered in `CACHE`.
 
     Raises
     ------
     UserError : every problem but those of images, which the survey tells.
     """
-    if task.source == "openmoji":
-        return None
     code = [sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
     readers = [*pixels.formats(), version("pillow")]
-    key = digest([sources.identity(task), size, by_class, code, readers])
+    key = digest([identity, size, by_class, code, readers])
     known = remembered(CACHE).get(key)
     if known is None:
         known = asdict(_surveyed(task, size, by_class))

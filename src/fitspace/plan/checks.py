@@ -147,7 +147,9 @@ def _survey(study: Study, models: Models, task: Task) -> Survey | None:
     size, by_class = ANY_SIZE, False
     if models.here("base"):
         size, by_class = bases.image_size(models.base) * task.scale, models.by_class
-    return survey(task, size, by_class)
+    if task.source == "openmoji":
+        return None
+    return survey(task, models.source(task), size, by_class)
 
 
 def _said(task: str, found: Survey) -> list[str]:
