@@ -86,7 +86,8 @@ def _family(p: np.ndarray, method: str, n: int | None) -> np.ndarray:
         return np.array(effects.holm(every.tolist()))[: len(p)]
     from statsmodels.stats.multitest import multipletests
 
-    return multipletests(every, method=OF_P[method])[1][: len(p)]
+    with np.errstate(divide="ignore"):  # the log of 1 - p where p is 1
+        return multipletests(every, method=OF_P[method])[1][: len(p)]
 
 
 def compared(
