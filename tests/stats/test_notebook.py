@@ -183,7 +183,7 @@ def test_numbers_of_one_control_are_exact_and_the_rest_is_close():
         for c in (-0.5, 0.5, 2.0, 4.0):
             for df in (1, 3, 20, 1e6):
                 if c > 0 or sides == 1:
-                    assert close.tail(c, df) == pytest.approx(exact.tail(c, df), abs=3e-4)
+                    assert close.tail(c, df) == pytest.approx(exact.tail(c, df), abs=1e-12)
         assert exact.tail(exact.critical(7, 0.05), 7) == pytest.approx(0.05, rel=1e-10)
     signed = correlation.copy()
     signed[0, 1:] *= -1
@@ -193,6 +193,12 @@ def test_numbers_of_one_control_are_exact_and_the_rest_is_close():
     )
     signed[1, 2] = signed[2, 1] = 0.1
     assert product_loadings(signed) is None
+    # Two independent pairs: the product of two probabilities, at one known error.
+    apart = np.kron(np.eye(2), np.array([[1, 0.6], [0.6, 1]]))
+    alone = Largest.of(apart[:2, :2], 2)
+    for c in (1.0, 2.5):
+        both = 1 - (1 - alone.tail(c, 1e9)) ** 2
+        assert Largest.of(apart, 2).tail(c, 1e9) == pytest.approx(both, abs=1e-4)
 
 
 def test_a_claim_needs_the_control_to_have_beaten_the_base():

@@ -84,8 +84,10 @@ def _spreads(rest: pd.DataFrame, names: list[str], model) -> tuple[float, float]
     left = pd.Series(1 - model.leverage, rest.index)
     groups = [rest[name] for name in names]
     squares = (rest[RESIDUAL] ** 2).groupby(groups, observed=True).sum()
-    sd = np.sqrt(squares / left.groupby(groups, observed=True).sum())
-    ratio = float(sd.max() / sd.min()) if sd.min() > model.data.rounding else NAN
+    free = left.groupby(groups, observed=True).sum()
+    sd = np.sqrt(squares / free.where(free > 1e-9))
+    known = sd.notna().all() and sd.min() > model.data.rounding
+    ratio = float(sd.max() / sd.min()) if known else NAN
     return ratio, float(brown_forsythe(rest, RESIDUAL, names)["p"].iloc[0])
 
 

@@ -66,7 +66,7 @@ def effect_sizes(tests: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
                 "eta2_partial": df1 * F / (df1 * F + df2),
                 "eta2_low": low / (low + df2),
                 "eta2_high": high / (high + df2),
-                "omega2": _floored((ss - df1 * error) / (total + error)),
+                "omega2": _floored((ss - df1 * error) / (total + error)) if total else NAN,
                 "omega2_partial": _floored(excess / (excess + n)),
                 "omega2_partial_by_F": _floored(excess / (excess + size)),
                 "omega2_low": low / (low + size),
