@@ -57,7 +57,7 @@ def test_with_cells_that_cannot_be_built_it_is_additive_and_type_ii():
     assert not got.interactions
     direct = anova(inside(runs), "score", ["input", "output"], block="seed")
     pd.testing.assert_frame_equal(got.anova.drop(columns="response"), direct, check_dtype=False)
-    assert any("type III and separate interactions have no meaning" in note for note in got.notes)
+    assert any("type III and separate interactions are undefined" in note for note in got.notes)
 
 
 def test_without_replicates_contrasts_stand_instead_of_p():

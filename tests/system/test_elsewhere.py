@@ -231,7 +231,8 @@ def test_a_pipeline_loads_exported_lora(stable_diffusion, tmp_path, settings):
     attachment.remove()
     export(run, tmp_path / "out")
     stable_diffusion.load_lora_weights(tmp_path / "out")
-    torch.testing.assert_close(latents(stable_diffusion), expected, rtol=0, atol=1e-5)
+    # The scale is in the tensors, so that sums round in another order than ours.
+    torch.testing.assert_close(latents(stable_diffusion), expected, rtol=0, atol=3e-5)
     stable_diffusion.unload_lora_weights()
     assert torch.equal(latents(stable_diffusion), base)
     assert (expected - base).abs().max() > 1e-2

@@ -232,7 +232,10 @@ def test_another_studys_report_is_refused_and_stays(origin, tmp_path):
     other.mkdir()
     (other / "report.html").write_text("old")
     (other / "runs.csv").write_text("old")
-    done = project.snakemake("--force", "reports/other/report.html", ok=False)
+    done = project.run(
+        "snakemake", "--cores", "1", "--force", "--config", f"study={STUDY}", "--",
+        "reports/other/report.html", ok=False,
+    )  # fmt: skip
     assert done.returncode != 0
     assert "other: not the study of params/two.yaml, 'two'" in done.stdout + done.stderr
     assert (other / "report.html").read_text() == (other / "runs.csv").read_text() == "old"
