@@ -291,6 +291,7 @@ def test_an_honest_tree_is_verified_and_nothing_is_written(project):
     assert project.git("status", "--porcelain") == ""
 
 
+@pytest.mark.slow
 def test_what_is_absent_is_told_apart_from_what_is_changed(project, tmp_path):
     clone = project.clone(tmp_path / "clone")
     os.chdir(clone.folder)
@@ -372,6 +373,7 @@ def test_code_that_is_in_no_commit_cannot_be_verified(project, tmp_path):
     assert "`git fetch --unshallow` gets the commits" in shown and "dvc pull" not in shown
 
 
+@pytest.mark.slow
 def test_dvc_lock_is_a_witness_of_its_own(recorded, tmp_path, monkeypatch):
     """A metric is changed, and all that vouches for it in files and git is forged to agree."""
     copy = light_copy(recorded, tmp_path / "project")

@@ -95,7 +95,10 @@ def test_the_numbers_compared_are_those_of_the_runs(response, best, tmp_path):
 # --- clones -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("link", ["copy", "hardlink", "symlink"])
+OTHER_LINKS = [pytest.param(link, marks=pytest.mark.slow) for link in ("hardlink", "symlink")]
+
+
+@pytest.mark.parametrize("link", ["copy", *OTHER_LINKS])
 def test_after_a_full_pull_nothing_runs_but_the_report(kept, clone, link):
     clone.dvc("config", "--local", "cache.type", link)
     clone.dvc("pull")

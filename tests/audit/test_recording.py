@@ -228,6 +228,7 @@ def test_what_is_not_whole_is_refused_by_name_and_nothing_is_recorded(spoil, pro
     assert project.files("reports") | {"": (project / "dvc.lock").read_bytes()} == before
 
 
+@pytest.mark.slow
 def test_results_that_no_study_names_any_more_may_go(project):
     """What is dropped stays reachable from the commit that recorded it."""
     folders = sorted(project.folder.glob("results/*/*~s1~*"))
@@ -256,6 +257,7 @@ def test_an_interrupted_commit_leaves_dvc_lock_as_it_was(project, monkeypatch, r
     assert (lock.read_bytes() if lock.exists() else None) == before
 
 
+@pytest.mark.slow
 def test_dirty_is_recorded_beside_the_report_until_it_is_committed(project):
     (project / "note.txt").write_text("new")
     commit = project.git("rev-parse", "HEAD")
@@ -269,6 +271,7 @@ def test_dirty_is_recorded_beside_the_report_until_it_is_committed(project):
     assert project.git("status", "--porcelain") == "D reports/two/uncommitted.json"
 
 
+@pytest.mark.slow
 def test_another_study_that_is_not_finished_is_noted(project):
     more = content() | {"name": "more", "seeds": [0, 7]}
     (project / "params/more.yaml").write_text(yaml.safe_dump(more))

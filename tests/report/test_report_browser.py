@@ -370,7 +370,9 @@ def test_a_caption_is_marked_in_every_strip(opened):
 # --- for everyone -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("size", "scheme"), [(PHONE, "light"), (LAPTOP, "dark")])
+@pytest.mark.parametrize(
+    ("size", "scheme"), [(PHONE, "light"), pytest.param(LAPTOP, "dark", marks=pytest.mark.slow)]
+)
 def test_axe_finds_nothing(opened, browser, size, scheme):
     run = opened(size, scheme)
     run("for (const item of document.querySelectorAll('details')) item.open = true")

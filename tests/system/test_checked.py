@@ -261,7 +261,13 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+EVERY = [
+    pytest.param(changes, id=name, marks=[pytest.mark.slow] * (name != "sound"))
+    for name, changes in CASES.items()
+]
+
+
+@pytest.mark.parametrize("changes", EVERY)
 def test_named_studies_that_check_calls_valid_run_to_their_report(bases, tmp_path, changes):
     before = VALID["yes"]
     try_one(SimpleNamespace(**SOUND | changes), bases, tmp_path)

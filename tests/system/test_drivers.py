@@ -125,6 +125,7 @@ def test_a_second_driver_is_refused_and_a_killed_ones_jobs_count(origin, tmp_pat
     assert project.fitspace("audit", STUDY).returncode == 0
 
 
+@pytest.mark.slow
 def test_snakemake_never_deletes_a_finished_result(origin, tmp_path):
     """Told to run finished jobs again, it finds them finished."""
     project = origin.copy(tmp_path / "project")

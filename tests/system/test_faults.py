@@ -289,6 +289,7 @@ def test_a_hub_id_without_network_is_one_message(finished, tmp_path, command):
 # --- the clock --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_clock_that_goes_back_changes_no_number(finished, warm, apart, reports_kept):
     places = {stage: folder(finished, stage) for stage in ROOMS}
     before = {stage: apart(place) for stage, place in places.items()}
@@ -398,6 +399,7 @@ def test_nobody_loads_the_parameters_of_a_diverged_run(diverged, warm):
     assert not (diverged / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_not_trained_again_and_verifies(diverged, warm):
     done = diverged.snakemake("all")
     assert "Nothing to be done" in done.stdout + done.stderr

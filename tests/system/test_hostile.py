@@ -51,7 +51,12 @@ def _quick():
         yield
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+LONG = ("records",)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in EXAMPLES]
+)
 def test_any_input_is_used_or_refused(name, tmp_path, request):
     """Inputs by number, so that `python benchmarks/fuzz.py --again KIND/SEED/NUMBER` makes one."""
     finished = request.getfixturevalue("origin").folder if name in kinds.OF_A_STUDY else None

@@ -77,6 +77,7 @@ def test_a_first_run_in_a_fresh_clone_gives_the_committed_numbers_to_the_last_bi
     assert "Nothing to be done" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_b_one_training_setting_trains_only_its_runs_and_changed_back_nothing(clone):
     arms = [_arm("FFN_in", name="one"), _arm("Trans_out", name="other")]
     clone.study(seeds=[0], arms=arms)
@@ -105,6 +106,7 @@ ADDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change, new", ADDED.values(), ids=ADDED)
 def test_f_what_is_added_to_the_design_trains_and_nothing_else(clone, change, new):
     clone.study(**change)
@@ -154,7 +156,10 @@ def checkout(tmp_path_factory):
     return here
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize(
+    "study",
+    [n if n == "emoji" else pytest.param(n, marks=pytest.mark.slow) for n in STUDIES],
+)
 def test_c_the_report_is_made_again_from_git_alone_without_torch(checkout, study, tmp_path):
     clone = checkout.clone(tmp_path / "clone")
     (tmp_path / "without").mkdir()

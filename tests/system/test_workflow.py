@@ -247,6 +247,7 @@ def test_another_studys_report_is_refused_and_stays(origin, tmp_path):
     assert done.returncode != 0 and project.files("reports/two") == before
 
 
+@pytest.mark.slow
 def test_a_study_whose_name_holds_a_quote_is_run_to_its_end(origin, tmp_path):
     project = origin.copy(tmp_path / "project")
     quoted = "params/o'brien.yaml"

@@ -403,6 +403,7 @@ def test_a_killed_import_to_a_server_is_completed_by_the_next(served):
     assert len(children()) == 6
 
 
+@pytest.mark.slow
 def test_two_at_once_on_a_new_database_give_each_run_once(project):
     (project / "mlflow.db").unlink()
     command = [sys.executable, "-m", "fitspace.cli", "track", STUDY]
@@ -653,6 +654,7 @@ def test_an_address_that_does_not_work_is_one_message(project, monkeypatch, caps
     assert "secret" not in said
 
 
+@pytest.mark.slow
 def test_each_project_folder_has_a_database_of_its_own(project, origin, tmp_path, monkeypatch):
     track(plan())
     other = light_copy(origin, tmp_path / "other")

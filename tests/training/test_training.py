@@ -28,6 +28,7 @@ def _program(out: Path, checkpoint: Path, steps: int, killed_after: float | None
     return subprocess.run(command, stderr=subprocess.DEVNULL, env=environment).returncode
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_restarted_gives_the_same_bits(tmp_path):
     steps = 100
     whole, resumed = tmp_path / "whole.safetensors", tmp_path / "resumed.safetensors"
