@@ -13,7 +13,7 @@ from PIL import Image
 
 from fitspace.cli import main
 from fitspace.core.errors import UserError
-from fitspace.plan import build_plan, expand, planned
+from fitspace.plan import analysable, build_plan, expand, planned
 from fitspace.study import Study
 
 ROOT = Path(__file__).parents[2]
@@ -54,9 +54,13 @@ def problems_of(changes: dict) -> list[str]:
     path = Path("study.yaml")
     path.write_text(yaml.safe_dump(copy.deepcopy(STUDY) | changes))
     try:
-        planned(path)
+        plan = planned(path)
     except UserError as error:
         return [problem.partition(": ")[2] for problem in error.problems]
+    try:
+        analysable(plan)
+    except UserError as error:
+        return error.problems
     return []
 
 

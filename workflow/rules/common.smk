@@ -2,7 +2,7 @@ from functools import cache
 from pathlib import Path
 
 from fitspace.core.errors import UserError
-from fitspace.plan import ENDS, STAGES, planned, usable
+from fitspace.plan import ENDS, STAGES, analysable, planned, usable
 from fitspace.stages.running import wait_for_others
 from fitspace.stages.sidecars import snapshot
 
@@ -56,6 +56,10 @@ def report_files(*names):
     """Input function: files of the study's report."""
 
     def files(wildcards):
+        try:
+            analysable(plan())
+        except UserError as error:
+            raise WorkflowError(*error.problems)
         return [f"reports/{plan().study.name}/{name}" for name in names]
 
     return files

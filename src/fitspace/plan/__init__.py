@@ -11,6 +11,7 @@ from typing import Any
 
 _HOMES = {
     "checks": (
+        "analysable",
         "arm_problems",
         "checked",
         "load_study",

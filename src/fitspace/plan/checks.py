@@ -58,14 +58,17 @@ def load_study(path: str | Path) -> Study:
 
 
 def planned(path: str | Path, in_job: bool = False) -> Plan:
-    """The plan of a study file that is to be run.
+    """The plan of a study file; errors as :func:`checked` and `build_plan` have them."""
+    return build_plan(*checked(path, in_job))
 
-    Errors as :func:`checked` and `build_plan` have them; and where nothing could be analysed.
+
+def analysable(plan: Plan) -> None:
+    """That the runs of a plan can be compared, for whoever wants their report.
+
+    Raises UserError where an analysis could test nothing: before anything runs.
     """
-    study, models = checked(path, in_job)
-    if not in_job and (problems := analysis_problems(models)):
-        raise UserError(f"{path}: {problem}" for problem in problems)
-    return build_plan(study, models)
+    if problems := analysis_problems(plan.models):
+        raise UserError(problems)
 
 
 def content_problems(study: Study, models: Models) -> list[str]:
