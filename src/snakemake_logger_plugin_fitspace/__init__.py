@@ -77,9 +77,8 @@ class LogHandler(LogHandlerBase):
         if self.common_settings.dryrun or record.levelno >= WARNING:
             self._print(self.format(record))
         elif event == LogEvent.RESOURCES_INFO:
-            self.cores = (
-                1 if getattr(record, "nodes", None) else getattr(record, "cores", None) or 1
-            )
+            # Told in several parts; on a cluster nodes are among them, and no cores.
+            self.cores = getattr(record, "cores", None) or self.cores
         elif event == LogEvent.RUN_INFO:
             self._begin(record.stats)
         elif event == LogEvent.JOB_INFO:

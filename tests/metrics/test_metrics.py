@@ -353,3 +353,12 @@ def test_the_trace_is_the_nuclear_norm_also_by_eigenvalues(monkeypatch, n, d, le
     monkeypatch.setattr(torch.linalg, "matrix_norm", lambda *x: used.append(x) or norm(*x))
     assert frechet.trace(a, b).item() == pytest.approx(expected.item(), rel=1e-9)
     assert fast == (used == [])
+
+
+def test_a_judge_that_is_loaded_leaves_other_programs_messages_alone(judge):
+    code = (
+        "import logging, sys; from fitspace.metrics import clip; clip.load(sys.argv[1]); "
+        "logging.getLogger('snakemake').warning('a driver says it in its own way')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, judge], capture_output=True, text=True)
+    assert done.returncode == 0 and "a driver says it" not in done.stderr

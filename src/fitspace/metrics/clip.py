@@ -6,6 +6,7 @@ All are plain cosines in [-1, 1], neither percentages nor CLIPScore, which is 2.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def load(judge: str | Path) -> Judge:
     import_torchvision()
     import open_clip
 
+    if not logging.root.handlers:  # else open_clip's first message would make one that prints all
+        logging.root.addHandler(logging.NullHandler())
     try:
         model = open_clip.create_model(name, pretrained=weights or None, require_pretrained=True)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
