@@ -1,12 +1,16 @@
-"""The rooms of the package stand in order: each imports only rooms before it, and in no circle."""
+"""The package's rooms stand in order, without a circle; git keeps its bytes."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-SOURCE = Path(__file__).parents[1] / "src/fitspace"
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src/fitspace"
 # From the ground up. A room imports those before it; what stands in one tuple, not each other.
 ROOMS = (
     ("core",), ("stats",), ("study",), ("bases",), ("methods",), ("metrics",), ("data",),
@@ -63,3 +67,21 @@ def test_no_circle():
         TopologicalSorter(GRAPH).prepare()
     except CycleError as error:
         raise AssertionError(" -> ".join(error.args[1])) from None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("name", ["README.md", "models/emoji-unet/model_index.json", "new.csv"])
+def test_git_changes_no_line_endings(name):
+    """Digests are of bytes, and core.autocrlf would change them."""
+    assert _git("check-attr", "text", "--", name) == f"{name}: text: unset\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["dvc_plots/index.html", "results/x", "mlflow.db", "reports/.emoji.new-host-7/x"]
+)
+def test_git_does_not_see_what_tools_leave(name):
+    assert _git("check-ignore", name).strip() == name
