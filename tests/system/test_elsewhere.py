@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
 import fitspace
 from fitspace import bases, cli, methods
@@ -276,3 +277,19 @@ def test_what_is_no_adapter_is_refused(tmp_path, place):
     (tmp_path / "text").write_text("no adapter")
     with pytest.raises(UserError, match="adapter"):
         export(tmp_path / place, tmp_path / "out")
+
+
+@pytest.mark.parametrize("alpha", [2, 8])
+def test_the_scale_is_in_the_exported_tensors(tmp_path, alpha):
+    """Some programs read no configuration beside the tensors: alpha is the rank to them."""
+    run = tmp_path / "run"
+    trained(tiny.unet(), "lora", {"rank": 4, "alpha": alpha}, run / "adapter.safetensors")
+    export(run, tmp_path / "out")
+    said = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    ours = load_file(run / "adapter.safetensors")
+    theirs = load_file(tmp_path / "out/adapter_model.safetensors")
+    seconds = [name for name in ours if name.endswith(".lora_B.default.weight")]
+    assert seconds and said["lora_alpha"] == 4
+    for name in seconds:
+        exported = f"base_model.model.{name.replace('.default.', '.')}"
+        torch.testing.assert_close(theirs[exported], ours[name] * alpha / 4)
