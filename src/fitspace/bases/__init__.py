@@ -43,18 +43,17 @@ from fitspace.bases.trying import problems
 from fitspace.bases.usable import tokens_of
 
 __all__ = [
-    "picked",
     "CONFIGS",
-    "DENOISERS",
     "Conditions",
+    "DENOISERS",
     "FAMILIES",
     "Family",
     "architecture",
     "at_scale",
     "class_table",
     "complete",
-    "cut_captions",
     "config",
+    "cut_captions",
     "denoiser",
     "denoiser_config",
     "digest",
@@ -74,6 +73,7 @@ __all__ = [
     "named_config",
     "new_classes",
     "own_classes",
+    "picked",
     "problems",
     "resolve",
     "scale",

@@ -179,8 +179,9 @@ def _lacks(folder: Path) -> list[str]:
 
 def family_in(folder: Path) -> Family | None:
     """The family of the denoiser in a pipeline's folder; None for one of no family."""
-    component = denoiser(folder)
-    kind, settings = index_of(folder)[component][1], _config_or_none(folder, component)
+    index = index_of(folder)
+    component = _denoiser_of(index)
+    kind, settings = index[component][1], _config_or_none(folder, component)
     return next(
         (
             family
@@ -229,7 +230,11 @@ def denoiser_config(ref: str | Path) -> dict[str, Any]:
 
 def denoiser(folder: Path) -> str:
     """The name of the denoiser's component in a resolved pipeline: unet or transformer."""
-    return next(c for c in DENOISERS if c in index_of(folder))
+    return _denoiser_of(index_of(folder))
+
+
+def _denoiser_of(index: dict[str, Any]) -> str:
+    return next(c for c in DENOISERS if c in index)
 
 
 def labels(folder: Path) -> dict[str, int]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fitspace.bases.process import Diffusion
+
 from fitspace.bases.families import family_of
 from fitspace.bases.finding import (
     architecture,

@@ -110,7 +110,7 @@ class Progress:
         """Seconds until all is done."""
         cost = self._cost()
         work = sum(self.left_of(rule) * cost[rule] for rule in self.jobs if rule not in LAST)
-        work += self._start(cost) * (sum(self.jobs.values()) - self._started)
+        work += self._start() * (sum(self.jobs.values()) - self._started)
         at_work = {who: rule for (rule, _), who in self.held.items()}
         under_way = sum(min(now - self._since[w], cost[rule]) for w, rule in at_work.items())
         begun = {rule: at for (rule, _), at in self._begun.items() if rule in LAST}
@@ -137,5 +137,5 @@ class Progress:
             found[rule] = (SURE * expected + sum(seen)) / (SURE + len(seen))
         return found
 
-    def _start(self, cost: Mapping[str, float]) -> float:
+    def _start(self) -> float:
         return fmean(self._idle) if self._idle else START
