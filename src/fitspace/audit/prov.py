@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from fitspace.core.files import canonical, digest
+from fitspace.metrics.extractors import EXTRACTORS
 from fitspace.plan import STAGES
 from fitspace.results.lineage import Lineage, Record
 
@@ -79,8 +80,12 @@ def reads(lineage: Lineage, record: Record) -> tuple[list[Record], list[str]]:
         models.append("base")
     if STAGES[record.stage].judged:
         models.append("judge")
-        if any("inception" in evaluator for evaluator in _evaluators(record, upstream)):
-            models.append("inception")
+        evaluators = _evaluators(record, upstream)
+        models += [
+            name
+            for name, extractor in EXTRACTORS.items()
+            if extractor.named and any(name in evaluator for evaluator in evaluators)
+        ]
     models = [name for name in models if name in lineage.models]
     return upstream, models
 

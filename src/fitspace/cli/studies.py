@@ -48,7 +48,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
     if models.absent:  # what no hub has
         for problem in models.absent:
             print(f"fitspace: not here yet: {problem}", file=sys.stderr)
-        models = Models(study.model_copy(update={"inception": None}))
+        models = Models(study.model_copy(update=dict.fromkeys(study.weights)))
     lines = models.pins
     said = "these lines pin the study to it:" if lines else "the study file already pins it"
     print("\n".join([said, *lines]))
