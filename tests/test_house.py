@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/fitspace"
 # From the ground up. A room imports those before it; what stands in one tuple, not each other.
 ROOMS = (
-    ("core",), ("stats",), ("study",), ("bases",), ("methods",), ("metrics",), ("data",),
+    ("core",), ("stats",), ("metrics",), ("study",), ("bases",), ("methods",), ("data",),
     ("training",), ("plan",), ("stages",), ("results",), ("report", "tracking", "recipes"),
     ("audit",), ("cli",),
 )  # fmt: skip
