@@ -120,7 +120,7 @@ def evaluate(
         "clip_i": clip.clip_i(embedded, reference["judge_images"]),
         "clip_i_paired": clip.clip_i_paired(embedded, reference["judge_paired"][:n]),
         "diversity": clip.diversity(embedded),
-        **_distances(effnet, reference["effnet"].double()),
+        **of_features(effnet, reference["effnet"].double()),
     }
 
 
@@ -199,7 +199,7 @@ def evaluate_subject(samples, reference: dict[str, Tensor], judge: str | Path) -
     }
 
 
-def _distances(samples: Tensor, reference: Tensor) -> dict[str, Any]:
+def of_features(samples: Tensor, reference: Tensor) -> dict[str, Any]:
     """The metrics of features, shapes (n, d) and (m, d), float64."""
     from torch_fidelity.metric_prc import prc_features_to_metric
 
