@@ -31,13 +31,13 @@ def exported(study, folder: Path) -> tuple[Path, Path, list[str]]:
 
     from fitspace import bases
     from fitspace.data import load_examples
-    from fitspace.stages.prepare import _prompt_images
+    from fitspace.stages.prepare import prompt_images
 
     base = bases.resolve(study.base)
     found, *_ = load_examples(study.tasks[0], bases.image_size(base))
     found.sort(key=lambda e: (e.split != "train", e.name))
     held_out = [e for e in found if e.split == "test"]
-    shown = [held_out[i] for i in _prompt_images(held_out)]  # what is asked for, and compared with
+    shown = [held_out[i] for i in prompt_images(held_out)]  # what is asked for, and compared with
     splits = {"train": [e for e in found if e.split == "train"], "test": shown}
     for split, examples in splits.items():
         (folder / split).mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/fitspace"
 # From the ground up. A room imports those before it; what stands in one tuple, not each other.
 ROOMS = (
-    ("core",), ("stats",), ("study",), ("bases",), ("methods",), ("metrics",), ("data",),
+    ("core",), ("stats",), ("metrics",), ("study",), ("bases",), ("methods",), ("data",),
     ("training",), ("plan",), ("stages",), ("results",), ("report", "tracking", "recipes"),
     ("audit",), ("cli",),
 )  # fmt: skip
@@ -85,3 +86,9 @@ def test_git_changes_no_line_endings(name):
 )
 def test_git_does_not_see_what_tools_leave(name):
     assert _git("check-ignore", name).strip() == name
+
+
+def test_no_test_imports_another():
+    """What several need stands beside this file, in one that is no test."""
+    text = {path: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")}
+    assert [p.name for p, t in text.items() if re.search(r"^\s*(from|import) test_", t, re.M)] == []

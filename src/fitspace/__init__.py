@@ -8,6 +8,18 @@ def load_adapter(pipeline, path):
 
     Returns the attachment; its ``remove()`` restores the pipeline's base. Raises
     :class:`fitspace.core.errors.UserError` if the file is no adapter or fits another model.
+
+    >>> from diffusers import DiffusionPipeline
+    >>> from fitspace import bases, load_adapter, methods
+    >>> pipeline = DiffusionPipeline.from_pretrained(bases.resolve("models/emoji-unet"))
+    >>> new = methods.attach(pipeline.unet, "lora", {"rank": 2}, seed=0)  # a study trains it
+    >>> methods.save(new, "adapter.safetensors", metadata={})
+    >>> new.remove()
+    >>> adapter = load_adapter(pipeline, "adapter.safetensors")
+    >>> adapter.method, sum(p.numel() for p in adapter.trainable.values())
+    ('lora', 24832)
+    >>> image = pipeline("red heart", 32, 32, num_inference_steps=2).images[0]
+    >>> adapter.remove()
     """
     from fitspace.methods import load_adapter as load
 

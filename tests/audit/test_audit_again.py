@@ -100,7 +100,7 @@ def _messages(findings) -> list[str]:
 
 def test_honest_metrics_are_the_same_to_the_last_bit_and_nothing_is_written(plan):
     for run in plan.runs[-2:]:  # two of a kind will do
-        assert again._measured_here(run)
+        assert again.measured_here(run)
     before = _stands()
     assert again.reevaluate(plan, [run.name for run in plan.runs]) == []
     assert _stands() == before
@@ -182,11 +182,11 @@ def test_samples_that_are_no_images_are_a_finding(plan):
 @pytest.mark.parametrize("stage", ["reference", "evaluate"])
 def test_bits_are_asked_for_only_of_what_this_kind_of_machine_made(plan, stage):
     run = plan.runs[0]
-    assert again._measured_here(run)
+    assert again.measured_here(run)
     _forge(getattr(run, stage), "", _made_elsewhere)
-    assert not again._measured_here(run)
+    assert not again.measured_here(run)
     getattr(run, stage).sidecar.unlink()
-    assert not again._measured_here(run)
+    assert not again.measured_here(run)
 
 
 def test_unknown_runs_are_refused_all_at_once(plan):
@@ -400,7 +400,7 @@ def honest(origin, monkeypatch):
         made.append((folder, list(targets)))
 
     made: list = []
-    monkeypatch.setattr(again, "_make", make)
+    monkeypatch.setattr(again, "make", make)
     return made
 
 
@@ -447,17 +447,21 @@ def test_a_run_trained_again_from_git_alone_has_the_same_bits(origin, tmp_path, 
     assert not list(tmp_path.glob("fitspace-*"))
 
 
-def test_interrupted_it_leaves_neither_folder_nor_process(tmp_path, monkeypatch):
-    """In place of Snakemake a program with a child, as a job is one."""
+@pytest.fixture
+def instead(plan, tmp_path, monkeypatch):
+    """Writes a shell program that runs in place of Snakemake."""
+    path = tmp_path / "program"
+    path.touch(0o755)
+    monkeypatch.setattr(again.sys, "executable", str(path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    return lambda *lines: path.write_text("\n".join(["#!/bin/sh", *lines]))
+
+
+def test_interrupted_it_leaves_neither_folder_nor_process(plan, instead, tmp_path, monkeypatch):
+    """The program has a child, as a job is one."""
     pids = tmp_path / "pids"
-    program = tmp_path / "program"
-    program.write_text(
-        f"#!/bin/sh\nsleep 100 & echo $$ $! > {pids}.new; mv {pids}.new {pids}\nwait"
-    )
-    program.chmod(0o755)
-    study = tmp_path / "study.yaml"
-    study.write_text("{base: b, judge: j, tasks: []}")
-    monkeypatch.setattr(again.sys, "executable", str(program))
+    instead(f"sleep 100 & echo $$ $! > {pids}.new; mv {pids}.new {pids}", "wait")
     wait = subprocess.Popen.wait
 
     def interrupted(process, timeout=None):
@@ -467,13 +471,22 @@ def test_interrupted_it_leaves_neither_folder_nor_process(tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
-    (tmp_path / "project").mkdir()
-    monkeypatch.chdir(tmp_path / "project")
-    with pytest.raises(KeyboardInterrupt), again._workspace() as folder:
-        again._make(folder, study, [])
-    assert not folder.exists()
+    with pytest.raises(KeyboardInterrupt):
+        again.retrain(STUDY, plan, [plan.runs[0].name])
+    assert not list(tmp_path.glob("fitspace-*"))
     for pid in pids.read_text().split():
         assert not _runs(int(pid))
+
+
+def test_the_users_own_profile_has_no_say(plan, instead, tmp_path, monkeypatch):
+    """It may submit the audit's jobs to a cluster."""
+    told = tmp_path / "told"
+    instead(f"env > {told}", "exit 1")
+    monkeypatch.setenv("SNAKEMAKE_PROFILE", "of-a-cluster")
+    with pytest.raises(UserError, match="could not be made again"):
+        again.retrain(STUDY, plan, [plan.runs[0].name])
+    assert "FITSPACE_LIVE_TRACKING=0" in told.read_text()
+    assert "SNAKEMAKE_PROFILE" not in told.read_text()
 
 
 def _runs(pid: int) -> bool:
@@ -501,7 +514,7 @@ def test_paths_of_a_study_hold_in_another_folder(tmp_path, monkeypatch):
     }
     write_json(here / "study.yaml", study)
     (here / "study.yaml").write_text((here / "study.yaml").read_text().replace("1e-05", "1.0e-5"))
-    found = project.yaml.safe_load(again._elsewhere(here / "study.yaml"))
+    found = project.yaml.safe_load(again.elsewhere(here / "study.yaml"))
     assert found["base"] == str(here / "models/base") and found["judge"] == "hf-hub:org/name"
     assert [t.get("path") for t in found["tasks"]] == [str(tmp_path / "pictures"), None]
     assert found["train"] == study["train"] and os.path.isabs(found["tasks"][0]["path"])

@@ -447,8 +447,8 @@ def test_gc_knows_what_commits_name_where_the_project_is_a_sub_folder(tmp_path, 
     assert named_in_history() == {"0123456789ab"}
     # What is not committed is named from the top, and its digest is that of the file.
     (project / "new.txt").write_text("x")
-    names = recording._uncommitted()
+    names = recording.uncommitted_files()
     assert names == ["project/new.txt"]
-    recording._note_uncommitted(project / "reports", names)
+    recording.note_uncommitted(project / "reports", names)
     noted = json.loads((project / "reports/uncommitted.json").read_text())["files"]
     assert noted == {"project/new.txt": recording.sha256(project / "new.txt")}

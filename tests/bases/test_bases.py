@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pipelines
 import pytest
 import torch
 
@@ -21,84 +22,18 @@ from fitspace.core.imports import import_torchvision
 
 import_torchvision()
 import diffusers  # noqa: E402
-import transformers  # noqa: E402
-
-TOKENS = 6
-SCHEDULER = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.001,
-    "beta_end": 0.02,
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
-    "timestep_spacing": "trailing",
-}
-WORDS = ["a", "an", "red", "green", "apple", "house", "tree"]
-
-
-def _bert(folder):
-    vocabulary = folder / "vocab.txt"
-    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    tokenizer = transformers.BertTokenizer(str(vocabulary), model_max_length=TOKENS)
-    config = transformers.BertConfig(
-        vocab_size=len(tokenizer), hidden_size=12, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, max_position_embeddings=16, use_attention_mask=True,
-    )  # fmt: skip
-    return tokenizer, transformers.BertModel(config)
-
-
-def _clip(folder):
-    letters = sorted(set("".join(WORDS)))
-    tokens = [*letters, *(f"{x}</w>" for x in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
-    vocabulary.write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
-    merges.write_text("#version: 0.2\n")
-    tokenizer = transformers.CLIPTokenizer(str(vocabulary), str(merges), model_max_length=TOKENS)
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(tokens), hidden_size=12, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, max_position_embeddings=TOKENS, projection_dim=12,
-        bos_token_id=len(tokens) - 2, eos_token_id=len(tokens) - 1,
-    )  # fmt: skip
-    return tokenizer, transformers.CLIPTextModel(config)
-
-
-def _vae():
-    return diffusers.AutoencoderKL(
-        block_out_channels=(4, 8), down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2, latent_channels=4, norm_num_groups=4,
-        sample_size=16,
-    )  # fmt: skip
-
-
-def _stable_diffusion(folder, text):
-    torch.manual_seed(0)
-    folder.mkdir()
-    parts = folder / "parts"
-    parts.mkdir()
-    tokenizer, encoder = text(parts)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16),
-        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
-        layers_per_block=1, cross_attention_dim=12, attention_head_dim=2, norm_num_groups=4,
-    )  # fmt: skip
-    pipeline = diffusers.StableDiffusionPipeline(
-        vae=_vae(), text_encoder=encoder, tokenizer=tokenizer, unet=unet,
-        scheduler=diffusers.DPMSolverMultistepScheduler(**SCHEDULER), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    pipeline.save_pretrained(folder / "base")
-    return folder / "base"
 
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
     """A tiny Stable Diffusion with a masked text encoder."""
-    return _stable_diffusion(tmp_path_factory.mktemp("bases") / "bert", _bert)
+    return pipelines.stable_diffusion(tmp_path_factory.mktemp("bases") / "bert", pipelines.bert)
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """A tiny Stable Diffusion with an unmasked CLIP text encoder."""
-    return _stable_diffusion(tmp_path_factory.mktemp("bases") / "clip", _clip)
+    return pipelines.stable_diffusion(tmp_path_factory.mktemp("bases") / "clip", pipelines.clip)
 
 
 @pytest.fixture
@@ -110,16 +45,7 @@ def base(pristine, tmp_path, monkeypatch):
 
 @pytest.fixture
 def dit(tmp_path):
-    torch.manual_seed(0)
-    model = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, num_layers=3, sample_size=8,
-        num_embeds_ada_norm=3, norm_num_groups=4,
-    )  # fmt: skip
-    for block in model.transformer_blocks[1:]:  # as published: copies of one embedder
-        block.norm1.emb.load_state_dict(model.transformer_blocks[0].norm1.emb.state_dict())
-    pipeline = diffusers.DiTPipeline(model, _vae(), diffusers.DDIMScheduler(), {0: "cat"})
-    pipeline.save_pretrained(tmp_path / "dit")
-    return tmp_path / "dit"
+    return pipelines.dit(tmp_path / "dit")
 
 
 # --- resolve and complete ----------------------------------------------------------------
@@ -442,9 +368,9 @@ def test_load_vae(base):
 
 def test_load_process_is_the_training_process(base):
     scheduler = bases.load_process(base).scheduler
-    expected = diffusers.DDPMScheduler(**SCHEDULER)
+    expected = diffusers.DDPMScheduler(**pipelines.SCHEDULER)
     assert isinstance(scheduler, diffusers.DDPMScheduler)
-    assert {k: scheduler.config[k] for k in SCHEDULER} == SCHEDULER
+    assert {k: scheduler.config[k] for k in pipelines.SCHEDULER} == pipelines.SCHEDULER
     assert torch.equal(scheduler.alphas_cumprod, expected.alphas_cumprod)
     assert scheduler.alphas_cumprod[-1].item() == pytest.approx(0, abs=1e-6)
 
@@ -466,11 +392,11 @@ def test_encode_captions_is_what_the_pipeline_does(request, name):
     tokenizer, encoder = bases.load_text(folder)
     assert not any(p.requires_grad for p in encoder.parameters())
     found = bases.encode_captions(tokenizer, encoder, CAPTIONS)
-    assert found.shape == (len(CAPTIONS), TOKENS, 12)
+    assert found.shape == (len(CAPTIONS), pipelines.TOKENS, 12)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(found[1], empty[0], rtol=0, atol=1e-6)
     # The mask matters: without it padding would leak into the embeddings of Bert.
-    bare = tokenizer(CAPTIONS, padding="max_length", max_length=TOKENS, truncation=True)
+    bare = tokenizer(CAPTIONS, padding="max_length", max_length=pipelines.TOKENS, truncation=True)
     unmasked = encoder(torch.tensor(bare["input_ids"]))[0]
     assert torch.allclose(found, unmasked, atol=1e-6) == (name == "clip")
 

@@ -6,26 +6,31 @@ import json
 import shutil
 from pathlib import Path
 
+import pipelines
 import pytest
 from broken import edit, lack, rename
 from safetensors.torch import load_file, save_file
-from test_bases import _bert, _clip, _stable_diffusion, dit  # noqa: F401
 
 from fitspace import bases
 from fitspace.bases import usable
 from fitspace.core.errors import UserError
-from fitspace.plan.footprint import _tokens
+from fitspace.plan.footprint import text_tokens
 
 
 @pytest.fixture(scope="module", params=["bert", "clip"])
 def pristine(request, tmp_path_factory):
-    text = {"bert": _bert, "clip": _clip}[request.param]
-    return _stable_diffusion(tmp_path_factory.mktemp("usable") / request.param, text)
+    text = {"bert": pipelines.bert, "clip": pipelines.clip}[request.param]
+    return pipelines.stable_diffusion(tmp_path_factory.mktemp("usable") / request.param, text)
 
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
-    return _stable_diffusion(tmp_path_factory.mktemp("usable") / "base", _bert)
+    return pipelines.stable_diffusion(tmp_path_factory.mktemp("usable") / "base", pipelines.bert)
+
+
+@pytest.fixture
+def dit(tmp_path):
+    return pipelines.dit(tmp_path / "dit")
 
 
 @pytest.fixture
@@ -108,7 +113,7 @@ def test_a_flow_is_refused_also_where_nothing_is_trained(base):
         bases.resolve(base)
 
 
-def test_a_learned_variance_without_a_bound_is_refused(dit):  # noqa: F811
+def test_a_learned_variance_without_a_bound_is_refused(dit):
     edit(dit / SCHEDULER, rescale_betas_zero_snr=True)
     assert bases.resolve(dit)
     edit(dit / "transformer/config.json", out_channels=8)
@@ -230,7 +235,7 @@ def test_a_tokenizer_without_a_sane_limit_is_used(base, limit):
     )
     folder = bases.resolve(base)
     assert bases.problems(folder) == []
-    assert _tokens(str(base)) == 16
+    assert text_tokens(str(base)) == 16
     tokenizer, encoder = bases.load_text(folder)
     assert bases.encode_captions(tokenizer, encoder, ["red " * 40]).shape == (1, 16, 12)
 

@@ -117,7 +117,7 @@ def test_a_user_without_a_name_is_known_by_number(monkeypatch):
         raise OSError("No username set in the environment")
 
     monkeypatch.setattr(getpass, "getuser", nobody)
-    assert importing._user() == f"uid{os.getuid()}"
+    assert importing.user() == f"uid{os.getuid()}"
 
 
 # --- a folder renewed as a whole -----------------------------------------------------------
@@ -198,20 +198,20 @@ def repository(tmp_path, monkeypatch):
     package.mkdir(parents=True)
     (package / "a.py").write_text("a = 1\n")
     monkeypatch.setattr(sidecars, "PACKAGE", str(package))
-    sidecars._commit.cache_clear()
+    sidecars.checkout.cache_clear()
     for variable in ("AUTHOR_NAME", "AUTHOR_EMAIL", "COMMITTER_NAME", "COMMITTER_EMAIL"):
         monkeypatch.setenv(f"GIT_{variable}", "tester@example.org")
     top = tmp_path / "repo"
     git.run("init", "--quiet", folder=top)
     commit(top)
     yield top
-    sidecars._commit.cache_clear()
+    sidecars.checkout.cache_clear()
 
 
 def commit(top: Path) -> str:
     git.run("add", "--all", folder=top)
     git.run("commit", "--quiet", "--allow-empty", "--message", "x", folder=top)
-    sidecars._commit.cache_clear()
+    sidecars.checkout.cache_clear()
     return git.run("rev-parse", "HEAD", folder=top).decode().strip()
 
 
@@ -225,25 +225,25 @@ def test_the_commit_is_that_of_the_package_wherever_git_dir_points(
     mine = commit(repository)
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(other))
-    assert sidecars._git() == {"commit": mine, "dirty": False}
+    assert sidecars.checkout()[0] == {"commit": mine, "dirty": False}
 
 
 def test_new_files_are_a_change_whatever_the_user_has_git_show(repository):
     git.run("config", "status.showUntrackedFiles", "no", folder=repository)
     (repository / "project/src/fitspace/b.py").write_text("b = 1\n")
-    sidecars._commit.cache_clear()
-    assert sidecars._git()["dirty"]
+    sidecars.checkout.cache_clear()
+    assert sidecars.checkout()[0]["dirty"]
 
 
 def test_reports_make_no_code_dirty_in_a_sub_folder_either(repository):
     (repository / "project/reports/two").mkdir(parents=True)
     (repository / "project/reports/two/a.csv").write_text("x")
     (repository / "project/dvc.lock").write_text("x")
-    sidecars._commit.cache_clear()
-    assert not sidecars._git()["dirty"]
+    sidecars.checkout.cache_clear()
+    assert not sidecars.checkout()[0]["dirty"]
     (repository / "other.txt").write_text("x")
-    sidecars._commit.cache_clear()
-    assert sidecars._git()["dirty"]
+    sidecars.checkout.cache_clear()
+    assert sidecars.checkout()[0]["dirty"]
 
 
 REFUSALS = {
@@ -265,7 +265,7 @@ def test_a_git_that_refuses_is_said_once_in_its_own_words(repository, monkeypatc
     sidecars.snapshot()
     said = capsys.readouterr().err
     assert said.count("no commit will stand beside these results") == 1 and words in said
-    assert sidecars._git() is None
+    assert sidecars.checkout()[0] is None
 
 
 def test_a_machine_without_git_says_so(repository, monkeypatch, capsys):

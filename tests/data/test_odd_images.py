@@ -8,8 +8,8 @@ import zlib
 
 import numpy as np
 import pytest
+from images import LINEAR_GREY, chunk, encoded, png, rgb_profile, srgb_encoded
 from PIL import Image
-from test_folder import LINEAR_GREY, chunk, encoded, png, rgb_profile, srgb_encoded
 
 from fitspace.data import pixels
 from fitspace.data.pixels import load_image

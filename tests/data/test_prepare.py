@@ -5,7 +5,7 @@ import pytest
 
 from fitspace.data.examples import Example, split_of
 from fitspace.data.openmoji import STYLES, catalogue, render
-from fitspace.stages.prepare import _prompt_images
+from fitspace.stages.prepare import prompt_images
 
 
 def _example(name: str, caption: str, group: str) -> Example:
@@ -14,13 +14,13 @@ def _example(name: str, caption: str, group: str) -> Example:
 
 def test_images_that_share_a_caption_are_each_asked_for():
     held_out = [_example(f"{i}.png", "a photo of sks dog", f"{i}.png") for i in range(6)]
-    assert sorted(_prompt_images(held_out)) == list(range(6))
+    assert sorted(prompt_images(held_out)) == list(range(6))
 
 
 def test_a_group_is_asked_for_once_by_its_first_image():
     tones = ["", ", light skin tone", ", dark skin tone"]
     held_out = [_example(f"{g}{t}", g + t, g) for g in ("wave", "clap") for t in tones]
-    assert sorted(_prompt_images(held_out)) == [0, 3]
+    assert sorted(prompt_images(held_out)) == [0, 3]
 
 
 def test_variants_of_a_figure_share_split_and_group():

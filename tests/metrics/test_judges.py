@@ -30,16 +30,16 @@ MEANS = {
 
 @pytest.mark.parametrize("name, mean", MEANS.items())
 def test_weights_by_name_take_their_architectures_own_preprocessing(name, mean):
-    found = clip._registered(name)
+    found = clip.registered(name)
     assert found["mean"] == tuple(mean)
     for tag in list_pretrained_tags_by_model(name):
         known = get_pretrained_cfg(name, tag)
-        assert {k: clip._fixed(known[k]) for k in found} == found
+        assert {k: clip.fixed(known[k]) for k in found} == found
 
 
 def test_weights_whose_preprocessing_nobody_can_tell_are_refused():
     with pytest.raises(UserError, match="ViT-L-14: its weights take images prepared in . ways"):
-        clip._registered("ViT-L-14")
+        clip.registered("ViT-L-14")
 
 
 def test_a_judge_by_name_is_prepared_for_as_the_registry_says(tmp_path, monkeypatch):

@@ -89,12 +89,12 @@ AROUND = {
 
 @pytest.mark.parametrize(("counts", "target", "expected"), AROUND.values(), ids=AROUND)
 def test_nearest_values_of_an_affine_count(counts, target, expected):
-    assert budget._around(counts, 1, 50, target) == expected
+    assert budget.around(counts, 1, 50, target) == expected
 
 
 def test_a_count_that_is_not_affine_is_noticed():
     with pytest.raises(ArithmeticError, match="not affine: 121 at 11"):
-        budget._around(lambda w: w * w, 1, 50, 31)
+        budget.around(lambda w: w * w, 1, 50, 31)
 
 
 WIDE = [name for name in methods.METHODS if methods.knob(name)]

@@ -430,4 +430,4 @@ def test_a_finer_task_has_larger_samples():
     [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (38_700_000, "38.7 MB"), (5 * 10**15, "5e+03 TB")],
 )
 def test_bytes_for_a_person(count, said):
-    assert rendering._bytes(count) == said
+    assert rendering.in_bytes(count) == said

@@ -66,6 +66,17 @@ def test_an_adapter_changes_the_pipeline_and_comes_off_again(pipeline, tmp_path)
     assert np.array_equal(draw(), before)
 
 
+def test_the_example_of_load_adapter_runs(tmp_path, monkeypatch):
+    import doctest
+
+    import fitspace
+
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+    found = doctest.testmod(fitspace)
+    assert found.attempted and not found.failed
+
+
 def test_plain_diffusers_draws_the_categories_that_the_sample_stage_draws():
     from diffusers import DiTPipeline
 

@@ -131,18 +131,18 @@ def test_training_learns_and_resumes_exactly(pairs, tokenizer, tmp_path, monkeyp
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3
 
     monkeypatch.setattr(judge, "CHECKPOINT_EVERY", 10)
-    compute = judge._loss
+    compute = judge.step_loss
 
     def stop(*arguments):
         if arguments[-1] == 17:
             raise KeyboardInterrupt
         return compute(*arguments)
 
-    monkeypatch.setattr(judge, "_loss", stop)
+    monkeypatch.setattr(judge, "step_loss", stop)
     checkpoint = tmp_path / "half.pt"
     with pytest.raises(KeyboardInterrupt):
         judge.train_model(pairs, tokenizer, settings, checkpoint)
-    monkeypatch.setattr(judge, "_loss", compute)
+    monkeypatch.setattr(judge, "step_loss", compute)
     resumed, resumed_losses, _ = judge.train_model(pairs, tokenizer, settings, checkpoint)
     assert resumed_losses == losses
     ours, theirs = weights(model), weights(resumed)

@@ -274,7 +274,7 @@ def test_plain_diffusers_samples_the_dit(world, vae, tmp_path):
     tomato = [1 + list(dit.names(world).values()).index("tomato")]
     ours = sampling.generate(
         bases.load_denoiser(folder), bases.load_vae(folder), bases.load_process(folder),
-        bases.picked(task.conditions, tomato), bases.picked(task.conditions, [0]),
+        task.told(tomato), task.told([0]),
         noise, steps=2, guidance=3.0,
     )  # fmt: skip
     assert images.shape == (1, 64, 64, 3)
@@ -348,7 +348,7 @@ def test_augmented_drawings_stay_drawings(world):
 def test_every_caption_of_the_world_fits_the_judges_context(world):
     rows = openmoji.catalogue()
     everything = dataclasses.replace(world, captions=np.array([row[1] for row in rows]))
-    tokenizer = judge._vocabulary(everything)
+    tokenizer = judge.vocabulary(everything)
     lengths = [len(tokenizer.encode(judge.styled(row[1], "blueprint")).ids) for row in rows]
     assert max(lengths) <= judge.MODEL["text_cfg"]["context_length"]
     unknown = sum(judge.UNKNOWN in tokenizer.encode(row[1]).ids for row in rows)

@@ -76,7 +76,7 @@ def test_terms_hold_the_naive_loop(type):
         2: {"a": [sums["b"]], "b": [sums["a"]], "a:b": [sums["a"], sums["b"]]},
         3: {"a": [sums["b"], cross], "b": [sums["a"], cross], "a:b": [sums["a"], sums["b"]]},
     }[type]
-    orders = module._orders(np.random.default_rng(3), [np.arange(23)], 23, 50)
+    orders = module.orders(np.random.default_rng(3), [np.arange(23)], 23, 50)
     got = anova(table, formula="y ~ a*b", type=type, permutations=50, seed=3)
     observed = got.set_index("source")["F"]
     for term, columns in without.items():

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,20 +30,19 @@ from fitspace.report import build
 from fitspace.results.table import collect_into
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests/bases"))
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     """Two tiny Stable Diffusions and a tiny DiT."""
     import diffusers
+    import pipelines
     import torch
-    from test_bases import _bert, _clip, _stable_diffusion, _vae
 
     folder = tmp_path_factory.mktemp("bases")
     found = {
-        "bert": _stable_diffusion(folder / "bert", _bert),
-        "clip": _stable_diffusion(folder / "clip", _clip),
+        "bert": pipelines.stable_diffusion(folder / "bert", pipelines.bert),
+        "clip": pipelines.stable_diffusion(folder / "clip", pipelines.clip),
         "dit": folder / "dit",
     }
     torch.manual_seed(0)
@@ -55,7 +53,7 @@ def bases(tmp_path_factory):
     for block in model.transformer_blocks[1:]:
         block.norm1.emb.load_state_dict(model.transformer_blocks[0].norm1.emb.state_dict())
     names = {0: "cat", 1: "dog"}
-    diffusers.DiTPipeline(model, _vae(), diffusers.DDIMScheduler(), names).save_pretrained(
+    diffusers.DiTPipeline(model, pipelines.vae(), diffusers.DDIMScheduler(), names).save_pretrained(
         found["dit"]
     )
     return found

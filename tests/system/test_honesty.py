@@ -178,7 +178,7 @@ def test_each_size_is_a_mean_over_random_subsets():
 
 def test_every_run_has_interval_numbers_of_images_and_curve():
     samples, reference = draw(40, 64, 16), draw(50, 64, 17, shift=0.3)
-    found = measuring._distances(samples, reference)
+    found = measuring.of_features(samples, reference)
     assert (found["n"], found["m"]) == (40, 50)
     assert found["fd_effnet"] == frechet_distance(samples, reference)
     assert tuple(found[k] for k in metrics.INTERVAL) == jackknife(samples, reference)
@@ -190,7 +190,7 @@ def test_every_run_has_interval_numbers_of_images_and_curve():
 
 @pytest.mark.parametrize("n", [4, 5, 9])
 def test_the_fewest_samples_have_an_interval_too(n):
-    found = measuring._distances(draw(n, 20, 18), draw(6, 20, 19))
+    found = measuring.of_features(draw(n, 20, 18), draw(6, 20, 19))
     values = [v for row in found.pop("against_n") for v in row.values()]
     assert np.isfinite([*found.values(), *values]).all()
 

@@ -83,8 +83,8 @@ def _track(plan):
     tags = ({importing.KEY: run.name, importing.CONTENT: "c"} for run in plan.runs)
     info = SimpleNamespace(status="FINISHED")
     there = [SimpleNamespace(info=info, data=SimpleNamespace(tags=tag)) for tag in tags]
-    store = importing._Store.__new__(importing._Store)
-    assert all(store._whole(entries, there).values())
+    store = importing.Store.__new__(importing.Store)
+    assert all(store.whole(entries, there).values())
 
 
 def _needed(plan):
@@ -96,7 +96,7 @@ def _needed(plan):
 ACTIONS = {
     "check": lambda plan: load_study(scale.STUDY),
     "plan": lambda plan: build_plan(plan.study).stages,
-    "what is done": lambda plan: overview._counts(plan, done=True),
+    "what is done": lambda plan: overview.stage_counts(plan, done=True),
     "inputs of every job": _needed,
     "rows of runs.csv": table.collect,
     "against_n.csv": table.against_n,
@@ -168,17 +168,17 @@ def test_origins_search_the_table_no_oftener_for_more_runs(tmp_path, monkeypatch
         study, given = _made_up(levels, tmp_path)
         found = results.analyse(study, given)
         count = Counter()
-        mask = results._Sources._mask
+        mask = results.Sources.mask
 
         def counting(sources, *which, mask=mask, count=count):
             count["searched"] += 1
             return mask(sources, *which)
 
-        monkeypatch.setattr(results._Sources, "_mask", counting)
-        sources = results._Sources(given.runs, found.analysis, found.factors)
+        monkeypatch.setattr(results.Sources, "mask", counting)
+        sources = results.Sources(given.runs, found.analysis, found.factors)
         for file, rows in found.tables.items():
             assert sources.of(file, rows) == found.origins[file]
-        monkeypatch.setattr(results._Sources, "_mask", mask)
+        monkeypatch.setattr(results.Sources, "mask", mask)
         searched.append(count["searched"])
     assert searched[0] == searched[1] > 0
 

@@ -540,7 +540,7 @@ def _raise_time(checkpoint: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    from fitspace.training.member import _digest
+    from fitspace.training.member import checkpoint_digest
 
     tensors = load_file(checkpoint)
     with safe_open(checkpoint, "pt") as file:
@@ -549,7 +549,7 @@ def _raise_time(checkpoint: Path) -> None:
     assert 0 < len(facts["losses"]) < LONG["steps"]
     facts["seconds"] += RAISED
     text = json.dumps(facts)
-    save_file(tensors, checkpoint, {"fitspace": text, "sha256": _digest(text, tensors)})
+    save_file(tensors, checkpoint, {"fitspace": text, "sha256": checkpoint_digest(text, tensors)})
 
 
 @pytest.mark.slurm

@@ -111,12 +111,12 @@ def _measured_again(plan: Plan, run: Run, features: dict[str, dict]) -> list[Fin
         message = f"cannot be measured again from {run.sample.folder}: {error}"
         return [Finding("changed", run.name, message)]
     limits = dict.fromkeys(numbers(computed), 0.0)
-    if not _measured_here(run):
+    if not measured_here(run):
         limits = {name: tolerance(name, computed) for name in limits}
     return differences(run.name, recorded, numbers(computed), limits)
 
 
-def _measured_here(run: Run) -> bool:
+def measured_here(run: Run) -> bool:
     """Whether a run's features and metrics were made on this kind of machine."""
     try:
         made_on = [load_sidecar(s.sidecar)["environment"] for s in (run.reference, run.evaluate)]
@@ -208,8 +208,8 @@ def retrain(study: Path, plan: Plan, runs: Sequence[str]) -> tuple[list[Finding]
             findings.append(Finding("absent", run.name, message))
     if not chosen:
         return findings, []
-    with _workspace() as scratch:
-        _make(scratch, study, [run.evaluate.sidecar for run in chosen])
+    with workspace() as scratch:
+        make(scratch, study, [run.evaluate.sidecar for run in chosen])
         compared = [compare(run, known, rows, scratch) for run in chosen]
     return findings + [f for found, _ in compared for f in found], [d for _, d in compared if d]
 
@@ -323,7 +323,7 @@ def seed_spread(rows: Sequence[Mapping[str, str]], metric: str) -> float:
 
 
 @contextmanager
-def _workspace() -> Iterator[Path]:
+def workspace() -> Iterator[Path]:
     """A temporary folder whose entries link to this project's, without its results."""
     with tempfile.TemporaryDirectory(prefix="fitspace-") as name:
         scratch = Path(name).resolve()
@@ -333,7 +333,7 @@ def _workspace() -> Iterator[Path]:
         yield scratch
 
 
-def _elsewhere(study: Path) -> str:
+def elsewhere(study: Path) -> str:
     """A study file for another folder: relative paths become absolute ones."""
     import yaml
 
@@ -346,14 +346,14 @@ def _elsewhere(study: Path) -> str:
     return yaml.safe_dump(content, allow_unicode=True)
 
 
-def _make(folder: Path, study: Path, targets: Sequence[Path]) -> None:
+def make(folder: Path, study: Path, targets: Sequence[Path]) -> None:
     """Make a study's targets in a project folder by Snakemake, with progress on stderr.
 
     Snakemake gets a session of its own. Whatever ends the waiting here can then end all of its
     jobs, so that none writes into a folder that is about to be deleted.
     """
     file = folder / "results/study.yaml"
-    write_text(file, _elsewhere(study))
+    write_text(file, elsewhere(study))
     options = ["--cores", "all", "--config", f"study={file.relative_to(folder)}"]
     # No process may go on to runs that nobody asked for.
     options += ["--set-resources", *(f"{stage}:together=1" for stage in GROUPED)]

@@ -58,7 +58,7 @@ def record(path: Path, dirty: bool = False) -> Recorded:
 
     plan = planned(path)
     folder = REPORTS / plan.study.name
-    uncommitted = _uncommitted()
+    uncommitted = uncommitted_files()
     if uncommitted and not dirty:
         raise UserError(
             f"{name}: not committed; commit it first, so that the record says what made these "
@@ -73,7 +73,7 @@ def record(path: Path, dirty: bool = False) -> Recorded:
         with renewing(folder) as new:
             collect_into(plan, new)
             build(plan.study, new)
-            _note_uncommitted(new, uncommitted)
+            note_uncommitted(new, uncommitted)
         _commit(repo, stage)
         remote = repo.config["core"].get("remote")
         notes = _unfinished({out.fs_path for out in repo.index.outs})
@@ -171,13 +171,13 @@ def _status(*pathspecs: str) -> list[str]:
     return [entry[3:] for entry in status.split("\0") if entry]
 
 
-def _uncommitted() -> list[str]:
+def uncommitted_files() -> list[str]:
     """What is not in git, except the files that a record itself changes."""
     git("rev-parse", "HEAD")
     return _status(":/", f":(exclude){REPORTS}", f":(exclude){LOCK}")
 
 
-def _note_uncommitted(folder: Path, names: list[str]) -> None:
+def note_uncommitted(folder: Path, names: list[str]) -> None:
     path = folder / UNCOMMITTED
     if not names:
         path.unlink(missing_ok=True)

@@ -166,7 +166,9 @@ def token_limit(tokenizer: Any, encoder: nn.Module) -> int:
 
 
 def cut_captions(folder: Path, captions: Sequence[str]) -> list[str]:
-    """Notes on captions that a pipeline's text encoder does not read to their end."""
+    """Notes on captions that a pipeline's text encoder, if it has one, does not read to the end."""
+    if family_in(folder).by_class:
+        return []
     tokenizer, encoder = load_text(folder)
     limit = token_limit(tokenizer, encoder)
     # Where texts are padded, by how much tells nothing of them.

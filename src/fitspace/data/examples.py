@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,6 +32,11 @@ class Example:
     split: str
     image: np.ndarray
     category: str = ""
+
+    def told(self, by_class: bool) -> Example:
+        """Without its image, and with what a base is told of it as its caption."""
+        caption = (by_class and self.category) or self.caption
+        return replace(self, caption=caption, image=None)
 
 
 @dataclass(frozen=True)

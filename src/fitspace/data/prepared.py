@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, model_validator
 
 from fitspace import bases
-from fitspace.bases.family import Conditions
+from fitspace.bases.family import Conditions, picked
 from fitspace.core.errors import UserError
 from fitspace.core.files import (
     IMAGES,
@@ -33,14 +33,16 @@ if TYPE_CHECKING:
 class PreparedTask:
     """What training and sampling read of a task.
 
+    The tensors are the files' own, mapped into memory: only what is used is read.
+
     Attributes
     ----------
-    mean, std : float32, shape (n, c, h, w): the posterior of each training example's
+    mean, std : float16, shape (n, c, h, w): the posterior of each training example's
         latents, not yet multiplied by the autoencoder's scaling factor.
     captions : int64, shape (n,): row of each example's caption in ``conditions``.
     groups : training examples' indices by group, drawn as one item each.
     conditions : what the denoiser is told: name -> tensor, first axis m, such as text embeddings,
-        float32 (m, tokens, dim), or class labels, int64 (m,); row 0 is the empty caption, or no
+        float16 (m, tokens, dim), or class labels, int64 (m,); row 0 is the empty caption, or no
         class.
     prompts : rows of ``conditions`` of the held-out captions, in a fixed shuffled order; the
         manifest's ``prompt_images`` are the rows of ``images.safetensors`` that show them.
@@ -60,6 +62,15 @@ class PreparedTask:
     prior: Sequence[int] = ()
     prior_weight: float = 0.0
     roles: dict[str, list[int]] = field(default_factory=dict)
+
+    def latents(self, examples: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of these examples' latents, float32."""
+        return self.mean[examples].float(), self.std[examples].float()
+
+    def told(self, rows: Any) -> Conditions:
+        """These rows of each condition, as a denoiser takes them; ``rows`` is a slice or a list."""
+        found = picked(self.conditions, rows)
+        return {name: v.float() if v.is_floating_point() else v for name, v in found.items()}
 
 
 class _Example(Recorded):
@@ -167,11 +178,11 @@ def load(stage: Stage, base: Path | None = None, scale: int = 1) -> PreparedTask
     if labels is not None and classes and not 0 <= labels.min() <= labels.max() <= classes:
         raise UserError(f"{path}: labels: needed: from 0 to {classes}")
     return PreparedTask(
-        mean=latents["mean"][: len(training)].float(),
-        std=latents["std"][: len(training)].float(),
+        mean=latents["mean"][: len(training)],
+        std=latents["std"][: len(training)],
         captions=torch.tensor([e["caption"] for e in training]),
         groups=list(groups.values()),
-        conditions={n: v.float() if v.is_floating_point() else v for n, v in conditions.items()},
+        conditions=conditions,
         prompts=manifest["prompts"],
         own_classes=manifest.get("own_classes"),
         prior=[i for i, e in enumerate(training) if e["split"] == "class"],

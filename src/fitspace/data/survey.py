@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,8 +73,7 @@ def _surveyed(task: Task, size: int, by_class: bool) -> Survey:
             continue
         example = looked.example
         digests.append(hashlib.sha256(example.image.tobytes()).hexdigest())
-        told = example.category or example.caption if by_class else example.caption
-        examples.append(replace(example, caption=told, image=None))
+        examples.append(example.told(by_class))
     reasons = sorted(refused.items(), key=lambda item: -len(item[1]))
     lines = [
         f"{len(where)} image{'s' * (len(where) > 1)} refused: {why}: {', '.join(where[:5])}"

@@ -5,6 +5,7 @@ and recall on EfficientNet-lite0 features; FID if a study names Inception-v3's w
 this package imports no torch.
 """
 
+from fitspace.metrics.extractors import NAMED
 from fitspace.metrics.measuring import (
     evaluate,
     evaluate_subject,
@@ -15,7 +16,6 @@ from fitspace.metrics.reading import read_features, read_metrics
 from fitspace.metrics.table import (
     EXTRACTOR,
     EXTRACTOR_SHA256,
-    FID,
     INTERVAL,
     JUDGE_FEATURES,
     METRICS,
@@ -28,24 +28,25 @@ from fitspace.metrics.table import (
     VERSION,
     Metric,
     alone,
+    measured,
 )
 from fitspace.metrics.trying import cut_captions, problems
 from fitspace.metrics.weights import (
     fetch_judge,
     identity,
-    inception_file,
     judge_files,
     judge_folder,
+    weights_file,
 )
 
 __all__ = [
     "EXTRACTOR",
     "EXTRACTOR_SHA256",
     "JUDGE_FEATURES",
-    "FID",
     "INTERVAL",
     "METRICS",
     "Metric",
+    "NAMED",
     "NAMES",
     "NEIGHBOURHOOD",
     "OF_HELD_OUT",
@@ -59,12 +60,13 @@ __all__ = [
     "evaluate_subject",
     "fetch_judge",
     "identity",
-    "inception_file",
     "judge_files",
     "judge_folder",
+    "measured",
     "problems",
     "read_features",
     "read_metrics",
     "reference_features",
     "subject_features",
+    "weights_file",
 ]

@@ -58,11 +58,11 @@ def load(judge: str | Path) -> Judge:
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise UserError(f"judge: open_clip cannot load {str(judge)!r}: {error}") from error
     if weights:
-        model.visual.preprocess_cfg |= _registered(name)
+        model.visual.preprocess_cfg |= registered(name)
     return Judge(model.eval().requires_grad_(False), name)
 
 
-def _registered(name: str) -> dict[str, Any]:
+def registered(name: str) -> dict[str, Any]:
     """How images are prepared for all weights that open_clip knows of an architecture.
 
     A file of weights does not say it, and open_clip takes CLIP's own way for all. Nothing for an
@@ -72,7 +72,7 @@ def _registered(name: str) -> dict[str, Any]:
 
     known = [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
     ways = {
-        tuple((k, _fixed(facts[k])) for k in ("mean", "std", "interpolation")) for facts in known
+        tuple((k, fixed(facts[k])) for k in ("mean", "std", "interpolation")) for facts in known
     }
     if len(ways) > 1:
         raise UserError(
@@ -82,7 +82,7 @@ def _registered(name: str) -> dict[str, Any]:
     return dict(next(iter(ways), ()))
 
 
-def _fixed(value: Any) -> Any:
+def fixed(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else value
 
 

@@ -1,8 +1,8 @@
 """The feature extractors beside the judge: one file each, and a row in this list.
 
 An extractor computes features of images by pinned weights: pinned here, or in a file that the
-study names. A new extractor is a file with ``features(images, ...)`` and a row. A metric takes its
-features by the row's name.
+study names under the row's name. A new extractor is a file with ``features(images, ...)`` and a
+row. A metric takes its features by the row's name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fitspace.metrics.weights import inception_file
+from fitspace.metrics.weights import weights_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,12 +29,13 @@ class Extractor:
     features : function of uint8 images (n, h, w, 3) and, if ``named``, the weights' file; returns
         features, shape (n, d).
     width : d, or a letter for any width.
-    named : whether the study names its weights; else the code pins them.
+    named : if the study names its weights, what the study file's key means; else the code pins
+        them.
     """
 
     features: Callable[..., Tensor]
     width: str
-    named: bool = False
+    named: str = ""
 
 
 def _effnet(images: Tensor) -> Tensor:
@@ -43,16 +44,21 @@ def _effnet(images: Tensor) -> Tensor:
     return effnet.features(images)
 
 
-def _inception(images: Tensor, weights: str | Path) -> Tensor:
+def _inception(images: Tensor, weights: Path) -> Tensor:
     from fitspace.metrics import inception
 
-    return inception.features(images, inception_file(weights))
+    return inception.features(images, weights)
 
 
 EXTRACTORS = {
     "effnet": Extractor(_effnet, "d"),
-    "inception": Extractor(_inception, "2048", named=True),
+    "inception": Extractor(
+        _inception,
+        "2048",
+        "Inception-v3's weights, a safetensors file, for `fid`; null: no FID.",
+    ),
 }
+NAMED = {name: row for name, row in EXTRACTORS.items() if row.named}
 
 
 def in_use(named: Collection[str]) -> dict[str, Extractor]:
@@ -63,6 +69,6 @@ def in_use(named: Collection[str]) -> dict[str, Extractor]:
 def features(images: Tensor, weights: Weights) -> dict[str, Tensor]:
     """Features of uint8 images (n, h, w, 3) by each extractor in use: float64, shape (n, d)."""
     return {
-        name: row.features(images, *([weights[name]] if row.named else []))
+        name: row.features(images, *([weights_file(name, weights[name])] if row.named else []))
         for name, row in in_use(weights).items()
     }

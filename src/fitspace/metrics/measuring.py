@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 from fitspace.metrics import extractors
 from fitspace.metrics.extractors import Weights
-from fitspace.metrics.table import FID, INTERVAL, NEIGHBOURHOOD, SHARES
+from fitspace.metrics.table import INTERVAL, METRICS, NEIGHBOURHOOD, SHARES
 
 
 def reference_features(
@@ -109,15 +109,18 @@ def evaluate(
     }
     embedded, effnet = (finite("samples", computed)[name] for name in ("judge_images", "effnet"))
     _same_widths(reference, computed)
-    fid = {}
-    if "inception" in weights:
-        fid[FID] = frechet_distance(computed["inception"].float(), reference["inception"])
-    return fid | {
+    by_named = {"fid": frechet_distance}
+    measured = {
+        name: by_named[name](computed[row.extractor].float(), reference[row.extractor])
+        for name, row in METRICS.items()
+        if row.extractor in weights
+    }
+    return measured | {
         "clip_t": clip.clip_t(embedded, reference["judge_texts"][:n]),
         "clip_i": clip.clip_i(embedded, reference["judge_images"]),
         "clip_i_paired": clip.clip_i_paired(embedded, reference["judge_paired"][:n]),
         "diversity": clip.diversity(embedded),
-        **_distances(effnet, reference["effnet"].double()),
+        **of_features(effnet, reference["effnet"].double()),
     }
 
 
@@ -196,7 +199,7 @@ def evaluate_subject(samples, reference: dict[str, Tensor], judge: str | Path) -
     }
 
 
-def _distances(samples: Tensor, reference: Tensor) -> dict[str, Any]:
+def of_features(samples: Tensor, reference: Tensor) -> dict[str, Any]:
     """The metrics of features, shapes (n, d) and (m, d), float64."""
     from torch_fidelity.metric_prc import prc_features_to_metric
 

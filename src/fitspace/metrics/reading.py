@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,11 @@ if TYPE_CHECKING:
 from fitspace.metrics.extractors import in_use
 from fitspace.metrics.measuring import finite
 from fitspace.metrics.table import (
-    FID,
     INTERVAL,
     JUDGE_FEATURES,
     NEIGHBOURHOOD,
-    OF_HELD_OUT,
-    OF_SUBJECT,
     SUBJECT_FEATURES,
+    measured,
 )
 
 
@@ -59,15 +58,12 @@ class _Row(_Measured):
     kid_effnet: float
 
 
-def _numbers(names: Sequence[str], **others: Any) -> type[_Measured]:
-    counts = dict.fromkeys(("n", "m"), (int, Field(ge=1)))
-    fields = dict.fromkeys(names, (float, ...)) | counts | others
-    return create_model("Metrics", __base__=_Measured, **fields)
-
-
-_HELD_OUT = _numbers([*OF_HELD_OUT, *INTERVAL], against_n=(list[_Row], ...))
-_WITH_FID = _numbers([*OF_HELD_OUT, *INTERVAL, FID], against_n=(list[_Row], ...))
-_SUBJECT = _numbers(OF_SUBJECT)
+@cache
+def _of_run(of_subject: bool, named: tuple[str, ...]) -> type[_Measured]:
+    names = [*measured(of_subject, named), *(() if of_subject else INTERVAL)]
+    fields = dict.fromkeys(names, (float, ...)) | dict.fromkeys(("n", "m"), (int, Field(ge=1)))
+    curve = {} if of_subject else {"against_n": (list[_Row], ...)}
+    return create_model("Metrics", __base__=_Measured, **fields, **curve)
 
 
 def read_metrics(run: Run, project: Path = Path()) -> dict[str, Any]:
@@ -75,8 +71,7 @@ def read_metrics(run: Run, project: Path = Path()) -> dict[str, Any]:
     diverged ``{"diverged": why}``. Raises UserError for a file that holds anything else."""
     path, what = project / run.evaluate.folder / "metrics.json", "a run's metrics"
     found = files.read_json(path, what=what)
-    model = _WITH_FID if "inception" in run.reference.material["evaluator"] else _HELD_OUT
-    if run.task.dreambooth is not None:
-        model = _SUBJECT
+    named = tuple(run.reference.material["evaluator"])
+    model = _of_run(run.task.dreambooth is not None, named)
     checked(found, _Diverged if "diverged" in found else model, path, what)
     return found

@@ -9,7 +9,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 VERSION = 1
-FID = "fid"  # where the study names Inception-v3's weights
 # What a task is judged by: held-out images and captions or, with dreambooth, its subject.
 HELD_OUT, SUBJECT = "held out", "subject"
 
@@ -25,6 +24,7 @@ class Metric:
     definition : one sentence.
     depends_on_n : whether its expected value depends on the number of samples.
     of : the kinds of tasks on which it is measured.
+    extractor : the one that it needs, if a study names that one's weights.
     rewards_copies : whether an adapter that copies its training images has the highest value.
     shows_copies : whether copying lowers it; such a metric must accompany one that rewards copies.
     """
@@ -34,6 +34,7 @@ class Metric:
     definition: str
     depends_on_n: bool = False
     of: tuple[str, ...] = (HELD_OUT, SUBJECT)
+    extractor: str = ""
     rewards_copies: bool = False
     shows_copies: bool = False
 
@@ -48,6 +49,7 @@ METRICS = {
         "comparable; those in the literature, which use 10,000 images or more, are not.",
         depends_on_n=True,
         of=(HELD_OUT,),
+        extractor="inception",
     ),
     "fd_effnet": Metric(
         "Fréchet distance (EfficientNet-lite0)",
@@ -130,10 +132,20 @@ METRICS = {
     ),
 }
 NAMES = tuple(METRICS)
-OF_HELD_OUT = tuple(name for name, row in METRICS.items() if HELD_OUT in row.of and name != FID)
-OF_SUBJECT = tuple(name for name, row in METRICS.items() if SUBJECT in row.of)
-
 SHOW_COPIES = tuple(name for name, row in METRICS.items() if row.shows_copies)
+
+
+def measured(of_subject: bool, named: Collection[str] = ()) -> tuple[str, ...]:
+    """The metrics of a kind of task; ``named`` are the extractors whose weights a study names."""
+    kind = SUBJECT if of_subject else HELD_OUT
+    return tuple(
+        name
+        for name, row in METRICS.items()
+        if kind in row.of and (not row.extractor or row.extractor in named)
+    )
+
+
+OF_HELD_OUT, OF_SUBJECT = measured(of_subject=False), measured(of_subject=True)
 
 
 def alone(responses: Collection[str]) -> list[str]:

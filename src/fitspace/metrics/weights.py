@@ -106,19 +106,20 @@ def _judge_files(folder: Path) -> list[Path]:
     return sorted([*folder.glob("*.json"), *weights]) if whole else []
 
 
-def inception_file(path: str | Path) -> Path:
-    """The file with Inception-v3's weights.
+def weights_file(extractor: str, path: str | Path) -> Path:
+    """The file with the weights of an extractor, as a study names it.
 
     Raises UserError for a file that is no safetensors; :class:`fitspace.core.hub.NotHere` for none.
     """
     file = Path(path)
     if file.suffix != ".safetensors":
-        raise UserError(f"inception: {str(path)!r}; allowed: a .safetensors file")
+        raise UserError(f"{extractor}: {str(path)!r}; allowed: a .safetensors file")
     if files.is_pointer(file):
-        raise UserError(f"inception: {str(path)!r}: {files.POINTER_CURE}")
+        raise UserError(f"{extractor}: {str(path)!r}: {files.POINTER_CURE}")
     if not os.path.isfile(file):  # Path's own raises for a name longer than file systems allow
         raise hub.NotHere(
-            f"inception: {str(path)!r} is not on this machine; params/README.md says how to make it"
+            f"{extractor}: {str(path)!r} is not on this machine; params/README.md says how to "
+            "make it"
         )
     return file
 
@@ -136,5 +137,5 @@ def identity(judge: str | Path, weights: Mapping[str, str | Path] = MappingProxy
         "judge": files.digest({"name": name, "files": contents} | (NAMED if name else {})),
     }
     for extractor, path in weights.items():
-        (evaluator[extractor],) = hashes.hashes([inception_file(path)]).values()
+        (evaluator[extractor],) = hashes.hashes([weights_file(extractor, path)]).values()
     return evaluator

@@ -33,7 +33,7 @@ def width(base: str, method: str, settings: dict[str, Any], target: int) -> int:
     def count(value: int) -> int:
         return counting.count(base, method, settings | {name: value})["trainable"]
 
-    counts = _around(count, *_limits(method), target)
+    counts = around(count, *_limits(method), target)
     value, trainable = counts[0]
     if abs(trainable - target) <= TOLERANCE * target:
         return value
@@ -41,7 +41,7 @@ def width(base: str, method: str, settings: dict[str, Any], target: int) -> int:
     raise UserError(f"match_trainable: {target:,}: the nearest are {nearest}; allowed: within 1%")
 
 
-def _around(count: Callable[[int], int], low: int, high: int, target: int) -> list[list[int]]:
+def around(count: Callable[[int], int], low: int, high: int, target: int) -> list[list[int]]:
     """The one or two values in [low, high] next to where an affine count meets the target."""
     first = count(low)
     step = count(low + 1) - first

@@ -285,9 +285,7 @@ def task_problems(study: Study) -> list[str]:
     with contextlib.suppress(UserError):  # arm_problems reports it
         family = bases.family(study.base)
     for i, task in enumerate(study.tasks):
-        of_task = metrics.OF_HELD_OUT if task.dreambooth is None else metrics.OF_SUBJECT
-        if task.dreambooth is None and study.inception is not None:
-            of_task = (metrics.FID, *of_task)
+        of_task = metrics.measured(task.dreambooth is not None, study.weights)
         problems += [
             f"analysis.responses: {name!r} is not measured on task {task.name!r}; allowed: "
             f"{', '.join(of_task)}"

@@ -97,7 +97,7 @@ def measure(
 
     Raises UserError as :func:`fitspace.plan.counting.count`.
     """
-    tokens = _tokens(base)
+    tokens = text_tokens(base)
     given = [bases.architecture(base), method, settings, batch, precision, scale, tokens]
     key, known = digest([*given, _code()]), remembered(CACHE)
     if key not in known:
@@ -106,7 +106,7 @@ def measure(
     return Footprint(**known[key])
 
 
-def _tokens(base: str) -> int:
+def text_tokens(base: str) -> int:
     """Number of text tokens that a U-Net is conditioned on."""
     if base in bases.CONFIGS:
         return TOKENS

@@ -27,15 +27,15 @@ def _of_judge(reference: str) -> dict[str, Path]:
     return {path.name: path for path in metrics.judge_files(reference)}
 
 
-def _of_inception(reference: str) -> dict[str, Path]:
-    return {Path(reference).name: metrics.inception_file(reference)}
+def _of_extractor(name: str, reference: str) -> dict[str, Path]:
+    return {Path(reference).name: metrics.weights_file(name, reference)}
 
 
 # The models that a study can name -> the files that determine the model, by name.
 MODELS: dict[str, Callable[[str], dict[str, Path]]] = {
     "base": _of_base,
     "judge": _of_judge,
-    "inception": _of_inception,
+    **{name: partial(_of_extractor, name) for name in metrics.NAMED},
 }
 
 

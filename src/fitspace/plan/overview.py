@@ -92,8 +92,8 @@ def describe(
         },
         "absent": missing,
         "digests": models.held if plan else None,
-        "cached": _counts(plan, done=True) if plan else None,
-        "to_run": _counts(plan, done=False) if plan else None,
+        "cached": stage_counts(plan, done=True) if plan else None,
+        "to_run": stage_counts(plan, done=False) if plan else None,
     }
     return plain(found)
 
@@ -155,7 +155,7 @@ def _unkeyed(study: Study, points: list[Point]) -> list[str]:
     ]
 
 
-def _counts(plan: Plan, done: bool) -> dict[str, int]:
+def stage_counts(plan: Plan, done: bool) -> dict[str, int]:
     """Number of stages by name, of those that are ``done`` or of the others."""
     found = Counter(s.name for s in plan.stages.values() if s.sidecar.exists() == done)
     return {name: found[name] for name in STAGES}

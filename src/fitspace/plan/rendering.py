@@ -27,7 +27,7 @@ def _render_points(overview: dict[str, Any]) -> list[str]:
             p["point"],
             f"{p['trainable']:,}",
             f"{p['percent']:.3f}",
-            "-" if p["memory"]["train"] is None else _bytes(p["memory"]["train"]),
+            "-" if p["memory"]["train"] is None else in_bytes(p["memory"]["train"]),
             "-" if p["step_flop"] is None else f"{p['step_flop'] / 1e12:.3g}",
         ]
         for p in overview["points"]
@@ -164,8 +164,8 @@ def _render_cost(overview: dict[str, Any]) -> list[str]:
             name,
             f"{scope['runs']:,}",
             _hours(scope, found["flop_per_second"]),
-            _bytes(scope["bytes"]["adapters"]),
-            _bytes(scope["bytes"]["samples"]),
+            in_bytes(scope["bytes"]["adapters"]),
+            in_bytes(scope["bytes"]["samples"]),
         ]
         for name, scope in scopes.items()
     ]
@@ -188,7 +188,7 @@ def _render_cost(overview: dict[str, Any]) -> list[str]:
             f"memory{others}: estimate for a training step, with weights, gradients, AdamW's "
             "moments and",
             "activations; the weights for sampling need "
-            f"{_bytes(max(p['memory']['sample'] or 0 for p in overview['points']))}",
+            f"{in_bytes(max(p['memory']['sample'] or 0 for p in overview['points']))}",
         ]
     return lines
 
@@ -199,7 +199,7 @@ def _hours(scope: dict[str, Any], flop_per_second: float) -> str:
     return f"{(seconds['train'] + seconds['sample'] + counted) / 3600:,.2f}"
 
 
-def _bytes(count: int | None) -> str:
+def in_bytes(count: int | None) -> str:
     if count is None:
         return "not known"
     power = max(0, min(4, (len(str(count)) - 1) // 3))

@@ -78,8 +78,8 @@ def _sample(out: Path, data: prepared.PreparedTask, rows: list[int]) -> np.ndarr
         bases.load_denoiser(out),
         bases.load_vae(out),
         bases.load_process(out),
-        bases.picked(data.conditions, rows),
-        bases.picked(data.conditions, slice(1)),
+        data.told(rows),
+        data.told(slice(1)),
         rng.initial_noise(embedded.SEED, len(rows), tuple(data.mean.shape[1:])),
         **SAMPLING,
     )

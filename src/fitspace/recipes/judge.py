@@ -206,7 +206,7 @@ def train_model(pairs: Pairs, tokenizer, settings: Settings, checkpoint: Path):
     progress = trange(len(losses), settings.steps, desc="judge", disable=None)
     started = time.process_time() - seconds
     for step in progress:
-        loss = _loss(model, tokenizer, pairs, members, settings, step)
+        loss = step_loss(model, tokenizer, pairs, members, settings, step)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -237,7 +237,7 @@ def _resume(parts: dict, settings: Settings, checkpoint: Path) -> tuple[list[flo
     return state["losses"], state["seconds"]
 
 
-def _loss(model, tokenizer, pairs: Pairs, members, settings: Settings, step: int):
+def step_loss(model, tokenizer, pairs: Pairs, members, settings: Settings, step: int):
     rows, names_style = batch_of(pairs, members, settings.seed, step, settings.batch_size)
     draw = rng.generator(settings.seed, "judge.augment", step)
     captions, styles = pairs.captions[rows], pairs.styles[rows]

@@ -106,7 +106,7 @@ def analyse(study: Study, given: Inputs) -> Results:
     tables = {
         name: rounded(table.reset_index(drop=True)) for name, table in tables.items() if len(table)
     }
-    sources = _Sources(runs, analysis, factors)
+    sources = Sources(runs, analysis, factors)
     origins = {name: sources.of(name, table) for name, table in tables.items()}
     if given.against_n is not None:
         tables["against_n.csv"] = given.against_n
@@ -127,7 +127,7 @@ def analyse(study: Study, given: Inputs) -> Results:
     )
 
 
-class _Sources:
+class Sources:
     """Finds the runs that the rows of a table were computed from, by their evaluate keys."""
 
     def __init__(self, runs: pd.DataFrame, analysis: stats.Analysis, factors: list[str]):
@@ -185,7 +185,7 @@ class _Sources:
     def _rows(self, kind: str, response: str | None, value, there: pd.Series):
         """The row numbers of runs.csv for a row of a table."""
         if kind not in (*self.places, "against"):
-            return self._mask(kind, response, value, there)
+            return self.mask(kind, response, value, there)
         rows = self.places["point" if kind == "against" else kind].get(value, [])
         if kind == "run":
             return rows
@@ -193,7 +193,7 @@ class _Sources:
         rows = [row for row in rows if inside[row]]
         return self._paired(rows, inside) if kind == "against" else rows
 
-    def _mask(self, kind: str, response: str | None, value, there: pd.Series) -> pd.Series:
+    def mask(self, kind: str, response: str | None, value, there: pd.Series) -> pd.Series:
         runs = self.runs
         if kind == "planned":
             return runs["arm"].astype(str).eq(value) | (value == "all")

@@ -15,12 +15,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, create_model, model_validator
 
 from fitspace.core import hashes
 from fitspace.core.errors import UserError
 from fitspace.core.files import canonical, digest, read_json, sha256, write_text
 from fitspace.core.reading import Recorded, Sha256, checked, names_a_file
+from fitspace.metrics.extractors import NAMED
 from fitspace.plan import KEY_LENGTH, STAGES, Plan, Stage
 from fitspace.plan.models import MODELS, named
 from fitspace.stages.sidecars import Environment, load_sidecar
@@ -302,11 +303,12 @@ _FileName = Annotated[str, Field(pattern=r"^[^/\x00]{1,255}$"), AfterValidator(n
 _Time = Annotated[str, AfterValidator(_time)] | None
 
 
-class _Evaluator(Recorded):
-    judge: str
-    extractor: str
-    extractor_sha256: str
-    inception: str = ""
+_Evaluator = create_model(
+    "_Evaluator",
+    __base__=Recorded,
+    **dict.fromkeys(("judge", "extractor", "extractor_sha256"), str),
+    **dict.fromkeys(NAMED, (str, "")),
+)
 
 
 class _Material(Recorded):
@@ -353,11 +355,15 @@ class _NamedEnvironment(Environment):
     name: str
 
 
-class _Lineage(Recorded):
+_Models = create_model(
+    "_Models",
+    __base__=Recorded,
+    **{name: (_Model, Field(None) if name in NAMED else ...) for name in MODELS},
+)
+
+
+class _Lineage(_Models):
     study: str
-    base: _Model
-    judge: _Model
-    inception: _Model = Field(None)
     environments: list[_NamedEnvironment]
     stages: list[_Record]
 

@@ -79,20 +79,18 @@ def prepare_task(task: Task, base: str, stage: Stage) -> None:
                 if example.split == "test":
                     images.append("images", example.image[None])
                 digests.append(hashlib.sha256(example.image.tobytes()).hexdigest())
-                told = example.category or example.caption if by_class else example.caption
-                examples.append(replace(example, caption=told, image=None))
+                examples.append(example.told(by_class))
     held_out = [e for e in examples if e.split == "test"]
     captions = ["", *dict.fromkeys(e.caption for e in examples)]
     rows = {caption: i for i, caption in enumerate(captions)}
     notes += leaks(examples, digests, by_class)
-    if not by_class:
-        notes += bases.cut_captions(source, captions)
+    notes += bases.cut_captions(source, captions)
     parts, own_classes = conditions(source, captions)
     with growing(stage.folder / "text.safetensors") as text:
         for told in parts:
             for name, values in halved(told).items():
                 text.append(name, values.numpy())
-    shown = _prompt_images(held_out)
+    shown = prompt_images(held_out)
     manifest = {
         "task": task.name,
         "source": identity(task, by_class),
@@ -167,7 +165,7 @@ def write(
     write_sidecar(stage, inputs=inputs, outputs=outputs, started=started, facts=facts)
 
 
-def _prompt_images(held_out: Sequence[Example]) -> list[int]:
+def prompt_images(held_out: Sequence[Example]) -> list[int]:
     """The held-out images whose captions are sampled: the first of each group, shuffled once."""
     first = {e.group: i for i, e in reversed(list(enumerate(held_out)))}
     chosen = [first[group] for group in sorted(first)]

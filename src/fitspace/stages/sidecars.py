@@ -231,7 +231,7 @@ def environment() -> dict[str, Any]:
     return {
         "fitspace": fitspace.__version__,
         "source_sha256": source_digest(),
-        "git": _git(),
+        "git": checkout()[0],
         "python": platform.python_version(),
         "packages": versions,
         "platform": platform.platform(),
@@ -250,15 +250,13 @@ def source_digest() -> str:
 
 def commit_problem() -> str | None:
     """Why no commit can stand beside what this code makes, in git's own words; None: one can."""
-    return _commit()[1]
-
-
-def _git() -> dict[str, Any] | None:
-    return _commit()[0]
+    return checkout()[1]
 
 
 @cache
-def _commit() -> tuple[dict[str, Any] | None, str | None]:
+def checkout() -> tuple[dict[str, Any] | None, str | None]:
+    """The commit that this code is of and whether the code differs from it; or why there is none,
+    in git's own words."""
     try:
         inside = git.run("rev-parse", "--show-prefix", folder=PACKAGE).decode().strip()
         project = inside.removesuffix("src/fitspace/")

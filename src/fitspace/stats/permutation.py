@@ -42,7 +42,7 @@ def permutation_p(
     rng = np.random.default_rng(seed)
     reached = dict.fromkeys(tested, 0)
     for start in range(0, permutations, BATCH):
-        order = _orders(rng, groups, model.n, min(BATCH, permutations - start))
+        order = orders(rng, groups, model.n, min(BATCH, permutations - start))
         for term, share in shares.items():
             reached[term] += share.reached(order)
     return [
@@ -60,7 +60,7 @@ def _groups(model: Model, blocks: Sequence[Term]) -> list[np.ndarray]:
     return [np.flatnonzero(number == k) for k in range(number.max() + 1)]
 
 
-def _orders(rng, groups: list[np.ndarray], n: int, count: int) -> np.ndarray:
+def orders(rng, groups: list[np.ndarray], n: int, count: int) -> np.ndarray:
     """Random orders (n, count) of the rows, each group within its own rows."""
     order = np.empty((n, count), dtype=np.intp)
     for rows in groups:

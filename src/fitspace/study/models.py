@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     WithJsonSchema,
+    create_model,
     model_validator,
 )
 
@@ -25,6 +26,8 @@ from fitspace.core.reading import (
     Sha256,
     short,
 )
+from fitspace.metrics.extractors import NAMED
+from fitspace.metrics.table import METRICS
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
 
@@ -268,7 +271,25 @@ class Analysis(_Strict):
     )
 
 
-class Study(_Strict):
+# Two keys for each extractor whose weights a study names: the file and its SHA-256.
+_Weights = create_model(
+    "_Weights",
+    __base__=_Strict,
+    **{
+        name: (PathText | None, Field(None, description=extractor.named))
+        for name, extractor in NAMED.items()
+    },
+    **{
+        f"{name}_sha256": (
+            Sha256 | None,
+            Field(None, description=f"SHA-256 that the file of `{name}` must have."),
+        )
+        for name in NAMED
+    },
+)
+
+
+class Study(_Weights):
     """A whole study file."""
 
     name: Name = Field(description="Names the report's folder.")
@@ -276,17 +297,11 @@ class Study(_Strict):
     question: str = Field("", max_length=2000, description="What the study asks, in a sentence.")
     base: PathText = Field(description="Diffusers pipeline: a folder, or a hub id.")
     judge: PathText = Field(description="open_clip model: a folder.")
-    inception: PathText | None = Field(
-        None, description="Inception-v3's weights, a safetensors file, for `fid`; null: no FID."
-    )
     base_sha256: Sha256 | None = Field(
         None, description="The digest that the base must have, as `fitspace plan` prints it."
     )
     judge_sha256: Sha256 | None = Field(
         None, description="The digest that the judge must have, as `fitspace plan` prints it."
-    )
-    inception_sha256: Sha256 | None = Field(
-        None, description="SHA-256 that the file of `inception` must have."
     )
     tasks: list[Task] = Field(min_length=1, max_length=1000)
     arms: list[Arm] = Field(min_length=1, max_length=1000)
@@ -302,7 +317,8 @@ class Study(_Strict):
     @property
     def weights(self) -> dict[str, str]:
         """Files with the weights of the extractors that the study names, by extractor."""
-        return {} if self.inception is None else {"inception": self.inception}
+        named = {name: getattr(self, name) for name in NAMED}
+        return {name: path for name, path in named.items() if path is not None}
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Study:
@@ -333,13 +349,17 @@ class Study(_Strict):
                 f"points with; the study has {found}"
             )
         needing = {
-            "analysis.responses: 'fid'": "fid" in self.analysis.responses,
-            "inception_sha256": self.inception_sha256 is not None,
+            f"analysis.responses: {name!r}": METRICS[name].extractor
+            for name in self.analysis.responses
+            if name in METRICS
+        }
+        needing |= {
+            f"{name}_sha256": name for name in NAMED if getattr(self, f"{name}_sha256") is not None
         }
         wrong += [
-            f"{what}: needs the key 'inception', the path of Inception-v3's weights"
-            for what, given in needing.items()
-            if given and self.inception is None
+            f"{what}: needs the key {name!r}, the path of that extractor's weights"
+            for what, name in needing.items()
+            if name and name not in self.weights
         ]
         if self.train.warmup_steps > self.train.steps:
             wrong.append(

@@ -86,7 +86,7 @@ def track(plan: Plan) -> Tracked:
 
     try:
         with _alone(uri):
-            store = _Store(mlflow.MlflowClient(tracking_uri=client_uri(uri)), uri, plan)
+            store = Store(mlflow.MlflowClient(tracking_uri=client_uri(uri)), uri, plan)
             new, updated = store.bring(entries)
     except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
         why = str(error).splitlines()[0]
@@ -114,13 +114,13 @@ def _alone(uri: str) -> Iterator[None]:
         os.close(handle)
 
 
-class _Store:
+class Store:
     """A study's experiment in MLflow, as one importer sees it."""
 
     def __init__(self, client: Any, uri: str, plan: Plan):
         self.client, self.plan = client, plan
         self.experiment = experiment_of(client, uri, plan.study.name)
-        self.host = f"{_user()}@{socket.gethostname()}"
+        self.host = f"{user()}@{socket.gethostname()}"
 
     def bring(self, entries: list[Entry]) -> tuple[int, int]:
         """Import missing runs and delete incomplete ones; returns (new, updated)."""
@@ -129,7 +129,7 @@ class _Store:
         there = self._runs()
         parent = self._parent(there, entries)
         known = {run.data.tags[KEY] for run in there if not self._unfinished(run)}
-        whole = self._whole(entries, there)
+        whole = self.whole(entries, there)
         todo = [entry for entry in entries if not whole[entry.key]]
         for entry in tqdm(todo, desc=f"track {self.plan.study.name}", disable=None):
             self._import(entry, parent.info.run_id)
@@ -160,7 +160,7 @@ class _Store:
     def _unfinished(run: Any) -> bool:
         return run.info.status not in ("FINISHED", "FAILED") or CONTENT not in run.data.tags
 
-    def _whole(self, entries: list[Entry], there: list[Any]) -> dict[str, list[Any]]:
+    def whole(self, entries: list[Entry], there: list[Any]) -> dict[str, list[Any]]:
         """Key of an entry -> the runs that contain all of it, those with the most files first.
 
         A run with more files than are present stays, because another machine pulled more.
@@ -222,7 +222,7 @@ class _Store:
 
         Every importer keeps the same one of two equal runs: the first by run id.
         """
-        keep = {key: runs[0] for key, runs in self._whole(entries, there).items() if runs}
+        keep = {key: runs[0] for key, runs in self.whole(entries, there).items() if runs}
         for run in there:
             key, number = run.data.tags[KEY], run.info.run_id
             if key == STUDY_RUN:
@@ -289,7 +289,7 @@ def _curves(entry: Entry, metric: type) -> list[Any]:
     ]
 
 
-def _user() -> str:
+def user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without an entry in passwd

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fitspace.bases.family import Conditions, picked
+from fitspace.bases.family import Conditions
 from fitspace.bases.process import Diffusion
 from fitspace.core import rng
 from fitspace.data.prepared import PreparedTask
@@ -80,7 +80,8 @@ def make_batch(
         noise.append(draw.standard_normal(shape, dtype=np.float32))
     t = torch.tensor(times)
     epsilon = torch.from_numpy(np.stack(noise))
-    latents = task.mean[chosen] + task.std[chosen] * torch.from_numpy(np.stack(resample))
+    mean, std = task.latents(chosen)
+    latents = mean + std * torch.from_numpy(np.stack(resample))
     latents = latents * scaling
     weight = process.weights(t, settings["min_snr_gamma"])
     if task.prior:
@@ -90,6 +91,6 @@ def make_batch(
         noise=epsilon,
         noisy=process.mix(latents, epsilon, t),
         t=t,
-        conditions=picked(task.conditions, captions),
+        conditions=task.told(captions),
         weight=weight,
     )

@@ -133,7 +133,7 @@ class Member:
         try:
             with replacing(self.checkpoint) as temporary:
                 # Two keys of metadata, in an order that varies: a checkpoint's bytes are no result.
-                metadata = {"fitspace": facts, "sha256": _digest(facts, tensors)}
+                metadata = {"fitspace": facts, "sha256": checkpoint_digest(facts, tensors)}
                 save_file(tensors, temporary, metadata=metadata)
         except OSError as error:  # a disk may have room again before the end
             said = f"{self.checkpoint}: not written ({error.strerror}); training goes on"
@@ -155,7 +155,7 @@ class Member:
             with opened(path) as file:
                 text, expected = (file.metadata()[key] for key in ("fitspace", "sha256"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if _digest(text, tensors) != expected:
+            if checkpoint_digest(text, tensors) != expected:
                 raise ValueError("its SHA-256 differs")
             facts = parse_json(text, path)
             ours = facts["identity"] == self.identity
@@ -203,7 +203,7 @@ def steps_done(checkpoint: Path) -> int:
         return 0
 
 
-def _digest(facts: str, tensors: dict[str, torch.Tensor]) -> str:
+def checkpoint_digest(facts: str, tensors: dict[str, torch.Tensor]) -> str:
     """SHA-256 (hex) of a checkpoint's content."""
     found = hashlib.sha256(facts.encode())
     for name in sorted(tensors):

@@ -103,8 +103,8 @@ def sample(
         model,
         bases.load_vae(pipeline),
         bases.load_process(pipeline),
-        bases.picked(task.conditions, rows),
-        bases.picked(task.conditions, slice(1)),
+        task.told(rows),
+        task.told(slice(1)),
         rng.initial_noise(seed, len(rows), tuple(task.mean.shape[1:])),
         **SAMPLING,
     )

@@ -263,14 +263,14 @@ def build_tokenizer(captions: Sequence[str]):
     return tokenizer
 
 
-def _vocabulary(drawings: Drawings):
+def vocabulary(drawings: Drawings):
     styles = [styled("", style) for style in openmoji.STYLES]
     return build_tokenizer([*map(str, drawings.captions), *styles * 100])
 
 
 def _tokens(drawings: Drawings) -> Tensor:
     """Every caption alone, then naming each style: int64 (captions, 1 + styles, context)."""
-    tokenizer, length = _vocabulary(drawings), MODEL["text_cfg"]["context_length"]
+    tokenizer, length = vocabulary(drawings), MODEL["text_cfg"]["context_length"]
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length, pad_id=PAD)
     texts = [t for c in drawings.captions for t in (c, *(styled(c, s) for s in openmoji.STYLES))]
@@ -298,7 +298,7 @@ def save(trained: loop.Trained, drawings: Drawings, settings: Settings, out: Pat
     }
     config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
     files.write_json(out / "open_clip_config.json", config)
-    files.write_text(out / "tokenizer.json", _vocabulary(drawings).to_str(pretty=False) + "\n")
+    files.write_text(out / "tokenizer.json", vocabulary(drawings).to_str(pretty=False) + "\n")
     files.write_json(out / "tokenizer_config.json", tokenizer)
     files.write_bytes(out / "open_clip_model.safetensors", save(weights))
     facts = {"settings": asdict(settings), "hours": round(trained.hours, 3)}
