@@ -40,7 +40,7 @@ EXAMPLES = {
     "tables": (300, 0),
     "adapters": (200, 0),
     "records": (0, 80),
-    "tensors": (40, 40),
+    "tensors": (80, 0),
 }
 NUMBERS = [
     pytest.param(name, numbers, id=f"{name}-from-{numbers.start}", marks=marks)
