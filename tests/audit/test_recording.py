@@ -26,10 +26,7 @@ def kept(recorded, tmp_path_factory):
 def project(kept, tmp_path, monkeypatch):
     """A copy of it, in which this process stands."""
     project = light_copy(kept, tmp_path / "project")
-    for name, value in project.environment.items():
-        if name.startswith(("DVC", "GIT", "HF")):
-            monkeypatch.setenv(name, value)
-    monkeypatch.chdir(project.folder)
+    project.enter(monkeypatch)
     return project
 
 
@@ -62,13 +59,15 @@ def test_a_record_names_every_result_and_is_clean(kept):
     assert lock["train"]["params"][STUDY] == {k: content()[k] for k in ("arms", "seeds", "train")}
 
 
-def test_recorded_again_nothing_changes(kept):
+def test_recorded_again_nothing_changes(kept, monkeypatch, capsys):
     before = kept.files("reports") | {"": (kept / "dvc.lock").read_bytes()}
-    done = kept.fitspace("record", STUDY)
+    kept.enter(monkeypatch)
+    assert main(["record", STUDY]) == 0
+    done = capsys.readouterr()
     assert kept.files("reports") | {"": (kept / "dvc.lock").read_bytes()} == before
     assert kept.git("status", "--porcelain") == ""
-    assert "18 stages" in done.stdout and "git add" not in done.stdout
-    assert done.stdout.endswith("next:\n  dvc push\n") and "note" not in done.stderr
+    assert "18 stages" in done.out and "git add" not in done.out
+    assert done.out.endswith("next:\n  dvc push\n") and "note" not in done.err
 
 
 def results(project) -> dict[str, bytes]:
@@ -287,13 +286,22 @@ def test_another_study_that_is_not_finished_is_noted(project):
 # --- gc ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def unrecorded(project):
-    """Its results in a repository in which nothing was ever recorded."""
+@pytest.fixture(scope="module")
+def anew(kept, tmp_path_factory):
+    """Its results in a repository in which nothing was ever recorded; not to be written to."""
+    project = light_copy(kept, tmp_path_factory.mktemp("anew") / "project")
     shutil.rmtree(project / ".git")
     shutil.rmtree(project / "reports")
     project.git("init", "--quiet", "--initial-branch", "main")
     project.commit("Anew")
+    return project
+
+
+@pytest.fixture
+def unrecorded(anew, tmp_path, monkeypatch):
+    """A copy of that, in which this process stands."""
+    project = light_copy(anew, tmp_path / "project")
+    project.enter(monkeypatch)
     return project
 
 

@@ -25,7 +25,10 @@ def _run(code: str, path: Path) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("peft", ["absent", "installed, and broken"])
+# Where a broken one is not imported, none is missed: that alone is tried every time.
+@pytest.mark.parametrize(
+    "peft", [pytest.param("absent", marks=pytest.mark.slow), "installed, and broken"]
+)
 def test_models_alone_work_whatever_else_is_installed(tmp_path, peft):
     if peft != "absent":
         (tmp_path / "peft").mkdir()

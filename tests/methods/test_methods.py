@@ -484,9 +484,41 @@ def inputs(case, batch):
     return batch if case.family == "unet" else (*batch[:2], torch.tensor([1, 3]))
 
 
+def attached(case, base):
+    return methods.attach(copy.deepcopy(base), case.method, case.settings, seed=0)
+
+
 @pytest.fixture
 def attachment(case, base):
-    return methods.attach(copy.deepcopy(base), case.method, case.settings, seed=0)
+    return attached(case, base)
+
+
+@pytest.fixture(scope="module")
+def made():
+    """What is made once of every case: by its number, and by what it is."""
+    return {}
+
+
+@pytest.fixture
+def untouched(case, base, made):
+    """The attachment, for those who only look at it."""
+    key = CASES.index(case), "untouched"
+    if key not in made:
+        made[key] = attached(case, base)
+    return made[key]
+
+
+@pytest.fixture
+def learnt(case, attachment, inputs, made):
+    """An attachment of its own, with what three steps learn."""
+    key = CASES.index(case), "learnt"
+    if key not in made:
+        train(attachment, inputs)
+        made[key] = {n: p.detach().clone() for n, p in attachment.trainable.items()}
+    with torch.no_grad():
+        for name, parameter in attachment.trainable.items():
+            parameter.copy_(made[key][name])
+    return attachment
 
 
 def train(attachment, inputs, steps=3):
@@ -516,9 +548,9 @@ def test_methods_and_families_that_do_not_go_together(method, family):
 
 
 @every_case
-def test_identity_at_start(case, base, inputs, attachment):
-    assert attachment.identity_at_start == case.identity
-    change = (run(attachment.model, inputs) - run(base, inputs)).abs().max()
+def test_identity_at_start(case, base, inputs, untouched):
+    assert untouched.identity_at_start == case.identity
+    change = (run(untouched.model, inputs) - run(base, inputs)).abs().max()
     assert change <= 1e-6 if case.identity else change > 1e-3
 
 
@@ -543,13 +575,12 @@ def test_training_reaches_exactly_the_trainables(case, base, inputs, attachment)
 
 
 @every_case
-def test_remove_gives_the_base_back(base, inputs, attachment):
-    train(attachment, inputs)
-    attachment.remove()
-    assert_base(attachment.model, base)
-    assert state_digest(attachment.model.state_dict()) == state_digest(base.state_dict())
-    assert torch.equal(run(attachment.model, inputs), run(base, inputs))
-    methods.attach(attachment.model, "none", {}, seed=0)
+def test_remove_gives_the_base_back(base, inputs, learnt):
+    learnt.remove()
+    assert_base(learnt.model, base)
+    assert state_digest(learnt.model.state_dict()) == state_digest(base.state_dict())
+    assert torch.equal(run(learnt.model, inputs), run(base, inputs))
+    methods.attach(learnt.model, "none", {}, seed=0)
 
 
 def assert_base(model, base):
@@ -562,37 +593,35 @@ def assert_base(model, base):
 
 
 @every_case
-def test_merge(case, base, inputs, attachment):
-    train(attachment, inputs)
-    learnt = run(attachment.model, inputs)
+def test_merge(case, base, inputs, learnt):
+    expected = run(learnt.model, inputs)
     if case.merges:
-        attachment.merge()
-        assert_base(attachment.model, base)
+        learnt.merge()
+        assert_base(learnt.model, base)
     else:
         with pytest.raises(UserError, match=f"{case.method}: cannot be merged"):
-            attachment.merge()
-    torch.testing.assert_close(run(attachment.model, inputs), learnt, rtol=0, atol=1e-5)
+            learnt.merge()
+    torch.testing.assert_close(run(learnt.model, inputs), expected, rtol=0, atol=1e-5)
 
 
 @every_case
-def test_load_restores_the_function(case, base, inputs, attachment, tmp_path):
-    train(attachment, inputs)
+def test_load_restores_the_function(case, base, inputs, learnt, tmp_path):
     path = tmp_path / "adapter.safetensors"
-    methods.save(attachment, path, {"base": "0123"})
+    methods.save(learnt, path, {"base": "0123"})
     fresh = copy.deepcopy(base)
     loaded = methods.load(fresh, path)
-    assert torch.equal(run(fresh, inputs), run(attachment.model, inputs))
+    assert torch.equal(run(fresh, inputs), run(learnt.model, inputs))
     assert (loaded.method, loaded.metadata) == (case.method, {"base": "0123"})
-    assert loaded.settings.resolved(case.family) == attachment.settings.resolved(case.family)
+    assert loaded.settings.resolved(case.family) == learnt.settings.resolved(case.family)
     loaded.remove()
     assert state_digest(fresh.state_dict()) == state_digest(base.state_dict())
 
 
 @every_case
-def test_shapes_are_known_without_weights(case, base, attachment):
+def test_shapes_are_known_without_weights(case, base, untouched):
     with torch.device("meta"):
         empty = type(base).from_config(base.config)
-    shapes = {n: p.shape for n, p in attachment.trainable.items()}
+    shapes = {n: p.shape for n, p in untouched.trainable.items()}
     found = methods.attach(empty, case.method, case.settings, seed=0).trainable
     assert {n: p.shape for n, p in found.items()} == shapes
     assert all(p.is_meta for p in found.values())

@@ -36,6 +36,16 @@ FORMS = {
 every_form = pytest.mark.parametrize(
     ("method", "settings"), FORMS.values(), ids=[form.replace(" ", "-") for form in FORMS]
 )
+# Those that are trained always; the others, which are trained alike, where there is time.
+OFTEN = ("LoRA", "DoRA", "LoKr", "OFT")
+
+
+def form(name):
+    marks = () if name in OFTEN else pytest.mark.slow
+    return pytest.param(*FORMS[name], id=name.replace(" ", "-"), marks=marks)
+
+
+every_training = pytest.mark.parametrize(("method", "settings"), [*map(form, FORMS)])
 FAMILIES = {"unet": tiny.unet, "dit": tiny.tiny_dit}
 UNTRAINED = {"unet": {}, "dit": {"class_embedding": False}}
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -287,8 +297,8 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
-        *(pytest.param(*form, id=name.replace(" ", "-")) for name, form in FORMS.items()),
-        pytest.param("lora", {"rank": 2, "dropout": 0.5}, id="dropout"),
+        *map(form, FORMS),
+        pytest.param("lora", {"rank": 2, "dropout": 0.5}, id="dropout", marks=pytest.mark.slow),
         pytest.param("lora", {"rank": 2, "dropout": 0.5, "dora": True}, id="DoRA-dropout"),
     ],
 )
@@ -309,7 +319,7 @@ def test_resume_is_exact(tmp_path, whole, method, settings):
     assert all(torch.equal(v, resumed.parameters[n]) for n, v in expected.parameters.items())
 
 
-@every_form
+@every_training
 def test_bf16_follows_single_precision(tmp_path, whole, method, settings):
     exact = whole(method, settings)
     _, rough = fit(tmp_path / "b.safetensors", method, settings, precision="bf16")

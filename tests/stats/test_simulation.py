@@ -115,11 +115,16 @@ class Design:
         weights = self.mean_weights(factor)
         differences = np.array([weights[i] - weights[j] for i, j in self.two(factor)])
         value, se = self.estimates(differences, y)
-        limit = studentized_range.ppf(0.95, len(weights), self.df) / 2**0.5
-        return np.abs(value / se) > limit
+        return np.abs(value / se) > tukey_limit(len(weights), self.df)
 
 
 design = cache(Design)
+
+
+@cache
+def tukey_limit(levels, df):
+    """Tukey's limit of a t statistic; SciPy takes a second for it."""
+    return studentized_range.ppf(0.95, levels, df) / 2**0.5
 
 
 def limits(rate, simulations):

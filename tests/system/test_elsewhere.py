@@ -96,9 +96,13 @@ UNET_METHODS = {
     "lora": TARGETED | {"alpha": 3},
     "ia3": {},
 }
+# Hooks, the base's own parameters, layers of peft: one of each always.
+OFTEN = ("adapter", "difffit", "lora")
 
 
-@pytest.mark.parametrize("method", UNET_METHODS)
+@pytest.mark.parametrize(
+    "method", [m if m in OFTEN else pytest.param(m, marks=pytest.mark.slow) for m in UNET_METHODS]
+)
 def test_adapters_work_in_a_stable_diffusion_pipeline(stable_diffusion, tmp_path, method):
     path = tmp_path / "adapter.safetensors"
     ours = trained(bases.load_denoiser(EMOJI), method, UNET_METHODS[method], path)
@@ -214,7 +218,16 @@ def test_peft_reads_what_was_exported(tmp_path, family, method, settings):
     assert (found - before).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("settings", LORAS.values(), ids=LORAS)
+# With all that the others have: a scale, a magnitude, a fused layer that diffusers does not have.
+LOADED = [
+    pytest.param(
+        settings, id=name, marks=() if name in ("rsLoRA", "fused DoRA") else pytest.mark.slow
+    )
+    for name, settings in LORAS.items()
+]
+
+
+@pytest.mark.parametrize("settings", LOADED)
 def test_a_pipeline_loads_exported_lora(stable_diffusion, tmp_path, settings):
     """Into a pipeline of the embedded base, by diffusers alone: the same images to 1e-5."""
 

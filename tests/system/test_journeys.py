@@ -116,7 +116,7 @@ def test_f_what_is_added_to_the_design_trains_and_nothing_else(clone, change, ne
 def test_g_two_studies_share_runs_and_do_not_train_them_twice(clone):
     clone.study(name="second", seeds=[0], arms=[_arm("Trans_out", "FFN_in")], title="Second")
     (clone / project.STUDY).rename(clone / "params/second.yaml")
-    assert _made(clone, "all", study="params/second.yaml") == []
+    assert _made(clone, "reports/second/report.html", study="params/second.yaml") == []
     first, second = _rows(clone), _rows(clone, "second")
     assert set(second) == {n for n, r in first.items() if r["seed"] == "0" and r["arm"] != "none"}
     for name, row in second.items():

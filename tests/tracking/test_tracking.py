@@ -31,9 +31,10 @@ from fitspace.tracking.sending import LIVE, SEEN
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(empty, tmp_path_factory):
     """A real server on loopback; yields its address."""
     folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty, folder / "server.db")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -427,15 +428,15 @@ def test_two_at_once_on_a_new_database_give_each_run_once(project):
     assert len(children()) == 6
 
 
-MEETINGS = {
-    "before either has a study's run": ("_parent", 1),
-    "before the first run": ("_import", 1),
-    "in the middle": ("_import", 4),
-    "before the last": ("_import", 6),
-}
+MEETINGS = [
+    pytest.param("_parent", 1, id="before either has a study's run"),
+    pytest.param("_import", 1, id="before the first run", marks=pytest.mark.slow),
+    pytest.param("_import", 4, id="in the middle"),
+    pytest.param("_import", 6, id="before the last", marks=pytest.mark.slow),
+]
 
 
-@pytest.mark.parametrize("method, call", MEETINGS.values(), ids=MEETINGS)
+@pytest.mark.parametrize("method, call", MEETINGS)
 def test_another_machine_at_the_same_time_leaves_no_duplicates(served, monkeypatch, method, call):
     original, left = getattr(importing.Store, method), [call]
 
@@ -621,16 +622,20 @@ def test_a_wrong_switch_is_said_before_training(project, monkeypatch, value, uri
 
 JOB = """
 import sys
-from fitspace.cli import main
-assert main(sys.argv[1:]) == 0
-assert "mlflow" not in sys.modules and "fitspace.tracking" in sys.modules
+from fitspace import cli
+def main(arguments, command=cli.main):
+    code = command(arguments)
+    assert "mlflow" not in sys.modules and "fitspace.tracking" in sys.modules
+    return code
+cli.main = main
 """
 
 
-def test_a_training_job_imports_no_mlflow(project):
+def test_a_training_job_imports_no_mlflow(project, warm):
     run = trained()
     shutil.rmtree(run.train.folder)
-    project.run(sys.executable, "-c", JOB, "train", STUDY, run.train.folder.name)
+    done = warm.fitspace(project, "train", STUDY, run.train.folder.name, fault=JOB)
+    assert done.returncode == 0, done.stderr
 
 
 # --- the command and the rule ---------------------------------------------------------------
@@ -674,9 +679,10 @@ def test_a_study_s_end_imports_it_and_git_does_not_see_it(origin):
     assert (origin / "mlflow.db").exists() and "mlflow" not in origin.git("status", "--porcelain")
 
 
-def test_a_server_that_is_down_fails_no_study(project: Project):
+def test_a_server_that_is_down_fails_no_study(project: Project, warm):
     stamp = "results/.cache/tracked/two"
     command = ["snakemake", "--cores", "1", "--config", f"study={STUDY}", "--forcerun", "track"]
+    project = project.warmed(warm.commands)
     done = project.run(*command, "--", stamp, MLFLOW_TRACKING_URI="http://127.0.0.1:1")
     assert "not in MLflow, see results/logs/track/two.log" in done.stderr
     assert "MLFLOW_TRACKING_URI" in (project / "results/logs/track/two.log").read_text()

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +44,16 @@ def test_killed_at_any_moment_and_restarted_gives_the_same_bits(tmp_path):
     assert whole.read_bytes() == resumed.read_bytes()
 
 
-@pytest.mark.parametrize("stop", [0, 4, 10], ids=lambda s: f"after step {s}")
-@pytest.mark.parametrize("ema", [None, 0.9], ids=["no EMA", "EMA"])
-def test_resume_is_exact_at_every_step(tmp_path, stop, ema):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What a run that nobody interrupts gives: a function of EMA, which trains each once."""
+    folder = tmp_path_factory.mktemp("whole")
+    return cache(lambda ema=tiny.SETTINGS["ema"]: tiny.fit(folder / f"{ema}", ema=ema))
+
+
+def interrupted(checkpoint, stop, **changes):
+    """A run that ends after a step, and leaves its checkpoint."""
+
     class Stop(Exception):
         pass
 
@@ -53,13 +61,18 @@ def test_resume_is_exact_at_every_step(tmp_path, stop, ema):
         if step == stop:
             raise Stop
 
-    checkpoint = tmp_path / "c.safetensors"
-    whole = tiny.fit(tmp_path / "unused.safetensors", ema=ema)
     with pytest.raises(Stop):
-        tiny.fit(checkpoint, ema=ema, checkpoint_seconds=0.0, on_step=interrupt)
+        tiny.fit(checkpoint, checkpoint_seconds=0.0, on_step=interrupt, **changes)
+
+
+@pytest.mark.parametrize("stop", [0, 4, 10], ids=lambda s: f"after step {s}")
+@pytest.mark.parametrize("ema", [None, 0.9], ids=["no EMA", "EMA"])
+def test_resume_is_exact_at_every_step(tmp_path, whole, stop, ema):
+    checkpoint = tmp_path / "c.safetensors"
+    interrupted(checkpoint, stop, ema=ema)
     resumed = tiny.fit(checkpoint, ema=ema)
-    assert resumed.losses == whole.losses
-    assert all(torch.equal(v, resumed.parameters[n]) for n, v in whole.parameters.items())
+    assert resumed.losses == whole(ema).losses
+    assert all(torch.equal(v, resumed.parameters[n]) for n, v in whole(ema).parameters.items())
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
@@ -178,20 +191,17 @@ DAMAGES = {
 }
 
 
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """The bytes of a checkpoint after six steps."""
+    checkpoint = tmp_path_factory.mktemp("good") / "c.safetensors"
+    interrupted(checkpoint, 6)
+    return checkpoint.read_bytes()
+
+
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_never_used(tmp_path, damage, capsys):
-    class Stop(Exception):
-        pass
-
-    def interrupt(step):
-        if step == 6:
-            raise Stop
-
-    checkpoint = tmp_path / "c.safetensors"
-    whole = tiny.fit(tmp_path / "unused")
-    with pytest.raises(Stop):
-        tiny.fit(checkpoint, checkpoint_seconds=0.0, on_step=interrupt)
-    good = checkpoint.read_bytes()
+def test_a_damaged_checkpoint_is_never_used(tmp_path, whole, good, damage, capsys):
+    checkpoint, whole = tmp_path / "c.safetensors", whole()
     checkpoint.write_bytes(damage(good))
     assert checkpoint.read_bytes() != good
     again = tiny.fit(checkpoint)
