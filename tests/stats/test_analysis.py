@@ -20,6 +20,7 @@ from fitspace.stats import (
     trend,
 )
 from fitspace.stats.effects import power as power_of_f
+from fitspace.stats.effects import share_limits
 
 LEGAL = [("a", "x"), ("a", "y"), ("b", "x"), ("b", "y"), ("b", "z"), ("c", "z")]
 WHOLE = list(itertools.product("abc", "xyz"))
@@ -58,7 +59,14 @@ def same_but_for_what_is_detectable(found, direct):
             assert power_of_f(row.mde / (1 - row.mde) * n, row.df, rest, alpha) == (
                 pytest.approx(0.8, abs=1e-9)
             )
-    found, direct = found.drop(columns=["response", "mde"]), direct.drop(columns="mde")
+    # One effect size, with the limits of just that.
+    rest = found["df"].iloc[-1]
+    for row in found[found["F"].notna()].itertuples():
+        low, high = share_limits(row.F, row.df, rest, found["df"].sum() + 1)
+        assert (row.omega2_p_low, row.omega2_p_high) == (low, high)
+    own = ["mde", "omega2_p_low", "omega2_p_high"]
+    found = found.drop(columns=["response", *own])
+    direct = direct.drop(columns=[*own, "eta2_p", "eta2_p_low", "eta2_p_high"])
     pd.testing.assert_frame_equal(found, direct, check_dtype=False)
 
 
@@ -146,7 +154,8 @@ def test_the_model_has_the_tasks_their_seeds_and_what_each_factor_does_in_each()
     # 36 runs of 6 cells: the mean, 2 for tasks, 3 for their seeds, 3 times 2 and 2 for factors.
     assert got.anova["df"].tolist() == [2, 3, 4, 4, 2, 2, 18]
     decided = got.robustness[got.robustness["test"] == "deciding"]
-    assert decided["source"].tolist() == ["task:input", "task:output", "input", "output"]
+    asked = ["task:input", "task:output", "input", "output", "lack of fit"]
+    assert decided["source"].tolist() == asked
 
 
 def test_an_effect_that_differs_between_tasks_is_no_error():
@@ -183,7 +192,8 @@ def test_the_primary_response_is_one_family_and_all_others_are_another():
     for name in ("second", "third"):
         runs[name] = runs["score"] + rng.normal(0, 1.5, len(runs))
     got = analyse(runs, ["input", "output"], ["score", "second", "third"]).robustness
-    got = got[got["test"] == "deciding"].set_index(["response", "source"])
+    got = got[got["test"].eq("deciding") & got["source"].isin(["input", "output"])]
+    got = got.set_index(["response", "source"])
     for rows in (got.loc[["score"]], got.loc[["second", "third"]]):
         np.testing.assert_allclose(rows["p_holm"], adjusted(rows["p"], "holm"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -249,7 +250,7 @@ def _complete(main: pd.DataFrame, factors: list[str]) -> bool:
     """Whether every combination of levels has a run, in every task."""
     names = [*factors, *([TASK] if TASK in main else [])]
     cells = main[names].astype(str).drop_duplicates()
-    return len(cells) == np.prod([main[name].nunique() for name in names])
+    return len(cells) == math.prod(main[name].nunique() for name in names)
 
 
 def _families(table: pd.DataFrame, p: str, adjusted: str) -> pd.DataFrame:
