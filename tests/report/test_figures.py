@@ -132,7 +132,7 @@ def assert_drawn_at(found: list, x, y) -> None:
 OF_TABLE = {
     "heat map": ("pairs", "heatmap-fd_effnet", "cells", {}, ["input", "output", "mean"]),
     "omega squared": (
-        "tasks", "omega2", "anova", {"test": "type III"}, ["source", "omega2_p", "p_holm"]),
+        "tasks", "omega2", "anova", {"test": "type III"}, ["source", "omega2_p", "omega2_p_low", "omega2_p_high"]),
     "all tasks": ("tasks", "omega2-left-out", "ranking", {}, ["factor", "omega2_p"]),
     "a task left out": (
         "tasks", "omega2-left-out", "leave_one_out", {}, ["factor", "left_out", "omega2_p"]),
@@ -161,7 +161,7 @@ def test_the_data_is_that_of_the_table(studies, figures, case):
     study, name, file, where, columns = case
     table = studies[study].rows(f"{file}.csv", **where)
     if file == "anova":
-        table = table[~table["source"].isin(["task", "seed", "residual"])]
+        table = table[~table["source"].isin(["task", "task:seed", "residual"])]
     data = figures[study][name].data
     data = data[data["table"] == f"{file}.csv"]
     row = data["row"].astype(int) - 1
@@ -439,7 +439,9 @@ def test_no_table_no_figure(studies, figures, file, start):
 def test_what_was_not_measured_or_tested_is_not_drawn(figures):
     assert not {"omega2", "cost-peak_memory_mb"} & set(figures["alone"])
     assert "cost-peak_memory_mb" not in figures["pairs"]
-    assert not [name for name in figures["pairs"] if name.startswith(("half-", "equiv", "again"))]
+    assert not [
+        name for name in figures["pairs"] if name.startswith(("half-", "equiv", "against-n"))
+    ]
 
 
 def test_contrasts_of_a_constant_are_not_drawn(studies):
@@ -486,7 +488,7 @@ def test_each_figure_has_its_section_words_and_own_name(figures):
         sections = {re.sub("^means-.*", "means", figure.section) for figure in drawn.values()}
         assert sections <= {
             *("cells", "anova", "means", "interactions", "ranking", "contrasts", "equivalence"),
-            *("cost", "power", "diagnostics", "bias"),
+            *("cost", "power", "diagnostics", "bias", "against", "trends"),
         }
         for figure in drawn.values():
             assert figure.caption.endswith(".") and figure.alt and len(figure.data)

@@ -205,7 +205,7 @@ RESULTS = {
     *("spread", "cost", "diagnostics", "robustness"),
 }
 # Constants of the method that the text states.
-CONSTANTS = r"9[05]%|80% power|\b5%|\bHC3\b|rank 1\b"
+CONSTANTS = r"9[05]%|80% power|\b[57]%|\bHC[23]\b|above 0\.1\b"
 
 
 def check_no_bare_number(folder: Path, study, page: Page) -> None:

@@ -557,7 +557,10 @@ def test_analysis_of_a_study(runs):
     assert cells["component"].tolist() == [0, 0, 0, 0, 0, 1, 1]
     assert cells["runs"].tolist() == [5, 6, 6, 6, 6, 6, 6]
     assert got.marginal_means.query("response == 'score'")["level"].tolist() == [*"abcxyz"]
-    assert got.lack_of_fit.query("response == 'score'")["df"].tolist() == [0, 15]  # 5 cells in 2 tasks, 29 runs
+    assert got.lack_of_fit.query("response == 'score'")["df"].tolist() == [
+        0,
+        15,
+    ]  # 5 cells in 2 tasks, 29 runs
     assert got.spread["replicate_sd"][0] == pytest.approx(0.1, rel=0.4)
     assert got.residuals.query("response == 'score'")["run"].nunique() == 29
 

@@ -194,7 +194,7 @@ CASES = {
     ),
     "margin of nothing less": (
         _set(["analysis", "margins"], {"clip_i": 0}),
-        ["analysis.margins.clip_i: 0", "greater than 0"],
+        ["analysis.margins.clip_i: 0", "a number above 0"],
     ),
     "margin against nobody": (
         _set(["arms", 1, "method"], "bitfit"),
