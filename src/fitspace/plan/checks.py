@@ -266,7 +266,10 @@ def analysis_problems(models: Models) -> list[str]:
     from fitspace.stats.trends import is_numeric
 
     points, factors = models.points[0], models.study.analysis.factors
-    rows = pd.DataFrame([p.factors | {"arm": p.arm, "method": p.method} for p in points])
+    # As objects: beside a point without a rank, the rank 4 of another stays 4.
+    rows = pd.DataFrame(
+        [p.factors | {"arm": p.arm, "method": p.method} for p in points], dtype=object
+    )
     design = rows[in_design(rows, factors)].reset_index(drop=True)
     named = ", ".join(factors)
     if design.empty:

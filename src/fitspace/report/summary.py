@@ -126,13 +126,13 @@ def _against_base(found: Results) -> Sentence:
     gain = -rows["estimate"] if metric.lower else rows["estimate"]
     apart = rows["p_deciding"] < ALPHA
     points = rows["level"].ne(_full(found))
-    start = [Verdict("Against the untouched base"), f": a gain in {metric.label} is "]
+    start = [Verdict("Against the untouched base"), f": an improvement in {metric.label} is "]
     parts = [*start, *_for(rows[points & apart & (gain > 0)], rows[points], "level")]
     if (worse := points & apart & (gain < 0)).any():
-        parts += ["; a loss is ", *_for(rows[worse], rows[points], "level")]
+        parts += ["; a worsening is ", *_for(rows[worse], rows[points], "level")]
     if (~points).any():
         full = rows[~points & apart & (gain > 0)]
-        parts += ["; for full fine-tuning a gain is ", SHOWN if len(full) else NOT_SHOWN]
+        parts += ["; for full fine-tuning it is ", SHOWN if len(full) else NOT_SHOWN]
     few = " So few seeds hardly tell how the runs of a point spread; confirm with more."
     return [*parts, f".{few if rows['few'].any() else ''}"]
 

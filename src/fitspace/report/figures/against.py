@@ -45,8 +45,8 @@ def _forest(found: Results, response: str, rows: pd.DataFrame) -> Figure:
     row_ticks(axes, [names[point] if labelled else "" for point in rows["level"]])
     axes.grid(axis="x")
     number_axis(axes, "x")
-    what = scaled(found, response, f"difference in {short(metric.label, 34)}")
-    label_x(axes, f"{what} ({'lower' if metric.lower else 'higher'} is better)")
+    what = scaled(found, response, "difference")
+    label_x(axes, f"{what}, {'lower' if metric.lower else 'higher'} is better")
     if tasks:
         marks = [
             Line2D([], [], label=short(t, 14), ls="none", marker=s["marker"], ms=3.5,
@@ -64,9 +64,10 @@ def _forest(found: Results, response: str, rows: pd.DataFrame) -> Figure:
         "are in against.csv."
     )
     columns = ["level", "estimate", "low", "high", "p_deciding"]
-    data = of_table("against.csv", rows, columns).rename(columns={"level": "point"})
+    data = of_table("against.csv", rows, columns)
     if tasks:
         shown = by_task[by_task["point"].isin(places)]
         more = of_table("by_task.csv", shown, ["point", "task", "estimate"])
+        more = more.rename(columns={"point": "level"})
         data = pd.concat([data, more], ignore_index=True)
     return figure(canvas, f"against-{response}", "against", caption, alt, data)
