@@ -120,6 +120,8 @@ def analyse(study: Study, given: Inputs) -> Results:
         "curves.csv",
     )
     tables |= {n: _with_scale(tables[n], analysis) for n in scaled if len(tables[n])}
+    for name in ("against.csv", "by_task.csv", "pairs.csv", "equivalence.csv"):
+        tables[name] = _probabilities(tables[name])
     empty = [name for name, table in tables.items() if table.empty]
     tables = {
         name: rounded(table.reset_index(drop=True)) for name, table in tables.items() if len(table)
@@ -255,6 +257,15 @@ def _residuals(analysis: stats.Analysis) -> pd.DataFrame:
         )
         table.loc[rows.index, "cooks_distance"] = on_scale(influence, influence.max())
     return table
+
+
+def _probabilities(table: pd.DataFrame) -> pd.DataFrame:
+    """Round adjusted p to ten decimals: the tails of the largest of many are integrals.
+
+    What an integral gets wrong is relative to 1, not to the tail, and differs between kernels.
+    """
+    names = [name for name in table if name.startswith("p_")]
+    return table.assign(**{name: table[name].round(10) for name in names})
 
 
 def _with_scale(table: pd.DataFrame, analysis: stats.Analysis) -> pd.DataFrame:
