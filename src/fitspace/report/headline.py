@@ -15,7 +15,8 @@ NAME = "summary.json"
 def text(found: Results) -> str:
     """summary.json: runs, and for each response its best cell, its baselines and its tests.
 
-    Values are those of cells.csv, points.csv, anova.csv and robustness.csv; unknown values are left out.
+    Values are those of cells.csv, points.csv, anova.csv and robustness.csv; unknown ones are left
+    out.
     """
     ledger = found.tables["ledger.csv"].iloc[-1]
     content = {
