@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from fitspace.report import words
-from fitspace.report.figures import arm_label
+from fitspace.report.figures import arm_label, point_names
 from fitspace.report.results import Results
 from fitspace.report.words import Value, Verdict
 from fitspace.stats.best import ALPHA
@@ -126,6 +126,7 @@ def _against_base(found: Results) -> Sentence:
     gain = -rows["estimate"] if metric.lower else rows["estimate"]
     apart = rows["p_deciding"] < ALPHA
     points = rows["level"].ne(_full(found))
+    rows = rows.assign(level=rows["level"].map(point_names(found)))
     start = [Verdict("Against the untouched base"), f": an improvement in {metric.label} is "]
     parts = [*start, *_for(rows[points & apart & (gain > 0)], rows[points], "level")]
     if (worse := points & apart & (gain < 0)).any():
@@ -497,6 +498,7 @@ def _as_good(found: Results) -> list[Sentence]:
 
 def _held_against_full(found: Results, response: str) -> Sentence:
     rows = found.rows("equivalence.csv", response=response)
+    rows = rows.assign(point=rows["point"].map(point_names(found)))
     metric = words.metric(response)
     margin = value("equivalence.csv", rows.iloc[0], "margin")
     good = rows[rows["noninferior"]]

@@ -15,7 +15,7 @@ from fitspace.report.figures.equivalence import equivalence
 from fitspace.report.figures.factors import forests, left_out, omegas
 from fitspace.report.figures.heatmap import heat_map
 from fitspace.report.figures.interactions import interactions
-from fitspace.report.figures.names import arm_label
+from fitspace.report.figures.names import arm_label, point_names
 from fitspace.report.figures.output import Figure
 from fitspace.report.figures.power import power
 from fitspace.report.figures.runs import dots
@@ -24,7 +24,7 @@ from fitspace.report.figures.style import STYLE
 from fitspace.report.figures.trends import trends
 from fitspace.report.results import Results
 
-__all__ = ["Figure", "arm_label", "draw_all"]
+__all__ = ["Figure", "arm_label", "draw_all", "point_names"]
 
 # Each draws the figures that its tables allow, in the order of the page.
 _DRAWN = (
