@@ -198,7 +198,8 @@ def _share(row: pd.Series) -> Sentence:
     """Partial omega squared with its own limits."""
     low, high = (value("anova.csv", row, f"omega2_p_{end}") for end in ("low", "high"))
     size = value("anova.csv", row, "omega2_p")
-    return ["partial ω² ", size, ", if runs spread alike with the 95% interval ", low, " to ", high]
+    alike = " if runs spread alike"
+    return ["partial ω² ", size, ", 95% interval ", low, " to ", high, alike]
 
 
 def _detectable(row: pd.Series, file: str = "anova.csv", apart: Sequence[object] = ()) -> Sentence:
