@@ -17,6 +17,7 @@ from fitspace.stats import (
     noninferiority,
     power,
     separated,
+    surface,
     trend,
 )
 from fitspace.stats.effects import power as power_of_f
@@ -351,3 +352,20 @@ def test_power_grows_with_the_difference_from_the_level_of_the_test():
         below, above = rows[rows["delta"] <= smallest], rows[rows["delta"] > smallest]
         assert not below["power"].gt(0.8).any(), name
         assert not above["power"].lt(0.8).any(), name
+
+
+def test_two_factors_of_numbers_have_a_surface_and_its_stationary_point():
+    draw = np.random.default_rng(4)
+    rows = list(itertools.product([2, 4, 8], [1e-4, 2e-4, 4e-4], range(3)))
+    runs = pd.DataFrame(rows, columns=["width", "train.lr", "seed"])
+    off = (np.log2(runs["width"]) - 2) ** 2 + np.log2(runs["train.lr"] / 2e-4) ** 2
+    runs["score"] = 5 - off + draw.normal(0, 0.05, len(runs))
+    runs = runs.assign(status="ok", task="t")
+    got = analyse(runs, ["width", "train.lr"], ["score"]).surfaces
+    direct = surface(runs, "score", ["width", "train.lr"], ["seed"])
+    np.testing.assert_allclose(got["estimate"], direct["estimate"])
+    at = got.dropna(subset="at").set_index("source")["at"]
+    assert at["stationary point: width"] == pytest.approx(4, rel=0.05)
+    assert at["stationary point: train.lr"] == pytest.approx(2e-4, rel=0.05)
+    assert set(got["kind"]) == {"maximum"} and set(got["of"]) == {"width and train.lr"}
+    assert analyse(runs, ["width"], ["score"]).surfaces.empty

@@ -234,6 +234,7 @@ def _tables(given: Inputs, found: Results) -> dict[str, object]:
         "by_task": [t for name in every if (t := _by_task(found, name))],
         "assay": _assay(found),
         "trends": [t for name in every if (t := _trends(found, name))],
+        "surfaces": [t for name in every if (t := _surfaces(found, name))],
         "pairs": {name: _pairs(found, name) for name in every},
         "contrasts": _contrasts(found),
         "robust": [t for name in every if (t := _robust(found, name))],
@@ -381,6 +382,16 @@ def _trends(found: Results, response: str) -> Table | None:
     columns += [Column("F", "F"), Column("p", "p", "p")]
     caption = f"Trends over factors that are numbers: {_where(found, response)}."
     return _rows_of(found, "trends.csv", columns, caption, response=response)
+
+
+def _surfaces(found: Results, response: str) -> Table | None:
+    columns = [Column("of", "over", "text"), Column("source", "term", "text")]
+    columns += [Column("estimate", "estimate", limits=("low", "high")), Column("se", "SE")]
+    columns += [Column("at", "in its own units"), Column("num_df", "df", "count")]
+    columns += [Column("den_df", "error df", "count"), Column("F", "F"), Column("p", "p", "p")]
+    columns += [Column("kind", "stationary point", "text")]
+    caption = f"Second-order surfaces, on the factors' scores: {_where(found, response)}."
+    return _rows_of(found, "surfaces.csv", columns, caption, response=response)
 
 
 def _pairs(found: Results, response: str) -> Table | None:

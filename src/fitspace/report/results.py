@@ -93,6 +93,7 @@ def analyse(study: Study, given: Inputs) -> Results:
         "pairs.csv": _factor_first(analysis.pairs),
         "trends.csv": _factor_first(analysis.trends),
         "curves.csv": _factor_first(analysis.curves),
+        "surfaces.csv": analysis.surfaces,
         "over_tasks.csv": analysis.general,
         "ranking.csv": analysis.ranking,
         "leave_one_out.csv": analysis.left_out,
@@ -111,14 +112,8 @@ def analyse(study: Study, given: Inputs) -> Results:
         "residuals.csv": _residuals(analysis),
     }
     scaled = ("anova.csv", "effects.csv", "spread.csv", "power.csv", "residuals.csv")
-    scaled += (
-        "questions.csv",
-        "against.csv",
-        "by_task.csv",
-        "pairs.csv",
-        "trends.csv",
-        "curves.csv",
-    )
+    scaled += ("questions.csv", "against.csv", "by_task.csv", "pairs.csv")
+    scaled += ("trends.csv", "curves.csv", "surfaces.csv")
     tables |= {n: _with_scale(tables[n], analysis) for n in scaled if len(tables[n])}
     for name in ("against.csv", "by_task.csv", "pairs.csv", "equivalence.csv"):
         tables[name] = _probabilities(tables[name])

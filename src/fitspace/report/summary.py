@@ -25,6 +25,7 @@ def sentences(found: Results) -> list[Sentence]:
     for factor in found.analysis.factors:
         parts += [_effect(found, factor) + _otherwise(found, factor), _by_task(found, factor)]
         parts += [_in_general(found, factor), _trend(found, factor)]
+    parts += _surfaces(found)
     parts += [
         _active(found),
         _fit(found),
@@ -305,6 +306,26 @@ def _trend(found: Results, factor: str) -> Sentence:
             ")",
         ]
     return [*parts, "; if runs spread alike."]
+
+
+def _surfaces(found: Results) -> list[Sentence]:
+    """Where the fitted surface over two factors of numbers is stationary, if among their levels."""
+    rows = found.rows("surfaces.csv", response=found.primary)
+    sentences = []
+    for of, ours in rows.groupby("of", sort=False) if len(rows) else ():
+        ours = ours[ours["at"].notna()]
+        names = ours["source"].str.removeprefix("stationary point: ")
+        levels = [[float(level) for level in found.levels[name]] for name in names]
+        inside = [min(k) <= at <= max(k) for k, at in zip(levels, ours["at"], strict=True)]
+        parts: Sentence = [f"{of} together: the fitted second-degree surface has "]
+        if not inside or not all(inside):
+            sentences.append([*parts, "no stationary point among the levels studied."])
+            continue
+        parts += [f"a {ours['kind'].iloc[0]} at "]
+        for position, (name, (_, row)) in enumerate(zip(names, ours.iterrows(), strict=True)):
+            parts += [" and " if position else "", f"{name} ", value("surfaces.csv", row, "at")]
+        sentences.append([*parts, "; its limits and lack of fit are in the table."])
+    return sentences
 
 
 def _best_levels(found: Results, factor: str) -> Sentence:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from fitspace.stats.means import cell_means, marginal_means, pooled_sd
 from fitspace.stats.ranking import leave_one_level_out, leave_one_out, ranking
 from fitspace.stats.references import against, as_good
 from fitspace.stats.transforms import TRANSFORMS, Scale, fit_transform
-from fitspace.stats.trends import curve, is_numeric, trend
+from fitspace.stats.trends import curve, is_numeric, surface, trend
 from fitspace.stats.variances import brown_forsythe
 from fitspace.stats.within import general
 
@@ -60,6 +61,8 @@ class Analysis:
     by_task : each point's difference from the untouched base in each task.
     questions : `declared`: the contrasts that the study names, with rows ``jointly``.
     trends, curves : `trend` and `curve` of each factor whose levels are numbers.
+    surfaces : `surface` of each two of them, with ``of``, ``kind`` and, for the stationary point,
+        ``at`` in the factor's own units.
     pairs : `apart`: all differences of two levels of a factor.
     contrasts : `lenth`, where the analysis has no error to test against.
     lack_of_fit : rows ``lack of fit`` and ``residual`` of the cell means (see `lack_of_fit`).
@@ -92,6 +95,7 @@ class Analysis:
     questions: pd.DataFrame
     trends: pd.DataFrame
     curves: pd.DataFrame
+    surfaces: pd.DataFrame
     pairs: pd.DataFrame
     contrasts: pd.DataFrame
     lack_of_fit: pd.DataFrame
@@ -192,6 +196,7 @@ def analyse(
         part |= _references(finished, design, scale, (margins or {}).get(response))
         part["questions"] = _questions(scaled, design, contrasts or {})
         part["trends"], part["curves"] = _trends(scaled, design, scores or {})
+        part["surfaces"] = _surfaces(scaled, design, scores or {})
         part["scales"] = pd.DataFrame([{"scale": scale.label, "runs": len(part["residuals"])}])
         parts[response], scales[response] = part, scale
         notes += more + design.notes
@@ -507,9 +512,7 @@ def _trends(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The trends of the factors whose levels are numbers, three or more, and their curves."""
     parts, curves = [], []
-    for name in design.factors:
-        if not is_numeric(main[name]) or main[name].nunique() < 3:
-            continue
+    for name in _numbers(main, design):
         others = [other for other in design.factors if other != name]
         block = [*design.blocks.terms, *others]
         try:
@@ -523,6 +526,28 @@ def _trends(
     if not parts:
         return pd.DataFrame(), pd.DataFrame()
     return pd.concat(parts, ignore_index=True), pd.concat(curves, ignore_index=True)
+
+
+def _numbers(main: pd.DataFrame, design: _Design) -> list[str]:
+    """The factors with three or more levels that are numbers."""
+    return [n for n in design.factors if is_numeric(main[n]) and main[n].nunique() > 2]
+
+
+def _surfaces(main: pd.DataFrame, design: _Design, scores: Mapping[str, str]) -> pd.DataFrame:
+    parts = []
+    for pair in combinations(_numbers(main, design), 2):
+        others = [name for name in design.factors if name not in pair]
+        own = {name: scores[name] for name in pair if name in scores}
+        block = [*design.blocks.terms, *others]
+        try:
+            found = surface(main, design.response, pair, block, own)
+        except UserError as error:
+            design.note(f"no surface over {' and '.join(pair)}", error)
+            continue
+        at = {f"stationary point: {n}": x for n, x in found.attrs["stationary"].items()}
+        of, kind = " and ".join(pair), found.attrs["kind"]
+        parts.append(found.assign(of=of, kind=kind, at=found["source"].map(at)))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def _ranking(main: pd.DataFrame, tests: pd.DataFrame, design: _Design) -> pd.DataFrame:
