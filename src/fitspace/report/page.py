@@ -333,10 +333,11 @@ _DIFFERENCE = [
 
 
 def _questions(found: Results, response: str) -> Table | None:
-    columns = [Column("contrast", "question", "text"), Column("of", "of", "text"), *_DIFFERENCE]
-    columns += [Column("F", "F"), Column("p", "p", "p")]
-    columns += [Column("p_own_spreads", "p (own spreads)", "p")]
-    columns += [Column("p_deciding_holm", "larger p (Holm)", "p")]
+    difference, *error = _DIFFERENCE
+    columns = [Column("contrast", "question", "text"), Column("of", "of", "text"), difference]
+    columns += [Column("p_deciding_holm", "p (Holm)", "p"), *error]
+    columns += [Column("F", "F"), Column("p", "p, one variance", "p")]
+    columns += [Column("p_own_spreads", "p, own spreads", "p")]
     caption = f"The study's questions: {_where(found, response)}."
     return _rows_of(found, "questions.csv", columns, caption, response=response)
 
