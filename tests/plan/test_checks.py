@@ -113,6 +113,16 @@ WRONG = {
         "analysis.factors: arm: no arm that trains has all of them; allowed: factors that one arm "
         "has together, or arm, method",
     ),
+    "a contrast of a level that is not there": (
+        {"analysis": {"factors": ["rank"], "responses": ["clip_t"],
+                      "contrasts": {"more": {"rank": {8: 1, 2: -1}}}}},
+        "analysis.contrasts: 'more': no level '8' of rank; there are '2', '4'",
+    ),
+    "a scale of a factor of names": (
+        {"arms": [lora(), {"method": "bitfit"}],
+         "analysis": {"factors": ["arm"], "responses": ["clip_t"], "scales": {"arm": "log2"}}},
+        "analysis.scales.arm: 'arm' has levels that are not numbers",
+    ),
     "levels that never meet": (
         {"arms": [
             lora(factors={"rank": [2]}), lora(name="other", factors={"rank": [4]}),

@@ -72,9 +72,11 @@ def studies(tmp_path_factory) -> dict[str, results.Results]:
     )
     pairs = {"input": made_up.INPUTS[:5], "output": made_up.OUTPUTS[:3]}
     alone = {"width": [4, 8, 16], "scale": [1, 2], "activation": ["relu", "silu"]}
+    numbers = {"width": [4, 8, 16, 32]}
     return {
         "tasks": with_tables(tasks, against_n=against_n(tasks.runs)),
         "pairs": analysed(folder / "pairs", factors=pairs),
+        "numbers": analysed(folder / "numbers", factors=numbers),
         "alone": analysed(folder / "alone", factors=alone, seeds=(5,), baselines=False),
     }
 
@@ -132,13 +134,20 @@ def assert_drawn_at(found: list, x, y) -> None:
 OF_TABLE = {
     "heat map": ("pairs", "heatmap-fd_effnet", "cells", {}, ["input", "output", "mean"]),
     "omega squared": (
-        "tasks", "omega2", "anova", {"test": "type III"}, ["source", "omega2_p", "p_holm"]),
+        "tasks", "omega2", "anova", {"test": "type III"},
+        ["source", "omega2_p", "omega2_p_low", "omega2_p_high"]),
     "all tasks": ("tasks", "omega2-left-out", "ranking", {}, ["factor", "omega2_p"]),
     "a task left out": (
         "tasks", "omega2-left-out", "leave_one_out", {}, ["factor", "left_out", "omega2_p"]),
     "marginal means": (
         "tasks", "means-clip_t-input", "effects", {"response": "clip_t", "factor": "input"},
         ["level", "mean_measured", "low_measured", "high_measured"]),
+    "against": (
+        "tasks", "against-clip_t", "against", {"response": "clip_t", "control": "none"},
+        ["level", "estimate", "low", "high", "p_deciding"]),
+    "trend": (
+        "numbers", "trend-fd_effnet-width", "curves", {"response": "fd_effnet"},
+        ["at", "estimate", "low", "high"]),
     "interaction": (
         "pairs", "interaction-fd_effnet-output-input", "cells", {}, ["input", "output", "mean"]),
     "equivalence": (
@@ -161,7 +170,7 @@ def test_the_data_is_that_of_the_table(studies, figures, case):
     study, name, file, where, columns = case
     table = studies[study].rows(f"{file}.csv", **where)
     if file == "anova":
-        table = table[~table["source"].isin(["task", "seed", "residual"])]
+        table = table[~table["source"].isin(["task", "task:seed", "residual"])]
     data = figures[study][name].data
     data = data[data["table"] == f"{file}.csv"]
     row = data["row"].astype(int) - 1
@@ -439,7 +448,22 @@ def test_no_table_no_figure(studies, figures, file, start):
 def test_what_was_not_measured_or_tested_is_not_drawn(figures):
     assert not {"omega2", "cost-peak_memory_mb"} & set(figures["alone"])
     assert "cost-peak_memory_mb" not in figures["pairs"]
-    assert not [name for name in figures["pairs"] if name.startswith(("half-", "equiv", "again"))]
+    assert not [
+        name for name in figures["pairs"] if name.startswith(("half-", "equiv", "against-n"))
+    ]
+
+
+def test_lines_by_task_are_means_less_that_of_their_task(studies, figures):
+    found, figure = studies["tasks"], figures["tasks"]["by-task-fd_effnet-input"]
+    assert {f for f in figures["tasks"] if f.startswith("by-task-")} == {
+        "by-task-fd_effnet-input", "by-task-fd_effnet-output"
+    }  # fmt: skip
+    assert not [name for name in figures["pairs"] if name.startswith("by-task-")]
+    runs = found.runs.assign(log=np.log(found.runs["fd_effnet"])).set_index(found.runs.index + 1)
+    for row in figure.data.itertuples():
+        own = runs.loc[[int(number) for number in row.row.split()], "log"].mean()
+        task = runs[(runs["task"] == row.task) & (runs["method"] == "adapter")]["log"].mean()
+        assert row.difference == pytest.approx(own - task, abs=1e-9)
 
 
 def test_contrasts_of_a_constant_are_not_drawn(studies):
@@ -486,7 +510,7 @@ def test_each_figure_has_its_section_words_and_own_name(figures):
         sections = {re.sub("^means-.*", "means", figure.section) for figure in drawn.values()}
         assert sections <= {
             *("cells", "anova", "means", "interactions", "ranking", "contrasts", "equivalence"),
-            *("cost", "power", "diagnostics", "bias"),
+            *("cost", "power", "diagnostics", "bias", "against", "trends"),
         }
         for figure in drawn.values():
             assert figure.caption.endswith(".") and figure.alt and len(figure.data)

@@ -207,18 +207,18 @@ def test_a_claim_needs_the_control_to_have_beaten_the_base():
     gain = {"none": 0.0, "full": 1.0, "lora": 0.95}
     y = np.array([gain[a] for a in arms]) + rng.normal(0, 0.1, 24)
     table = pd.DataFrame({"y": y, "arm": arms})
-    got = stats.noninferiority(table, "y", "arm", "full", margin=0.3, base="none")
+    got = stats.noninferiority(table, "y", "arm", "full", margin="30%", base="none")
     assert got["contrast"].tolist() == ["lora - full"]
     assert got["noninferior"].tolist() == [True]
     assert got["margin"][0] == pytest.approx(0.3 * got.attrs["assay"]["estimate"])
     flat = table.assign(y=table["y"].where(table["arm"] != "none", table["y"] + 1.0))
-    got = stats.noninferiority(flat, "y", "arm", "full", margin=0.3, base="none")
+    got = stats.noninferiority(flat, "y", "arm", "full", margin="30%", base="none")
     assert got["noninferior"].tolist() == [False]
     assert "full is not shown to differ from none for the better" in got.attrs["notes"][-1]
-    own = stats.noninferiority(table, "y", "arm", "full", 0.3, base="none", robust="cr3")
+    own = stats.noninferiority(table, "y", "arm", "full", "30%", base="none", robust="cr3")
     assert own["estimate"].tolist() == pytest.approx([-0.05], abs=0.1) and own["df"][0] < 16
     turned = table.assign(y=-table["y"])
-    lower = {"margin": 0.3, "base": "none", "higher_is_better": False}
+    lower = {"margin": "30%", "base": "none", "higher_is_better": False}
     got = stats.noninferiority(turned, "y", "arm", "full", **lower)
     assert got["noninferior"].tolist() == [True]
 
@@ -226,7 +226,7 @@ def test_a_claim_needs_the_control_to_have_beaten_the_base():
 REFUSED = {
     "no such control": (lambda t: stats.dunnett(t, "y", "arm", "none"), "has no level 'none'"),
     "margin": (lambda t: stats.noninferiority(t, "y", "arm", "full", 0), "a finite number above 0"),
-    "share": (lambda t: stats.noninferiority(t, "y", "task", "ink", 1.5, base="flat"), "a share"),
+    "share": (lambda t: stats.noninferiority(t, "y", "arm", "full", "150%", base="x"), "the share"),
     "base": (lambda t: stats.noninferiority(t, "y", "arm", "full", 0.5, base="x"), "no level 'x'"),
     "alternative": (lambda t: stats.dunnett(t, "y", "arm", "full", alternative="more"), "'more'"),
     "adjust": (lambda t: stats.pairs(t, "arm", "y ~ arm", adjust="lsd"), "'lsd'; allowed: none"),
@@ -268,7 +268,8 @@ def test_what_would_take_hours_is_refused_at_once():
     refused = {
         "s has 2000 levels: with so many": lambda: stats.means(table, "s", "y ~ s"),
         "2,000 levels in all": lambda: stats.mixed(table, "y ~ a", ["s"]),
-        "robust: 6000 clusters of 6000": lambda: stats.anova(table, "y ~ a", robust="cr2"),
+        "robust: 6000 clusters of 6000": lambda: stats.anova(
+            table.assign(row=table.index.astype(str)), "y ~ a", cluster="row", robust="cr2"),
         "have 179,700 pairs": lambda: stats.pairs(table[:1800], "s", "y ~ s"),
         "all 600 cells; 400 have no run": lambda: stats.anova(
             table[:600:3].assign(a=np.resize([*"uvw"], 200)), "y ~ a*s", robust="welch-james"),
@@ -333,3 +334,29 @@ def test_the_command_gives_means_and_pairs_of_any_model(runs, tmp_path, capsys):
     for more, why in refused.items():
         assert main([*command, *more]) == 2
         assert why in capsys.readouterr().err
+
+
+def test_thousands_of_rows_know_how_they_spread():
+    """Degrees of freedom of their own would no longer matter."""
+    n = 6000
+    rng = np.random.default_rng(0)
+    spread = np.array([1.0, 2.0, 3.0])[np.arange(n) % 3]
+    table = pd.DataFrame({"a": np.arange(n) % 3, "y": rng.normal(size=n) * spread})
+    table["a"] = table["a"].astype(str)
+    many, few = (stats.deciding(rows, "y ~ a").iloc[0] for rows in (table, table[:900]))
+    hc2 = stats.anova(table, "y ~ a", robust="hc2").iloc[0]
+    assert many["p_own_spreads"] == pytest.approx(hc2["p"], rel=0.01)
+    assert many["den_df"] == n - 4 and 500 < few["den_df"] < 896
+    assert stats.separated(table, "a", formula="y ~ a")["df_own_spreads"].tolist() == [n - 3] * 3
+
+
+@pytest.mark.parametrize("kind", ["cr2", "cr3"])
+def test_rows_by_themselves_are_clusters_of_one(kind):
+    rng = np.random.default_rng(4)
+    table = pd.DataFrame({"a": list("uvwx") * 6, "b": list("pq") * 12, "y": rng.normal(size=24)})
+    table = table.drop(index=[0, 5, 9]).assign(row=lambda t: t.index.astype(str))
+    alone = stats.anova(table, "y ~ a + b", robust=kind)
+    clustered = stats.anova(table, "y ~ a + b", robust=kind, cluster="row")
+    pd.testing.assert_frame_equal(alone, clustered, rtol=1e-9)
+    pairs = [stats.pairs(found, "a") for found in (alone, clustered)]
+    pd.testing.assert_frame_equal(*pairs, rtol=1e-9)

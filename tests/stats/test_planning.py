@@ -24,6 +24,7 @@ from fitspace.stats import (
     power,
     runs_needed,
 )
+from fitspace.stats.blocks import blocks_of
 
 DATA = Path(__file__).parents[1] / "data" / "stats"
 PAIR = ["inp", "out"]
@@ -184,13 +185,13 @@ def test_power_is_the_noncentral_f_of_the_hardest_pair_of_levels(design):
         sizes = []
         for one, other in combinations(table[name].unique(), 2):
             means = 0.15 * (table[name] == one) - 0.15 * (table[name] == other)
-            rows = anova(table.assign(y=means), "y", PAIR, block=["task", "seed"])
+            rows = anova(table.assign(y=means), "y", PAIR, block=blocks_of(table, PAIR).terms)
             sizes.append(rows.set_index("source").loc[name, "ss"] / 0.2**2)
         df, rest = found.loc[name, "df"], found.loc[name, "residual_df"]
         critical = scipy.stats.f.isf(0.1, df, rest)
         truth = scipy.stats.ncf.sf(critical, df, rest, min(sizes))
         assert found.loc[name, "power"] == pytest.approx(truth, rel=1e-8)
-    assert found.loc["inp", "residual_df"] == len(table) - 1 - 1 - 1 - 6 - 3
+    assert found.loc["inp", "residual_df"] == len(table) - 1 - 1 - 2 - 2 * 6 - 2 * 3
 
 
 def test_power_is_how_often_a_difference_is_found():
@@ -212,7 +213,7 @@ def test_power_is_how_often_a_difference_is_found():
     assert found.mean() == pytest.approx(expected, abs=4 * math.sqrt(0.25 / draws))
 
 
-@pytest.mark.parametrize("block", [("task", "seed"), ("task",)])
+@pytest.mark.parametrize("block", [None, ("task", "seed"), ("task",)])
 def test_runs_needed_are_the_fewest_with_the_power(block):
     given = {"delta": 1.7, "sigma": 1, "alpha": 0.05}
     found = runs_needed(crossed(positions(), 3, 2), PAIR, block, goal=0.9, **given)

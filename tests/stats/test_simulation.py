@@ -15,7 +15,7 @@ import pytest
 from scipy.special import fdtrc, stdtrit
 from scipy.stats import binom, studentized_range
 
-from fitspace.stats import anova, equivalence, means, pairs
+from fitspace.stats import anova, means, pairs
 from fitspace.stats.effects import holm
 from fitspace.stats.linear import Model, read
 from fitspace.stats.ranking import AdditiveEffects
@@ -271,27 +271,3 @@ def test_difference_of_effect_sizes(tasks, lost, kind, sizes):
     if sizes == (0.6, 0.2):
         assert covered / simulations < limits(0.95, simulations)[1]
         assert claimed / simulations > 0.9
-
-
-@pytest.mark.parametrize(
-    ("tasks", "seeds", "lost", "lower"),
-    [(1, 4, False, False), (3, 3, False, True), (3, 3, True, False)],
-)
-def test_noninferiority_and_equivalence_at_the_margin(tasks, seeds, lost, lower):
-    """A point that is worse by just the margin is called as good in 5%, and its interval
-    holds the truth in 90%; each point is one simulated study."""
-    points, margin = 1500, 0.5
-    rng = np.random.default_rng(21)
-    index = pd.MultiIndex.from_product([range(tasks), range(seeds)], names=["task", "seed"])
-    reference = index.to_frame(index=False).assign(y=rng.normal(size=len(index)))
-    runs = reference.merge(pd.DataFrame({"point": range(points)}), how="cross")
-    task_effect = np.array([-1.0, 0.2, 0.8])[runs["task"]] if tasks > 1 else 0.0
-    worse = margin if lower else -margin
-    runs["y"] += worse + task_effect + 0.2 * rng.normal(size=len(runs))
-    if lost:
-        runs = runs.sample(frac=0.9, random_state=3)
-    table = equivalence(runs, "y", margin, "point", reference, lower_is_better=lower)
-    assert_near(np.mean(table["p_noninferior"] < 0.05), 0.05, points)
-    assert np.mean(table["p_equivalent"] < 0.05) <= np.mean(table["p_noninferior"] < 0.05)
-    assert_near(np.mean((table["low"] < worse) & (worse < table["high"])), 0.90, points)
-    assert (table["unpaired"].max() > 0) == lost

@@ -11,7 +11,7 @@ import scipy.stats
 from printed import printed
 
 from fitspace.core.errors import UserError
-from fitspace.stats import anova, effects, means, over_tasks
+from fitspace.stats import anova, means
 from fitspace.stats.formula import Formula, parse
 
 DATA = Path(__file__).parents[1] / "data" / "stats"
@@ -68,11 +68,6 @@ def test_machines_hold_kenward_and_roger():
     assert test["F"] == pytest.approx(row["F value"], rel=1e-8)
     assert test["p"] == pytest.approx(row["Pr(>F)"], rel=1e-7)
     pd.testing.assert_frame_equal(got, anova(table, "score", ["Machine"], random="Worker"))
-    over = over_tasks(table, "score", ["Machine"], "Worker").iloc[0]
-    assert (over["F"], over["p"]) == pytest.approx((test["F"], test["p"]), rel=1e-12)
-    assert (over["error"], over["error_df"]) == ("Machine:Worker", 10)
-    assert over["mde"] == effects.detectable(2, 10, 13)
-    assert over["error_ss"] == pytest.approx(error["ss"], rel=1e-12)
     # Variances of lmer by the strata's expected mean squares: 3 workers' runs a cell.
     variances = {row["grp"]: row["vcov"] for row in r["varcomp"]}
     mean = (error["ss"] / 10 - got.iloc[3]["ss"] / 36) / 3
@@ -188,35 +183,6 @@ def test_aliased_terms_and_strata_without_error():
         ["B", "residual", 5],
         ["within", "residual", 66],
     ]
-
-
-def test_factor_over_tasks_holds_its_definition():
-    """Each task gives its own effects; F compares their mean with their spread."""
-    table, _ = case("positions_main")
-    got = over_tasks(table, "y", ["inp", "out"], "data", ["data", "seed"]).set_index("source")
-    for name, other in (("inp", "out"), ("out", "inp")):
-        one = table[table["data"] == "A"]
-        x, z = (pd.get_dummies(one[c]).to_numpy(float) for c in (name, other))
-        u, s, _ = np.linalg.svd(x - z @ np.linalg.lstsq(z, x, rcond=None)[0])
-        q = u[:, : np.sum(s > 1e-8)]
-        keys = ["inp", "out", "seed"]
-        y = table.assign(y=table["y"].astype(float)).pivot(index=keys, columns="data", values="y")
-        effects = q.T @ y.loc[pd.MultiIndex.from_frame(one[keys])].to_numpy()
-        mean = effects.mean(axis=1, keepdims=True)
-        df = q.shape[1]
-        F = 3 * np.sum(mean**2) / df / (np.sum((effects - mean) ** 2) / (2 * df))
-        row = got.loc[name]
-        assert (row["df"], row["error_df"], row["error"]) == (df, 2 * df, f"{name}:data")
-        assert row["F"] == pytest.approx(F, rel=1e-10)
-    assert got["p_holm"].tolist() == pytest.approx([2 * got["p"].min(), got["p"].max()])
-
-
-def test_over_tasks_needs_the_same_cells_in_each():
-    table, _ = case("positions_main")
-    with pytest.raises(UserError, match="SAin / SAin / 1: 0 in A, 1 in B, 1 in C"):
-        over_tasks(table.iloc[1:], "y", ["inp", "out"], "data", ["seed"])
-    with pytest.raises(UserError, match=r"factor 'data' has 1 level\(s\) \['A'\]"):
-        over_tasks(table[table["data"] == "A"], "y", ["inp", "out"], "data", ["seed"])
 
 
 def test_formula_with_strata():

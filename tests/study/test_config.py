@@ -47,6 +47,10 @@ def _set(path, value):
     return change
 
 
+def _all(*changes):
+    return lambda content: [change(content) for change in changes]
+
+
 def _delete(key):
     return lambda content: content.pop(key)
 
@@ -194,7 +198,35 @@ CASES = {
     ),
     "margin of nothing less": (
         _set(["analysis", "margins"], {"clip_i": 0}),
-        ["analysis.margins.clip_i: 0", "greater than 0"],
+        ["analysis.margins.clip_i: 0", "a number above 0"],
+    ),
+    "a share without a base": (
+        _all(_set(["analysis", "margins"], {"clip_i": "10%"}), _set(["arms", 2, "method"], "ia3")),
+        ["analysis.margins.clip_i: a share", "an arm of method none"],
+    ),
+    "a share beyond all": (
+        _set(["analysis", "margins"], {"clip_i": "150%"}),
+        ["analysis.margins.clip_i: '150%'", "as '10%'"],
+    ),
+    "a contrast of two factors": (
+        _set(["analysis", "contrasts"], {"a": {"input": {"x": 1, "y": -1}, "output": {}}}),
+        ["analysis.contrasts.a: 2 keys; needed: one"],
+    ),
+    "a contrast of one level": (
+        _set(["analysis", "contrasts"], {"a": {"input": {"CA_in": 1, "SA_in": 0}}}),
+        ["analysis.contrasts.a: input: needed: at least two levels"],
+    ),
+    "a contrast that sums to something": (
+        _set(["analysis", "contrasts"], {"a": {"input": {"CA_in": 1, "SA_in": -0.5}}}),
+        ["analysis.contrasts.a: input: the coefficients sum to 0.5; needed: 0"],
+    ),
+    "a contrast of what is not analysed": (
+        _set(["analysis", "contrasts"], {"a": {"input:width": {"x:1": 1, "y:1": -1}}}),
+        ["analysis.contrasts: 'a': 'width' is not among analysis.factors"],
+    ),
+    "a scale of what is not analysed": (
+        _set(["analysis", "scales"], {"width": "log2"}),
+        ["analysis.scales: 'width' is not among analysis.factors"],
     ),
     "margin against nobody": (
         _set(["arms", 1, "method"], "bitfit"),

@@ -69,22 +69,23 @@ def trace(a: Gaussian, b: Gaussian) -> Tensor:
 def jackknife(
     features_samples: Tensor, features_reference: Tensor, groups: int = GROUPS
 ) -> tuple[float, float, float]:
-    """The Fréchet distance corrected for its bias in n, with the limits of its 95% interval.
+    """The Fréchet distance corrected for its bias in n, and the limits that the jackknife gives.
 
     Delete-group jackknife over the samples, for groups of unequal size (Busing, Meijer and van
     der Leeden 1999, Statistics and Computing 9: 3-8); sample i is in group i modulo ``groups``.
-    The interval uses Student's t with ``groups`` - 1 degrees of freedom. Limits below zero are
-    not cut off.
+    The limits use Student's t with ``groups`` - 1 degrees of freedom; those below zero are not
+    cut off. They are no confidence interval: with features of many directions and few samples they
+    miss the truth nearly always (docs/statistics.md has a table).
 
-    The interval is for the distance between the samples' distribution and the reference set *as
+    They are for the distance between the samples' distribution and the reference set *as
     it stands*. This distance grows as the reference set shrinks, so distances from sets of
-    different size, or of other images, cannot be compared. The interval is not for the distance
+    different size, or of other images, cannot be compared. They are not for the distance
     from the distribution that the reference was drawn from: the bias in m is not of the form c/m
     if m < d, and deleting groups of the reference as well does not remove it.
 
     The bias in n is not exactly c/n either if n < d. In resamples from 1,918 drawings, in four
     pairs of sets (d = 1280, m = 185), the correction reduced a bias of 46 to 126 at n = 80 to 2 to
-    22, and the interval covered 68% to 95%, least for equal distributions. At n = 128 it reduced
+    22, and the limits covered 68% to 95%, least for equal distributions. At n = 128 it reduced
     a bias of 30 to 81 to -5 to -2, with 93% to 97% coverage; at n = m = 400 a bias of 15 to 43 to
     -5 to -2, with 80% to 97% coverage.
 

@@ -89,7 +89,7 @@ def evaluate(
     (1706.08500, on Inception-v3 features) if its weights are given; ``fd_effnet``;
     ``kid_effnet`` (mean over 100 subsets, 1801.01401); ``precision`` and ``recall``
     (1904.06991); ``fd_effnet_jackknife``, the distance corrected for its bias in n, and the
-    limits of its 95% interval, ``fd_effnet_low`` and ``fd_effnet_high`` (see
+    limits of its jackknife, ``fd_effnet_low`` and ``fd_effnet_high`` (see
     ``metrics.frechet.jackknife``); ``n`` and ``m``, the numbers of samples and of held-out
     images; ``against_n``, rows of ``n``, ``fd_effnet`` and ``kid_effnet`` for an eighth, a
     quarter, a half, three quarters and all of the samples.

@@ -155,7 +155,7 @@ def alone(responses: Collection[str]) -> list[str]:
     return [name for name in responses if name in METRICS and METRICS[name].rewards_copies]
 
 
-# The Fréchet distance corrected for its bias in n, and the limits of its 95% interval.
+# The Fréchet distance corrected for its bias in n, and the limits of its jackknife.
 INTERVAL = ("fd_effnet_jackknife", "fd_effnet_low", "fd_effnet_high")
 # The judge's features for either kind of task: dtype, rows and numbers per row. The file also
 # holds the other extractors' features of held-out images.

@@ -23,6 +23,8 @@ from fitspace.study import Arm, Study, Task, TrainSettings
 from fitspace.study.reading import parts
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from fitspace.data.survey import Survey
 
 ANY_SIZE = 64  # px: whether an image can be read does not depend on it
@@ -261,9 +263,13 @@ def analysis_problems(models: Models) -> list[str]:
     import pandas as pd
 
     from fitspace.stats.estimability import components, in_design, largest
+    from fitspace.stats.trends import is_numeric
 
     points, factors = models.points[0], models.study.analysis.factors
-    rows = pd.DataFrame([p.factors | {"arm": p.arm, "method": p.method} for p in points])
+    # As objects: beside a point without a rank, the rank 4 of another stays 4.
+    rows = pd.DataFrame(
+        [p.factors | {"arm": p.arm, "method": p.method} for p in points], dtype=object
+    )
     design = rows[in_design(rows, factors)].reset_index(drop=True)
     named = ", ".join(factors)
     if design.empty:
@@ -276,7 +282,26 @@ def analysis_problems(models: Models) -> list[str]:
             f"analysis.factors: {named}: none has two levels that can be compared; allowed: at "
             "least one that has"
         ]
-    return []
+    return [
+        f"analysis.contrasts: {name!r}: {problem}"
+        for name, asked in models.study.analysis.contrasts.items()
+        for key, levels in asked.items()
+        for problem in _not_there(design, key, levels)
+    ] + [
+        f"analysis.scales.{name}: {name!r} has levels that are not numbers"
+        for name in models.study.analysis.scales
+        if not is_numeric(design[name])
+    ]
+
+
+def _not_there(design: pd.DataFrame, key: str, levels: Iterable[str]) -> list[str]:
+    """Levels, or cells, that a contrast names and no point of the design has."""
+    cells = design[key.split(":")].astype(str).agg(":".join, axis=1).unique()
+    return [
+        f"no level {level!r} of {key}; there are {shown(sorted(cells))}"
+        for level in levels
+        if level not in cells
+    ]
 
 
 def task_problems(study: Study) -> list[str]:

@@ -300,13 +300,14 @@ def _power(
         "at_delta": None,
     }
     factors = study.analysis.factors
+    level = {"alpha": ALPHA, "family": len(factors)}
     try:
-        smallest = detectable(design, factors, goal=GOAL, alpha=ALPHA)
+        smallest = detectable(design, factors, goal=GOAL, **level)
     except UserError:  # no factor has two levels, as the notes say
         return facts
-    tests = power(design, factors, delta=1, sigma=1, alpha=ALPHA)[["factor", "df", "residual_df"]]
+    tests = power(design, factors, delta=1, sigma=1, **level)[["factor", "df", "residual_df"]]
     facts["factors"] = rows_for_json(tests.assign(detectable=smallest["difference"]))
-    curve = rows_for_json(power_curve(design, factors, ratios=RATIOS, alpha=ALPHA))
+    curve = rows_for_json(power_curve(design, factors, ratios=RATIOS, **level))
     for row in facts["factors"]:
         ours = [point for point in curve if point["factor"] == row["factor"]]
         row["power"] = {f"{point['ratio']:g}": point["power"] for point in ours}
@@ -332,7 +333,7 @@ def _at(
     for suffix, sigma in (("", spread["sigma"]), ("_at_high", spread["high"])):
         if sigma is None:
             continue
-        both = {"delta": delta, "sigma": sigma, "alpha": ALPHA}
+        both = {"delta": delta, "sigma": sigma, "alpha": ALPHA, "family": len(factors)}
         found = power(design, factors, **both)
         needed = runs_needed(design, factors, goal=GOAL, **both)
         seeds = [None if pd.isna(count) else int(count) for count in needed["seeds"]]

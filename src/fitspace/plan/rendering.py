@@ -110,12 +110,18 @@ def _render_power(power: dict[str, Any]) -> list[str]:
     ]
     return [
         f"power with {power['runs']} runs by delta/sigma, for {power['response']} {scale}:",
-        f"each factor's F test at level {power['alpha']:g}, before Holm; two levels are delta",
-        "apart, the others at their mean; the pair of levels is the one hardest to detect",
+        f"each factor's F test at level {power['alpha']:g}{_shared(power)};",
+        "two levels are delta apart, the others at their mean; of the pairs, the hardest to detect",
         *_aligned(["factor", "df", "error df", *ratios, f"{power['goal']:.0%} at"], rows),
         *_render_sigma(power),
         *_render_at(power),
     ]
+
+
+def _shared(power: dict[str, Any]) -> str:
+    """That Holm's adjustment asks more of the first of several factors."""
+    count = len(power["factors"])
+    return f" / {count}, as Holm's adjustment asks of the first of {count}" if count > 1 else ""
 
 
 def _render_sigma(power: dict[str, Any]) -> list[str]:

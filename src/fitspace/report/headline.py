@@ -15,7 +15,8 @@ NAME = "summary.json"
 def text(found: Results) -> str:
     """summary.json: runs, and for each response its best cell, its baselines and its tests.
 
-    Values are those of cells.csv, points.csv and anova.csv; unknown values are left out.
+    Values are those of cells.csv, points.csv, anova.csv and robustness.csv; unknown ones are left
+    out.
     """
     ledger = found.tables["ledger.csv"].iloc[-1]
     content = {
@@ -40,7 +41,11 @@ def _of(found: Results, response: str) -> dict:
     for factor in found.factors:
         rows = found.rows("anova.csv", response=response, test=found.test, source=factor)
         if len(rows):
-            numbers[factor] = _known(rows.iloc[0], ["F", "p", "omega2_p"])
+            numbers[factor] = _known(rows.iloc[0], ["F", "omega2_p"])
+        where = {"response": response, "test": "deciding", "source": factor}
+        decided = found.rows("robustness.csv", **where)
+        if len(decided) and math.isfinite(decided["p"].iloc[0]):
+            numbers.setdefault(factor, {})["p_deciding"] = float(decided["p"].iloc[0])
     return numbers
 
 

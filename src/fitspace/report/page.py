@@ -7,6 +7,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import combinations
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -81,6 +82,7 @@ def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, s
         "attributions": list(dict.fromkeys(strip.attribution for strip in given.strips)),
         "maps": _design_map(found),
         "parts": _parts(found),
+        "model": _model(found),
         "tables": _tables(given, found),
         "style": Markup(_resource("style.css")),
         "script": Markup(script),
@@ -179,6 +181,14 @@ def _design_map(found: Results) -> dict | None:
     return {"down": down, "across": across, "columns": found.levels[across], "rows": rows}
 
 
+def _model(found: Results) -> str:
+    """The terms of the model, blocks first."""
+    analysis = found.analysis
+    pairs = [":".join(pair) for pair in combinations(analysis.factors, 2)]
+    interactions = pairs if analysis.interactions else []
+    return " + ".join([*analysis.blocks.terms, *analysis.factors, *interactions])
+
+
 def _letter(component: int) -> str:
     return chr(ord("A") + int(component) % 26)
 
@@ -201,7 +211,6 @@ def _parts(found: Results) -> list[list[object]]:
 
 _SIZE = [
     Column("omega2_p", "partial ω²", limits=("omega2_p_low", "omega2_p_high")),
-    Column("eta2_p", "partial η²", limits=("eta2_p_low", "eta2_p_high")),
 ]
 _TEST = [
     Column("df", "df", "count"),
@@ -219,7 +228,14 @@ def _tables(given: Inputs, found: Results) -> dict[str, object]:
         "anova": {name: _anova(found, name) for name in every},
         "over_tasks": [t for name in every if (t := _over_tasks(found, name))],
         "ranking": [t for name in every if (t := _ranking(found, name))],
-        "left_out": _left_out(found),
+        "left_out": [t for t in (_left_out(found), _without_level(found)) if t],
+        "questions": [t for name in every if (t := _questions(found, name))],
+        "against": {name: t for name in every if (t := _against(found, name))},
+        "by_task": [t for name in every if (t := _by_task(found, name))],
+        "assay": _assay(found),
+        "trends": [t for name in every if (t := _trends(found, name))],
+        "surfaces": [t for name in every if (t := _surfaces(found, name))],
+        "pairs": {name: _pairs(found, name) for name in every},
         "contrasts": _contrasts(found),
         "robust": [t for name in every if (t := _robust(found, name))],
         "means": {
@@ -276,10 +292,12 @@ def _anova(found: Results, response: str) -> Table:
 
 
 def _over_tasks(found: Results, response: str) -> Table | None:
-    columns = [Column("source", "source", "text"), Column("error", "tested against", "text")]
-    columns += [Column("df", "df", "count"), Column("error_df", "error df", "count")]
-    columns += [Column("F", "F"), Column("p", "p", "p"), Column("p_holm", "p (Holm)", "p")]
-    columns += [Column("mde", "detectable ω²")]
+    columns = [Column("source", "source", "text"), Column("num_df", "df", "count")]
+    columns += [Column("den_df", "error df", "count"), Column("F", "F")]
+    columns += [Column("gg_eps", "ε (Greenhouse–Geisser)"), Column("hf_eps", "ε (Huynh–Feldt)")]
+    columns += [Column("p", "p, uncorrected", "p"), Column("p_hf", "p (Huynh–Feldt)", "p")]
+    columns += [Column("p_gg", "p (Greenhouse–Geisser)", "p")]
+    columns += [Column("p_gg_holm", "the same, Holm", "p")]
     caption = f"For tasks in general: {_where(found, response)}."
     return _rows_of(found, "over_tasks.csv", columns, caption, response=response)
 
@@ -299,6 +317,96 @@ def _left_out(found: Results) -> Table | None:
     return _rows_of(found, "leave_one_out.csv", columns, "The analysis without one task.")
 
 
+def _without_level(found: Results) -> Table | None:
+    columns = [Column("response", "response", "text"), Column("left_out", "of", "text")]
+    columns += [Column("level", "left out", "text")]
+    columns += [Column("factor", "factor", "text"), Column("omega2_p", "adjusted partial ω²")]
+    columns += [Column("p", "p", "p"), Column("rank", "rank", "count")]
+    return _rows_of(found, "leave_one_level_out.csv", columns, "The analysis without one level.")
+
+
+_DIFFERENCE = [
+    Column("estimate", "difference", limits=("low", "high")),
+    Column("se", "SE"),
+    Column("df", "df", "count"),
+]
+
+
+def _questions(found: Results, response: str) -> Table | None:
+    difference, *error = _DIFFERENCE
+    columns = [Column("contrast", "question", "text"), Column("of", "of", "text"), difference]
+    columns += [Column("p_deciding_holm", "p (Holm)", "p"), *error]
+    columns += [Column("F", "F"), Column("p", "p, one variance", "p")]
+    columns += [Column("p_own_spreads", "p, own spreads", "p")]
+    caption = f"The study's questions: {_where(found, response)}."
+    return _rows_of(found, "questions.csv", columns, caption, response=response)
+
+
+def _against(found: Results, response: str) -> Table | None:
+    columns = [Column("level", "point", "text"), Column("control", "against", "text")]
+    columns += [*_DIFFERENCE, Column("p_adjusted", "p (Dunnett)", "p")]
+    columns += [
+        Column("p_own_spreads", "p (own spreads)", "p"),
+        Column("p_deciding", "larger", "p"),
+    ]
+    caption = (
+        f"Differences from the untouched base and full fine-tuning: {_where(found, response)}."
+    )
+    return _rows_of(found, "against.csv", columns, caption, response=response)
+
+
+def _by_task(found: Results, response: str) -> Table | None:
+    columns = [Column("task", "task", "text"), Column("point", "point", "text"), *_DIFFERENCE]
+    columns += [Column("p_adjusted", "p (Dunnett)", "p")]
+    caption = f"Differences from the untouched base by task: {_where(found, response)}."
+    return _rows_of(found, "by_task.csv", columns, caption, response=response)
+
+
+def _assay(found: Results) -> Table | None:
+    columns = [Column("response", "response", "text"), Column("task", "task", "text")]
+    columns += [Column("gain", "gain of full fine-tuning"), Column("se", "SE")]
+    columns += [Column("df", "df", "count"), Column("p", "p", "p"), Column("beaten", "", "text")]
+    caption = (
+        "Full fine-tuning against the untouched base: where it gains nothing, nothing is as good."
+    )
+    rows = found.rows("assay.csv")
+    if rows.empty:
+        return None
+    beaten = rows["beaten"].map({True: "better than the base", False: "not shown to be better"})
+    return tables.table("assay.csv", rows.assign(beaten=beaten), columns, caption)
+
+
+def _trends(found: Results, response: str) -> Table | None:
+    columns = [Column("factor", "factor", "text"), Column("source", "trend", "text")]
+    columns += [Column("estimate", "estimate", limits=("low", "high")), Column("se", "SE")]
+    columns += [Column("num_df", "df", "count"), Column("den_df", "error df", "count")]
+    columns += [Column("F", "F"), Column("p", "p", "p")]
+    caption = f"Trends over factors that are numbers: {_where(found, response)}."
+    return _rows_of(found, "trends.csv", columns, caption, response=response)
+
+
+def _surfaces(found: Results, response: str) -> Table | None:
+    columns = [Column("of", "over", "text"), Column("source", "term", "text")]
+    columns += [Column("estimate", "estimate", limits=("low", "high")), Column("se", "SE")]
+    columns += [Column("at", "in its own units"), Column("num_df", "df", "count")]
+    columns += [Column("den_df", "error df", "count"), Column("F", "F"), Column("p", "p", "p")]
+    columns += [Column("kind", "stationary point", "text")]
+    caption = f"Second-order surfaces, on the factors' scores: {_where(found, response)}."
+    return _rows_of(found, "surfaces.csv", columns, caption, response=response)
+
+
+def _pairs(found: Results, response: str) -> Table | None:
+    columns = [Column("factor", "factor", "text"), Column("level", "level", "text")]
+    columns += [Column("other", "other", "text"), *_DIFFERENCE]
+    columns += [
+        Column("p_adjusted", "p (Tukey)", "p"),
+        Column("p_own_spreads", "p (own spreads)", "p"),
+    ]
+    columns += [Column("p_deciding", "larger", "p")]
+    caption = f"All differences of two levels: {_where(found, response)}."
+    return _rows_of(found, "pairs.csv", columns, caption, response=response)
+
+
 def _contrasts(found: Results) -> Table | None:
     columns = [Column("response", "response", "text"), Column("contrast", "contrast", "text")]
     columns += [Column("estimate", "estimate"), Column("pse", "pseudo standard error")]
@@ -315,15 +423,15 @@ def _robust(found: Results, response: str) -> Table | None:
 
 
 def _equivalence(found: Results, response: str) -> Table | None:
-    columns = [Column("point", "point", "text"), Column("pairs", "pairs", "count")]
+    columns = [Column("point", "point", "text")]
     columns += [Column("difference", "difference", limits=("low", "high"))]
-    columns += [Column("margin", "margin")]
-    columns += [Column("p_noninferior_holm", "p (non-inferior)", "p")]
-    columns += [Column("p_equivalent_holm", "p (equivalent)", "p")]
+    columns += [Column("se", "SE"), Column("df", "df", "count"), Column("margin", "margin")]
+    columns += [Column("p_noninferior", "p (non-inferior)", "p")]
+    columns += [Column("p_equivalent", "p (equivalent)", "p")]
     columns += [Column("noninferior", "non-inferior", "text")]
     columns += [Column("equivalent", "equivalent", "text")]
     label = words.metric(response).label
-    caption = f"Against full fine-tuning: {label}. p values adjusted by Holm over the points."
+    caption = f"Against full fine-tuning: {label}. p values are adjusted over the points."
     return _rows_of(found, "equivalence.csv", columns, caption, response=response)
 
 
@@ -350,7 +458,9 @@ def _distances(found: Results) -> Table | None:
 def _power(found: Results) -> Table | None:
     columns = [Column("factor", "factor", "text"), Column("ratio", "difference / residual SD")]
     columns += [Column("delta", "difference"), Column("power", "power")]
-    caption = f"Power at 5%: {_where(found, found.primary)}."
+    count = len(found.analysis.factors)
+    level = "5%" if count == 1 else f"5% / {count} (Holm's first)"
+    caption = f"Power at {level}: {_where(found, found.primary)}."
     return _rows_of(found, "power.csv", columns, caption, response=found.primary)
 
 

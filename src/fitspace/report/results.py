@@ -77,6 +77,8 @@ def analyse(study: Study, given: Inputs) -> Results:
         declared.responses,
         transform=declared.transform,
         margins=declared.margins,
+        contrasts=declared.contrasts,
+        scores=declared.scales,
         lower_is_better=[name for name in declared.responses if words.metric(name).lower],
     )
     responses = list(analysis.scales["response"])
@@ -85,11 +87,20 @@ def analyse(study: Study, given: Inputs) -> Results:
         "anova.csv": _anova(analysis),
         "effects.csv": _effects(analysis),
         "robustness.csv": analysis.robustness,
+        "questions.csv": analysis.questions,
+        "against.csv": analysis.against,
+        "by_task.csv": analysis.by_task,
+        "pairs.csv": _factor_first(analysis.pairs),
+        "trends.csv": _factor_first(analysis.trends),
+        "curves.csv": _factor_first(analysis.curves),
+        "surfaces.csv": analysis.surfaces,
         "over_tasks.csv": analysis.general,
         "ranking.csv": analysis.ranking,
         "leave_one_out.csv": analysis.left_out,
+        "leave_one_level_out.csv": analysis.without_level,
         "contrasts.csv": analysis.contrasts,
         "equivalence.csv": analysis.equivalence,
+        "assay.csv": analysis.assay,
         "power.csv": analysis.power,
         "cells.csv": analysis.cells,
         "descriptives.csv": _descriptives(filled, responses),
@@ -101,7 +112,11 @@ def analyse(study: Study, given: Inputs) -> Results:
         "residuals.csv": _residuals(analysis),
     }
     scaled = ("anova.csv", "effects.csv", "spread.csv", "power.csv", "residuals.csv")
-    tables |= {name: _with_scale(tables[name], analysis) for name in scaled}
+    scaled += ("questions.csv", "against.csv", "by_task.csv", "pairs.csv")
+    scaled += ("trends.csv", "curves.csv", "surfaces.csv")
+    tables |= {n: _with_scale(tables[n], analysis) for n in scaled if len(tables[n])}
+    for name in ("against.csv", "by_task.csv", "pairs.csv", "equivalence.csv"):
+        tables[name] = _probabilities(tables[name])
     empty = [name for name, table in tables.items() if table.empty]
     tables = {
         name: rounded(table.reset_index(drop=True)) for name, table in tables.items() if len(table)
@@ -144,8 +159,6 @@ class Sources:
             "cell": _places(levels),
             "point": _places(runs["point"]),
         }
-        self.pairs = list(zip(runs["task"], runs["seed"], strict=True))
-        self.full = [i for i, method in enumerate(runs["method"]) if method == "full"]
 
     def of(self, file: str, table: pd.DataFrame) -> list[list[str]]:
         keys, there = self.keys.to_numpy(), {}
@@ -170,11 +183,16 @@ class Sources:
         kinds = {
             "ledger.csv": ("planned", "arm"),
             "points.csv": ("point", "point"),
-            "equivalence.csv": ("against", "point"),
+            "equivalence.csv": ("compared", None),
+            "assay.csv": ("compared", None),
+            "against.csv": ("compared", None),
+            "by_task.csv": ("compared", None),
             "baselines.csv": ("baseline", "arm"),
             "descriptives.csv": ("task", "task"),
             "leave_one_out.csv": ("without", "left_out"),
         }
+        if file == "leave_one_level_out.csv":
+            return "without level", response, (row["left_out"], str(row["level"]))
         kind, column = kinds.get(file, ("tested", None))
         return kind, response, str(row[column]) if column else None
 
@@ -184,14 +202,13 @@ class Sources:
 
     def _rows(self, kind: str, response: str | None, value, there: pd.Series):
         """The row numbers of runs.csv for a row of a table."""
-        if kind not in (*self.places, "against"):
+        if kind not in self.places:
             return self.mask(kind, response, value, there)
-        rows = self.places["point" if kind == "against" else kind].get(value, [])
+        rows = self.places[kind].get(value, [])
         if kind == "run":
             return rows
         inside = (there & self.design if kind == "cell" else there).to_numpy()
-        rows = [row for row in rows if inside[row]]
-        return self._paired(rows, inside) if kind == "against" else rows
+        return [row for row in rows if inside[row]]
 
     def mask(self, kind: str, response: str | None, value, there: pd.Series) -> pd.Series:
         runs = self.runs
@@ -199,17 +216,16 @@ class Sources:
             return runs["arm"].astype(str).eq(value) | (value == "all")
         if kind == "baseline":
             return there & ~self.design & runs["arm"].astype(str).eq(value)
+        if kind == "compared":  # the error of a difference is that of all points together
+            return there
         if kind == "task":
             return there & self.design & runs["task"].eq(value)
         used = self.residuals.loc[self.residuals["response"] == response, "run"]
         tested = runs["run"].isin(used)
+        if kind == "without level":
+            factor, level = value
+            return tested & runs[factor].astype(str).ne(level)
         return tested & runs["task"].ne(value) if kind == "without" else tested
-
-    def _paired(self, ours: list[int], there) -> list[int]:
-        """The rows of a point and of full fine-tuning that form pairs by task and seed."""
-        reference = [row for row in self.full if there[row]]
-        both = {self.pairs[row] for row in ours} & {self.pairs[row] for row in reference}
-        return sorted(row for row in {*ours, *reference} if self.pairs[row] in both)
 
 
 def _places(labels: Iterable[Hashable]) -> dict[Hashable, list[int]]:
@@ -238,11 +254,24 @@ def _residuals(analysis: stats.Analysis) -> pd.DataFrame:
     return table
 
 
+def _probabilities(table: pd.DataFrame) -> pd.DataFrame:
+    """Round adjusted p to ten decimals: the tails of the largest of many are integrals.
+
+    What an integral gets wrong is relative to 1, not to the tail, and differs between kernels.
+    """
+    names = [name for name in table if name.startswith("p_")]
+    return table.assign(**{name: table[name].round(10) for name in names})
+
+
 def _with_scale(table: pd.DataFrame, analysis: stats.Analysis) -> pd.DataFrame:
     scales = {name: scale.label for name, scale in analysis.fitted.items()}
     table = table.copy()
     table.insert(1, "scale", table["response"].map(scales))
     return table
+
+
+def _factor_first(table: pd.DataFrame) -> pd.DataFrame:
+    return table[list(dict.fromkeys(["response", "factor", *table]))] if len(table) else table
 
 
 def _anova(analysis: stats.Analysis) -> pd.DataFrame:

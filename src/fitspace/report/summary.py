@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from fitspace.report import words
-from fitspace.report.figures import arm_label
+from fitspace.report.figures import arm_label, point_names
 from fitspace.report.results import Results
 from fitspace.report.words import Value, Verdict
 from fitspace.stats.best import ALPHA
@@ -21,13 +21,15 @@ MOST_NAMED = 6
 
 def sentences(found: Results) -> list[Sentence]:
     """The summary, one or two sentences per finding, in order of importance."""
-    parts = [_ledger(found)]
+    parts = [_ledger(found), *_questions(found), _against_base(found)]
     for factor in found.analysis.factors:
-        parts += [_effect(found, factor) + _otherwise(found, factor), _in_general(found, factor)]
+        parts += [_effect(found, factor) + _otherwise(found, factor), _by_task(found, factor)]
+        parts += [_in_general(found, factor), _trend(found, factor)]
+    parts += _surfaces(found)
     parts += [
         _active(found),
-        _most(found),
         _fit(found),
+        _most(found),
         _best_cell(found),
         *_as_good(found),
         _assumptions(found),
@@ -91,49 +93,114 @@ def _ledger(found: Results) -> Sentence:
     return [show("ok"), " of ", show("planned"), " planned runs finished", *lost, "."]
 
 
+# --- what the study asks, and the untouched base ------------------------------------------
+
+
+def _questions(found: Results) -> list[Sentence]:
+    """The study's own contrasts of the primary response, in its order."""
+    rows = found.rows("questions.csv", response=found.primary)
+    rows = rows[rows["contrast"] != "jointly"] if len(rows) else rows
+    return [_question(found, row) for _, row in rows.iterrows()]
+
+
+def _question(found: Results, row: pd.Series) -> Sentence:
+    def show(column: str, write=words.number) -> Value:
+        return value("questions.csv", row, column, write)
+
+    p = row["p_deciding_holm"]
+    start = [Verdict(row["contrast"]), f": a difference in {words.metric(found.primary).label} is "]
+    if math.isnan(p):
+        return [*start, NOT_SHOWN, ": so few runs cannot tell."]
+    equals = "" if p < 0.001 else "= "
+    evidence = [" (", show("estimate"), _on(found.scale(found.primary)), ", 95% interval "]
+    evidence += [show("low"), " to ", show("high"), f", Holm-adjusted p {equals}"]
+    verdict = SHOWN if p < ALPHA else NOT_SHOWN
+    return [*start, verdict, *evidence, show("p_deciding_holm", words.p_value), ")."]
+
+
+def _against_base(found: Results) -> Sentence:
+    """Which points are better than the untouched base, and which are worse."""
+    rows = found.rows("against.csv", response=found.primary, control="none")
+    if rows.empty:
+        return []
+    metric = words.metric(found.primary)
+    gain = -rows["estimate"] if metric.lower else rows["estimate"]
+    apart = rows["p_deciding"] < ALPHA
+    points = rows["level"].ne(_full(found))
+    rows = rows.assign(level=rows["level"].map(point_names(found)))
+    start = [Verdict("Against the untouched base"), f": an improvement in {metric.label} is "]
+    parts = [*start, *_for(rows[points & apart & (gain > 0)], rows[points], "level")]
+    if (worse := points & apart & (gain < 0)).any():
+        parts += ["; a worsening is ", *_for(rows[worse], rows[points], "level")]
+    if (~points).any():
+        full = rows[~points & apart & (gain > 0)]
+        parts += ["; for full fine-tuning it is ", SHOWN if len(full) else NOT_SHOWN]
+    few = " So few seeds hardly tell how the runs of a point spread; confirm with more."
+    return [*parts, f".{few if rows['few'].any() else ''}"]
+
+
+def _full(found: Results) -> str | None:
+    """The point of full fine-tuning, where it is one."""
+    points = found.runs.loc[found.runs["method"] == "full", "point"].unique()
+    return str(points[0]) if len(points) == 1 else None
+
+
+def _for(shown: pd.DataFrame, every: pd.DataFrame, column: str) -> Sentence:
+    """For which of some rows a claim is shown, by the shorter of the two lists."""
+    if shown.empty:
+        return [NOT_SHOWN, " for any point"]
+    return [SHOWN, *_which(shown, every, column)]
+
+
 # --- factors ------------------------------------------------------------------------------
 
 
 def _effect(found: Results, factor: str) -> Sentence:
     label = words.metric(found.primary).label
-    row = _row(found, factor)
+    row, decided = _row(found, factor), _decided(found, factor)
     start = [Verdict(factor), f": an effect on {label} is "]
     if row is None or math.isnan(row["F"]):
         return [*start, NOT_SHOWN, " (no test is possible: no residual degrees of freedom)."]
-    test = _test(found, row)
-    if row["p_holm"] < ALPHA:
+    if decided is None or math.isnan(decided["p_holm"]):
+        why = "; so few runs cannot tell it from runs that spread unalike)."
+        return [*start, NOT_SHOWN, " (", *_ratio(found, row), why]
+    test = [
+        *_ratio(found, row),
+        *_p(decided, "robustness.csv", "p_holm", "Holm-adjusted deciding p"),
+    ]
+    if decided["p_holm"] < ALPHA:
         return [*start, SHOWN, " (", *test, "; ", *_share(row), ").", *_best_levels(found, factor)]
     return [*start, NOT_SHOWN, " (", *test, ").", *_detectable(row, apart=_apart(found, row))]
+
+
+def _decided(found: Results, source: str, response: str | None = None) -> pd.Series | None:
+    """The row of the test on which a claim rests: it holds however the runs spread."""
+    where = {"response": response or found.primary, "test": "deciding", "source": source}
+    return first(found, "robustness.csv", **where)
 
 
 def _row(found: Results, source: str, test: str | None = None) -> pd.Series | None:
     return first(found, "anova.csv", response=found.primary, test=test or found.test, source=source)
 
 
-def _test(found: Results, row: pd.Series, p: str = "p_holm") -> Sentence:
+def _ratio(found: Results, row: pd.Series) -> Sentence:
+    """F with its degrees of freedom."""
     rest = first(found, "anova.csv", response=row["response"], test=row["test"], source="residual")
-    name = "Holm-adjusted p " if p == "p_holm" else "p "
-    return [
-        "F(",
-        value("anova.csv", row, "df", words.count),
-        ", ",
-        value("anova.csv", rest, "df", words.count),
-        ") = ",
-        value("anova.csv", row, "F"),
-        f", {name}{'' if row[p] < 0.001 else '= '}",
-        value("anova.csv", row, p, words.p_value),
-    ]
+    df, df2 = (value("anova.csv", r, "df", words.count) for r in (row, rest))
+    return ["F(", df, ", ", df2, ") = ", value("anova.csv", row, "F")]
+
+
+def _p(row: pd.Series, file: str, column: str, name: str) -> Sentence:
+    equals = "" if row[column] < 0.001 else "= "
+    return [f", {name} {equals}", value(file, row, column, words.p_value)]
 
 
 def _share(row: pd.Series) -> Sentence:
-    """Partial omega squared and the noncentral-F limits of the share that a factor explains.
-
-    The limits are those of eta squared: they invert the F that was observed, where those of
-    omega squared invert a shrunken one and close to [0, 0] around small effects.
-    """
-    low, high = value("anova.csv", row, "eta2_p_low"), value("anova.csv", row, "eta2_p_high")
+    """Partial omega squared with its own limits."""
+    low, high = (value("anova.csv", row, f"omega2_p_{end}") for end in ("low", "high"))
     size = value("anova.csv", row, "omega2_p")
-    return ["partial ω² ", size, ", 95% interval ", low, " to ", high]
+    alike = " if runs spread alike"
+    return ["partial ω² ", size, ", 95% interval ", low, " to ", high, alike]
 
 
 def _detectable(row: pd.Series, file: str = "anova.csv", apart: Sequence[object] = ()) -> Sentence:
@@ -141,7 +208,8 @@ def _detectable(row: pd.Series, file: str = "anova.csv", apart: Sequence[object]
     if not row["mde"] > 0:
         return []
     effect = ["a partial ω² of ", value(file, row, "mde"), *apart]
-    return [" This does not prove absence: the design detects ", *effect, " with 80% power."]
+    sure = " with 80% power if runs spread alike."
+    return [" This does not prove absence: the design detects ", *effect, sure]
 
 
 def _apart(found: Results, row: pd.Series) -> Sentence:
@@ -159,52 +227,105 @@ def _on(scale: str) -> str:
 
 
 def _otherwise(found: Results, factor: str) -> Sentence:
-    """Whether the other tests of the same hypothesis agree; none was chosen by its p."""
-    rows = found.rows("robustness.csv", response=found.primary, source=factor)
-    own = rows[rows["test"] == found.test]
-    others = rows[(rows["test"] != found.test) & rows["p"].notna()]
-    if own.empty or others.empty or math.isnan(own["p"].iloc[0]):
+    """Whether the permutation test agrees; none was chosen by its p."""
+    row = first(found, "robustness.csv", response=found.primary, test="permutation", source=factor)
+    decided = _decided(found, factor)
+    if row is None or decided is None or math.isnan(row["p"]) or math.isnan(decided["p"]):
         return []
-    shown = own["p"].iloc[0] < ALPHA
-    against = others[(others["p"] < ALPHA) != shown]
-    if against.empty:
-        names = [name[0].upper() + name[1:] for name in others["test"]]
-        return [f" {words.listed(names)} agree{'s' if len(names) == 1 else ''}."]
-    parts: Sentence = [" Not all tests agree: "]
-    for position, (_, row) in enumerate(against.iterrows()):
-        p = value("robustness.csv", row, "p", words.p_value)
-        equals = "" if row["p"] < 0.001 else "= "
-        parts += [", " if position else "", f"{row['test']} has p {equals}", p]
-    return [*parts, "."]
+    if (row["p"] < ALPHA) == (decided["p"] < ALPHA):
+        return [" A permutation test agrees."]
+    return [" A permutation test does not agree", *_p(row, "robustness.csv", "p", "p"), "."]
+
+
+def _by_task(found: Results, factor: str) -> Sentence:
+    """Whether a factor's effect differs between the tasks."""
+    source = f"task:{factor}"
+    row, decided = _row(found, source), _decided(found, source)
+    if row is None or math.isnan(row["F"]):
+        return []
+    start = f"{factor}: an effect that differs between these tasks is "
+    test = _ratio(found, row)
+    if decided is None or math.isnan(decided["p"]):
+        alike = [
+            *_p(row, "anova.csv", "p", "p"),
+            ", if runs spread alike, which so few cannot tell).",
+        ]
+        return [start, NOT_SHOWN, " (", *test, *alike]
+    verdict = SHOWN if decided["p"] < ALPHA else NOT_SHOWN
+    return [start, verdict, " (", *test, *_p(decided, "robustness.csv", "p", "p"), ")."]
 
 
 def _in_general(found: Results, factor: str) -> Sentence:
     row = first(found, "over_tasks.csv", response=found.primary, source=factor)
-    if row is None:
-        return []
-    start = f"{factor}: if these tasks are taken as a sample of tasks, an effect is "
-    if math.isnan(row["F"]):
+    if row is None or math.isnan(row["F"]):
         return []
 
     def show(column: str, write=words.number) -> Value:
         return value("over_tasks.csv", row, column, write)
 
-    p = ["" if row["p_holm"] < 0.001 else "= ", show("p_holm", words.p_value)]
-    shown = row["p_holm"] < ALPHA
-    return [
-        start,
-        SHOWN if shown else NOT_SHOWN,
-        f" (against {row['error']}: F(",
-        show("df", words.count),
+    shown = row["p_gg_holm"] < ALPHA
+    ratio = [
+        "F(",
+        show("num_df", words.count),
         ", ",
-        show("error_df", words.count),
+        show("den_df", words.count),
         ") = ",
         show("F"),
-        ", Holm-adjusted p ",
-        *p,
-        ").",
-        *([] if shown else _detectable(row, "over_tasks.csv")),
     ]
+    return [
+        f"{factor}: if these tasks are taken as a sample of tasks, an effect is ",
+        SHOWN if shown else NOT_SHOWN,
+        " (against how it varies over the tasks: ",
+        *ratio,
+        ", Greenhouse–Geisser ε ",
+        show("gg_eps"),
+        *_p(row, "over_tasks.csv", "p_gg_holm", "Holm-adjusted p"),
+        ").",
+    ]
+
+
+def _trend(found: Results, factor: str) -> Sentence:
+    """How the response goes with a factor of numbers."""
+    rows = found.rows("trends.csv", response=found.primary, factor=factor)
+    if rows.empty:
+        return []
+    parts: Sentence = [f"{factor}, as a number: "]
+    for position, (_, row) in enumerate(
+        rows[rows["source"].isin(["linear", "quadratic"])].iterrows()
+    ):
+        verdict = SHOWN if row["p"] < ALPHA else NOT_SHOWN
+        ratio = ["F(", value("trends.csv", row, "num_df", words.count), ", "]
+        ratio += [value("trends.csv", row, "den_df", words.count), ") = "]
+        ratio += [value("trends.csv", row, "F"), *_p(row, "trends.csv", "p", "p")]
+        parts += [
+            ", " if position else "",
+            f"a {row['source']} trend is ",
+            verdict,
+            " (",
+            *ratio,
+            ")",
+        ]
+    return [*parts, "; if runs spread alike."]
+
+
+def _surfaces(found: Results) -> list[Sentence]:
+    """Where the fitted surface over two factors of numbers is stationary, if among their levels."""
+    rows = found.rows("surfaces.csv", response=found.primary)
+    sentences = []
+    for of, ours in rows.groupby("of", sort=False) if len(rows) else ():
+        ours = ours[ours["at"].notna()]
+        names = ours["source"].str.removeprefix("stationary point: ")
+        levels = [[float(level) for level in found.levels[name]] for name in names]
+        inside = [min(k) <= at <= max(k) for k, at in zip(levels, ours["at"], strict=True)]
+        parts: Sentence = [f"{of} together: the fitted second-degree surface has "]
+        if not inside or not all(inside):
+            sentences.append([*parts, "no stationary point among the levels studied."])
+            continue
+        parts += [f"a {ours['kind'].iloc[0]} at "]
+        for position, (name, (_, row)) in enumerate(zip(names, ours.iterrows(), strict=True)):
+            parts += [" and " if position else "", f"{name} ", value("surfaces.csv", row, "at")]
+        sentences.append([*parts, "; its limits and lack of fit are in the table."])
+    return sentences
 
 
 def _best_levels(found: Results, factor: str) -> Sentence:
@@ -214,12 +335,12 @@ def _best_levels(found: Results, factor: str) -> Sentence:
     if not tied or not others:
         return [" Which level is best is ", NOT_SHOWN, "."]
     if len(tied) == 1:
-        return [f" {tied[0]} is better than every other level (Tukey)."]
+        return [f" {tied[0]} is better than every other level."]
     apart = "The other level is" if others == 1 else "All others are"
     return [
         f" Which of {words.listed(tied)} is best is ",
         NOT_SHOWN,
-        f". {apart} worse than the best of them (Tukey).",
+        f". {apart} worse than the best of them.",
     ]
 
 
@@ -266,22 +387,32 @@ def _most(found: Results) -> Sentence:
         "; probability that it ranks first ",
         show("rank_one"),
     ]
-    claim = [f": {row['factor']} ("] if row["low"] > 0 else [" ("]
-    verdict = SHOWN if row["low"] > 0 else NOT_SHOWN
-    return ["Which factor matters most is ", verdict, *claim, *evidence, ").", *_stable(found)]
+    start: Sentence = ["Which factor matters most is "]
+    if row["low"] > 0 and not row["alike"]:
+        unlike = "; runs spread unalike, and such an order is then claimed too often)."
+        return [*start, NOT_SHOWN, " (", *evidence, unlike, *_stable(found)]
+    if row["low"] > 0:
+        return [*start, SHOWN, f": {row['factor']} (", *evidence, ").", *_stable(found)]
+    return [*start, NOT_SHOWN, " (", *evidence, ").", *_stable(found)]
 
 
 def _stable(found: Results) -> Sentence:
-    """Whether one task decides the order of the factors."""
-    leading = found.rows("leave_one_out.csv", response=found.primary, rank=1)
-    if leading.empty:
-        return []
+    """Whether one task, or one level, decides the order of the factors."""
     winner = found.rows("ranking.csv", response=found.primary)["factor"].iloc[0]
-    other = leading[leading["factor"] != winner]
-    if other.empty:
-        return [f" {winner} stays first whichever task is left out."]
-    named = words.listed(f"{row.left_out} ({row.factor})" for row in other.itertuples())
-    return [f" Leaving out one task puts another factor first: {named}."]
+    parts: Sentence = []
+    for file, what in (("leave_one_out.csv", "task"), ("leave_one_level_out.csv", "level")):
+        leading = found.rows(file, response=found.primary, rank=1)
+        if leading.empty:
+            continue
+        other = leading[leading["factor"] != winner]
+        left = "left_out" if what == "task" else "level"
+        named = words.listed(f"{row[left]} ({row['factor']})" for _, row in other.iterrows())
+        parts.append(
+            f" {winner} stays first whichever {what} is left out."
+            if other.empty
+            else f" Leaving out one {what} puts another factor first: {named}."
+        )
+    return parts
 
 
 def _fit(found: Results) -> Sentence:
@@ -289,24 +420,37 @@ def _fit(found: Results) -> Sentence:
         return []
     if found.analysis.interactions:
         return _interactions(found)
-    row = _row(found, "lack of fit", "lack of fit")
+    row, decided = _row(found, "lack of fit", "lack of fit"), _decided(found, "lack of fit")
     what = f"An interaction of {words.listed(found.analysis.factors)} is "
     if row is None or math.isnan(row["F"]):
         return [what, NOT_SHOWN, ": no degrees of freedom remain for a lack-of-fit test."]
-    test = _test(found, row, "p")
-    if row["p"] < ALPHA:
-        return [what, SHOWN, " (lack of fit ", *test, "); interpret cells, not marginal means."]
-    return [what, NOT_SHOWN, " (lack of fit ", *test, ").", *_detectable(row)]
+    test = ["lack of fit ", *_ratio(found, row), *_p(row, "anova.csv", "p", "p")]
+    if row["p"] >= ALPHA:
+        return [what, NOT_SHOWN, " (", *test, ").", *_detectable(row)]
+    if decided is None or math.isnan(decided["p"]):
+        why = ", if runs spread alike, which so few cannot tell); interpret cells with it in mind."
+        return [what, NOT_SHOWN, " (", *test, why]
+    test = ["lack of fit ", *_ratio(found, row), *_p(decided, "robustness.csv", "p", "p")]
+    if decided["p"] < ALPHA:
+        return [what, SHOWN, " (", *test, "); interpret cells, not marginal means."]
+    return [what, NOT_SHOWN, " (", *test, ")."]
 
 
 def _interactions(found: Results) -> Sentence:
     rows = found.rows("anova.csv", response=found.primary, test=found.test)
     parts: Sentence = []
-    for _, row in rows[rows["source"].str.contains(":") & rows["F"].notna()].iterrows():
-        verdict = SHOWN if row["p_holm"] < ALPHA else NOT_SHOWN
+    ours = rows["source"].str.contains(":") & ~rows["source"].str.contains(r"\btask\b")
+    for _, row in rows[ours & rows["F"].notna()].iterrows():
+        decided = _decided(found, row["source"])
+        known = decided is not None and not math.isnan(decided["p_holm"])
+        verdict = SHOWN if known and decided["p_holm"] < ALPHA else NOT_SHOWN
         parts += ["; " if parts else "Interactions: ", f"{row['source'].replace(':', ' with ')} "]
-        parts += [verdict, " (", *_test(found, row)]
-        if row["p_holm"] >= ALPHA and row["mde"] > 0:
+        parts += [verdict, " (", *_ratio(found, row)]
+        if known:
+            parts += _p(decided, "robustness.csv", "p_holm", "Holm-adjusted deciding p")
+        else:
+            parts += ["; so few runs cannot tell it from runs that spread unalike"]
+        if verdict is NOT_SHOWN and row["mde"] > 0:
             parts += ["; detectable with 80% power: partial ω² ", value("anova.csv", row, "mde")]
         parts += [")"]
     return [*parts, "."] if parts else []
@@ -322,7 +466,7 @@ def _assumptions(found: Results) -> Sentence:
         between = f" between levels of {row['source']} (Brown–Forsythe, p {equals}"
         parts += [", and" if parts else "Variances differ", between, p, ")"]
     if parts:
-        parts += [": F and Tukey tests are then unreliable; see HC3 and Welch."]
+        parts += [": F and Tukey tests are then unreliable, and no claim here rests on them alone."]
     return [*parts, *_influential(found)]
 
 
@@ -361,8 +505,8 @@ def _best_cell(found: Results) -> Sentence:
     ties = int(compared.sum()) - 1
     if ties > 0:
         cells = "one other cell is" if ties == 1 else "other cells are"
-        return [*start, NOT_SHOWN, f"{claim}: {cells} not separable from it (Tukey, 5%)."]
-    return [*start, SHOWN, f"{claim} (Tukey, among the cells compared)."]
+        return [*start, NOT_SHOWN, f"{claim}: {cells} not separable from it (5%)."]
+    return [*start, SHOWN, f"{claim} (among the cells compared)."]
 
 
 def _as_good(found: Results) -> list[Sentence]:
@@ -376,28 +520,43 @@ def _as_good(found: Results) -> list[Sentence]:
 
 def _held_against_full(found: Results, response: str) -> Sentence:
     rows = found.rows("equivalence.csv", response=response)
+    rows = rows.assign(point=rows["point"].map(point_names(found)))
     metric = words.metric(response)
     margin = value("equivalence.csv", rows.iloc[0], "margin")
     good = rows[rows["noninferior"]]
     start = [f"Non-inferiority to full fine-tuning in {metric.label} at a margin of ", margin]
+    assay = first(found, "assay.csv", response=response, task="all")
+    if assay is not None and not assay["beaten"]:
+        gain = value("assay.csv", assay, "gain")
+        why = [" (gain ", gain, *_p(assay, "assay.csv", "p", "p"), ")."]
+        return [*start, ": ", NOT_SHOWN, ": full fine-tuning did not beat the untouched base", *why]
     if good.empty:
-        best = rows.sort_values(["p_noninferior_holm", "p_noninferior"], kind="stable").iloc[0]
-        p = value("equivalence.csv", best, "p_noninferior_holm", words.p_value)
+        best = rows.sort_values("p_noninferior", kind="stable").iloc[0]
         difference = value("equivalence.csv", best, "difference")
-        nearest = [f" (nearest: {best['point']}, difference ", difference, ", Holm-adjusted p "]
-        return [*start, ": ", NOT_SHOWN, " for any point", *nearest, "= ", p, ")."]
-    claim = [*_which(good, rows), *_equal(good)]
-    return [*start, ": ", SHOWN, *claim, f" ({_pairs(rows)}, Holm)."]
+        nearest = [f" (nearest: {best['point']}, difference ", difference]
+        nearest += _p(best, "equivalence.csv", "p_noninferior", "adjusted p")
+        return [*start, ": ", NOT_SHOWN, " for any point", *nearest, ").", *_weak(found, response)]
+    claim = [*_which(good, rows, "point"), *_equal(good)]
+    return [*start, ": ", SHOWN, *claim, " (adjusted over the points).", *_weak(found, response)]
 
 
-def _which(good: pd.DataFrame, rows: pd.DataFrame) -> Sentence:
+def _weak(found: Results, response: str) -> Sentence:
+    """The tasks on which full fine-tuning did not beat the base: there the claim means nothing."""
+    rows = found.rows("assay.csv", response=response)
+    lost = list(rows.loc[~rows["beaten"].astype(bool) & (rows["task"] != "all"), "task"])
+    if not lost:
+        return []
+    return [f" On {words.listed(lost)} full fine-tuning is not shown to beat the untouched base."]
+
+
+def _which(good: pd.DataFrame, rows: pd.DataFrame, column: str) -> Sentence:
     """The points for which a claim is shown, by the shorter of the two lists."""
     others = rows[~rows.index.isin(good.index)]
     if others.empty:
         return [" for every point"]
     if len(others) <= min(MOST_NAMED, len(good)):
-        return [f" for every point except {words.listed(others['point'])}, where it is ", NOT_SHOWN]
-    named = words.listed(good["point"]) if len(good) <= MOST_NAMED else "those marked in the table"
+        return [f" for every point except {words.listed(others[column])}, where it is ", NOT_SHOWN]
+    named = words.listed(good[column]) if len(good) <= MOST_NAMED else "those marked in the table"
     return [f" for {named}, ", NOT_SHOWN, " for the others"]
 
 
@@ -406,10 +565,6 @@ def _equal(good: pd.DataFrame) -> Sentence:
     if both.empty or len(both) > MOST_NAMED:
         return []
     return [f"; equivalent at this margin: {words.listed(both['point'])}"]
-
-
-def _pairs(rows: pd.DataFrame) -> str:
-    return "paired by task and seed" if rows["df"].min() > 2 else "few pairs, see the note"
 
 
 def _baselines(found: Results) -> Sentence:
@@ -436,17 +591,23 @@ def _others(found: Results) -> Sentence:
     """The verdicts on the other responses than the primary one."""
     parts: Sentence = []
     for response in found.responses[1:]:
-        rows = found.rows("anova.csv", response=response, test=found.test)
-        rows = rows[rows["source"].isin(found.analysis.factors)]
-        parts += ["; " if parts else "", f"{words.metric(response).label}: ", *_verdicts(rows)]
+        rows = found.rows("robustness.csv", response=response, test="deciding")
+        rows = rows[rows["source"].isin(found.analysis.factors)] if len(rows) else rows
+        if rows.empty:
+            continue
+        parts += ["; " if parts else "", f"{words.metric(response).label}: "]
+        parts += _verdicts(rows, "p_holm")
         general = found.rows("over_tasks.csv", response=response)
-        parts += [", for tasks in general ", *_verdicts(general)] if len(general) else []
-    return ["Effects on the other responses: ", *parts, "."] if parts else []
+        parts += (
+            [", for tasks in general ", *_verdicts(general, "p_gg_holm")] if len(general) else []
+        )
+    family = " (all of them one family, by Holm)."
+    return ["Effects on the other responses: ", *parts, family] if parts else []
 
 
-def _verdicts(rows: pd.DataFrame) -> Sentence:
-    """Which sources are shown and which are not, by Holm's p."""
-    shown = list(rows.loc[rows["p_holm"] < ALPHA, "source"])
+def _verdicts(rows: pd.DataFrame, p: str) -> Sentence:
+    """Which sources are shown and which are not."""
+    shown = list(rows.loc[rows[p] < ALPHA, "source"])
     others = [factor for factor in rows["source"] if factor not in shown]
     parts: Sentence = [f"{words.listed(shown)} ", SHOWN] if shown else []
     parts += [", "] if shown and others else []

@@ -9,8 +9,7 @@ aside or could not be done.
 from fitspace.stats.analysis import Analysis, analyse
 from fitspace.stats.anova import anova, lack_of_fit
 from fitspace.stats.control import dunnett, noninferiority
-from fitspace.stats.deciding import deciding, separated
-from fitspace.stats.equivalence import equivalence
+from fitspace.stats.deciding import deciding, declared, separated
 from fitspace.stats.estimability import components, in_design
 from fitspace.stats.lenth import lenth
 from fitspace.stats.means import cell_means, contrasts, means, pairs
@@ -36,9 +35,8 @@ from fitspace.stats.powers import (
 from fitspace.stats.ranking import leave_one_level_out, leave_one_out, ranking
 from fitspace.stats.reading import anova_of_file, mixed_of_file, rows_for_json
 from fitspace.stats.sizes import cohens_d, effect_sizes
-from fitspace.stats.strata import over_tasks
 from fitspace.stats.transforms import box_cox
-from fitspace.stats.trends import surface, trend
+from fitspace.stats.trends import curve, surface, trend
 from fitspace.stats.variances import brown_forsythe, games_howell, levene, welch
 from fitspace.stats.within import general, within
 
@@ -55,14 +53,15 @@ __all__ = [
     "cohens_d",
     "components",
     "contrasts",
+    "curve",
     "d_efficiency",
     "d_optimal",
     "deciding",
+    "declared",
     "detectable",
     "dunnett",
     "effect_oneway",
     "effect_sizes",
-    "equivalence",
     "estimable",
     "games_howell",
     "general",
@@ -76,7 +75,6 @@ __all__ = [
     "mixed",
     "mixed_of_file",
     "noninferiority",
-    "over_tasks",
     "pairs",
     "pilot_sigma",
     "power",

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
 from fitspace.core.errors import UserError
-from fitspace.stats import best, planning
+from fitspace.stats import best, effects, planning
 from fitspace.stats.anova import NO_DF, anova, lack_of_fit, model_of
-from fitspace.stats.equivalence import equivalence
+from fitspace.stats.best import ALPHA
+from fitspace.stats.blocks import SEED, TASK, Blocks, blocks_of
+from fitspace.stats.deciding import apart, deciding, declared
 from fitspace.stats.estimability import components, in_design, largest
 from fitspace.stats.fits import LinearFit
+from fitspace.stats.given import given
 from fitspace.stats.lenth import lenth
-from fitspace.stats.linear import Model, missing_columns, read
+from fitspace.stats.linear import missing_columns, with_cells
 from fitspace.stats.means import cell_means, marginal_means, pooled_sd
-from fitspace.stats.ranking import leave_one_out, ranking
-from fitspace.stats.strata import over_tasks
+from fitspace.stats.ranking import leave_one_level_out, leave_one_out, ranking
+from fitspace.stats.references import against, as_good
 from fitspace.stats.transforms import TRANSFORMS, Scale, fit_transform
+from fitspace.stats.trends import curve, is_numeric, surface, trend
 from fitspace.stats.variances import brown_forsythe
+from fitspace.stats.within import general
 
 NAN = float("nan")
 PERMUTATIONS = 4999
+# Brown and Forsythe's p above which the order of factors can be claimed (docs/statistics.md).
+SPREAD_ALIKE = 0.1
 TESTS = {2: "type II", 3: "type III"}
 # Two levels this many residual standard deviations apart: the abscissa of the power curve.
 RATIOS = tuple(np.arange(1, 17) / 4)
@@ -35,7 +44,8 @@ class Analysis:
 
     Attributes
     ----------
-    factors, blocks : what varies in component 0, and so is in the model.
+    factors : what varies in component 0, and so is in the model.
+    blocks : terms of the model beside the factors (see `blocks_of`).
     interactions : whether all cells are there, and the model has two-factor interactions.
     ledger : arm (``all`` last), planned, ok, failed, missing: counts of runs.
     components : one row per cell that has finished runs (see `components`).
@@ -43,18 +53,28 @@ class Analysis:
     anova : of component 0: type III with interactions where all cells are there, else type II
         of the additive model; where no two runs share a cell and nothing is left to estimate
         error, without F and p.
-    robustness : test, source, df, df2, F, p, p_holm: the factors by the analysis above, by
-        permutation, with HC3 covariance, and by Welch's one-way test.
-    general : `over_tasks`: each factor against its interaction with the tasks.
+    robustness : test, source, df, df2, F, p, p_holm: the terms by the analysis above, by own
+        spreads (hc2), by permutation, and ``deciding``, whose p is the larger of the first two: a
+        claim rests on it. Its p_holm is Holm's over the primary response's terms, and over those
+        of all other responses together.
+    general : `general`, for tasks in general, with p_gg_holm over the same families.
+    by_task : each point's difference from the untouched base in each task.
+    questions : `declared`: the contrasts that the study names, with rows ``jointly``.
+    trends, curves : `trend` and `curve` of each factor whose levels are numbers.
+    surfaces : `surface` of each two of them, with ``of``, ``kind`` and, for the stationary point,
+        ``at`` in the factor's own units.
+    pairs : `apart`: all differences of two levels of a factor.
     contrasts : `lenth`, where the analysis has no error to test against.
     lack_of_fit : rows ``lack of fit`` and ``residual`` of the cell means (see `lack_of_fit`).
-    ranking, left_out : `ranking` of the factors, and `leave_one_out` of the tasks.
+    ranking : `ranking` of the factors, and ``alike``: whether the runs' spreads allow the claim.
+    left_out, without_level : `leave_one_out` of the tasks, `leave_one_level_out` of the levels.
     marginal_means : factor, level, mean, se, low, high, df, estimable, tied_with_best.
     cells : the factors, component, the columns of `cell_means` and tied_with_best (NaN where
         not compared), for every cell; on the response as measured, never transformed.
-    equivalence : `equivalence` of every point and the reference, where a margin is declared.
+    against : `against`: every point's difference from the untouched base and full fine-tuning.
+    equivalence, assay : `as_good`, where a margin is declared.
     power : factor, ratio (difference of two levels over the residual SD), delta, power, and
-        detectable, the smallest difference found with 80% power.
+        detectable, the smallest difference found with 80% power, at the level of Holm's first.
     spread : cell_sd (of the adjusted cell means), replicate_sd (over seeds), ratio.
     variances : Brown-Forsythe on the model's residuals: source, F, df1, df2, p.
     residuals : run, fitted, residual, leverage, cooks_distance.
@@ -63,7 +83,7 @@ class Analysis:
     """
 
     factors: list[str]
-    blocks: list[str]
+    blocks: Blocks
     interactions: bool
     ledger: pd.DataFrame
     components: pd.DataFrame
@@ -71,13 +91,22 @@ class Analysis:
     anova: pd.DataFrame
     robustness: pd.DataFrame
     general: pd.DataFrame
+    by_task: pd.DataFrame
+    questions: pd.DataFrame
+    trends: pd.DataFrame
+    curves: pd.DataFrame
+    surfaces: pd.DataFrame
+    pairs: pd.DataFrame
     contrasts: pd.DataFrame
     lack_of_fit: pd.DataFrame
     ranking: pd.DataFrame
     left_out: pd.DataFrame
+    without_level: pd.DataFrame
     marginal_means: pd.DataFrame
     cells: pd.DataFrame
+    against: pd.DataFrame
     equivalence: pd.DataFrame
+    assay: pd.DataFrame
     power: pd.DataFrame
     spread: pd.DataFrame
     variances: pd.DataFrame
@@ -95,10 +124,11 @@ def analyse(
     runs: pd.DataFrame,
     factors: Sequence[str],
     responses: Sequence[str],
-    block: Sequence[str] = ("task", "seed"),
     *,
     transform: Mapping[str, str] | None = None,
-    margins: Mapping[str, float] | None = None,
+    margins: Mapping[str, float | str] | None = None,
+    contrasts: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+    scores: Mapping[str, str] | None = None,
     lower_is_better: Collection[str] = (),
 ) -> Analysis:
     """Analyse a table of runs: one row per run, its factors, blocks and metrics.
@@ -115,11 +145,17 @@ def analyse(
     3  input:output   2    0.308   0.748
     4      residual   5      NaN     NaN
 
-    Takes the rows with status ok that are in the design (see `in_design`), blocks on the
-    columns of ``block`` that vary, and fits the model within the largest connected component;
-    all cells, of the others too, are reported as cells. A response that cannot be analysed, or
-    not on the scale asked for, is named in ``notes``. ``margins`` (response -> margin, as
-    measured) hold every other point against full fine-tuning: the runs of method full.
+    Takes the rows with status ok that are in the design (see `in_design`), blocks on tasks and
+    seeds where they vary, and fits the model within the largest connected component; all cells,
+    of the others too, are reported as cells. A response that cannot be analysed, or not on the
+    scale asked for, is named in ``notes``. The first response is the primary one.
+
+    Parameters
+    ----------
+    margins : response -> margin (see `noninferiority`), as measured, to hold every other point
+        against full fine-tuning: the runs of method full.
+    contrasts : see `declared`.
+    scores : factor -> the scale of its numbers, "linear" or "log2" (see `trend`).
 
     Raises
     ------
@@ -143,8 +179,8 @@ def analyse(
     main = main.reset_index(drop=True)
     if not varying:
         raise UserError(f"no factor of {factors} has two levels among the finished runs")
-    blocks = [name for name in block if name in main and main[name].nunique() > 1]
     whole = len(varying) > 1 and _complete(main, varying)
+    blocks = blocks_of(main, varying, interactions=whole)
     notes = _notes(chosen, cells, factors, varying, whole)
     parts: dict[str, dict[str, pd.DataFrame]] = {}
     scales: dict[str, Scale] = {}
@@ -157,11 +193,13 @@ def analyse(
         except UserError as error:
             failures += [f"{response} was not analysed: {problem}" for problem in error.problems]
             continue
-        margin = (margins or {}).get(response)
-        part["equivalence"], others = _equivalence(finished, response, margin, design)
+        part |= _references(finished, design, scale, (margins or {}).get(response))
+        part["questions"] = _questions(scaled, design, contrasts or {})
+        part["trends"], part["curves"] = _trends(scaled, design, scores or {})
+        part["surfaces"] = _surfaces(scaled, design, scores or {})
         part["scales"] = pd.DataFrame([{"scale": scale.label, "runs": len(part["residuals"])}])
         parts[response], scales[response] = part, scale
-        notes += more + design.notes + others
+        notes += more + design.notes
     if not parts:
         raise UserError(failures)
     names = next(iter(parts.values()))
@@ -173,6 +211,8 @@ def analyse(
         for name in names
     }
     tables = {name: table.pipe(_response_first) for name, table in tables.items()}
+    tables["robustness"] = _families(tables["robustness"], "p", "p_holm")
+    tables["general"] = _families(tables["general"], "p_gg", "p_gg_holm")
     notes = list(dict.fromkeys(notes + failures))
     return Analysis(
         varying, blocks, whole, _ledger(runs), cells, fitted=scales, notes=notes, **tables
@@ -185,14 +225,19 @@ class _Design:
 
     response: str
     factors: list[str]
-    blocks: list[str]
+    blocks: Blocks
     interactions: bool
     lower: bool
     notes: list[str] = field(default_factory=list)
 
     @property
     def model(self) -> dict:
-        return {"block": self.blocks, "interactions": self.interactions}
+        return {"block": self.blocks.terms, "interactions": self.interactions}
+
+    @property
+    def within(self) -> str | None:
+        """The block within whose levels cells repeat, and so tell an error."""
+        return TASK if self.blocks.by_task else None
 
     @property
     def type(self) -> int:
@@ -207,8 +252,29 @@ def _response_first(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _complete(main: pd.DataFrame, factors: list[str]) -> bool:
-    cells = main[factors].astype(str).drop_duplicates()
-    return len(cells) == np.prod([main[name].nunique() for name in factors])
+    """Whether every combination of levels has a run, in every task."""
+    names = [*factors, *([TASK] if TASK in main else [])]
+    cells = main[names].astype(str).drop_duplicates()
+    return len(cells) == math.prod(main[name].nunique() for name in names)
+
+
+def _families(table: pd.DataFrame, p: str, adjusted: str) -> pd.DataFrame:
+    """Holm's adjustment: the primary response's tests are one family, all others' another.
+
+    Rows of a ``test`` other than deciding keep what they have.
+    """
+    if table.empty:
+        return table
+    table = table.copy()
+    ours = table["test"].eq("deciding") if "test" in table else pd.Series(True, table.index)
+    # What a factor does in single tasks is no question of a family.
+    # Lack of fit asks whether the factors' effects can be told apart at all.
+    ours &= ~table["source"].str.split(":").map(lambda names: TASK in names)
+    ours &= table["source"].ne("lack of fit")
+    primary = table["response"].eq(table["response"].iloc[0])
+    for rows in (ours & primary, ours & ~primary):
+        table.loc[rows, adjusted] = effects.holm(table.loc[rows, p].tolist())
+    return table
 
 
 def _notes(
@@ -246,7 +312,7 @@ def _on_scale(
     main: pd.DataFrame, design: _Design, name: str | None
 ) -> tuple[pd.DataFrame, Scale, list[str]]:
     """The table with the response transformed, unless it has values the scale cannot hold."""
-    terms = [(factor,) for factor in [*design.blocks, *design.factors]]
+    terms = given(main, design.response, design.factors, **design.model).terms
     try:
         values, scale = fit_transform(main, design.response, name, terms)
         notes = []
@@ -261,38 +327,62 @@ def _on_scale(
 def _one(chosen, cells, main, design: _Design, factors: list[str]) -> dict[str, pd.DataFrame]:
     response, blocks = design.response, design.blocks
     residuals = _residuals(main, design)
-    every = cell_means(chosen, response, factors, blocks)
+    common, within = list(blocks.common), design.within
+    every = cell_means(chosen, response, factors, common, within=within)
     numbers = every[factors].merge(cells, on=factors, how="left")["component"]
     every.insert(len(factors), "component", numbers)
-    every["tied_with_best"] = best.of_cells(main, response, factors, every, blocks, design.lower)
+    by_cell = [*common, *([f"{TASK}:cell of {' and '.join(factors)}"] if blocks.by_task else [])]
+    every["tied_with_best"] = best.of_cells(main, response, factors, every, by_cell, design.lower)
     single = len(residuals) == len(main[design.factors].astype(str).drop_duplicates())
     alone = single and (design.interactions or len(design.factors) == 1)
-    table = anova(
-        main,
-        response,
-        design.factors,
-        type=design.type,
-        permutations=None if alone else PERMUTATIONS,
-        **design.model,
-    )
+    table = anova(main, response, design.factors, type=design.type, **design.model)
     design.notes.extend(note for note in table.attrs["notes"] if not (alone and note == NO_DF))
-    if alone:
-        table = _without_error(table, design)
+    fit = lack_of_fit(main, response, design.factors, common, within=within)
+    fit = _with_own_limits(fit, len(residuals))
+    table = _with_own_limits(table, len(residuals))
+    table = _without_error(table, design) if alone else _detectable(table, len(residuals), design)
+    tests = pd.DataFrame() if alone else deciding(
+        main, response, design.factors, type=design.type, **design.model
+    )  # fmt: skip
+    pairs = {} if alone else {name: _pairs(main, design, name) for name in design.factors}
     return {
-        "anova": table.drop(columns="p_permutation", errors="ignore"),
-        "robustness": _robustness(main, table, design),
+        "anova": table,
+        "robustness": pd.DataFrame() if alone else _robustness(main, table, tests, design),
         "general": _general(main, design),
         "contrasts": _contrasts(main, design) if alone else pd.DataFrame(),
-        "lack_of_fit": lack_of_fit(main, response, design.factors, blocks),
-        "ranking": pd.DataFrame() if alone else _ranking(main, design),
+        "lack_of_fit": fit,
+        "ranking": pd.DataFrame() if alone else _ranking(main, tests, design),
         "left_out": _left_out(main, design),
-        "marginal_means": _marginal_means(main, design, alone),
+        "without_level": pd.DataFrame() if alone else _without_level(main, design),
+        "marginal_means": _marginal_means(main, design, pairs),
+        "pairs": pd.concat([p for p in pairs.values() if len(p)] or [pd.DataFrame()]),
         "cells": every,
         "power": pd.DataFrame() if alone else _power(main.loc[residuals.index], table, design),
         "spread": _spread(main, design),
         "variances": _variances(main, residuals, design.factors),
         "residuals": residuals.reset_index(drop=True),
     }
+
+
+def _with_own_limits(table: pd.DataFrame, n: int) -> pd.DataFrame:
+    """The table with one effect size, partial omega squared, and the limits of just that."""
+    rest = table["df"].iloc[-1]
+    limits = [
+        effects.share_limits(F, df, rest, n) for F, df in zip(table["F"], table["df"], strict=True)
+    ]
+    table = table.drop(columns=["eta2_p", "eta2_p_low", "eta2_p_high"])
+    table["omega2_p_low"], table["omega2_p_high"] = zip(*limits, strict=True)
+    return table
+
+
+def _detectable(table: pd.DataFrame, n: int, design: _Design) -> pd.DataFrame:
+    """The table with what is detectable at the level that Holm's adjustment asks of the first."""
+    ours = table["source"].isin(design.factors)
+    level = ALPHA / len(design.factors)
+    rest = table["df"].iloc[-1]
+    found = [effects.detectable(df, rest, n, alpha=level) for df in table.loc[ours, "df"]]
+    table.loc[ours, "mde"] = found
+    return table
 
 
 def _without_error(table: pd.DataFrame, design: _Design) -> pd.DataFrame:
@@ -312,114 +402,220 @@ def _contrasts(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
         return pd.DataFrame()
 
 
-def _robustness(main: pd.DataFrame, table: pd.DataFrame, design: _Design) -> pd.DataFrame:
-    """The same question asked in other ways, one row per factor and test."""
-    own = table[table["source"].isin(design.factors)]
+def _robustness(
+    main: pd.DataFrame, table: pd.DataFrame, tests: pd.DataFrame, design: _Design
+) -> pd.DataFrame:
+    """The same questions asked in other ways, and what decides them: a row per term and test."""
+    asked = [name for name in table["source"] if name not in (*design.blocks.common, "residual")]
+    own = table[table["source"].isin(asked)]
     rest = table.loc[table["source"].eq("residual"), "df"].iloc[0]
     parts = [own.assign(test=TESTS[design.type], df2=rest)]
-    if "p_permutation" in own:
-        drawn = own.assign(p=own["p_permutation"], p_holm=NAN, test="permutation", df2=NAN)
-        parts.append(drawn)
-    try:
-        hc3 = anova(
-            main, design.response, design.factors, type=design.type, robust="hc3", **design.model
-        )
-        hc3 = hc3[hc3["source"].isin(design.factors)]
-        parts.append(hc3.assign(test="HC3", df2=rest))
-    except UserError as error:
-        design.note("no HC3 test", error)
-    freed = _free_of_blocks(main, design)
-    for factor in design.factors:
-        welch = anova(freed, design.response, [factor], robust="welch")
-        parts.append(welch.iloc[:1].assign(test="Welch", df2=welch["df"].iloc[-1]))
+    tests = tests[tests["source"].isin(asked)]
+    spreads = tests.assign(F=NAN, p=tests["p_own_spreads"], df2=tests["den_df"], p_holm=NAN)
+    parts.append(spreads.assign(test="own spreads"))
+    if not design.blocks.by_task:
+        parts.append(_permuted(main, design).assign(test="permutation"))
+    decided = tests.assign(F=NAN, p=tests["p_deciding"], df2=NAN, p_holm=NAN)
+    parts.append(decided.assign(test="deciding"))
     columns = ["test", "source", "df", "df2", "F", "p", "p_holm"]
-    parts = [part[columns].dropna(axis=1, how="all") for part in parts]
+    parts = [part.reindex(columns=columns).dropna(axis=1, how="all") for part in parts]
     every = pd.concat(parts, ignore_index=True).reindex(columns=columns)
-    return every.sort_values("source", key=lambda s: s.map(design.factors.index), kind="stable")
+    every = every[every["source"].isin(asked)]
+    if len(design.factors) > 1 and not design.interactions:
+        asked.append("lack of fit")
+        every = pd.concat([every, _own_lack_of_fit(main, design)], ignore_index=True)
+    unknown = tests["source"][tests["p_deciding"].isna() & tests["p"].notna()]
+    design.notes.extend(
+        f"{design.response}: so few runs cannot tell whether an effect of {name} is more than "
+        "unlike spreads"
+        for name in unknown
+        if name in design.factors
+    )
+    return every.sort_values("source", key=lambda s: s.map(asked.index), kind="stable")
 
 
-def _free_of_blocks(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
-    """The table with the blocks' effects taken off the response: Welch's test knows none."""
-    if not design.blocks:
-        return main
-    data = read(main, design.response, design.blocks)
-    rest = Model(data, [(name,) for name in design.blocks]).residuals + data.mean
-    return main.assign(**{design.response: pd.Series(rest, data.index)})
+def _own_lack_of_fit(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
+    """The cells beside the additive model, by own spreads; unknown for more cells than compared."""
+    rows = pd.DataFrame({"test": ["own spreads", "deciding"], "source": "lack of fit"})
+    rows[["df", "df2", "p"]] = NAN
+    table, cell = with_cells(main, design.factors)
+    if table[cell].nunique() > best.MOST_CELLS:
+        return rows
+    block = [*design.blocks.common, *([f"{TASK}:{cell}"] if design.blocks.by_task else [])]
+    found = deciding(table, design.response, [*design.factors, cell], block=block)
+    found = found[found["source"].eq(cell)]
+    if len(found):
+        row = found.iloc[0]
+        rows["df"], rows["df2"] = row["df"], [row["den_df"], NAN]
+        rows["p"] = [row["p_own_spreads"], row["p_deciding"]]
+    return rows
+
+
+def _permuted(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
+    """Freedman and Lane's test with a studentised statistic; no rows where nothing permutes."""
+    try:
+        table = anova(
+            main,
+            design.response,
+            design.factors,
+            type=design.type,
+            permutations=PERMUTATIONS,
+            studentised=True,
+            **design.model,
+        )
+    except UserError as error:
+        design.note("no permutation test", error)
+        return pd.DataFrame(columns=["source"])
+    return table.assign(p=table["p_permutation"], F=NAN, p_holm=NAN)
 
 
 def _general(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
-    if "task" not in design.blocks:
+    if TASK not in design.blocks.common:
         return pd.DataFrame()
     try:
-        return over_tasks(main, design.response, design.factors, "task", design.blocks)
+        found = general(main, design.response, design.factors, TASK)
     except UserError as error:
         design.note("no claim beyond these tasks", error)
         return pd.DataFrame()
+    design.notes.extend(f"{design.response}: {note}" for note in found.attrs["notes"])
+    return found
 
 
-def _ranking(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
+def _pairs(main: pd.DataFrame, design: _Design, factor: str) -> pd.DataFrame:
+    """All differences of two levels; none where there are more levels than are compared."""
+    if main[factor].nunique() > best.MOST_CELLS:
+        return pd.DataFrame()
+    model = model_of(main, design.response, design.factors, **design.model)
+    return apart(model, factor).assign(factor=factor) if model.df else pd.DataFrame()
+
+
+def _questions(main: pd.DataFrame, design: _Design, asked: Mapping) -> pd.DataFrame:
+    """The contrasts that the study names, then what they say together."""
+    if not asked:
+        return pd.DataFrame()
+    try:
+        found = declared(main, design.response, design.factors, asked, **design.model)
+    except UserError as error:
+        design.note("the study's contrasts were not tested", error)
+        return pd.DataFrame()
+    joint = [
+        {"contrast": "jointly", "of": of, **test}
+        | {"p_deciding": np.maximum(test["p"], test["p_own_spreads"])}
+        for of, test in found.attrs["joint"].items()
+    ]
+    parts = [found, pd.DataFrame(joint)] if joint else [found]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _trends(
+    main: pd.DataFrame, design: _Design, scores: Mapping[str, str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The trends of the factors whose levels are numbers, three or more, and their curves."""
+    parts, curves = [], []
+    for name in _numbers(main, design):
+        others = [other for other in design.factors if other != name]
+        block = [*design.blocks.terms, *others]
+        try:
+            model = (main, design.response, name, scores.get(name), block)
+            found, drawn = trend(*model), curve(*model)
+        except UserError as error:
+            design.note(f"no trend over {name}", error)
+            continue
+        parts.append(found.assign(factor=name))
+        curves.append(drawn.assign(factor=name))
+    if not parts:
+        return pd.DataFrame(), pd.DataFrame()
+    return pd.concat(parts, ignore_index=True), pd.concat(curves, ignore_index=True)
+
+
+def _numbers(main: pd.DataFrame, design: _Design) -> list[str]:
+    """The factors with three or more levels that are numbers."""
+    return [n for n in design.factors if is_numeric(main[n]) and main[n].nunique() > 2]
+
+
+def _surfaces(main: pd.DataFrame, design: _Design, scores: Mapping[str, str]) -> pd.DataFrame:
+    parts = []
+    for pair in combinations(_numbers(main, design), 2):
+        others = [name for name in design.factors if name not in pair]
+        own = {name: scores[name] for name in pair if name in scores}
+        block = [*design.blocks.terms, *others]
+        try:
+            found = surface(main, design.response, pair, block, own)
+        except UserError as error:
+            design.note(f"no surface over {' and '.join(pair)}", error)
+            continue
+        at = {f"stationary point: {n}": x for n, x in found.attrs["stationary"].items()}
+        of, kind = " and ".join(pair), found.attrs["kind"]
+        parts.append(found.assign(of=of, kind=kind, at=found["source"].map(at)))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _ranking(main: pd.DataFrame, tests: pd.DataFrame, design: _Design) -> pd.DataFrame:
+    """The factors' order, and whether their runs spread so alike that it can be claimed."""
     if len(design.factors) < 2:
         return pd.DataFrame()
     try:
-        return ranking(main, design.response, design.factors, design.blocks)
+        found = ranking(main, design.response, design.factors, design.blocks.terms)
     except UserError as error:
         design.note("the factors were not ranked", error)
         return pd.DataFrame()
+    ours = tests[tests["source"].isin(design.factors)]
+    return found.assign(alike=bool((ours["p_spreads"] > SPREAD_ALIKE).all()))
 
 
 def _left_out(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
-    if "task" not in design.blocks:
+    if TASK not in design.blocks.common:
         return pd.DataFrame()
-    return leave_one_out(main, design.response, design.factors, "task", design.blocks)
+    block = [SEED] if f"{TASK}:{SEED}" in design.blocks.common else []
+    return leave_one_out(main, design.response, design.factors, TASK, block)
 
 
-def _marginal_means(main: pd.DataFrame, design: _Design, alone: bool) -> pd.DataFrame:
+def _without_level(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
+    if len(design.factors) < 2:
+        return pd.DataFrame()
+    block = design.blocks.names
+    return leave_one_level_out(main, design.response, design.factors, block)
+
+
+def _marginal_means(main: pd.DataFrame, design: _Design, pairs: Mapping) -> pd.DataFrame:
+    """Means of the levels; ``pairs`` has their differences, nothing where no error is known."""
     fit = LinearFit(model_of(main, design.response, design.factors, **design.model))
     parts = []
     for factor in design.factors:
         means = marginal_means(fit, factor)
-        if alone:
+        if not pairs:
             means[["se", "low", "high"]] = NAN
-            means["tied_with_best"] = False
-        else:
-            means["tied_with_best"] = best.of_levels(fit, factor, means, design.lower)
+        compared = pairs.get(factor, pd.DataFrame())
+        tied = best.of_levels(compared, means, design.lower) if len(compared) else False
+        means["tied_with_best"] = tied
         means.insert(0, "factor", factor)
         parts.append(means)
     return pd.concat(parts, ignore_index=True)
 
 
-def _equivalence(
-    finished: pd.DataFrame, response: str, margin: float | None, design: _Design
-) -> tuple[pd.DataFrame, list[str]]:
-    """Every other point but the untouched base against full fine-tuning."""
+def _references(
+    finished: pd.DataFrame, design: _Design, scale: Scale, margin: float | str | None
+) -> dict[str, pd.DataFrame]:
+    """Every point held against the untouched base and full fine-tuning."""
+    response = design.response
+    scaled = finished.assign(**{response: scale.forward(finished[response])})
+    found = against(scaled, response)
+    design.notes.extend(f"{response}: {note}" for note in found.notes)
+    tables = {"against": found.pairs, "by_task": found.by_task}
     if margin is None:
-        return pd.DataFrame(), []
-    reference = finished[finished["method"].eq("full")]
-    points = finished[~finished["method"].isin(["full", "none"])]
-    if reference.empty or points.empty:
-        return pd.DataFrame(), [f"{response}: no finished run of method full to be held against"]
-    try:
-        table = equivalence(
-            points, response, margin, "point", reference, lower_is_better=design.lower
-        )
-    except UserError as error:
-        return pd.DataFrame(), [f"{response}: not held against full: {p}" for p in error.problems]
-    fewest = int(table["df"].min())
-    if fewest > 2:
-        return table, []
-    return table, [
-        f"{response}: against full fine-tuning there are so few pairs that the tests rest on "
-        f"{fewest} degree(s) of freedom; they hold if differences are normal, which so few cannot "
-        "tell: run more seeds before relying on them"
-    ]
+        return tables | {"equivalence": pd.DataFrame(), "assay": pd.DataFrame()}
+    held = as_good(finished, response, margin, lower_is_better=design.lower)
+    design.notes.extend(f"{response}: {note}" for note in held.notes)
+    return tables | {"equivalence": held.points, "assay": held.assay}
 
 
 def _power(used: pd.DataFrame, table: pd.DataFrame, design: _Design) -> pd.DataFrame:
-    """Power to find two levels apart, on this very design, per factor."""
+    """Power to find two levels apart, on this very design, per factor, at Holm's first level."""
     rest = table.iloc[-1]
     sigma = (rest["ss"] / rest["df"]) ** 0.5 if rest["df"] else NAN
-    curve = planning.power_curve(used, design.factors, design.blocks, ratios=RATIOS)
-    smallest = planning.detectable(used, design.factors, design.blocks)
+    model = {"block": design.blocks.terms, "family": len(design.factors)}
+    curve = planning.power_curve(used, design.factors, ratios=RATIOS, **model)
+    smallest = planning.detectable(used, design.factors, **model)
     smallest = smallest.set_index("factor")["difference"]
     curve.insert(2, "delta", curve["ratio"] * sigma)
     return curve.assign(detectable=curve["factor"].map(smallest) * sigma)
@@ -449,8 +645,8 @@ def _residuals(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
 
 def _spread(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
     response = design.response
-    cells = cell_means(main, response, design.factors, design.blocks)
-    within = [*design.factors, *(name for name in design.blocks if name != "seed")]
+    cells = cell_means(main, response, design.factors, list(design.blocks.common))
+    within = [*design.factors, *(name for name in design.blocks.names if name != SEED)]
     complete = main[pd.to_numeric(main[response], errors="coerce").notna()]
     row = {
         "cell_sd": cells["adjusted"].std(),

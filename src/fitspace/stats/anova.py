@@ -14,7 +14,7 @@ from scipy.linalg import cholesky, solve_triangular
 from fitspace.core.errors import UserError
 from fitspace.stats import effects
 from fitspace.stats.absorbed import AbsorbedModel, absorbed_of
-from fitspace.stats.clusters import KINDS, ClusterFit, cluster_parts
+from fitspace.stats.clusters import KINDS, ClusterFit, cluster_parts, own_spreads
 from fitspace.stats.columns import columns
 from fitspace.stats.digits import NOISE
 from fitspace.stats.fits import LinearFit, remembered
@@ -51,6 +51,7 @@ def anova(
     transform: str | None = None,
     formula: str | None = None,
     exact_decimals: bool = False,
+    studentised: bool = False,
 ) -> pd.DataFrame:
     """Analysis of variance of one response; one row per term, ``residual`` last.
 
@@ -89,7 +90,7 @@ def anova(
         cr3 hc3, with the degrees of freedom that they have, in den_df. A test whose covariance is
         singular is NaN, with the reason in ``attrs["notes"]``.
     permutations : number of random permutations for the column p_permutation, drawn by
-        ``seed`` (see `permutation_p`).
+        ``seed`` (see `permutation_p`); ``studentised`` permutes for hc3's statistic, not for F.
     transform : analyse the response on the scale "log", "logit" or "box-cox" (see
         `fit_transform`).
     formula : instead of response and factors, e.g. ``y ~ block + A*B``, or with error strata
@@ -120,8 +121,12 @@ def anova(
         result = strata(data, found.terms, found.error, blocks=found.blocks, type=type)
     else:
         model = Model(data, found.terms)
-        codes = data.codes[cluster] if cluster else np.arange(model.n)
-        fit = ClusterFit(model, codes, robust) if robust in KINDS else LinearFit(model)
+        if robust not in KINDS:
+            fit = LinearFit(model)
+        elif cluster is None:
+            fit = own_spreads(model, robust)
+        else:
+            fit = ClusterFit(model, data.codes[cluster], robust)
         if type == 3:
             check_full_rank(model)
         parts = _robust(fit, type, robust) if robust else None
@@ -133,7 +138,8 @@ def anova(
             )
         result = _tests(model, found.blocks, type, robust, parts)
         if permutations:
-            p = permutation_p(model, type, found.blocks, permutations, seed)
+            options = {"seed": seed, "studentised": studentised}
+            p = permutation_p(model, type, found.blocks, permutations, **options)
             result = result.assign(p_permutation=[*p, NAN])[columns("p_permutation")]
         result = remembered(result, fit)
     result.attrs["notes"] = notes + data.notes + result.attrs["notes"]
@@ -252,7 +258,7 @@ def _tests(
 def _robust(fit: LinearFit, type: int, robust: str) -> tuple[list[Part], list[str]]:
     if robust in HETEROSCEDASTIC:
         return HETEROSCEDASTIC[robust](fit.model)
-    if isinstance(fit, ClusterFit):
+    if robust in KINDS:
         return cluster_parts(fit, type)
     return _robust_parts(fit.model, type, robust)
 
@@ -330,6 +336,8 @@ def lack_of_fit(
     response: str,
     factors: Sequence[str],
     block: str | Sequence[str] | None = None,
+    *,
+    within: str | None = None,
 ) -> pd.DataFrame:
     """Test of cell means against the additive model: the interactions, with what is aliased.
 
@@ -342,7 +350,8 @@ def lack_of_fit(
     1     residual   6     NaN     NaN
 
     Two rows, ``lack of fit`` and ``residual`` (the cell-means model's own), with the columns of
-    `anova` but p_holm. No degrees of freedom are left where every cell is fitted anyway.
+    `anova` but p_holm. No degrees of freedom are left where every cell is fitted anyway. ``within``
+    takes the error from the cells within each level of a block, a task say.
 
     Raises
     ------
@@ -352,10 +361,11 @@ def lack_of_fit(
     terms, factors = found.terms, as_list(factors)
     table, cell = with_cells(table, factors)
     data = read(table, response, [*found.names, cell])
-    additive, cells = Model(data, terms), CellsModel(data, as_list(block), cell)
+    additive, cells = Model(data, terms), CellsModel(data, found.blocks, cell)
     df = additive.df - cells.df
     ss = math.fsum((additive.residuals - cells.residuals) ** 2) if df else 0.0
-    F = effects.f_ratio(ss, df, cells.rss, cells.df)
-    test = effects.tested("lack of fit", ss, df, F, cells.df, cells.n)
-    rows = [test, {"source": "residual", "ss": cells.rss, "df": cells.df}]
+    error = cells if within is None else found.cells_within(table, factors, within)
+    F = effects.f_ratio(ss, df, error.rss, error.df)
+    test = effects.tested("lack of fit", ss, df, F, error.df, error.n)
+    rows = [test, {"source": "residual", "ss": error.rss, "df": error.df}]
     return pd.DataFrame(rows)

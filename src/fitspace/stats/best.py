@@ -6,26 +6,27 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from fitspace.stats.anova import model_of
-from fitspace.stats.fits import Fit, LinearFit
+from fitspace.stats.deciding import apart
+from fitspace.stats.fits import LinearFit
+from fitspace.stats.given import given
 from fitspace.stats.linear import as_labels, with_cells
-from fitspace.stats.means import differences, marginal_means
+from fitspace.stats.means import marginal_means
 
 ALPHA = 0.05
 # Tukey's studentized range costs about 10 ms a pair; beyond this cells are not compared.
 MOST_CELLS = 24
 
 
-def of_levels(fit: Fit, factor: str, means: pd.DataFrame, lower: bool) -> list[bool]:
+def of_levels(every: pd.DataFrame, means: pd.DataFrame, lower: bool) -> list[bool]:
     """For each row of ``means`` (level, mean): not separable from the best level.
 
-    The best level has the largest mean, or with ``lower`` the smallest; Tukey's test at 5%
-    separates. A level whose mean is not estimable is not said to be tied.
+    ``every`` are all differences of two levels (see `apart`). The best level has the largest mean,
+    or with ``lower`` the smallest. A level whose mean is not estimable is not said to be tied.
     """
     known = means.dropna(subset="mean")
     if known.empty:
         return [False] * len(means)
-    tied = not_separable(known.set_index("level")["mean"], differences(fit, factor), lower)
+    tied = not_separable(known.set_index("level")["mean"], every, lower)
     return [level in tied for level in means["level"]]
 
 
@@ -48,11 +49,11 @@ def of_cells(
     table, cell = with_cells(table[table[response].notna()], factors)
     if not 2 <= table[cell].nunique() <= MOST_CELLS:
         return none
-    fit = LinearFit(model_of(table, response, [cell], block))
-    every = differences(fit, cell)
-    if every["p_adjusted"].isna().all():
+    model = given(table, response, [cell], block).model(table)
+    if not model.df:
         return none
-    means = marginal_means(fit, cell).set_index("level")["mean"]
+    every = apart(model, cell)
+    means = marginal_means(LinearFit(model), cell).set_index("level")["mean"]
     tied = not_separable(means, every, lower)
     labels = [as_labels(cells[name]) for name in factors]
     names = [str(levels) for levels in zip(*labels, strict=True)]
@@ -62,8 +63,8 @@ def of_cells(
 
 
 def not_separable(means: pd.Series, every: pd.DataFrame, lower: bool) -> set[str]:
-    """The best of ``means`` (by level) and all that Tukey's test does not separate from it."""
+    """The best of ``means`` (by level) and all that are not shown to differ from it."""
     best = means.idxmin() if lower else means.idxmax()
     ours = every[(every["level"] == best) | (every["other"] == best)]
-    apart = ours[ours["p_adjusted"] < ALPHA]
-    return set(means.index) - (set(apart["level"]) | set(apart["other"])) | {best}
+    separate = ours[ours["p_deciding"] < ALPHA]
+    return set(means.index) - (set(separate["level"]) | set(separate["other"])) | {best}

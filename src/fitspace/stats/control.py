@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from numbers import Real
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fitspace.core.errors import UserError
-from fitspace.stats.clusters import KINDS, ClusterFit
+from fitspace.stats.clusters import KINDS, own_spreads
 from fitspace.stats.fits import LinearFit
 from fitspace.stats.given import given
 from fitspace.stats.linear import Model
@@ -60,7 +61,7 @@ def noninferiority(
     response: str,
     factor: str,
     control,
-    margin: float,
+    margin: float | str,
     block: str | Sequence[str] | None = None,
     higher_is_better: bool = True,
     *,
@@ -74,7 +75,7 @@ def noninferiority(
     >>> table = pd.DataFrame(
     ...     {"y": [6.0, 6.3, 5.8, 6.1, 2.5, 2.2], "arm": ["full"] * 2 + ["lora"] * 2 + ["none"] * 2}
     ... )
-    >>> found = noninferiority(table, "y", "arm", "full", margin=0.25, base="none")
+    >>> found = noninferiority(table, "y", "arm", "full", margin="25%", base="none")
     >>> found[["contrast", "estimate", "margin", "p_adjusted", "noninferior"]].round(4)
           contrast  estimate  margin  p_adjusted  noninferior
     0  lora - full      -0.2    0.95      0.0192         True
@@ -89,8 +90,8 @@ def noninferiority(
 
     Parameters
     ----------
-    margin : above 0; in units of the response, or with a ``base`` the share of the gain from
-        the base to the control, below 1.
+    margin : a number above 0, in units of the response; or, as text, the share of the gain from
+        the base to the control: ``"10%"``.
     base : a level that the control must have beaten (one-sided, unadjusted) for a claim to have
         a meaning: ``attrs["assay"]`` has estimate, se, df, t and p of control - base. Where it
         has not, nothing is non-inferior. The base itself is not compared.
@@ -102,10 +103,9 @@ def noninferiority(
     ------
     UserError : a table that cannot be analysed, a margin out of range, or an unknown level.
     """
-    top = math.inf if base is None else 1.0
-    if not isinstance(margin, Real) or not 0 < margin < top:
-        allowed = "a finite number above 0" if base is None else "a share between 0 and 1"
-        raise UserError(f"margin: {margin!r}; allowed: {allowed}")
+    share = share_of(margin)
+    if share is not None and base is None:
+        raise UserError(f"margin: {margin!r} is a share of the gain from the base; name the base")
     rows, correlation, notes = _against(table, response, factor, control, block, robust)
     better, alpha, assay = 1 if higher_is_better else -1, 1 - confidence, None
     if base is not None:
@@ -116,7 +116,7 @@ def noninferiority(
             )
         at = names.index(str(base))
         assay = _assay(rows.iloc[at], better)
-        margin = margin * abs(assay["estimate"])
+        margin = margin if share is None else share * abs(assay["estimate"])
         others = [i for i in range(len(rows)) if i != at]
         rows, correlation = rows.iloc[others], correlation[np.ix_(others, others)]
         rows = rows.reset_index(drop=True)
@@ -147,6 +147,24 @@ def noninferiority(
     return result
 
 
+def share_of(margin: float | str) -> float | None:
+    """The share that a margin such as ``"10%"`` is; None for one in units of the response.
+
+    Raises
+    ------
+    UserError : anything else than a number above 0 or a share between 0% and 100%.
+    """
+    if isinstance(margin, Real) and not isinstance(margin, bool) and 0 < margin < math.inf:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", margin) if isinstance(margin, str) else None
+    if found is None or not 0 < float(found[1]) < 100:
+        raise UserError(
+            f"margin: {margin!r}; allowed: a finite number above 0, or the share of the gain from "
+            "the base to the control, between 0% and 100%"
+        )
+    return float(found[1]) / 100
+
+
 def _assay(row: pd.Series, better: int) -> dict:
     """The control less the base, and whether it is better: one-sided."""
     estimate, se, df = -float(row["estimate"]), float(row["se"]), float(row["df"])
@@ -158,7 +176,7 @@ def _assay(row: pd.Series, better: int) -> dict:
 def _fitted(model: Model, robust: str | None) -> LinearFit:
     if robust not in (None, *KINDS):
         raise UserError(f"robust: {robust!r}; allowed: {', '.join(KINDS)}")
-    return ClusterFit(model, np.arange(model.n), robust) if robust else LinearFit(model)
+    return own_spreads(model, robust) if robust else LinearFit(model)
 
 
 def _against(table, response, factor, control, block, robust):

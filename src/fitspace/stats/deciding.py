@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from ast import literal_eval
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from fitspace.core.errors import UserError
 from fitspace.stats import effects
 from fitspace.stats.anova import anova
-from fitspace.stats.clusters import ClusterFit
+from fitspace.stats.blocks import TASK
+from fitspace.stats.clusters import own_spreads
 from fitspace.stats.fits import LinearFit, fit_of
 from fitspace.stats.given import given
-from fitspace.stats.means import compare
+from fitspace.stats.linear import Model, with_cells
+from fitspace.stats.means import Grid, differences
+from fitspace.stats.multiplicity import compared
 from fitspace.stats.variances import brown_forsythe
 
 NAN = float("nan")
@@ -111,10 +116,11 @@ def separated(
     1    a - c      0.1234         0.3564      0.3564
     2    b - c      0.2784         0.5444      0.5444
 
-    Columns of `pairs`, df_own_spreads and p_own_spreads (adjusted alike, by hc3 with each pair's
-    own degrees of freedom), p_deciding, the larger of both adjusted p, low and high the wider of
-    both, and ``few``: fewer than 4 such degrees of freedom, too few to tell how runs spread. Of a
-    study with tasks: ``separated(runs, "arm", formula="y ~ task*arm + task:seed")``.
+    Columns of `pairs`, df_own_spreads and p_own_spreads (adjusted alike, Šidák's for Dunnett's, by
+    hc3 with each pair's own degrees of freedom), p_deciding, the larger of both adjusted p, low and
+    high, the wider of both, and ``few``: fewer than 4 such degrees of freedom, too few to tell how
+    runs spread. Of a study with tasks: ``separated(runs, "arm", formula="y ~ task*arm +
+    task:seed")``.
 
     On the committed studies Tukey's test finds a difference that is not there in up to 45% of cases
     instead of 5%, p_deciding in at most 5%; against a control with two runs a point, which is
@@ -129,13 +135,145 @@ def separated(
     ------
     UserError : as `anova`.
     """
-    options = {"control": control, "by": by, "adjust": adjust, "alternative": alternative}
-    found = given(table, **model)
-    fitted = found.model(table)
-    plain = compare(LinearFit(fitted), factor, **options)
-    own = compare(ClusterFit(fitted, np.arange(fitted.n), "cr3"), factor, **options)
+    fitted = given(table, **model).model(table)
+    result = apart(fitted, factor, control=control, by=by, adjust=adjust, alternative=alternative)
+    names = [f"{a} - {b}" for a, b in zip(result["level"], result["other"], strict=True)]
+    result.insert(result.columns.get_loc("level"), "contrast", names)
+    return result.drop(columns=["level", "other"])
+
+
+def apart(model: Model, factor: str, *, control=None, adjust: str | None = None, **options):
+    """`separated` of a model, with both levels of a difference as text: level, other."""
+    adjust = adjust or ("tukey" if control is None else "dunnett")
+    options |= {"control": control, "adjust": adjust}
+    plain = differences(LinearFit(model), factor, **options)
+    # Dunnett's step is exact for one error; with each difference's own it costs a minute.
+    options["adjust"] = "sidak" if adjust == "dunnett" else adjust
+    own = differences(own_spreads(model, "cr3"), factor, **options)
+    return both(plain, own)
+
+
+def both(plain: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
+    """Comparisons with one variance, completed by the same with each run's own.
+
+    The p on which a claim may rest is the larger, and its limits are the wider.
+    """
     result = plain.assign(df_own_spreads=own["df"], p_own_spreads=own["p_adjusted"])
     result["p_deciding"] = np.maximum(result["p_adjusted"], result["p_own_spreads"])
     result["low"] = np.minimum(plain["low"], own["low"])
     result["high"] = np.maximum(plain["high"], own["high"])
     return result.assign(few=~(result["df_own_spreads"] >= FEW))
+
+
+def declared(
+    table: pd.DataFrame,
+    response: str,
+    factors: Sequence[str],
+    named: Mapping[str, Mapping[str, Mapping[str, float]]],
+    block: Sequence[str] = (),
+    *,
+    interactions: bool = False,
+) -> pd.DataFrame:
+    """Contrasts that were named beforehand, of levels or of cells, as one family.
+
+    >>> runs = pd.DataFrame([(a, b, s) for a in "uvw" for b in "xy" for s in (0, 1, 2)])
+    >>> runs.columns = ["input", "output", "seed"]
+    >>> runs["y"] = [3, 3.1, 3, 4, 4.2, 4, 3.6, 3.5, 3.6, 4.4, 4.6, 4.3, 5, 5.2, 5, 6.1, 6, 6.2]
+    >>> asked = {
+    ...     "w against the rest": {"input": {"w": 1, "u": -0.5, "v": -0.5}},
+    ...     "the two best cells": {"input:output": {"w:y": 1, "w:x": -1}},
+    ... }
+    >>> found = declared(runs, "y", ["input", "output"], asked, ["seed"])
+    >>> found[["contrast", "estimate", "p", "p_deciding", "p_deciding_holm"]].round(4)
+                 contrast  estimate    p  p_deciding  p_deciding_holm
+    0  w against the rest    1.8083  0.0      0.0000           0.0000
+    1  the two best cells    1.0333  0.0      0.0018           0.0018
+
+    ``named``: name -> factor, or several joined by ``:`` -> level, or cell joined likewise ->
+    coefficient; what is left out has 0. A contrast of levels is one of their marginal means in
+    ``block + factors``, one of cells of the means of the cells. Columns: contrast, of (the factor
+    or factors), estimate, se, df, t, p (one variance for all runs), df_own_spreads, p_own_spreads
+    (hc3), p_deciding (the larger p), p_deciding_holm (over all contrasts), low, high (simultaneous
+    by Bonferroni, the wider of both), few (see `separated`). ``attrs["joint"]``: for each factor
+    or cell of several contrasts, F, num_df, den_df, p and p_own_spreads of all being 0.
+
+    Raises
+    ------
+    UserError : a table that cannot be analysed, or levels or cells that are not there.
+    """
+    fits: dict[str, _Asked] = {}
+    rows: dict[str, list] = {"plain": [], "own": []}
+    of, problems, weights = [], [], {}
+    for name, asked in named.items():
+        ((key, levels),) = asked.items()
+        if key not in fits:
+            fits[key] = _Asked(table, response, factors, key.split(":"), block, interactions)
+        row, missing = fits[key].row(levels)
+        problems += [f"contrast {name!r}: {text}" for text in missing]
+        weights.setdefault(key, []).append(row)
+        rows["plain"].append(fits[key].plain.estimates(row[None]))
+        rows["own"].append(fits[key].own.estimates(row[None]))
+        of.append(key)
+    if not named:
+        problems.append("contrasts: none named")
+    if problems:
+        raise UserError(problems)
+    plain, own = (compared(pd.concat(r, ignore_index=True), "bonferroni") for r in rows.values())
+    result = plain[["estimate", "se", "df", "t", "p"]].copy()
+    result.insert(0, "contrast", list(named))
+    result.insert(1, "of", of)
+    result["df_own_spreads"], result["p_own_spreads"] = own["df"], own["p"]
+    result["p_deciding"] = np.maximum(plain["p"], own["p"])
+    result["p_deciding_holm"] = effects.holm(result["p_deciding"].tolist())
+    result["low"], result["high"] = (
+        np.minimum(plain["low"], own["low"]), np.maximum(plain["high"], own["high"])
+    )  # fmt: skip
+    result["few"] = ~(result["df_own_spreads"] >= FEW)
+    result.attrs["joint"] = {
+        key: fits[key].plain.test(np.array(rows))
+        | {"p_own_spreads": fits[key].own.test(np.array(rows))["p"]}
+        for key, rows in weights.items()
+        if len(rows) > 1
+    }
+    return result
+
+
+class _Asked:
+    """The two fits of a model whose factor, or whose cells, are contrasted."""
+
+    def __init__(self, table, response, factors, names: list[str], block, interactions: bool):
+        if len(names) > 1:
+            table, cell = with_cells(table, names)
+            in_tasks = [term for term in block if set(term.split(":")) & {*factors, *names}]
+            block = [term for term in block if term not in in_tasks]
+            block += [f"{TASK}:{cell}"] if in_tasks else []
+            factors = [cell, *(name for name in factors if name not in names)]
+            interactions = False
+        else:
+            (cell,) = names
+        options = {"interactions": interactions}
+        model = given(table, response, list(factors), block, **options).model(table)
+        self.plain, self.own = LinearFit(model), own_spreads(model, "cr3")
+        grid = Grid(self.plain, cell, None)
+        # Cells are told by the text of a tuple of their labels.
+        levels = dict.fromkeys(grid.name(at) for at in grid.at)
+        self.names = {":".join(literal_eval(n)) if len(names) > 1 else n: n for n in levels}
+        self.at = {
+            grid.name(at): row for at, row in zip(grid.at, grid.weights(grid.at), strict=True)
+        }
+
+    def row(self, levels: Mapping[str, float]) -> tuple[np.ndarray, list[str]]:
+        """Weights (p,) of the model matrix, and what is wrong with the levels."""
+        missing = [
+            f"no {level!r}; there are {', '.join(self.names)}"
+            for level in map(str, levels)
+            if level not in self.names
+        ]
+        parts = [
+            value * self.at[self.names[str(level)]]
+            for level, value in levels.items()
+            if str(level) in self.names
+        ]
+        return np.sum(parts, axis=0) if parts else np.zeros(
+            len(next(iter(self.at.values())))
+        ), missing

@@ -49,6 +49,19 @@ def interval(effect: float, df1: int, df2: int, level: float = 0.95) -> tuple[fl
     return low / (low + df2), high / (high + df2)
 
 
+def share_limits(F: float, df1: int, df2: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Two-sided interval of the population partial omega squared, ``ncp / (ncp + n)``.
+
+    The noncentral F is inverted at both tails, so that for runs that spread alike it covers in
+    ``level`` of cases. NaN without degrees of freedom, and for an exact fit.
+    """
+    if not math.isfinite(F) or df1 < 1 or df2 < 1 or df1 * F > 1e8:
+        return NAN, NAN
+    tail = (1 - level) / 2
+    low, high = ncp(F, df1, df2, 1 - tail), ncp(F, df1, df2, tail)
+    return low / (low + n), high / (high + n)
+
+
 def power(ncp: float, df1: int, df2: int, alpha: float = 0.05) -> float:
     """Power of the F test at a noncentrality."""
     return 1 - float(ncfdtr(df1, df2, ncp, fdtri(df1, df2, 1 - alpha)))

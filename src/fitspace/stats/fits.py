@@ -79,7 +79,8 @@ class Fit:
         values = rows @ self.coefficients + weights[:, 0] * self.model.data.mean
         largest = float(np.max(np.abs(self.model.data.y)))
         values = [cleared(value, largest) for value in values]
-        se = np.sqrt(np.einsum("ij,jk,ik->i", rows, self.covariance, rows))
+        squares = np.einsum("ij,jk,ik->i", rows, self.covariance, rows)
+        se = np.sqrt(np.maximum(squares, 0))  # rounding leaves a little less than nothing
         df = [self.df(row) if known else NAN for row, known in zip(rows, estimable, strict=True)]
         table = pd.DataFrame({"estimate": values, "se": se, "df": df}).astype(float)
         table.loc[~estimable] = NAN

@@ -11,7 +11,16 @@ import pandas as pd
 from fitspace.core.errors import UserError
 from fitspace.stats.absorbed import absorbed_of
 from fitspace.stats.formula import Term, parse, term_of
-from fitspace.stats.linear import Data, Model, as_list, missing_columns, read, reserved
+from fitspace.stats.linear import (
+    CellsModel,
+    Data,
+    Model,
+    as_list,
+    missing_columns,
+    read,
+    reserved,
+    with_cells,
+)
 
 # Numbers in these columns are names: one more task or seed is not one more of anything.
 LABELS = ("task", "seed", "run", "block", "subject")
@@ -55,6 +64,13 @@ class Given:
                 "classical F of stats.anova alone"
             )
         return Model(data, self.terms)
+
+    def cells_within(self, table: pd.DataFrame, factors: Sequence[str], block: str) -> CellsModel:
+        """The model of the blocks and the factors' cells, each level of a block with its own."""
+        table, cell = with_cells(table, [*factors, block])
+        blocks = [term for term in self.blocks if term != (block,)]
+        names = [*(name for term in self.blocks for name in term), cell]
+        return CellsModel(read(table, self.response, list(dict.fromkeys(names))), blocks, cell)
 
 
 def given(

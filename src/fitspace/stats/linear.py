@@ -458,11 +458,11 @@ class CellsModel:
 
     Parameters
     ----------
-    data : complete rows; names of ``blocks`` and ``cell`` are factors of it.
+    data : complete rows; names of the ``blocks``, which are terms, and ``cell`` are factors of it.
     """
 
-    def __init__(self, data: Data, blocks: Sequence[str], cell: str):
-        model = Model(data, [(name,) for name in blocks])
+    def __init__(self, data: Data, blocks: Sequence[Term], cell: str):
+        model = Model(data, blocks)
         self.data, self.n = data, len(data.y)
         self._codes = data.codes[cell]
         self._size = np.bincount(self._codes)
@@ -494,16 +494,23 @@ class CellsModel:
         """Residual sum of squares."""
         return math.fsum(self.residuals**2)
 
-    def adjusted(self) -> tuple[np.ndarray, np.ndarray]:
-        """Each cell's marginal mean and its standard error, (cells,); NaN if not estimable."""
+    @property
+    def variance(self) -> float:
+        """Residual mean square; NaN without residual degrees of freedom."""
+        return self.rss / self.df if self.df else np.nan
+
+    def adjusted(self, variance: float) -> tuple[np.ndarray, np.ndarray]:
+        """Each cell's marginal mean and its standard error, (cells,); NaN if not estimable.
+
+        ``variance`` is that of a run.
+        """
         y = self.data.y
         within = y - self._of_cells(y)[self._codes]
         slopes = self._roots @ (self._u.T @ within)
         # Sum contrasts are 0 on the grid's average: a cell is moved from its own blocks there.
         means = self._of_cells(y) - self._means @ slopes + self.data.mean
         spread = 1 / self._size + np.sum((self._means @ self._roots) ** 2, axis=1)
-        sigma = (self.rss / self.df) ** 0.5 if self.df else np.nan
         outside = self._means - self._means @ self._rows.T @ self._rows
         size = 1 + np.linalg.norm(self._means, axis=1)
         known = np.linalg.norm(outside, axis=1) <= 1e-8 * size
-        return np.where(known, means, np.nan), np.where(known, sigma * spread**0.5, np.nan)
+        return np.where(known, means, np.nan), np.where(known, (variance * spread) ** 0.5, np.nan)

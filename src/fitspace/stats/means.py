@@ -415,6 +415,7 @@ def cell_means(
     block: str | Sequence[str] | None = None,
     *,
     replicate: str = "seed",
+    within: str | None = None,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Means of the observed cells of a design, with their spread over seeds.
@@ -432,21 +433,24 @@ def cell_means(
     Columns: the factors, runs, mean, min, max (of the runs as they are), replicate_sd (the
     pooled standard deviation over ``replicate`` within the cell and the other blocks),
     adjusted, se, low, high (the cell's marginal mean in ``block + cell``, which corrects for
-    runs that are missing in some blocks). Order of first appearance.
+    runs that are missing in some blocks). Order of first appearance. ``within`` takes the error
+    from the cells within each level of a block, a task say.
 
     Raises
     ------
     UserError : a table that cannot be analysed.
     """
-    factors, blocks = as_list(factors), as_list(block)
+    factors = as_list(factors)
     table, cell = with_cells(table, factors)
-    data = read(table, response, [cell, *blocks])
+    found = given(table, response, [cell], block)
+    names = [name for name in found.names if name != cell]
+    data = read(table, response, [cell, *names])
     used = table.loc[data.index].assign(**{name: as_labels(table[name]) for name in factors})
     used[response] = data.y + data.mean
-    within = [cell, *(name for name in blocks if name != replicate)]
+    alike = [cell, *(name for name in names if name != replicate)]
     y, of_cell = used[response], used.groupby(cell, sort=False)
-    squares = (y - used.groupby(within, observed=True)[response].transform("mean")) ** 2
-    df = of_cell.size() - used.drop_duplicates(within).groupby(cell, sort=False).size()
+    squares = (y - used.groupby(alike, observed=True)[response].transform("mean")) ** 2
+    df = of_cell.size() - used.drop_duplicates(alike).groupby(cell, sort=False).size()
     means = (
         of_cell[factors]
         .first()
@@ -458,9 +462,10 @@ def cell_means(
             replicate_sd=(squares.groupby(used[cell]).sum() / df.where(df > 0)) ** 0.5,
         )
     )
-    model = CellsModel(data, blocks, cell)
-    adjusted, se = model.adjusted()
-    margin = (float(stdtrit(model.df, 0.5 + confidence / 2)) if model.df else NAN) * se
+    model = CellsModel(data, found.blocks, cell)
+    error = model if within is None else found.cells_within(table, factors, within)
+    adjusted, se = model.adjusted(error.variance)
+    margin = (float(stdtrit(error.df, 0.5 + confidence / 2)) if error.df else NAN) * se
     limits = {"low": adjusted - margin, "high": adjusted + margin}
     means = means.loc[data.levels[cell]].reset_index(drop=True)
     return means.assign(adjusted=adjusted, se=se, **limits)

@@ -14,10 +14,18 @@ NAN = float("nan")
 BATCH = 500
 # Equal F of two arrangements differ by rounding; they are ties and count as such.
 TIE = 1e-9
+# A covariance this far from full rank is singular but for rounding.
+SINGULAR = 1e-12
 
 
 def permutation_p(
-    model: Model, type: int, blocks: Sequence[Term] = (), permutations: int = 9999, seed: int = 0
+    model: Model,
+    type: int,
+    blocks: Sequence[Term] = (),
+    permutations: int = 9999,
+    seed: int = 0,
+    *,
+    studentised: bool = False,
 ) -> list[float]:
     """p of each term by permuting residuals (Freedman and Lane 1983); NaN for ``blocks``.
 
@@ -30,6 +38,10 @@ def permutation_p(
     (Winkler et al. 2014, section on restricted exchangeability). Blocks themselves
     therefore have no permutation test. The same seed gives the same p.
 
+    ``studentised`` permutes for Wald's statistic with hc3 instead of F. Where rows spread unalike,
+    the statistic's own distribution then depends on these spreads less, and less with more rows
+    (DiCiccio and Romano 2017).
+
     Raises
     ------
     UserError : every combination of the blocks has one row, so that nothing can be permuted.
@@ -38,7 +50,8 @@ def permutation_p(
     if max(map(len, groups)) < 2:
         raise UserError("permutations: every combination of the blocks has one row")
     tested = [term for term in model.terms if term not in blocks]
-    shares = {term: _Share(model, term, type) for term in tested}
+    kind = _Studentised if studentised else _Share
+    shares = {term: kind(model, term, type) for term in tested}
     rng = np.random.default_rng(seed)
     reached = dict.fromkeys(tested, 0)
     for start in range(0, permutations, BATCH):
@@ -55,7 +68,8 @@ def _groups(model: Model, blocks: Sequence[Term]) -> list[np.ndarray]:
     """Row numbers of each combination of the blocks' levels."""
     if not blocks:
         return [np.arange(model.n)]
-    codes = np.column_stack([model.data.codes[name] for (name,) in blocks])
+    names = dict.fromkeys(name for term in blocks for name in term)
+    codes = np.column_stack([model.data.codes[name] for name in names])
     _, number = np.unique(codes, axis=0, return_inverse=True)
     return [np.flatnonzero(number == k) for k in range(number.max() + 1)]
 
@@ -97,3 +111,24 @@ class _Share:
         if not self.known:
             return 0
         return int(np.sum(self.of(self.residuals[order]) >= self.observed * (1 - TIE)))
+
+
+class _Studentised(_Share):
+    """Wald's statistic of permuted residuals with hc3."""
+
+    def __init__(self, model: Model, term: Term, type: int):
+        self.weights = 1 / np.maximum(1 - model.leverage, 1e-10)
+        super().__init__(model, term, type)
+
+    def of(self, residuals: np.ndarray) -> np.ndarray:
+        """Statistics (m,) of columns of residuals (n, m); 0 where hc3 is singular."""
+        scores = self.basis.T @ residuals
+        rest = (residuals - self.full @ (self.full.T @ residuals)) * self.weights[:, None]
+        seen = rest.T[:, :, None] * self.basis
+        cov = seen.transpose(0, 2, 1) @ seen
+        values, vectors = np.linalg.eigh(cov)
+        sound = values[:, 0] > SINGULAR * values[:, -1]
+        turned = np.einsum("mqk,qm->mk", vectors, scores)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = np.sum(turned**2 / values, axis=1)
+        return np.where(sound, found, 0.0)

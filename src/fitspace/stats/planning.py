@@ -2,6 +2,7 @@
 
 A design is a table with one row per planned run: its factors and its blocks. As in the
 analysis only its largest connected component counts; ``attrs["notes"]`` says what lies outside.
+``block`` names the terms of the blocks; None takes those of a study (see `blocks_of`).
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from scipy.special import chdtri, fdtri
 
 from fitspace.core.errors import UserError
 from fitspace.stats import effects
+from fitspace.stats.blocks import SEED, TASK, blocks_of
 from fitspace.stats.digits import cleared
 from fitspace.stats.estimability import components, in_design, largest
-from fitspace.stats.formula import Term, label
+from fitspace.stats.formula import Term, label, term_of
 from fitspace.stats.linear import (
     RANK_TOLERANCE,
     Data,
@@ -33,7 +35,6 @@ from fitspace.stats.linear import (
 from fitspace.stats.transforms import fit_transform
 
 NAN = float("nan")
-BLOCKS = ("task", "seed")
 MOST_SEEDS = 10**6
 
 
@@ -41,7 +42,7 @@ MOST_SEEDS = 10**6
 
 
 def estimable(
-    design: pd.DataFrame, factors: Sequence[str], block: Sequence[str] = BLOCKS
+    design: pd.DataFrame, factors: Sequence[str], block: Sequence[str] | None = None
 ) -> pd.DataFrame:
     """Degrees of freedom of main effects and two-factor interactions, and their aliases.
 
@@ -66,10 +67,12 @@ def estimable(
     UserError : missing columns, or no factor with two levels.
     """
     part, factors, blocks, notes = _analysed(design, factors, block)
-    part = part.drop_duplicates([*factors, *blocks])  # a replicate adds no rank
+    blocks = [term for term in blocks if not set(term) & set(factors)]
+    columns = dict.fromkeys(name for term in blocks for name in term)
+    part = part.drop_duplicates([*factors, *columns])  # a replicate adds no rank
     names = [(name,) for name in factors]
-    every = _model(part, [(name,) for name in blocks] + names + list(combinations(factors, 2)))
-    additive = _model(part, [(name,) for name in [*blocks, *factors]])
+    every = _model(part, blocks + names + list(combinations(factors, 2)))
+    additive = _model(part, blocks + names)
     rows = []
     for term in every.terms[len(blocks) :]:
         model = additive if len(term) == 1 else every
@@ -158,7 +161,7 @@ class _Test:
 def power(
     design: pd.DataFrame,
     factors: Sequence[str],
-    block: Sequence[str] = BLOCKS,
+    block: Sequence[str] | None = None,
     *,
     delta: float,
     sigma: float,
@@ -175,8 +178,8 @@ def power(
     1  output   1            7  0.8425
 
     The alternative has two levels ``delta`` apart and all others at their mean; the pair of
-    levels is taken at which the noncentrality is smallest. The model is additive: blocks and
-    factors. The level is ``alpha / family``: with as many factors as one Holm
+    levels is taken at which the noncentrality is smallest. The model is additive in the factors,
+    beside the blocks. The level is ``alpha / family``: with as many factors as one Holm
     adjustment takes together, what it asks of the first of them. NaN where a test is not possible.
 
     Parameters
@@ -204,7 +207,7 @@ def power(
 def power_curve(
     design: pd.DataFrame,
     factors: Sequence[str],
-    block: Sequence[str] = BLOCKS,
+    block: Sequence[str] | None = None,
     *,
     ratios: Sequence[float],
     alpha: float = 0.05,
@@ -239,7 +242,7 @@ def power_curve(
 def detectable(
     design: pd.DataFrame,
     factors: Sequence[str],
-    block: Sequence[str] = BLOCKS,
+    block: Sequence[str] | None = None,
     *,
     goal: float = 0.8,
     alpha: float = 0.05,
@@ -269,7 +272,7 @@ def detectable(
 def runs_needed(
     design: pd.DataFrame,
     factors: Sequence[str],
-    block: Sequence[str] = BLOCKS,
+    block: Sequence[str] | None = None,
     *,
     delta: float,
     sigma: float,
@@ -295,17 +298,20 @@ def runs_needed(
     UserError : as :func:`power`.
     """
     _check(delta=delta, sigma=sigma, goal=goal, alpha=alpha)
-    others = [name for name in as_list(block) if name != "seed"]
-    once = design.drop_duplicates([*factors, *(name for name in others if name in design)])
-    tests, notes = _tests(once, factors, others)
-    per_seed = len(_analysed(once, factors, others)[0])
+    named = [TASK, SEED] if block is None else [n for text in block for n in term_of(text)]
+    others = [name for name in named if name != SEED and name in design]
+    once = design.drop_duplicates([*factors, *others])
+    several = [pd.concat([once.assign(seed=str(s)) for s in range(n)]) for n in (1, 2, 3)]
+    (tests, notes), two, three = (_tests(seeds, factors, block) for seeds in several)
+    per_seed = len(_analysed(once, factors, block)[0])
     rows = []
-    for test in tests:
+    for test, second, third in zip(tests, two[0], three[0], strict=True):
 
-        def reached(seeds: int, test: _Test = test) -> float:
-            # Seeds are crossed with all else: each adds its rows, and takes one for itself.
-            own = seeds - 1 if "seed" in as_list(block) else 0
-            residual = test.residual_df + (seeds - 1) * per_seed - own
+        def reached(seeds: int, tests=(test, second, third)) -> float:
+            # From the second seed on each adds its rows, less what its own blocks take.
+            test, second, third = tests
+            more = (seeds - 2) * (third.residual_df - second.residual_df)
+            residual = test.residual_df if seeds == 1 else second.residual_df + more
             ncp = seeds * test.unit * (delta / sigma) ** 2
             return _power(ncp, test.df, residual, alpha / family)
 
@@ -347,10 +353,10 @@ def _detectable(test: _Test, goal: float, alpha: float) -> float:
 
 
 def _tests(
-    design: pd.DataFrame, factors: Sequence[str], block: Sequence[str]
+    design: pd.DataFrame, factors: Sequence[str], block: Sequence[str] | None
 ) -> tuple[list[_Test], list[str]]:
     part, factors, blocks, notes = _analysed(design, factors, block)
-    model = _model(part, [(name,) for name in [*blocks, *factors]])
+    model = _model(part, [*blocks, *((name,) for name in factors)])
     tests = []
     for name in factors:
         basis, _ = model.added((name,), 2)
@@ -382,7 +388,7 @@ def pilot_sigma(
     runs: pd.DataFrame,
     response: str,
     factors: Sequence[str],
-    block: Sequence[str] = BLOCKS,
+    block: Sequence[str] | None = None,
     *,
     transform: str | None = None,
 ) -> PilotSigma:
@@ -408,9 +414,10 @@ def pilot_sigma(
         raise UserError(problems)
     chosen = runs[runs["status"].eq("ok") & in_design(runs, factors) & runs[response].notna()]
     part, factors, blocks, _ = _analysed(chosen, factors, block)
-    terms = [(name,) for name in [*blocks, *factors]]
+    terms = [*blocks, *((name,) for name in factors)]
+    names = list(dict.fromkeys(name for term in terms for name in term))
     values, scale = fit_transform(part, response, transform, terms)
-    model = Model(read(part.assign(**{response: values}), response, [*blocks, *factors]), terms)
+    model = Model(read(part.assign(**{response: values}), response, names), terms)
     if not model.df or not model.rss:
         raise UserError(
             f"{response}: {model.df} residual degrees of freedom and a residual sum of squares of "
@@ -426,8 +433,8 @@ def pilot_sigma(
 
 
 def _analysed(
-    design: pd.DataFrame, factors: Sequence[str], block: Sequence[str]
-) -> tuple[pd.DataFrame, list[str], list[str], list[str]]:
+    design: pd.DataFrame, factors: Sequence[str], block: Sequence[str] | None
+) -> tuple[pd.DataFrame, list[str], list[Term], list[str]]:
     """The largest component, its factors and blocks that vary, and notes on what is not in it."""
     cells = components(design, factors)
     if cells.empty:
@@ -435,7 +442,11 @@ def _analysed(
     part, varying = largest(design, cells, factors)
     if not varying:
         raise UserError(f"no factor of {list(factors)} has two levels in the design's largest part")
-    blocks = [name for name in as_list(block) if name in part and part[name].nunique() > 1]
+    if block is None:
+        terms = [term_of(text) for text in blocks_of(part, varying).terms]
+    else:
+        terms = [term_of(text) for text in as_list(block)]
+    blocks = [t for t in terms if all(n in part and part[n].nunique() > 1 for n in t)]
     notes = [
         f"{name} has one level in the part analysed and is left out"
         for name in factors
@@ -452,7 +463,7 @@ def _analysed(
 def _model(part: pd.DataFrame, terms: list[Term]) -> Model:
     """The model of a design, which has no response yet."""
     levels, codes = {}, {}
-    for (name,) in (term for term in terms if len(term) == 1):
+    for name in dict.fromkeys(name for term in terms for name in term):
         codes[name], found = pd.factorize(as_labels(part[name]))
         levels[name] = list(found)
     return Model(Data(np.zeros(len(part)), 0.0, levels, codes, part.index), terms)

@@ -111,7 +111,7 @@ def _scores(data: Data, factor: str, scores) -> np.ndarray:
 
 def on_scale(name: str, values: Sequence, scores: str | None) -> np.ndarray:
     """Numbers on the scale ``scores``, or on the one that a factor of this name has."""
-    scores = scores or ("log2" if name.casefold() in DOUBLING else "linear")
+    scores = scores or ("log2" if name.casefold().split(".")[-1] in DOUBLING else "linear")
     if scores not in ("linear", "log2"):
         raise UserError(f"scores: {scores!r}; allowed: linear, log2, or a number per level")
     points, problems = numbers(pd.Series(list(values), name=name))
@@ -123,6 +123,59 @@ def on_scale(name: str, values: Sequence, scores: str | None) -> np.ndarray:
             raise UserError(f"scores: log2 needs levels above 0; {name!r} has {points.min():g}")
         return np.log2(points)
     return points
+
+
+def curve(
+    table: pd.DataFrame,
+    response: str,
+    factor: str,
+    scores: str | None = None,
+    block: str | Sequence[str] | None = None,
+    *,
+    points: int = 41,
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """The second-degree curve of a response over a factor of numbers, with its band.
+
+    >>> runs = pd.DataFrame({"steps": [10, 20, 40, 80] * 2, "y": [1, 2, 3, 3, 1.2, 2.1, 2.8, 3.4]})
+    >>> curve(runs, "y", "steps", points=3)[["at", "estimate", "low", "high"]].round(3)
+           at  estimate    low   high
+    0  10.000     1.077  0.776  1.379
+    1  28.284     2.516  2.268  2.764
+    2  80.000     3.222  2.921  3.524
+
+    Evenly on the scale of the scores (see `trend`), at the mean of the blocks; columns: scores, at
+    (the factor), estimate, se, df, low, high (of each point by itself).
+
+    Raises
+    ------
+    UserError : as `trend`.
+    """
+    found = given(table, response, [factor], block)
+    data = found.data(table)
+    score = _scores(data, factor, scores)
+    kind = scores or ("log2" if factor.casefold().split(".")[-1] in DOUBLING else "linear")
+    middle, half = (score.max() + score.min()) / 2, (score.max() - score.min()) / 2
+    x = (score - middle) / half
+    names = [f"{factor}, degree {degree}" for degree in (1, 2)]
+    measured = {
+        name: (x**degree)[data.codes[factor]] for name, degree in zip(names, (1, 2), strict=True)
+    }
+    fit = LinearFit(Model(_with(data, measured), [*found.blocks, *((name,) for name in names)]))
+    grid = Grid(fit, [], None)
+    at = np.linspace(-1, 1, points)
+    estimates = fit.estimates(grid.weights([dict(zip(names, (z, z * z), strict=True)) for z in at]))
+    reach = stdtrit(estimates["df"], 0.5 + confidence / 2) * estimates["se"]
+    where = at * half + middle
+    result = pd.DataFrame({"scores": kind, "at": 2.0**where if kind == "log2" else where})
+    result = pd.concat([result, estimates], axis=1)
+    return result.assign(low=result["estimate"] - reach, high=result["estimate"] + reach)
+
+
+def is_numeric(column: pd.Series) -> bool:
+    """Whether all levels of a factor are numbers."""
+    levels = pd.Series(column.dropna().unique()).astype(str)
+    return len(levels) > 0 and bool(pd.to_numeric(levels, errors="coerce").notna().all())
 
 
 def polynomials(points: np.ndarray) -> np.ndarray:
@@ -349,11 +402,7 @@ def _orders(data: Data, model: Model, found: Given, factors) -> list[dict]:
 
 def _lack(table: pd.DataFrame, found: Given, factors, model: Model) -> list[dict]:
     table, cell = with_cells(table, factors)
-    blocks = [name for term in found.blocks for name in term]
-    if any(len(term) > 1 for term in found.blocks):
-        table, block = with_cells(table, blocks)
-        blocks = [block]
-    cells = CellsModel(found.data(table, [*blocks, cell]), blocks, cell)
+    cells = CellsModel(found.data(table, [cell]), found.blocks, cell)
     df = model.df - cells.df
     ss = max(model.rss - cells.rss, 0.0)
     ss = 0.0 if model.data.is_rounding(ss, df) else ss

@@ -7,6 +7,8 @@ Schema in ``workflow/schemas`` is generated from these models.
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -249,6 +251,70 @@ class Arm(_Strict):
         return self.name or self.method
 
 
+def _margin(value: Any) -> Any:
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", value)
+        sound = found is not None and 0 < float(found[1]) < 100
+    else:
+        sound = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+        sound = sound and math.isfinite(value)
+    if not sound:
+        raise ValueError(
+            f"{short(value)}; allowed: a number above 0 in the response's own units, or a share of "
+            "what full fine-tuning gains over the untouched base, as '10%'"
+        )
+    return value
+
+
+Margin = Annotated[
+    Any,
+    AfterValidator(_margin),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0},
+                {"type": "string", "pattern": r"^\d+(\.\d+)? ?%$"},
+            ]
+        }
+    ),
+]
+# YAML reads the levels of a width as numbers; a table of runs has them as text.
+LevelName = Annotated[Any, AfterValidator(lambda value: str(_scalar(value)))]
+Coefficient = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _contrast(asked: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    if len(asked) != 1:
+        raise ValueError(
+            f"{len(asked)} keys; needed: one, a factor or several joined by a colon, with the "
+            "coefficient of each level or cell: {arm: {lora: 1, full: -1}}"
+        )
+    ((factor, levels),) = asked.items()
+    values = list(levels.values())
+    if sum(value != 0 for value in values) < 2:
+        raise ValueError(f"{factor}: needed: at least two levels with a coefficient other than 0")
+    if abs(math.fsum(values)) > 1e-9 * max(map(abs, values)):
+        raise ValueError(f"{factor}: the coefficients sum to {math.fsum(values):g}; needed: 0")
+    return asked
+
+
+Contrast = Annotated[
+    dict[str, dict[LevelName, Coefficient]],
+    AfterValidator(_contrast),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "minProperties": 1,
+            "maxProperties": 1,
+            "additionalProperties": {
+                "type": "object",
+                "additionalProperties": {"type": "number"},
+            },
+        }
+    ),
+]
+
+
 class Analysis(_Strict):
     """What is analysed. It is declared before the runs and never chosen by p."""
 
@@ -264,10 +330,21 @@ class Analysis(_Strict):
     transform: dict[str, Literal["log", "logit", "box-cox"]] = Field(
         default_factory=dict, description="Response -> scale on which it is analysed."
     )
-    margins: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+    margins: dict[str, Margin] = Field(
         default_factory=dict,
         description="Response -> non-inferiority margin against full fine-tuning, in the "
-        "response's own units.",
+        "response's own units, or as a share of what it gains over the untouched base: `10%`.",
+    )
+    contrasts: dict[Annotated[str, Field(min_length=1, max_length=100)], Contrast] = Field(
+        default_factory=dict,
+        description="The study's own questions: name -> factor -> coefficients of its levels, "
+        "which sum to 0; cells by factors joined by a colon: `input:output: {CA_out:FFN_in: 1, "
+        "SA_in:SA_in: -1}`.",
+    )
+    scales: dict[str, Literal["linear", "log2"]] = Field(
+        default_factory=dict,
+        description="Factor of numbers -> the scale on which its trend is told; `log2` by default "
+        "for widths, ranks, learning rates and steps, `linear` for others.",
     )
 
 
@@ -341,12 +418,31 @@ class Study(_Weights):
             for name in getattr(self.analysis, key)
             if name not in self.analysis.responses
         ]
+        known = self.analysis.factors
+        wrong += [
+            f"analysis.contrasts: {name!r}: {factor!r} is not among analysis.factors"
+            for name, asked in self.analysis.contrasts.items()
+            for key in asked
+            for factor in key.split(":")
+            if factor not in known
+        ]
+        wrong += [
+            f"analysis.scales: {name!r} is not among analysis.factors"
+            for name in self.analysis.scales
+            if name not in known
+        ]
         full = [arm.factors for arm in self.arms if arm.method == "full"]
         if self.analysis.margins and full != [{}]:
             found = "one with factors" if len(full) == 1 else f"{len(full)} of them"
             wrong.append(
                 "analysis.margins: need one arm of method full without factors, to compare the "
                 f"points with; the study has {found}"
+            )
+        shares = [n for n, margin in self.analysis.margins.items() if isinstance(margin, str)]
+        if shares and "none" not in [arm.method for arm in self.arms]:
+            wrong.append(
+                f"analysis.margins.{shares[0]}: a share of what full fine-tuning gains needs the "
+                "untouched base, an arm of method none"
             )
         needing = {
             f"analysis.responses: {name!r}": METRICS[name].extractor

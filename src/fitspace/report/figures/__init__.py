@@ -6,6 +6,8 @@ import warnings
 
 import matplotlib
 
+from fitspace.report.figures.against import against
+from fitspace.report.figures.by_task import by_task
 from fitspace.report.figures.contrasts import half_normal
 from fitspace.report.figures.cost import costs
 from fitspace.report.figures.diagnostics import diagnostics
@@ -13,25 +15,29 @@ from fitspace.report.figures.equivalence import equivalence
 from fitspace.report.figures.factors import forests, left_out, omegas
 from fitspace.report.figures.heatmap import heat_map
 from fitspace.report.figures.interactions import interactions
-from fitspace.report.figures.names import arm_label
+from fitspace.report.figures.names import arm_label, point_names
 from fitspace.report.figures.output import Figure
 from fitspace.report.figures.power import power
 from fitspace.report.figures.runs import dots
 from fitspace.report.figures.sample_size import against_n
 from fitspace.report.figures.style import STYLE
+from fitspace.report.figures.trends import trends
 from fitspace.report.results import Results
 
-__all__ = ["Figure", "arm_label", "draw_all"]
+__all__ = ["Figure", "arm_label", "draw_all", "point_names"]
 
 # Each draws the figures that its tables allow, in the order of the page.
 _DRAWN = (
+    against,
     heat_map,
     dots,
     omegas,
     half_normal,
     left_out,
     forests,
+    trends,
     interactions,
+    by_task,
     equivalence,
     costs,
     power,

@@ -45,7 +45,7 @@ def _forest(found: Results, response: str, factor: str, rows: pd.DataFrame) -> F
     axes.set_title(short(factor, 26), loc="left", fontsize=9, fontweight="bold", pad=above + 3)
     caption = (
         f"{factor}: marginal mean of {metric.label} with its 95% interval. Filled: not separable "
-        "from the best level (Tukey, 5%)."
+        "from the best level (5%)."
     )
     alt = f"Forest plot of the marginal means of {metric.label} by {factor}; see effects.csv."
     columns = ["level", "mean_measured", "low_measured", "high_measured", "tied_with_best"]
@@ -64,15 +64,15 @@ def omegas(found: Results) -> list[Figure]:
         return []
     axes, heights = _by_response(found, table, "source")
     for y, row in zip(heights, table.itertuples(), strict=True):
-        shown = row.p_holm < ALPHA
+        shown = row.p_deciding < ALPHA
         axes.barh(y, row.omega2_p, 0.55, color=MAIN, alpha=0.6 if shown else 0.12)
-        axes.plot([row.eta2_p_low, row.eta2_p_high], [y, y], color=INK, lw=1.1)
+        axes.plot([row.omega2_p_low, row.omega2_p_high], [y, y], color=INK, lw=1.1)
     caption = (
         "Partial ω² of each source given the others; lines are 95% intervals from the noncentral "
-        "F (the limits of partial η²). Strong: shown at 5% after Holm's correction; pale: not."
+        "F. Strong: shown at 5%, however the runs spread; pale: not."
     )
     alt = "Bars of partial omega squared by source and response; the numbers are in anova.csv."
-    columns = ["response", "source", "omega2_p", "eta2_p_low", "eta2_p_high", "p_holm"]
+    columns = ["response", "source", "omega2_p", "omega2_p_low", "omega2_p_high", "p_deciding"]
     data = of_table("anova.csv", table, columns)
     return [figure(axes.figure, "omega2", "anova", caption, alt, data)]
 
@@ -119,7 +119,15 @@ def _with_all_tasks(found: Results) -> tuple[str, pd.DataFrame]:
 def _tested(found: Results) -> pd.DataFrame:
     """The rows of the analysis of variance that have an effect size, except the blocks."""
     table = having(found, "anova.csv", "omega2_p", test=found.test)
-    return table[~table["source"].isin(found.analysis.blocks)]
+    table = table[~table["source"].isin(found.analysis.blocks.common)]
+    decided = found.rows("robustness.csv", test="deciding")
+    if decided.empty:
+        return table.assign(p_deciding=float("nan"))
+    # Holm's where a test is one of a family; of effects in single tasks its own.
+    p = decided["p_holm"].fillna(decided["p"])
+    known = dict(zip(zip(decided["response"], decided["source"], strict=True), p, strict=True))
+    keys = zip(table["response"], table["source"], strict=True)
+    return table.assign(p_deciding=[known.get(key, float("nan")) for key in keys])
 
 
 def _by_response(found: Results, table: pd.DataFrame, column: str) -> tuple[Axes, list[float]]:
