@@ -52,8 +52,11 @@ def of_cells(
     model = given(table, response, [cell], block).model(table)
     if not model.df:
         return none
-    every = apart(model, cell)
     means = marginal_means(LinearFit(model), cell).set_index("level")["mean"]
+    if means.isna().all():
+        return none
+    first = means.idxmin() if lower else means.idxmax()
+    every = apart(model, cell, control=first, adjust="tukey")
     tied = not_separable(means, every, lower)
     labels = [as_labels(cells[name]) for name in factors]
     names = [str(levels) for levels in zip(*labels, strict=True)]

@@ -150,6 +150,8 @@ def compare(
 ) -> pd.DataFrame:
     """`pairs` of a fit."""
     adjust = adjust or ("tukey" if control is None else "dunnett")
+    if control is not None and adjust == "tukey":
+        raise UserError("adjust: 'tukey' is for all pairs; with a control: dunnett, holm, ...")
     table = differences(fit, factor, by, adjust, confidence, control, alternative)
     names = [f"{a} - {b}" for a, b in zip(table["level"], table["other"], strict=True)]
     table.insert(table.columns.get_loc("level"), "contrast", names)
@@ -165,15 +167,16 @@ def differences(
     control=None,
     alternative: str = "two-sided",
 ) -> pd.DataFrame:
-    """`pairs` of a fit, with both levels of a difference as text: level, other."""
+    """`pairs` of a fit, with both levels of a difference as text: level, other.
+
+    Tukey's adjustment is that of all pairs, with a control too: for one that was not chosen before.
+    """
     grid = Grid(fit, factor, by)
     against = None if control is None else grid.text(control)
     names = [grid.name(at) for at in grid.at]
     if against is not None and against not in names:
         levels = ", ".join(dict.fromkeys(names))
         raise UserError(f"control: {factor} has no level {control!r}; levels: {levels}")
-    if against is not None and adjust == "tukey":
-        raise UserError("adjust: 'tukey' is for all pairs; with a control: dunnett, holm, ...")
     families = []
     for group in grid.groups:
         levels = [at for at in grid.at if all(at[name] == group[name] for name in group)]
