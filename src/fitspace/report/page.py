@@ -508,10 +508,10 @@ def _spread(found: Results) -> Table:
         Column("response", "response", "text"),
         Column("scale", "scale", "text"),
         Column("cell_sd", "SD between cells"),
-        Column("replicate_sd", "SD between seeds"),
+        Column("replicate_sd", "SD within cells"),
         Column("ratio", "ratio"),
     ]
-    caption = "Spread of the cell means against the spread of seeds within a cell."
+    caption = "Spread of the cell means, and of runs within a cell beside what their seed shares."
     return tables.table("spread.csv", found.tables["spread.csv"], columns, caption)
 
 

@@ -623,7 +623,7 @@ def _reach(found: Results) -> Sentence:
 
 
 def spread(found: Results, response: str) -> Sentence:
-    """The spread of cell means compared with the spread of seeds within a cell."""
+    """The spread of cell means compared with that of runs within a cell."""
     row = first(found, "spread.csv", response=response)
     scale = _on(row["scale"])
     cells = value("spread.csv", row, "cell_sd")
@@ -636,7 +636,7 @@ def spread(found: Results, response: str) -> Sentence:
             ".",
         ]
     seeds = value("spread.csv", row, "replicate_sd")
-    sentence = ["Cell means vary by an SD of ", cells, f"{scale}, seeds within a cell by "]
+    sentence = ["Cell means vary by an SD of ", cells, f"{scale}, runs within a cell by "]
     if math.isnan(row["ratio"]):
         return [*sentence, seeds, "."]
     return [*sentence, seeds, " (ratio ", value("spread.csv", row, "ratio"), ")."]

@@ -75,7 +75,8 @@ class Analysis:
     equivalence, assay : `as_good`, where a margin is declared.
     power : factor, ratio (difference of two levels over the residual SD), delta, power, and
         detectable, the smallest difference found with 80% power, at the level of Holm's first.
-    spread : cell_sd (of the adjusted cell means), replicate_sd (over seeds), ratio.
+    spread : cell_sd (of the adjusted cell means), replicate_sd (of runs within a cell, beside what
+        all runs of a seed share), ratio.
     variances : Brown-Forsythe on the model's residuals: source, F, df1, df2, p.
     residuals : run, fitted, residual, leverage, cooks_distance.
     fitted : response -> its scale, to go to and fro.
@@ -644,14 +645,17 @@ def _residuals(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
 
 
 def _spread(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
-    response = design.response
-    cells = cell_means(main, response, design.factors, list(design.blocks.common))
+    """How cells vary, and runs within a cell, beside what all runs of a task and seed share."""
+    response, common = design.response, list(design.blocks.common)
+    cells = cell_means(main, response, design.factors, common)
     within = [*design.factors, *(name for name in design.blocks.names if name != SEED)]
     complete = main[pd.to_numeric(main[response], errors="coerce").notna()]
-    row = {
-        "cell_sd": cells["adjusted"].std(),
-        "replicate_sd": pooled_sd(complete, response, within),
-    }
+    spread = pooled_sd(complete, response, within)  # NaN where no cell has a second run
+    if spread > 0:
+        found = given(main, response, design.factors, common)
+        alike = found.cells(main, design.factors, design.within)
+        spread = alike.variance**0.5
+    row = {"cell_sd": cells["adjusted"].std(), "replicate_sd": spread}
     row["ratio"] = row["cell_sd"] / row["replicate_sd"] if row["replicate_sd"] else NAN
     return pd.DataFrame([row])
 

@@ -364,7 +364,7 @@ def lack_of_fit(
     additive, cells = Model(data, terms), CellsModel(data, found.blocks, cell)
     df = additive.df - cells.df
     ss = math.fsum((additive.residuals - cells.residuals) ** 2) if df else 0.0
-    error = cells if within is None else found.cells_within(table, factors, within)
+    error = cells if within is None else found.cells(table, factors, within)
     F = effects.f_ratio(ss, df, error.rss, error.df)
     test = effects.tested("lack of fit", ss, df, F, error.df, error.n)
     rows = [test, {"source": "residual", "ss": error.rss, "df": error.df}]

@@ -65,10 +65,12 @@ class Given:
             )
         return Model(data, self.terms)
 
-    def cells_within(self, table: pd.DataFrame, factors: Sequence[str], block: str) -> CellsModel:
-        """The model of the blocks and the factors' cells, each level of a block with its own."""
-        table, cell = with_cells(table, [*factors, block])
-        blocks = [term for term in self.blocks if term != (block,)]
+    def cells(
+        self, table: pd.DataFrame, factors: Sequence[str], within: str | None = None
+    ) -> CellsModel:
+        """The model of the blocks and the factors' cells; each level of ``within`` has its own."""
+        table, cell = with_cells(table, [*factors, *([within] if within else [])])
+        blocks = [term for term in self.blocks if term != (within,)]
         names = [*(name for term in self.blocks for name in term), cell]
         return CellsModel(read(table, self.response, list(dict.fromkeys(names))), blocks, cell)
 

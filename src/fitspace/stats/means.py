@@ -466,7 +466,7 @@ def cell_means(
         )
     )
     model = CellsModel(data, found.blocks, cell)
-    error = model if within is None else found.cells_within(table, factors, within)
+    error = model if within is None else found.cells(table, factors, within)
     adjusted, se = model.adjusted(error.variance)
     margin = (float(stdtrit(error.df, 0.5 + confidence / 2)) if error.df else NAN) * se
     limits = {"low": adjusted - margin, "high": adjusted + margin}
