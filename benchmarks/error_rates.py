@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.special import fdtrc, stdtr
+from scipy.special import fdtrc, stdtr, stdtrit
 
 from fitspace import stats
-from fitspace.stats.clusters import ClusterFit
+from fitspace.stats.clusters import own_spreads
 from fitspace.stats.fits import LinearFit
 from fitspace.stats.given import given
 from fitspace.stats.linear import Model
@@ -81,8 +81,8 @@ class Design:
             return np.ones(y.shape[1])
         return fdtrc(df, left, ratio * left / (left + df - 1))
 
-    def own_spreads(self, kind: str) -> ClusterFit:
-        return ClusterFit(self.model, np.arange(self.model.n), kind)
+    def own_spreads(self, kind: str) -> LinearFit:
+        return own_spreads(self.model, kind)
 
     def differences(self, factor: str) -> np.ndarray:
         grid = Grid(self.fit, factor, None)
@@ -181,7 +181,8 @@ def fixed_tasks(simulations: int, rows: list) -> None:
 
 
 def against(design: Design, factor: str, control: str, y: np.ndarray, kind, sides=2):
-    """Whether any level is said to differ from the control (simulations,)."""
+    """Whether any level is said to differ from the control (simulations,): Dunnett with one error,
+    Šidák (one-sided: Bonferroni) with each difference's own."""
     grid = Grid(design.fit, factor, None)
     at = [grid.name(level) for level in grid.at].index(control)
     weights = grid.weights(grid.at)
@@ -196,7 +197,8 @@ def against(design: Design, factor: str, control: str, y: np.ndarray, kind, side
         power = 1 if kind == "cr2" else 2
         squares = design.residuals(y) ** 2 / np.maximum(design.left, 1e-9)[:, None] ** power
         se, fit = np.sqrt(seen**2 @ squares), design.own_spreads(kind)
-        ends = np.array([largest.critical(round(fit.df(row), 3), ALPHA) for row in rows])
+        share = -np.expm1(np.log1p(-ALPHA) / len(rows)) if sides == 2 else ALPHA / len(rows)
+        ends = np.array([-stdtrit(round(fit.df(row), 3), share / sides) for row in rows])
     t = seen @ y / se
     return np.max((np.abs(t) if sides == 2 else t) / ends[:, None], axis=0) > 1
 

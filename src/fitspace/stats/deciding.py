@@ -123,8 +123,8 @@ def separated(
     task:seed")``.
 
     On the committed studies Tukey's test finds a difference that is not there in up to 45% of cases
-    instead of 5%, p_deciding in at most 5%; against a control with two runs a point, which is
-    ``few``, in up to 9% (benchmarks/error_rates.py).
+    instead of 5%, p_deciding in at most 5%, against a control in at most 2%
+    (benchmarks/error_rates.py).
 
     Parameters
     ----------
