@@ -95,7 +95,10 @@ def test_the_numbers_compared_are_those_of_the_runs(response, best, headline):
         (row,) = found.rows("anova.csv", response=response, source=factor, test=found.test).to_dict(
             "records"
         )
-        assert ours[factor] == {name: row[name] for name in ("F", "p", "omega2_p")}
+        where = {"response": response, "source": factor, "test": "deciding"}
+        (decided,) = found.rows("robustness.csv", **where).to_dict("records")
+        of_f = {name: row[name] for name in ("F", "omega2_p")}
+        assert ours[factor] == of_f | {"p_deciding": decided["p"]}
 
 
 # --- clones -----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from fitspace.cli.commands import Commands
@@ -24,6 +25,9 @@ def add(commands: Commands) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    # The analysis' matrices are small: on a busy machine threads wait for each other, ten times as
+    # long as one takes. Libraries read this as they are loaded, below.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from fitspace.core.files import renewing
     from fitspace.core.paths import REPORTS
     from fitspace.plan import build_plan, checked

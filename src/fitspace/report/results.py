@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from fitspace import stats
@@ -152,6 +153,8 @@ class Sources:
         self.ok = runs["status"].eq("ok")
         self.design = stats.in_design(runs, factors)
         self.residuals = analysis.residuals
+        self.labels = {name: runs[name].astype(str).to_numpy() for name in factors}
+        self.tested: dict[str | None, np.ndarray] = {}
         # There can be as many runs, cells and points as rows: look them up, do not search.
         levels = zip(*(runs[name].astype(str) for name in factors), strict=True)
         self.places = {
@@ -202,6 +205,12 @@ class Sources:
 
     def _rows(self, kind: str, response: str | None, value, there: pd.Series):
         """The row numbers of runs.csv for a row of a table."""
+        if kind in ("tested", "without level"):
+            if response not in self.tested:
+                self.tested[response] = self.mask("tested", response, None, there).to_numpy()
+            factor, level = value or (None, None)
+            own = self.tested[response]
+            return own & (self.labels[factor] != level) if factor else own
         if kind not in self.places:
             return self.mask(kind, response, value, there)
         rows = self.places[kind].get(value, [])
@@ -222,9 +231,6 @@ class Sources:
             return there & self.design & runs["task"].eq(value)
         used = self.residuals.loc[self.residuals["response"] == response, "run"]
         tested = runs["run"].isin(used)
-        if kind == "without level":
-            factor, level = value
-            return tested & runs[factor].astype(str).ne(level)
         return tested & runs["task"].ne(value) if kind == "without" else tested
 
 

@@ -572,7 +572,8 @@ def _left_out(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
 
 
 def _without_level(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
-    if len(design.factors) < 2:
+    """The analysis without each level; none where there are more than are compared."""
+    if len(design.factors) < 2 or max(main[n].nunique() for n in design.factors) > best.MOST_CELLS:
         return pd.DataFrame()
     block = design.blocks.names
     return leave_one_level_out(main, design.response, design.factors, block)

@@ -33,7 +33,7 @@ def _lines(found: Results, factor: str, tasks: list[str]) -> Figure:
         line = data[data["task"] == task].set_index(factor)["difference"].reindex(levels)
         axes.plot(range(len(levels)), line, ms=3.8, lw=1.0, **style)
     number_axis(axes, "y")
-    label_y(axes, scaled(found, response, f"{short(metric.label, 34)} less the task's mean"))
+    label_y(axes, scaled(found, response, "difference from the task's mean"))
     level_ticks(axes, levels)
     axes.set_xlabel(short(factor))
     axes.margins(x=0.04)
