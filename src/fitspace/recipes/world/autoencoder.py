@@ -56,7 +56,7 @@ class Settings(loop.Schedule):
     the squared error of red, green and blue.
     """
 
-    steps: int = 12_000
+    steps: int = 28_000
     batch_size: int = 8
     lr: float = 1e-3
     warmup_steps: int = 300
