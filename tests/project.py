@@ -116,6 +116,13 @@ class Project:
         """The same, with these programs first."""
         return replace(self, commands=commands)
 
+    def enter(self, patch) -> None:
+        """Make it this process's folder, with its environment; ``patch`` is a MonkeyPatch."""
+        for name, value in self.environment.items():
+            if name.startswith(("DVC", "GIT", "HF")):
+                patch.setenv(name, value)
+        patch.chdir(self.folder)
+
     def files(self, *folders: str) -> dict[str, bytes]:
         """Relative path -> content of every file under some folders."""
         found = (p for name in folders for p in sorted((self / name).rglob("*")))

@@ -65,15 +65,21 @@ def test_every_embedded_weight_that_is_in_git_is_an_output_of_base():
     assert outs == {name for name in weights if "text_encoder" not in name}
 
 
-@pytest.mark.parametrize("response, best", {"fd_effnet": min, "clip_t": max}.items())
-def test_the_numbers_compared_are_those_of_the_runs(response, best, tmp_path):
+@pytest.fixture(scope="module")
+def headline(tmp_path_factory):
+    """A made-up table's rows, their analysis, and the numbers that `dvc metrics` compares."""
     from fitspace.report import headline, inputs, results
 
-    study = made_up.study()
+    folder, study = tmp_path_factory.mktemp("headline"), made_up.study()
     table = made_up.rows(study)
-    made_up.write(tmp_path, table)
-    found = results.analyse(study, inputs.read(study, tmp_path))
-    numbers = json.loads(headline.text(found))
+    made_up.write(folder, table)
+    found = results.analyse(study, inputs.read(study, folder))
+    return table, found, json.loads(headline.text(found))
+
+
+@pytest.mark.parametrize("response, best", {"fd_effnet": min, "clip_t": max}.items())
+def test_the_numbers_compared_are_those_of_the_runs(response, best, headline):
+    table, found, numbers = headline
     assert numbers["runs"] == {"planned": len(table), "ok": len(table)}
     cells: dict[str, list[float]] = {}
     for row in table:
@@ -115,24 +121,24 @@ def test_after_a_full_pull_nothing_runs_but_the_report(kept, clone, link):
     assert clone.git("status", "--porcelain") == ""
 
 
-def test_metrics_alone_make_the_report_and_a_missing_one_is_named(clone):
+def test_metrics_alone_make_the_report_and_a_missing_one_is_named(clone, warm):
     clone.dvc("pull", "evaluate")
     assert sorted(p.name for p in (clone / "results").iterdir()) == ["evaluate"]
     (clone / "reports/two/anova.csv").unlink()
-    clone.fitspace("report", "--cached", STUDY)
+    assert warm.fitspace(clone, "report", "--cached", STUDY).returncode == 0
     assert clone.git("status", "--porcelain") == ""
     run = sorted((clone / "results/evaluate").iterdir())[0]
     shutil.rmtree(run)
-    done = clone.fitspace("report", "--cached", STUDY, ok=False)
+    done = warm.fitspace(clone, "report", "--cached", STUDY)
     assert done.returncode == 2 and run.name in done.stderr
     assert "Traceback" not in done.stderr
     assert not (clone / "results/train").exists()
     assert clone.git("status", "--porcelain") == ""
 
 
-def test_record_in_a_clone_of_less_is_refused_and_drops_nothing(clone):
+def test_record_in_a_clone_of_less_is_refused_and_drops_nothing(clone, warm):
     clone.dvc("pull", "evaluate")
-    done = clone.fitspace("record", STUDY, ok=False)
+    done = warm.fitspace(clone, "record", STUDY)
     assert done.returncode == 2 and "dvc pull" in done.stderr
     assert clone.git("status", "--porcelain") == ""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from project import STUDY, content
+from project import STUDY, Project, content
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,28 +20,25 @@ def _study(**changes):
 
 
 @pytest.fixture(scope="module")
-def project(origin, tmp_path_factory):
-    """The folder of a copy of the finished project, with a title that wants escaping."""
-    folder = origin.copy(tmp_path_factory.mktemp("workflow") / "project").folder
-    _write(folder, _study())
-    done = _snakemake(folder)
+def project(origin, warm, tmp_path_factory):
+    """A copy of the finished project, with a title that wants escaping."""
+    project = origin.copy(tmp_path_factory.mktemp("workflow") / "project").warmed(warm.commands)
+    _write(project, _study())
+    done = _snakemake(project)
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+    return project
 
 
-def _write(project: Path, study: dict) -> None:
-    (project / "params/two.yaml").write_text(yaml.safe_dump(study))
+def _write(project: Project, study: dict) -> None:
+    (project / STUDY).write_text(yaml.safe_dump(study))
 
 
-def _snakemake(project: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = ["snakemake", "--cores", "2", *arguments, "--config", "study=params/two.yaml"]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return subprocess.run(
-        command, cwd=project, capture_output=True, text=True, env=os.environ | {"PATH": path}
-    )
+def _snakemake(project: Project, *arguments: str) -> subprocess.CompletedProcess:
+    command = ["snakemake", "--cores", "2", *arguments, "--config", f"study={STUDY}"]
+    return project.run(*command, ok=False)
 
 
-def _would_run(project: Path) -> dict[str, int]:
+def _would_run(project: Project) -> dict[str, int]:
     """Rule -> jobs of a dry run."""
     done = _snakemake(project, "--dry-run")
     assert done.returncode == 0, done.stderr
@@ -51,7 +48,7 @@ def _would_run(project: Path) -> dict[str, int]:
     return counts
 
 
-def _rows(project: Path) -> list[dict]:
+def _rows(project: Project) -> list[dict]:
     with (project / "reports/two/runs.csv").open() as file:
         return list(csv.DictReader(file))
 
@@ -89,7 +86,7 @@ def test_report_is_there_self_contained_and_escaped(project):
 
 def test_stages_leave_what_they_declare_and_no_trace_of_work_in_progress(project):
     for stage in ("train", "sample", "evaluate"):
-        for folder in (project / "results" / stage).iterdir():
+        for folder in (project / f"results/{stage}").iterdir():
             assert (folder / f"{stage}.json").exists()
             assert not [f for f in folder.iterdir() if f.name.startswith(".")]
     assert list((project / "results").glob(".resume/*")) == []
@@ -122,9 +119,17 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change, expected", CHANGES.values(), ids=CHANGES)
+# The same jobs as with another change: these only where there is time.
+SELDOM = ("training setting", "title")
+CHANGED = [
+    pytest.param(*change, id=name, marks=pytest.mark.slow if name in SELDOM else ())
+    for name, change in CHANGES.items()
+]
+
+
+@pytest.mark.parametrize("change, expected", CHANGED)
 def test_a_change_runs_only_what_it_touches(project, change, expected):
-    study = project / "params/two.yaml"
+    study = project / STUDY
     times = study.stat().st_atime_ns, study.stat().st_mtime_ns
     _write(project, _study(**change))
     try:
@@ -138,27 +143,21 @@ def test_changing_back_runs_nothing(project):
     assert _would_run(project) == {}
 
 
-def test_report_made_again_is_byte_identical(project):
-    folder = project / "reports/two"
-    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    done = _fitspace(project, "report", "params/two.yaml", "--cached")
+def test_report_made_again_is_byte_identical(project, warm):
+    before = project.files("reports/two")
+    done = warm.fitspace(project, "report", STUDY, "--cached")
     assert done.returncode == 0, done.stderr
-    after = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    after = project.files("reports/two")
     assert before.keys() == after.keys()
-    assert [p.name for p in before if before[p] != after[p]] == []
+    assert [name for name in before if before[name] != after[name]] == []
 
 
-def _fitspace(project: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "fitspace.cli", *arguments]
-    return subprocess.run(command, cwd=project, capture_output=True, text=True)
-
-
-def test_a_retrained_run_has_the_same_bits(project):
+def test_a_retrained_run_has_the_same_bits(project, warm):
     folder = next(f for f in sorted((project / "results/train").iterdir()) if "~s0" in f.name)
     before = (folder / "adapter.safetensors").read_bytes()
     kept = folder.rename(project / "kept")
     try:
-        done = _fitspace(project, "train", "params/two.yaml", folder.name)
+        done = warm.fitspace(project, "train", STUDY, folder.name)
         assert done.returncode == 0, done.stderr
         assert (folder / "adapter.safetensors").read_bytes() == before
     finally:
@@ -166,7 +165,7 @@ def test_a_retrained_run_has_the_same_bits(project):
         kept.rename(folder)
 
 
-def test_a_changed_artefact_is_refused_by_the_next_stage(project):
+def test_a_changed_artefact_is_refused_by_the_next_stage(project, warm):
     folder = next(f for f in sorted((project / "results/train").iterdir()) if "~s0" in f.name)
     adapter = folder / "adapter.safetensors"
     good = adapter.read_bytes()
@@ -177,7 +176,7 @@ def test_a_changed_artefact_is_refused_by_the_next_stage(project):
     kept = sample.rename(project / "kept")  # what is finished is not made again
     try:
         adapter.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-        done = _fitspace(project, "sample", "params/two.yaml", sample.name)
+        done = warm.fitspace(project, "sample", STUDY, sample.name)
         assert done.returncode == 2 and "Traceback" not in done.stderr
         assert "adapter.safetensors: changed since it was written" in done.stderr
     finally:
@@ -186,11 +185,11 @@ def test_a_changed_artefact_is_refused_by_the_next_stage(project):
         kept.rename(sample)
 
 
-def test_a_missing_metric_is_an_error_that_names_the_run(project):
+def test_a_missing_metric_is_an_error_that_names_the_run(project, warm):
     folder = next((project / "results/evaluate").iterdir())
     kept = folder.rename(project / "kept")
     try:
-        done = _fitspace(project, "report", "params/two.yaml", "--cached")
+        done = warm.fitspace(project, "report", STUDY, "--cached")
         assert done.returncode == 2 and folder.name in done.stderr
     finally:
         kept.rename(folder)
@@ -206,17 +205,20 @@ def test_too_many_prompts_is_one_clear_message(project):
         _write(project, _study())
 
 
-CONFIGS = {
-    "an unknown key": (
+CONFIGS = [
+    pytest.param(
         "Study=params/two.yaml",
         "--config Study: unknown key; allowed: --config study",
+        id="an unknown key",
     ),
-    "a number": ("study=5", "--config study=5: no study file"),
-    "nothing": ("study=", "--config study=: no study file"),
-}
+    pytest.param(
+        "study=5", "--config study=5: no study file", id="a number", marks=pytest.mark.slow
+    ),
+    pytest.param("study=", "--config study=: no study file", id="nothing"),
+]
 
 
-@pytest.mark.parametrize("config, said", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config, said", CONFIGS)
 def test_a_config_that_names_no_study_runs_none(config, said):
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--config", config],
@@ -226,8 +228,8 @@ def test_a_config_that_names_no_study_runs_none(config, said):
     assert "Job stats" not in done.stdout + done.stderr
 
 
-def test_another_studys_report_is_refused_and_stays(origin, tmp_path):
-    project = origin.copy(tmp_path / "project")
+def test_another_studys_report_is_refused_and_stays(origin, warm, tmp_path):
+    project = origin.copy(tmp_path / "project").warmed(warm.commands)
     other = project / "reports/other"
     other.mkdir()
     (other / "report.html").write_text("old")
