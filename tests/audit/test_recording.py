@@ -428,7 +428,10 @@ def test_gc_removes_nothing_where_it_cannot_know(unrecorded, capsys, spoil, monk
 
 def test_gc_keeps_its_hands_off_results_that_are_a_link(tmp_path, monkeypatch, capsys):
     """Two clones that share one folder of results: what the other names is not known here."""
+    from fitspace.core import git
+
     monkeypatch.chdir(tmp_path)
+    git.run("init", "--quiet")  # else gc ends before it looks at results
     (tmp_path / "shared/train/a~b~s0~0123456789ab").mkdir(parents=True)
     (tmp_path / "results").symlink_to("shared")
     assert main(["gc", "--yes"]) == 2

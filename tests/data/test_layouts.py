@@ -225,16 +225,19 @@ def test_what_decides_the_examples_is_in_the_digest(tmp_path):
     """A root metadata file alone has the digest it always had: keys do not move."""
     from fitspace.core.files import digest, sha256
 
+    def of_files(base: Path, names: tuple[str, ...]) -> str:
+        content = {"name": "metadata.jsonl", "metadata": sha256(base / "metadata.jsonl")}
+        return digest(content | {"images": {name: sha256(base / name) for name in names}})
+
     plain = put(tmp_path / "plain", pictures(*FOUR) | {"metadata.jsonl": rows(*FOUR)})
-    images = {name: sha256(plain / name) for name in FOUR}
-    content = {"name": "metadata.jsonl", "metadata": sha256(plain / "metadata.jsonl")}
-    assert folder.content_digest(plain) == digest(content | {"images": images})
+    assert folder.content_digest(plain) == of_files(plain, FOUR)
     digests = set()
     for test in ("test", "other"):
         files = pictures(*under("train", "0.png", "1.png"), f"{test}/2.png")
         names = ("train/0.png", "train/1.png", f"{test}/2.png")
         base = put(tmp_path / test, files | {"metadata.jsonl": rows(*names)})
-        digests.add(folder.content_digest(base))
+        digests.add(found := folder.content_digest(base))
+        assert (found != of_files(base, names)) == (test == "test")  # where folders are splits
     nested = put(tmp_path / "nested", split_rows("train", "test"))
     digests.add(folder.content_digest(nested))
     put(nested, {"test/metadata.jsonl": rows("2.png") + rows("3.png", text="another")})
