@@ -369,3 +369,18 @@ def test_two_factors_of_numbers_have_a_surface_and_its_stationary_point():
     assert at["stationary point: train.lr"] == pytest.approx(2e-4, rel=0.05)
     assert set(got["kind"]) == {"maximum"} and set(got["of"]) == {"width and train.lr"}
     assert analyse(runs, ["width"], ["score"]).surfaces.empty
+
+
+def test_a_baseline_beyond_the_scale_is_noted_and_left_out():
+    runs = made_up(LEGAL, seeds=3)
+    runs.loc[runs["method"] == "none", "score"] = 0.0
+    got = of(runs, transform={"score": "log"})
+    assert set(got.against["control"]) == {"full"} and len(got.anova)
+    assert any("3 value(s) of baselines are beyond the log scale" in note for note in got.notes)
+
+
+def test_the_primary_response_is_the_first_declared_also_where_it_cannot_be_analysed():
+    runs = made_up(LEGAL, seeds=3).assign(other=lambda t: t["score"] + 1, first=float("nan"))
+    got = analyse(runs, ["input", "output"], ["first", "score", "other"]).robustness
+    got = got[got["test"].eq("deciding") & got["source"].isin(["input", "output"])]
+    np.testing.assert_allclose(got["p_holm"], adjusted(got["p"], "holm"))

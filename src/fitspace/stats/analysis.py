@@ -23,7 +23,7 @@ from fitspace.stats.lenth import lenth
 from fitspace.stats.linear import missing_columns, with_cells
 from fitspace.stats.means import cell_means, marginal_means, pooled_sd
 from fitspace.stats.ranking import leave_one_level_out, leave_one_out, ranking
-from fitspace.stats.references import against, as_good
+from fitspace.stats.references import Against, against, as_good
 from fitspace.stats.transforms import TRANSFORMS, Scale, fit_transform
 from fitspace.stats.trends import curve, is_numeric, surface, trend
 from fitspace.stats.variances import brown_forsythe
@@ -212,8 +212,8 @@ def analyse(
         for name in names
     }
     tables = {name: table.pipe(_response_first) for name, table in tables.items()}
-    tables["robustness"] = _families(tables["robustness"], "p", "p_holm")
-    tables["general"] = _families(tables["general"], "p_gg", "p_gg_holm")
+    tables["robustness"] = _families(tables["robustness"], responses[0], "p", "p_holm")
+    tables["general"] = _families(tables["general"], responses[0], "p_gg", "p_gg_holm")
     notes = list(dict.fromkeys(notes + failures))
     return Analysis(
         varying, blocks, whole, _ledger(runs), cells, fitted=scales, notes=notes, **tables
@@ -259,7 +259,7 @@ def _complete(main: pd.DataFrame, factors: list[str]) -> bool:
     return len(cells) == math.prod(main[name].nunique() for name in names)
 
 
-def _families(table: pd.DataFrame, p: str, adjusted: str) -> pd.DataFrame:
+def _families(table: pd.DataFrame, first: str, p: str, adjusted: str) -> pd.DataFrame:
     """Holm's adjustment: the primary response's tests are one family, all others' another.
 
     Rows of a ``test`` other than deciding keep what they have.
@@ -272,7 +272,7 @@ def _families(table: pd.DataFrame, p: str, adjusted: str) -> pd.DataFrame:
     # Lack of fit asks whether the factors' effects can be told apart at all.
     ours &= ~table["source"].str.split(":").map(lambda names: TASK in names)
     ours &= table["source"].ne("lack of fit")
-    primary = table["response"].eq(table["response"].iloc[0])
+    primary = table["response"].eq(first)
     for rows in (ours & primary, ours & ~primary):
         table.loc[rows, adjusted] = effects.holm(table.loc[rows, p].tolist())
     return table
@@ -600,8 +600,18 @@ def _references(
 ) -> dict[str, pd.DataFrame]:
     """Every point held against the untouched base and full fine-tuning."""
     response = design.response
-    scaled = finished.assign(**{response: scale.forward(finished[response])})
-    found = against(scaled, response)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = pd.Series(scale.forward(finished[response]), finished.index)
+    lost = int((~np.isfinite(values) & finished[response].notna()).sum())
+    if lost:  # of a baseline: the scale holds all values of the design
+        design.notes.append(
+            f"{response}: {lost} value(s) of baselines are beyond the {scale} scale"
+        )
+    try:
+        found = against(finished.assign(**{response: values.where(np.isfinite(values))}), response)
+    except UserError as error:
+        design.note("not held against the untouched base", error)
+        found = Against()
     design.notes.extend(f"{response}: {note}" for note in found.notes)
     tables = {"against": found.pairs, "by_task": found.by_task}
     if margin is None:
