@@ -378,6 +378,8 @@ class OnSlurm:
                 stderr=file,
                 start_new_session=True,
                 env=self.project.environment,
+                # What a shell started in the background ignores it, and so would the driver.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     @staticmethod
