@@ -19,8 +19,9 @@ import report_study as made_up
 
 from fitspace.core.errors import UserError
 from fitspace.metrics import METRICS
-from fitspace.plan import load_study
+from fitspace.plan import build_plan, load_study
 from fitspace.report import build, words
+from fitspace.results.table import write_design
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "col"}
 TWO = ("fd_effnet", "clip_t")
@@ -691,6 +692,16 @@ def test_every_number_of_a_committed_report_has_its_origin(remade):
     page = Page((copy / "report.html").read_text(encoding="utf-8"))
     check_numbers(copy, study, page)
     check_no_bare_number(copy, study, page)
+
+
+@pytest.mark.parametrize("name", ["emoji", "emoji-difffit", "emoji-dreambooth"])
+def test_the_committed_design_is_what_its_study_plans(tmp_path, name):
+    """A key added to the schema is in it, and an audit finds one that is not."""
+    root = Path(__file__).parents[2]
+    write_design(build_plan(load_study(root / f"params/{name}.yaml")), tmp_path / "design.json")
+    assert (tmp_path / "design.json").read_bytes() == (
+        root / f"reports/{name}/design.json"
+    ).read_bytes()
 
 
 def test_the_untouched_base_is_a_baseline_where_arms_are_compared():
