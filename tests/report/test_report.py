@@ -548,9 +548,9 @@ def test_the_studys_questions_come_first_then_the_untouched_base(tmp_path):
         "two cells: a difference in .* is shown",
         "Against the untouched base: an improvement in .* is shown for every point",
         "width: an effect on .* is not shown",
-        "width, as a number: a linear trend is not shown",
+        "width, as a number, if runs spread alike: linear trend F",
         "scale: an effect on .* is shown",
-        "scale, as a number: a linear trend is shown",
+        "scale, as a number, if runs spread alike: linear trend F",
         "width and scale together: the fitted second-degree surface has",
         "Non-inferiority to full fine-tuning",
     ]
