@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable, Sequence
 
 SHOWN = 3
@@ -41,6 +42,12 @@ def cut(
     if len(alike) > SHOWN:
         notes.append(f"and {len(alike) - SHOWN} more such groups of captions for {reader}")
     return notes
+
+
+def share(text: str) -> float | None:
+    """The share that a text such as ``10%`` is, between 0 and 1; None for any other text."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text)
+    return float(found[1]) / 100 if found and 0 < float(found[1]) < 100 else None
 
 
 def shown(texts: Iterable[str]) -> str:

@@ -332,6 +332,12 @@ _DIFFERENCE = [
 ]
 
 
+_DECIDING = [
+    Column("p_own_spreads", "p (own spreads)", "p"),
+    Column("p_deciding", "larger", "p"),
+]
+
+
 def _questions(found: Results, response: str) -> Table | None:
     difference, *error = _DIFFERENCE
     columns = [Column("contrast", "question", "text"), Column("of", "of", "text"), difference]
@@ -344,11 +350,7 @@ def _questions(found: Results, response: str) -> Table | None:
 
 def _against(found: Results, response: str) -> Table | None:
     columns = [Column("level", "point", "text"), Column("control", "against", "text")]
-    columns += [*_DIFFERENCE, Column("p_adjusted", "p (Dunnett)", "p")]
-    columns += [
-        Column("p_own_spreads", "p (own spreads)", "p"),
-        Column("p_deciding", "larger", "p"),
-    ]
+    columns += [*_DIFFERENCE, Column("p_adjusted", "p (Dunnett)", "p"), *_DECIDING]
     caption = (
         f"Differences from the untouched base and full fine-tuning: {_where(found, response)}."
     )
@@ -398,11 +400,7 @@ def _surfaces(found: Results, response: str) -> Table | None:
 def _pairs(found: Results, response: str) -> Table | None:
     columns = [Column("factor", "factor", "text"), Column("level", "level", "text")]
     columns += [Column("other", "other", "text"), *_DIFFERENCE]
-    columns += [
-        Column("p_adjusted", "p (Tukey)", "p"),
-        Column("p_own_spreads", "p (own spreads)", "p"),
-    ]
-    columns += [Column("p_deciding", "larger", "p")]
+    columns += [Column("p_adjusted", "p (Tukey)", "p"), *_DECIDING]
     caption = f"All differences of two levels: {_where(found, response)}."
     return _rows_of(found, "pairs.csv", columns, caption, response=response)
 

@@ -106,18 +106,17 @@ def _questions(found: Results) -> list[Sentence]:
 
 
 def _question(found: Results, row: pd.Series) -> Sentence:
-    def show(column: str, write=words.number) -> Value:
-        return value("questions.csv", row, column, write)
+    def show(column: str) -> Value:
+        return value("questions.csv", row, column)
 
     p = row["p_deciding_holm"]
     start = [Verdict(row["contrast"]), f": a difference in {words.metric(found.primary).label} is "]
     if math.isnan(p):
         return [*start, NOT_SHOWN, ": so few runs cannot tell."]
-    equals = "" if p < 0.001 else "= "
     evidence = [" (", show("estimate"), _on(found.scale(found.primary)), ", 95% interval "]
-    evidence += [show("low"), " to ", show("high"), f", Holm-adjusted p {equals}"]
-    verdict = SHOWN if p < ALPHA else NOT_SHOWN
-    return [*start, verdict, *evidence, show("p_deciding_holm", words.p_value), ")."]
+    evidence += [show("low"), " to ", show("high")]
+    evidence += _p(row, "questions.csv", "p_deciding_holm", "Holm-adjusted p")
+    return [*start, SHOWN if p < ALPHA else NOT_SHOWN, *evidence, ")."]
 
 
 def _against_base(found: Results) -> Sentence:
@@ -175,10 +174,9 @@ def _effect(found: Results, factor: str) -> Sentence:
     return [*start, NOT_SHOWN, " (", *test, ").", *_detectable(row, apart=_apart(found, row))]
 
 
-def _decided(found: Results, source: str, response: str | None = None) -> pd.Series | None:
+def _decided(found: Results, source: str) -> pd.Series | None:
     """The row of the test on which a claim rests: it holds however the runs spread."""
-    where = {"response": response or found.primary, "test": "deciding", "source": source}
-    return first(found, "robustness.csv", **where)
+    return first(found, "robustness.csv", response=found.primary, test="deciding", source=source)
 
 
 def _row(found: Results, source: str, test: str | None = None) -> pd.Series | None:
@@ -190,6 +188,12 @@ def _ratio(found: Results, row: pd.Series) -> Sentence:
     rest = first(found, "anova.csv", response=row["response"], test=row["test"], source="residual")
     df, df2 = (value("anova.csv", r, "df", words.count) for r in (row, rest))
     return ["F(", df, ", ", df2, ") = ", value("anova.csv", row, "F")]
+
+
+def _whole_ratio(row: pd.Series, file: str) -> Sentence:
+    """The same of a row that has both degrees of freedom."""
+    df, df2 = (value(file, row, name, words.count) for name in ("num_df", "den_df"))
+    return ["F(", df, ", ", df2, ") = ", value(file, row, "F")]
 
 
 def _p(row: pd.Series, file: str, column: str, name: str) -> Sentence:
@@ -205,11 +209,11 @@ def _share(row: pd.Series) -> Sentence:
     return ["partial ω² ", size, ", 95% interval ", low, " to ", high, alike]
 
 
-def _detectable(row: pd.Series, file: str = "anova.csv", apart: Sequence[object] = ()) -> Sentence:
+def _detectable(row: pd.Series, apart: Sequence[object] = ()) -> Sentence:
     """The effect that the design would have detected, for an effect that is not shown."""
     if not row["mde"] > 0:
         return []
-    effect = ["a partial ω² of ", value(file, row, "mde"), *apart]
+    effect = ["a partial ω² of ", value("anova.csv", row, "mde"), *apart]
     sure = " with 80% power if runs spread alike."
     return [" This does not prove absence: the design detects ", *effect, sure]
 
@@ -262,25 +266,14 @@ def _in_general(found: Results, factor: str) -> Sentence:
     if row is None or math.isnan(row["F"]):
         return []
 
-    def show(column: str, write=words.number) -> Value:
-        return value("over_tasks.csv", row, column, write)
-
     shown = row["p_gg_holm"] < ALPHA
-    ratio = [
-        "F(",
-        show("num_df", words.count),
-        ", ",
-        show("den_df", words.count),
-        ") = ",
-        show("F"),
-    ]
     return [
         f"{factor}: if these tasks are taken as a sample of tasks, an effect is ",
         SHOWN if shown else NOT_SHOWN,
         " (against how it varies over the tasks: ",
-        *ratio,
+        *_whole_ratio(row, "over_tasks.csv"),
         ", Greenhouse–Geisser ε ",
-        show("gg_eps"),
+        value("over_tasks.csv", row, "gg_eps"),
         *_p(row, "over_tasks.csv", "p_gg_holm", "Holm-adjusted p"),
         ").",
     ]
@@ -293,9 +286,7 @@ def _trend(found: Results, factor: str) -> Sentence:
         return []
     parts: Sentence = [f"{factor}, as a number, if runs spread alike: "]
     for position, (_, row) in enumerate(rows[rows["source"].isin(DEGREES)].iterrows()):
-        ratio = ["F(", value("trends.csv", row, "num_df", words.count), ", "]
-        ratio += [value("trends.csv", row, "den_df", words.count), ") = "]
-        ratio += [value("trends.csv", row, "F"), *_p(row, "trends.csv", "p", "p")]
+        ratio = [*_whole_ratio(row, "trends.csv"), *_p(row, "trends.csv", "p", "p")]
         parts += [", " if position else "", f"{row['source']} trend ", *ratio]
     return [*parts, "."]
 
@@ -379,13 +370,11 @@ def _most(found: Results) -> Sentence:
         "; probability that it ranks first ",
         show("rank_one"),
     ]
-    start: Sentence = ["Which factor matters most is "]
     if row["low"] > 0 and not row["alike"]:
-        unlike = "; runs spread unalike, and such an order is then claimed too often)."
-        return [*start, NOT_SHOWN, " (", *evidence, unlike, *_stable(found)]
-    if row["low"] > 0:
-        return [*start, SHOWN, f": {row['factor']} (", *evidence, ").", *_stable(found)]
-    return [*start, NOT_SHOWN, " (", *evidence, ").", *_stable(found)]
+        evidence.append("; runs spread unalike, and such an order is then claimed too often")
+    shown = row["low"] > 0 and row["alike"]
+    claim = [SHOWN, f": {row['factor']} ("] if shown else [NOT_SHOWN, " ("]
+    return ["Which factor matters most is ", *claim, *evidence, ").", *_stable(found)]
 
 
 def _stable(found: Results) -> Sentence:

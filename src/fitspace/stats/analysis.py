@@ -332,8 +332,7 @@ def _one(chosen, cells, main, design: _Design, factors: list[str]) -> dict[str, 
     every = cell_means(chosen, response, factors, common, within=within)
     numbers = every[factors].merge(cells, on=factors, how="left")["component"]
     every.insert(len(factors), "component", numbers)
-    by_cell = [*common, *([f"{TASK}:cell of {' and '.join(factors)}"] if blocks.by_task else [])]
-    every["tied_with_best"] = best.of_cells(main, response, factors, every, by_cell, design.lower)
+    every["tied_with_best"] = best.of_cells(main, response, factors, every, blocks, design.lower)
     single = len(residuals) == len(main[design.factors].astype(str).drop_duplicates())
     alone = single and (design.interactions or len(design.factors) == 1)
     table = anova(main, response, design.factors, type=design.type, **design.model)
@@ -442,7 +441,7 @@ def _own_lack_of_fit(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
     table, cell = with_cells(main, design.factors)
     if table[cell].nunique() > best.MOST_CELLS:
         return rows
-    block = [*design.blocks.common, *([f"{TASK}:{cell}"] if design.blocks.by_task else [])]
+    block = design.blocks.with_cells(cell)
     found = deciding(table, design.response, [*design.factors, cell], block=block)
     found = found[found["source"].eq(cell)]
     if len(found):

@@ -21,7 +21,7 @@ from fitspace.stats.fits import LinearFit, remembered
 from fitspace.stats.formula import Term, label
 from fitspace.stats.given import Given, given, slopes
 from fitspace.stats.linear import CellsModel, Model, as_list, read, sum_of_squares, with_cells
-from fitspace.stats.permutation import permutation_p
+from fitspace.stats.permutation import SINGULAR, permutation_p
 from fitspace.stats.strata import strata
 from fitspace.stats.transforms import TRANSFORMS, fit_transform
 from fitspace.stats.variances import welch_james, welch_part
@@ -30,8 +30,6 @@ NAN = float("nan")
 HC = ("hc0", "hc1", "hc2", "hc3", "hc4")
 HETEROSCEDASTIC = {"welch": welch_part, "welch-james": welch_james}
 ROBUST = (*HC, *HETEROSCEDASTIC, *KINDS)
-# A covariance this far from full rank is singular but for rounding.
-SINGULAR = 1e-12
 NO_DF = "no degrees of freedom are left for error, so nothing can be tested"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from fitspace.stats.blocks import Blocks
 from fitspace.stats.deciding import apart
 from fitspace.stats.fits import LinearFit
 from fitspace.stats.given import given
@@ -35,7 +36,7 @@ def of_cells(
     response: str,
     factors: Sequence[str],
     cells: pd.DataFrame,
-    block: Sequence[str],
+    blocks: Blocks,
     lower: bool,
 ) -> pd.Series:
     """For each row of ``cells``, whether it is not separable from the best cell of ``table``.
@@ -49,7 +50,7 @@ def of_cells(
     table, cell = with_cells(table[table[response].notna()], factors)
     if not 2 <= table[cell].nunique() <= MOST_CELLS:
         return none
-    model = given(table, response, [cell], block).model(table)
+    model = given(table, response, [cell], blocks.with_cells(cell)).model(table)
     if not model.df:
         return none
     means = marginal_means(LinearFit(model), cell).set_index("level")["mean"]

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from fitspace.stats.formula import Term, label
+from fitspace.stats.formula import Term, label, term_of
 from fitspace.stats.linear import as_labels
 
 TASK, SEED = "task", "seed"
@@ -30,10 +30,14 @@ class Blocks:
     def terms(self) -> list[str]:
         return [*self.common, *self.by_task]
 
+    def with_cells(self, cell: str) -> list[str]:
+        """The terms where the cells of the factors, a column, stand for the factors."""
+        return [*self.common, *([label((TASK, cell))] if self.by_task else [])]
+
     @property
     def names(self) -> list[str]:
         """The columns that make the blocks."""
-        return list(dict.fromkeys(name for term in self.common for name in term.split(":")))
+        return list(dict.fromkeys(name for term in self.common for name in term_of(term)))
 
 
 def blocks_of(runs: pd.DataFrame, factors: Sequence[str], *, interactions: bool = False) -> Blocks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from numbers import Real
 
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from fitspace.core.errors import UserError
+from fitspace.core.texts import share
 from fitspace.stats.clusters import KINDS, own_spreads
 from fitspace.stats.fits import LinearFit
 from fitspace.stats.given import given
@@ -103,8 +103,8 @@ def noninferiority(
     ------
     UserError : a table that cannot be analysed, a margin out of range, or an unknown level.
     """
-    share = share_of(margin)
-    if share is not None and base is None:
+    of_gain = share_of(margin)
+    if of_gain is not None and base is None:
         raise UserError(f"margin: {margin!r} is a share of the gain from the base; name the base")
     rows, correlation, notes = _against(table, response, factor, control, block, robust)
     better, alpha, assay = 1 if higher_is_better else -1, 1 - confidence, None
@@ -116,7 +116,7 @@ def noninferiority(
             )
         at = names.index(str(base))
         assay = _assay(rows.iloc[at], better)
-        margin = margin if share is None else share * abs(assay["estimate"])
+        margin = margin if of_gain is None else of_gain * abs(assay["estimate"])
         others = [i for i in range(len(rows)) if i != at]
         rows, correlation = rows.iloc[others], correlation[np.ix_(others, others)]
         rows = rows.reset_index(drop=True)
@@ -156,13 +156,13 @@ def share_of(margin: float | str) -> float | None:
     """
     if isinstance(margin, Real) and not isinstance(margin, bool) and 0 < margin < math.inf:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", margin) if isinstance(margin, str) else None
-    if found is None or not 0 < float(found[1]) < 100:
+    found = share(margin) if isinstance(margin, str) else None
+    if found is None:
         raise UserError(
             f"margin: {margin!r}; allowed: a finite number above 0, or the share of the gain from "
             "the base to the control, between 0% and 100%"
         )
-    return float(found[1]) / 100
+    return found
 
 
 def _assay(row: pd.Series, better: int) -> dict:

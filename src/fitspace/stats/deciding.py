@@ -14,6 +14,7 @@ from fitspace.stats.anova import anova
 from fitspace.stats.blocks import TASK
 from fitspace.stats.clusters import own_spreads
 from fitspace.stats.fits import LinearFit, fit_of
+from fitspace.stats.formula import Term, label, term_of
 from fitspace.stats.given import given
 from fitspace.stats.linear import Model, with_cells
 from fitspace.stats.means import Grid, differences
@@ -207,7 +208,7 @@ def declared(
     for name, asked in named.items():
         ((key, levels),) = asked.items()
         if key not in fits:
-            fits[key] = _Asked(table, response, factors, key.split(":"), block, interactions)
+            fits[key] = _Asked(table, response, factors, term_of(key), block, interactions)
         row, missing = fits[key].row(levels)
         problems += [f"contrast {name!r}: {text}" for text in missing]
         weights.setdefault(key, []).append(row)
@@ -219,16 +220,15 @@ def declared(
     if problems:
         raise UserError(problems)
     plain, own = (compared(pd.concat(r, ignore_index=True), "bonferroni") for r in rows.values())
-    result = plain[["estimate", "se", "df", "t", "p"]].copy()
+    # Each p is its own; Holm's adjustment takes the larger ones together.
+    plain, own = (side.assign(p_adjusted=side["p"]) for side in (plain, own))
+    result = both(plain, own).drop(columns="p_adjusted")
     result.insert(0, "contrast", list(named))
     result.insert(1, "of", of)
-    result["df_own_spreads"], result["p_own_spreads"] = own["df"], own["p"]
-    result["p_deciding"] = np.maximum(plain["p"], own["p"])
-    result["p_deciding_holm"] = effects.holm(result["p_deciding"].tolist())
-    result["low"], result["high"] = (
-        np.minimum(plain["low"], own["low"]), np.maximum(plain["high"], own["high"])
-    )  # fmt: skip
-    result["few"] = ~(result["df_own_spreads"] >= FEW)
+    holm = effects.holm(result["p_deciding"].tolist())
+    result.insert(result.columns.get_loc("p_deciding") + 1, "p_deciding_holm", holm)
+    ends = ["low", "high", "few"]
+    result = result[[*(name for name in result if name not in ends), *ends]]
     result.attrs["joint"] = {
         key: fits[key].plain.test(np.array(rows))
         | {"p_own_spreads": fits[key].own.test(np.array(rows))["p"]}
@@ -241,39 +241,32 @@ def declared(
 class _Asked:
     """The two fits of a model whose factor, or whose cells, are contrasted."""
 
-    def __init__(self, table, response, factors, names: list[str], block, interactions: bool):
-        if len(names) > 1:
-            table, cell = with_cells(table, names)
-            in_tasks = [term for term in block if set(term.split(":")) & {*factors, *names}]
+    def __init__(self, table, response, factors, of: Term, block, interactions: bool):
+        if len(of) > 1:
+            table, cell = with_cells(table, of)
+            in_tasks = [term for term in block if {*term_of(term)} & {*factors, *of}]
             block = [term for term in block if term not in in_tasks]
-            block += [f"{TASK}:{cell}"] if in_tasks else []
-            factors = [cell, *(name for name in factors if name not in names)]
+            block += [label((TASK, cell))] if in_tasks else []
+            factors = [cell, *(name for name in factors if name not in of)]
             interactions = False
         else:
-            (cell,) = names
+            (cell,) = of
         options = {"interactions": interactions}
         model = given(table, response, list(factors), block, **options).model(table)
         self.plain, self.own = LinearFit(model), own_spreads(model, "cr3")
         grid = Grid(self.plain, cell, None)
-        # Cells are told by the text of a tuple of their labels.
-        levels = dict.fromkeys(grid.name(at) for at in grid.at)
-        self.names = {":".join(literal_eval(n)) if len(names) > 1 else n: n for n in levels}
-        self.at = {
-            grid.name(at): row for at, row in zip(grid.at, grid.weights(grid.at), strict=True)
-        }
+        names = [grid.name(at) for at in grid.at]
+        if len(of) > 1:  # cells are told by the text of a tuple of their labels
+            names = [label(literal_eval(name)) for name in names]
+        self.at = dict(zip(names, grid.weights(grid.at), strict=True))
 
     def row(self, levels: Mapping[str, float]) -> tuple[np.ndarray, list[str]]:
         """Weights (p,) of the model matrix, and what is wrong with the levels."""
+        weights = {str(level): value for level, value in levels.items()}
         missing = [
-            f"no {level!r}; there are {', '.join(self.names)}"
-            for level in map(str, levels)
-            if level not in self.names
+            f"no {level!r}; there are {', '.join(self.at)}"
+            for level in weights
+            if level not in self.at
         ]
-        parts = [
-            value * self.at[self.names[str(level)]]
-            for level, value in levels.items()
-            if str(level) in self.names
-        ]
-        return np.sum(parts, axis=0) if parts else np.zeros(
-            len(next(iter(self.at.values())))
-        ), missing
+        known = [value * self.at[level] for level, value in weights.items() if level in self.at]
+        return sum(known, np.zeros(self.plain.model.matrix.shape[1])), missing

@@ -8,15 +8,16 @@ import numpy as np
 import pandas as pd
 
 from fitspace.core.errors import UserError
-from fitspace.stats.blocks import TASK, blocks_of
+from fitspace.stats.best import ALPHA
+from fitspace.stats.blocks import TASK, Blocks, blocks_of
 from fitspace.stats.control import noninferiority, share_of
 from fitspace.stats.deciding import FEW, apart
 from fitspace.stats.fits import LinearFit
 from fitspace.stats.given import given
+from fitspace.stats.linear import Model
 from fitspace.stats.means import differences
 from fitspace.stats.multiplicity import tail
 
-ALPHA = 0.05
 # Methods that are references; each is one point of a study, or none.
 BASE, FULL = "none", "full"
 POINT = "point"
@@ -75,8 +76,7 @@ def against(runs: pd.DataFrame, response: str) -> Against:
     held = _held(runs, response)
     if isinstance(held, str):
         return Against(notes=[held] if held else [])
-    used, references, block = held
-    model = given(used, response, [POINT], block).model(used)
+    _, references, blocks, model = held
     parts = []
     for method, point in references.items():
         found = apart(model, POINT, control=point)
@@ -85,7 +85,7 @@ def against(runs: pd.DataFrame, response: str) -> Against:
         parts.append(found[keep].assign(control=method))
     pairs = pd.concat(parts, ignore_index=True)
     by_task = pd.DataFrame()
-    if BASE in references and f"{TASK}:{POINT}" in block:
+    if BASE in references and blocks.by_task:
         by_task = differences(
             LinearFit(model), POINT, by=TASK, adjust="dunnett", control=references[BASE]
         )
@@ -105,17 +105,18 @@ def as_good(
     held = _held(runs, response)
     if isinstance(held, str):
         return AsGood(notes=[f"not held against full: {held}"] if held else [])
-    used, references, block = held
+    used, references, blocks, model = held
     if FULL not in references:
         return AsGood(notes=["no finished run of method full to be held against"])
     base = references.get(BASE)
     if base is None and share_of(margin) is not None:
         return AsGood(notes=["no finished run of method none, of whose gain the margin is a share"])
-    model = {"response": response, "factor": POINT, "control": references[FULL], "block": block}
-    model |= {"margin": margin, "base": base, "higher_is_better": not lower_is_better}
+    asked = {"response": response, "factor": POINT, "control": references[FULL]}
+    asked |= {"block": blocks.terms, "margin": margin, "base": base}
+    asked |= {"higher_is_better": not lower_is_better}
     try:
-        plain = noninferiority(used, **model)
-        own = noninferiority(used, robust="cr3", adjust="bonferroni", **model)
+        plain = noninferiority(used, **asked)
+        own = noninferiority(used, robust="cr3", adjust="bonferroni", **asked)
     except UserError as error:
         return AsGood(notes=[f"not held against full: {problem}" for problem in error.problems])
     points = pd.DataFrame(
@@ -133,7 +134,7 @@ def as_good(
             ),
         }
     )
-    assay = _assay(used, response, references, block, lower_is_better)
+    assay = _assay(used, references, blocks, model, lower_is_better)
     beaten = assay.empty or bool(assay["beaten"].iloc[0])
     for claim in ("noninferior", "equivalent"):
         points[claim] = beaten & (points[f"p_{claim}"] < ALPHA)
@@ -141,15 +142,14 @@ def as_good(
     return AsGood(points, assay)
 
 
-def _assay(used, response, references, block, lower: bool) -> pd.DataFrame:
+def _assay(used, references, blocks: Blocks, model: Model, lower: bool) -> pd.DataFrame:
     """Whether full fine-tuning beat the base: over all tasks, then in each."""
     if BASE not in references:
         return pd.DataFrame()
-    model = given(used, response, [POINT], block).model(used)
     both = used[used[POINT].isin([references[BASE], references[FULL]])]
     options = {"control": references[BASE], "adjust": "none"}
     found = apart(model, POINT, **options).assign(**{TASK: "all"})
-    if f"{TASK}:{POINT}" in block and both[TASK].nunique() > 1:
+    if blocks.by_task and both[TASK].nunique() > 1:
         tasks = apart(model, POINT, by=TASK, **options)
         found = pd.concat([found, tasks], ignore_index=True)
     found = found[found["level"] == references[FULL]]
@@ -163,7 +163,7 @@ def _assay(used, response, references, block, lower: bool) -> pd.DataFrame:
 
 
 def _held(runs: pd.DataFrame, response: str):
-    """The runs to compare, the references' points by method, and the blocks; or why not."""
+    """The runs to compare, the references' points by method, blocks and model; or why not."""
     if not {POINT, "method"} <= set(runs):
         return ""
     used = runs[runs[response].notna() & runs[POINT].notna()]
@@ -179,7 +179,8 @@ def _held(runs: pd.DataFrame, response: str):
         return ""
     if count > MOST_POINTS:
         return f"{count} points; up to {MOST_POINTS} are compared one by one"
-    block = blocks_of(used, [POINT]).terms
-    if not given(used, response, [POINT], block).model(used).df:
+    blocks = blocks_of(used, [POINT])
+    model = given(used, response, [POINT], blocks.terms).model(used)
+    if not model.df:
         return "no error to tell differences from: one run of each point"
-    return used, references, block
+    return used, references, blocks, model

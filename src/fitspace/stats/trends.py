@@ -109,9 +109,14 @@ def _scores(data: Data, factor: str, scores) -> np.ndarray:
     return on_scale(factor, levels, scores)
 
 
+def scale_of(name: str) -> str:
+    """The scale that the numbers of a factor have by its name."""
+    return "log2" if name.casefold().split(".")[-1] in DOUBLING else "linear"
+
+
 def on_scale(name: str, values: Sequence, scores: str | None) -> np.ndarray:
     """Numbers on the scale ``scores``, or on the one that a factor of this name has."""
-    scores = scores or ("log2" if name.casefold().split(".")[-1] in DOUBLING else "linear")
+    scores = scores or scale_of(name)
     if scores not in ("linear", "log2"):
         raise UserError(f"scores: {scores!r}; allowed: linear, log2, or a number per level")
     points, problems = numbers(pd.Series(list(values), name=name))
@@ -154,7 +159,7 @@ def curve(
     found = given(table, response, [factor], block)
     data = found.data(table)
     score = _scores(data, factor, scores)
-    kind = scores or ("log2" if factor.casefold().split(".")[-1] in DOUBLING else "linear")
+    kind = scores or scale_of(factor)
     middle, half = (score.max() + score.min()) / 2, (score.max() - score.min()) / 2
     x = (score - middle) / half
     names = [f"{factor}, degree {degree}" for degree in (1, 2)]

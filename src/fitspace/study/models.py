@@ -8,7 +8,6 @@ Schema in ``workflow/schemas`` is generated from these models.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -28,6 +27,7 @@ from fitspace.core.reading import (
     Sha256,
     short,
 )
+from fitspace.core.texts import share
 from fitspace.metrics.extractors import NAMED
 from fitspace.metrics.table import METRICS
 
@@ -253,8 +253,7 @@ class Arm(_Strict):
 
 def _margin(value: Any) -> Any:
     if isinstance(value, str):
-        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", value)
-        sound = found is not None and 0 < float(found[1]) < 100
+        sound = share(value) is not None
     else:
         sound = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
         sound = sound and math.isfinite(value)

@@ -6,10 +6,10 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from fitspace.report import words
-from fitspace.report.figures.axes import label_x, legend, new, number_axis, row_ticks
+from fitspace.report.figures.axes import interval, label_x, legend, new, number_axis, row_ticks
 from fitspace.report.figures.names import MOST_LABELLED, point_names, scaled, short
 from fitspace.report.figures.output import Figure, figure, having, of_table
-from fitspace.report.figures.style import FACE, LINES, MAIN, MUTED
+from fitspace.report.figures.style import LINES, MUTED
 from fitspace.report.results import Results
 from fitspace.stats.best import ALPHA
 
@@ -38,10 +38,7 @@ def _forest(found: Results, response: str, rows: pd.DataFrame) -> Figure:
         mark = {"marker": style["marker"], "mfc": "none", "mec": style["color"], "ls": "none"}
         axes.plot(ours["estimate"], ours["point"].map(places), ms=3.2, mew=0.8, alpha=0.8, **mark)
     for y, row in enumerate(rows.itertuples()):
-        shown = row.p_deciding < ALPHA
-        colour, face = (MAIN, MAIN) if shown else (MUTED, FACE)
-        axes.plot([row.low, row.high], [y, y], color=colour, lw=1.4)
-        axes.plot(row.estimate, y, "o", ms=4.8, mfc=face, mec=colour, mew=1.1)
+        interval(axes, y, [row.low, row.high], row.estimate, row.p_deciding < ALPHA)
     row_ticks(axes, [names[point] if labelled else "" for point in rows["level"]])
     axes.grid(axis="x")
     number_axis(axes, "x")

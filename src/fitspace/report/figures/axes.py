@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from matplotlib.transforms import Bbox
 
 from fitspace.report.figures.names import short
-from fitspace.report.figures.style import WIDTH
+from fitspace.report.figures.style import FACE, MAIN, MUTED, WIDTH
 from fitspace.report.results import Results
 
 
@@ -64,6 +64,13 @@ def row_ticks(axes: Axes, names: Sequence[str], longest: int = 28) -> None:
     axes.set_yticks(range(len(names)), [short(name, longest) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.spines["left"].set_visible(False)
+
+
+def interval(axes: Axes, y: int, limits: Sequence[float], at: float, filled: bool) -> None:
+    """A difference with its limits along a row; filled where a claim is shown."""
+    colour, face = (MAIN, MAIN) if filled else (MUTED, FACE)
+    axes.plot(limits, [y, y], color=colour, lw=1.4)
+    axes.plot(at, y, "o", ms=4.8, mfc=face, mec=colour, mew=1.1)
 
 
 def legend(canvas: Canvas, handles: Sequence, title: str | None = None) -> None:

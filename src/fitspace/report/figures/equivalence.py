@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from fitspace.report import words
-from fitspace.report.figures.axes import label_x, new, number_axis, row_ticks
+from fitspace.report.figures.axes import interval, label_x, new, number_axis, row_ticks
 from fitspace.report.figures.names import MOST_LABELLED, point_names, short
 from fitspace.report.figures.output import Figure, figure, having, of_table
-from fitspace.report.figures.style import FACE, MAIN, MUTED
+from fitspace.report.figures.style import MAIN, MUTED
 from fitspace.report.results import Results
 
 
@@ -31,9 +31,7 @@ def _differences(found: Results, response: str, rows: pd.DataFrame) -> Figure:
     axes.axvline(0, color=MUTED, lw=0.9)
     shown = rows["noninferior"].eq(True)
     for y, (row, filled) in enumerate(zip(rows.itertuples(), shown, strict=True)):
-        colour, face = (MAIN, MAIN) if filled else (MUTED, FACE)
-        axes.plot([row.low, row.high], [y, y], color=colour, lw=1.4)
-        axes.plot(row.difference, y, "o", ms=4.8, mfc=face, mec=colour, mew=1.1)
+        interval(axes, y, [row.low, row.high], row.difference, filled)
     row_ticks(axes, [names[point] if labelled else "" for point in rows["point"]])
     axes.grid(axis="x")
     number_axis(axes, "x")
