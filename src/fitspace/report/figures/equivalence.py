@@ -43,9 +43,8 @@ def _differences(found: Results, response: str, rows: pd.DataFrame) -> Figure:
         arrow = f"← {text}" if side == "left" else f"{text} →"
         axes.set_title(arrow, loc=side, fontsize=8, color=MUTED, pad=4)
     caption = (
-        f"{metric.label}: difference of each point to full fine-tuning, with its 90% interval. "
-        "Shaded: within the margin that the study declares. Filled: non-inferior at 5%, "
-        "after Holm."
+        f"{metric.label}: difference of each point to full fine-tuning, with simultaneous "
+        "one-sided 95% limits. Shaded: within the margin that the study declares. Filled: non-inferior."
     )
     alt = (
         f"Differences in {metric.label} to full fine-tuning of {len(rows)} points, "
