@@ -44,7 +44,8 @@ def _differences(found: Results, response: str, rows: pd.DataFrame) -> Figure:
         axes.set_title(arrow, loc=side, fontsize=8, color=MUTED, pad=4)
     caption = (
         f"{metric.label}: difference of each point to full fine-tuning, with simultaneous "
-        "one-sided 95% limits. Shaded: within the margin that the study declares. Filled: non-inferior."
+        "one-sided 95% limits. Shaded: within the margin that the study declares. Filled: "
+        "non-inferior."
     )
     alt = (
         f"Differences in {metric.label} to full fine-tuning of {len(rows)} points, "
