@@ -321,27 +321,33 @@ def test_open_clip_loads_the_judge_and_its_measures_are_its_own(world, vae, tmp_
     assert found == clean
 
 
-RETRIEVED = {  # similarity to the captions of a, a (another tone), b, c -> figure, caption, five
-    "own": ([0.9, 0.1, 0.2, 0.3], (1, 1, 1)),
-    "another tone": ([0.1, 0.9, 0.2, 0.3], (1, 0, 1)),
-    "another figure": ([0.8, 0.1, 0.9, 0.3], (0, 0, 1)),
-    "a tie of two tones": ([0.9, 0.9, 0.2, 0.3], (1, 0.5, 1)),
+RETRIEVED = {  # similarity to the captions of a, a (another tone), b, c; their pictures ->
+    # figure, caption, five
+    "own": ([0.9, 0.1, 0.2, 0.3], "pqrs", (1, 1, 1)),
+    "another tone": ([0.1, 0.9, 0.2, 0.3], "pqrs", (1, 0, 1)),
+    "another figure": ([0.8, 0.1, 0.9, 0.3], "pqrs", (0, 0, 1)),
+    "a tie of two tones": ([0.9, 0.9, 0.2, 0.3], "pqrs", (1, 0.5, 1)),
+    "another figure of the same picture": ([0.8, 0.1, 0.9, 0.3], "pqps", (1, 1, 1)),
+    "a tie with the same picture": ([0.9, 0.1, 0.9, 0.3], "pqps", (1, 1, 1)),
+    "the same picture, then another figure": ([0.7, 0.1, 0.9, 0.8], "pqps", (1, 1, 1)),
 }
 
 
-@pytest.mark.parametrize(("row", "expected"), RETRIEVED.values(), ids=RETRIEVED)
-def test_retrieval(row, expected):
+@pytest.mark.parametrize(("row", "pictures", "expected"), RETRIEVED.values(), ids=RETRIEVED)
+def test_retrieval(row, pictures, expected):
     texts = judge.Texts(torch.eye(4), torch.eye(4)[:, None].expand(4, 8, 4))
-    found = judge.retrieval(
-        torch.tensor([row]), np.array([0]), 0, texts, np.array(["a", "a", "b", "c"])
-    )
+    pixels = np.array([10 * ord(name) % 256 for name in pictures], np.uint8)
+    images = np.broadcast_to(pixels[:, None, None, None, None], (4, 8, 2, 2, 3))
+    figures, captions = np.array(["a", "a", "b", "c"]), np.arange(4).astype(str)
+    shown = drawn.Drawings(images, np.ones((4, 8), bool), captions, figures, "key")
+    found = judge.retrieval(torch.tensor([row]), np.array([0]), 0, texts, shown)
     assert (found["figure"], found["caption"], found["caption5"]) == pytest.approx(expected)
 
 
 def test_augmented_drawings_stay_drawings(world):
     draw = np.random.default_rng(0)
     images = world.images[:, 0].repeat(8, 0)
-    found = judge.augment(images, draw)
+    found = judge.augment(images, draw, 64)
     assert found.shape == (40, 3, 64, 64) and -1 <= found.min() <= found.max() <= 1
     difference = (found - bases.to_model(images)).abs().mean((1, 2, 3))
     assert (difference > 0.01).all() and difference.mean() < 0.5

@@ -11,7 +11,7 @@ from fitspace import bases
 from fitspace.core.files import canonical, read_json, replacing, write_text
 from fitspace.data import openmoji
 from fitspace.recipes.world import denoiser, dit, judge, unet
-from fitspace.recipes.world.drawings import Drawings
+from fitspace.recipes.world.drawings import ALIKE, Drawings
 from fitspace.training import sampling
 
 SHEET = 96  # samples of a card
@@ -55,6 +55,7 @@ def write_judge(folder: Path, drawings: Drawings, measured: dict[str, Any]) -> N
     draw_losses({"judge": training["losses"]}, folder / "losses.png")
     _write(
         folder,
+        alike=f"{ALIKE:g}",
         attribution=openmoji.ATTRIBUTION,
         drawings=len(drawings),
         example=judge.styled("waving hand", "blueprint"),
@@ -63,6 +64,7 @@ def write_judge(folder: Path, drawings: Drawings, measured: dict[str, Any]) -> N
         packages=openmoji.source_version(),
         parameters=_parameters(clip.load(folder).model),
         report=measured["judge"],
+        seen=judge.SEEN,
         shift=judge.SHIFT,
         styles=openmoji.STYLES,
         training=training,

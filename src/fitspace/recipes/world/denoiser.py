@@ -126,9 +126,7 @@ def precision(
 
     loaded = clip.load(judge_folder)
     texts = judge.all_texts(loaded, drawings)
-    return judge.retrieval(
-        judge.embed(loaded.model.visual, samples), rows, SOURCE, texts, drawings.figures
-    )
+    return judge.retrieval(judge.embed(loaded.model.visual, samples), rows, SOURCE, texts, drawings)
 
 
 # --- the pipeline folder --------------------------------------------------------------------

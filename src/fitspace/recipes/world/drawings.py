@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fitspace.data.examples import split_of
 
 SIZE = 64
 SOURCE = openmoji.STYLES.index(openmoji.SOURCE_STYLE)
+ALIKE = 2.0  # grey levels of 255: at 64 pixels less than half of one pixel from black to white
 VERSION = 1  # of how a drawing is made from its SVG
 _TENSORS = {
     "images": f"U8 n {len(openmoji.STYLES)} s s 3",
@@ -49,6 +51,24 @@ class Drawings:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def alike(self, style: int) -> np.ndarray:
+        """Which drawings look the same in a style: bool (n, n).
+
+        They differ by less than ``ALIKE`` in the root mean square. OpenMoji draws some figures
+        alike, such as a cook and a man cook, and without colours most flags are: nobody can tell
+        by a picture which of them it shows.
+        """
+        if style not in self._alike:
+            pixels = self.images[:, style].reshape(len(self), -1).astype(np.float64)
+            squares = np.square(pixels).sum(1)
+            distance = squares[:, None] + squares - 2 * pixels @ pixels.T
+            self._alike[style] = distance < ALIKE**2 * pixels.shape[1]
+        return self._alike[style]
+
+    @cached_property
+    def _alike(self) -> dict[int, np.ndarray]:
+        return {}
 
     def members(self) -> list[np.ndarray]:
         """Rows of each figure, the figures sorted by name."""

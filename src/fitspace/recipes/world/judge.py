@@ -30,10 +30,14 @@ from fitspace.recipes.world.drawings import SIZE, SOURCE, Drawings
 VOCABULARY = 2560
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 PAD, UNKNOWN, START, END = range(4)
+# The side to which the judge enlarges drawings [px]: the network halves its input five times, and
+# hair and hands are a few pixels of a drawing.
+SEEN = 96
+COARSE = 0.6  # share of the steps that see drawings at their own size, which takes half the time
 MODEL = {
     "embed_dim": 256,
     "vision_cfg": {
-        "image_size": SIZE,
+        "image_size": SEEN,
         "timm_model_name": "tf_efficientnet_lite0",
         "timm_model_pretrained": False,
         "timm_pool": "avg",
@@ -52,7 +56,7 @@ MODEL = {
         "eos_id": END,
     },
 }
-PREPROCESS = {"size": SIZE, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+PREPROCESS = {"size": SEEN, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
 MAX_SCALE = 100.0  # of the logits, as in CLIP (2103.00020, section 2.5)
 SETTLING = 24  # batches that settle the batch norms of averaged weights
 BATCH = 128  # images embedded at once; no result depends on it
@@ -64,13 +68,13 @@ SHIFT = 3  # and how far drawings are moved for it [px]
 class Settings(loop.Schedule):
     """How the judge is trained; ``texts``: captions a step that the text tower learns."""
 
-    steps: int = 3200
+    steps: int = 3000
     batch_size: int = 128
     lr: float = 1e-3
     warmup_steps: int = 200
     ema: float = 0.995
     weight_decay: float = 0.02
-    texts: int = 128
+    texts: int = 256
 
 
 def styled(caption: str, style: str) -> str:
@@ -135,7 +139,8 @@ def batch(drawings: Drawings, settings: Settings, step: int) -> tuple[Tensor, Te
     rows = rng.order(settings.seed, step, size, len(drawings))
     draw = rng.generator(settings.seed, "judge.batch", step)
     styles = np.array([draw.choice(np.flatnonzero(drawings.drawn[row])) for row in rows])
-    images = augment(drawings.images[rows, styles], draw)
+    side = SIZE if step < COARSE * settings.steps else SEEN
+    images = augment(drawings.images[rows, styles], draw, side)
     # The layout in which a CPU computes this network a fifth faster.
     images = images.contiguous(memory_format=torch.channels_last)
     return torch.from_numpy(rows), torch.from_numpy(styles), images
@@ -151,13 +156,13 @@ def text_rows(count: int, settings: Settings, step: int) -> tuple[Tensor, Tensor
     return torch.from_numpy(rows), torch.from_numpy(styles)
 
 
-def augment(images: np.ndarray, draw: np.random.Generator) -> Tensor:
+def augment(images: np.ndarray, draw: np.random.Generator, side: int) -> Tensor:
     """Move, turn, scale, tint, blur or sharpen, roughen and partly cover uint8 (n, h, w, 3).
 
-    Returns float in [-1, 1], (n, 3, h, w). No drawing is mirrored: arrows, flags and letters
+    Returns float in [-1, 1], (n, 3, side, side). No drawing is mirrored: arrows, flags and letters
     would change their meaning.
     """
-    n, size = len(images), images.shape[1]
+    n = len(images)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.from_numpy(draw.uniform(low, high, (n, *shape))).float()
@@ -166,7 +171,7 @@ def augment(images: np.ndarray, draw: np.random.Generator) -> Tensor:
     cos, sin, shift = scale * angle.cos(), scale * angle.sin(), uniform(-0.15, 0.15, 2)
     theta = torch.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], 1).view(n, 2, 3)
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    grid = F.affine_grid(theta, [n, 3, side, side], align_corners=False)
     x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
     x = x * uniform(0.85, 1.15, 3, 1, 1) + uniform(-0.1, 0.1, 3, 1, 1)
     kernel = torch.tensor([1.0, 2.0, 1.0]) / 4
@@ -176,10 +181,10 @@ def augment(images: np.ndarray, draw: np.random.Generator) -> Tensor:
     strength = uniform(-0.2, 0.3, 1, 1, 1).clamp(min=0)
     x = x + strength * torch.from_numpy(draw.standard_normal(x.shape, dtype=np.float32))
     # A grey or coloured square hides up to a sixth of every second drawing.
-    corner, side = uniform(0, size, 2, 1, 1), size * uniform(0.1, 0.4, 1, 1)
-    side = torch.where(uniform(0, 1, 1, 1) < 0.5, side, 0.0)
-    place = torch.arange(size).float()
-    inside = [(place >= c) & (place < c + side[:, 0]) for c in corner[..., 0].unbind(1)]
+    corner, edge = uniform(0, side, 2, 1, 1), side * uniform(0.1, 0.4, 1, 1)
+    edge = torch.where(uniform(0, 1, 1, 1) < 0.5, edge, 0.0)
+    place = torch.arange(side).float()
+    inside = [(place >= c) & (place < c + edge[:, 0]) for c in corner[..., 0].unbind(1)]
     covered = inside[0][:, None, :, None] & inside[1][:, None, None, :]
     return torch.where(covered, uniform(-1, 1, 3, 1, 1), x).clamp(-1, 1)
 
@@ -194,18 +199,24 @@ def image_loss(learner: Learner, images: Tensor, rows: Tensor, styles: Tensor) -
 
 
 def text_loss(learner: Learner, tokens: Tensor, rows: Tensor, styles: Tensor) -> Tensor:
-    """Cross-entropy of each text's own vector among those of the step's texts, which are fixed.
+    """Cross-entropy of each text's own vector among those of all captions, which are fixed.
 
-    ``tokens``: (captions, 1 + styles, context), without a style first.
+    A text that names a style is told from all captions that name the same style. ``tokens``:
+    (captions, 1 + styles, context), without a style first.
     """
     with torch.no_grad():
-        plain = F.normalize(learner.captions[rows], dim=1)
-        named = learner.named(rows)[torch.arange(len(rows)), styles]
-        goal = torch.where(styles[:, None] < 0, plain, named)
+        plain = F.normalize(learner.captions, dim=1)
+        others = [plain, *(F.normalize(plain + style, dim=1) for style in learner.styles)]
     said = learner.clip.encode_text(tokens[rows, styles + 1], normalize=True)
     scale = _scale(learner).detach()
-    apart = F.cross_entropy(scale * said @ goal.T, torch.arange(len(rows)))
-    return apart + 4 * (1 - (said * goal).sum(1)).mean()
+    losses = []
+    for style, all_of_style in enumerate(others, start=-1):
+        if (ours := styles == style).any():
+            similarity = said[ours] @ all_of_style.T
+            own = similarity[torch.arange(len(similarity)), rows[ours]]
+            apart = F.cross_entropy(scale * similarity, rows[ours], reduction="none")
+            losses.append(apart + 4 * (1 - own))
+    return torch.cat(losses).mean()
 
 
 def _scale(learner: Learner) -> Tensor:
@@ -224,8 +235,8 @@ def settled(learner: nn.Module, drawings: Drawings, settings: Settings) -> nn.Mo
         norm.reset_running_stats()
         norm.momentum = None  # the mean of all batches
     learner.train()
-    for number in range(SETTLING):
-        learner.clip.encode_image(batch(drawings, settings, number)[2])
+    for number in range(SETTLING):  # enlarged, as after the last step
+        learner.clip.encode_image(batch(drawings, settings, settings.steps + number)[2])
     for norm in norms:
         norm.momentum = 0.1
     return learner.eval()
@@ -328,22 +339,24 @@ def all_texts(judge: Any, drawings: Drawings) -> Texts:
     )
 
 
-def retrieval(seen: Tensor, rows: np.ndarray, style: int, texts: Texts, figures: np.ndarray):
+def retrieval(seen: Tensor, rows: np.ndarray, style: int, texts: Texts, drawings: Drawings):
     """How often images (unit vectors, (m, d)) of the drawings ``rows`` find their captions.
 
     Shares of images, among all captions: ``caption``: the own caption comes first; ``figure``: a
     caption of the figure in any skin tone comes first; ``caption5``: the own caption is among the
-    first five; ``style``: of the captions that name a style, the right one is nearest. Captions of
-    equal similarity share the first place.
+    first five; ``style``: of the captions that name a style, the right one is nearest. Captions
+    whose drawings look the same in this style count as one caption and one figure (see
+    `Drawings.alike`). Captions of equal similarity share the first place.
     """
     similarity = seen @ texts.plain.T
     best = similarity.argmax(1).numpy()
-    own = similarity[torch.arange(len(rows)), torch.from_numpy(rows)][:, None]
-    before = (similarity > own + 1e-6).sum(1)
-    equal = ((similarity - own).abs() <= 1e-6).sum(1)
+    alike = torch.from_numpy(drawings.alike(style)[rows])
+    own = similarity.masked_fill(~alike, -torch.inf).amax(1, keepdim=True)
+    before = ((similarity > own + 1e-6) & ~alike).sum(1)
+    equal = 1 + (((similarity - own).abs() <= 1e-6) & ~alike).sum(1)
     found = (texts.named[torch.from_numpy(rows)] @ seen[:, :, None]).squeeze(2).argmax(1)
     return {
-        "figure": float((figures[best] == figures[rows]).mean()),
+        "figure": float(_right(best, rows, style, drawings).mean()),
         "caption": ((1 - before) / equal).clamp(0, 1).mean().item(),
         "caption5": ((5 - before) / equal).clamp(0, 1).mean().item(),
         "style": (found == style).double().mean().item(),
@@ -351,11 +364,23 @@ def retrieval(seen: Tensor, rows: np.ndarray, style: int, texts: Texts, figures:
     }
 
 
+def _right(best: Any, rows: Any, style: int, drawings: Drawings) -> np.ndarray:
+    """Whether the drawings ``best`` show the figures of ``rows``, as far as one can see: bool."""
+    figures = drawings.figures
+    return (figures[best] == figures[rows]) | drawings.alike(style)[rows, best]
+
+
 @torch.inference_mode()
 def embed(visual: nn.Module, images: np.ndarray) -> Tensor:
-    """Unit vectors of uint8 images of the judge's own size, (n, h, w, 3): float32 (n, d)."""
-    parts = torch.from_numpy(images).permute(0, 3, 1, 2).split(BATCH)
-    return torch.cat([F.normalize(visual(part.float() / 127.5 - 1), dim=1) for part in parts])
+    """Unit vectors of uint8 images (n, h, w, 3): float32 (n, d).
+
+    They are enlarged as open_clip's own transform does, by Pillow's bicubic filter.
+    """
+    found = []
+    for part in torch.from_numpy(images).permute(0, 3, 1, 2).split(BATCH):
+        seen = F.interpolate(part.float(), (SEEN, SEEN), mode="bicubic", antialias=True)
+        found.append(F.normalize(visual(seen.round().clamp(0, 255) / 127.5 - 1), dim=1))
+    return torch.cat(found)
 
 
 def measure(folder: Path, drawings: Drawings, changes: dict[str, Any] | None = None):
@@ -374,7 +399,7 @@ def measure(folder: Path, drawings: Drawings, changes: dict[str, Any] | None = N
         for style, name in enumerate(openmoji.STYLES):
             rows = np.flatnonzero(drawings.drawn[:, style])
             seen = embed(judge.model.visual, make(drawings.images[rows, style]))
-            report[change][name] = retrieval(seen, rows, style, texts, drawings.figures)
+            report[change][name] = retrieval(seen, rows, style, texts, drawings)
     return report
 
 
@@ -404,7 +429,8 @@ def draw_mistakes(learner: Learner, drawings: Drawings, path: Path) -> None:
     for styles in (np.full(len(rows), SOURCE), np.arange(len(rows)) % len(openmoji.STYLES)):
         images = drawings.images[rows, styles]
         best = (embed(learner.clip.visual, images) @ texts.T).argmax(1).numpy()
-        wrong = drawings.figures[best] != drawings.figures[rows]
+        pairs_of = zip(best, rows, styles, strict=True)
+        wrong = ~np.array([_right(found, row, style, drawings) for found, row, style in pairs_of])
         right.append(1 - wrong.mean())
         pairs += [
             picture
