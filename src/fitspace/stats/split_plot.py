@@ -100,8 +100,8 @@ def _means(wide: pd.DataFrame) -> pd.DataFrame:
 def _epsilon(wide: pd.DataFrame, of_units: pd.DataFrame) -> float:
     """How alike the differences of levels vary, beside what the factors between units explain."""
     contrasts = wide.to_numpy(float) @ helmert(wide.shape[1]).T
-    codes = pd.get_dummies(of_units.astype(str)).to_numpy(float)
-    design = np.column_stack([np.ones(len(wide)), codes])
+    codes = [pd.get_dummies(of_units[name].astype(str)).to_numpy(float) for name in of_units]
+    design = np.column_stack([np.ones(len(wide)), *codes])
     left = contrasts - design @ np.linalg.lstsq(design, contrasts, rcond=None)[0]
     cov = left.T @ left
     squares = float(np.sum(cov**2))
