@@ -13,7 +13,15 @@ from PIL import Image
 
 from fitspace.cli import main
 from fitspace.core.errors import UserError
-from fitspace.plan import analysable, build_plan, expand, planned
+from fitspace.plan import (
+    analysable,
+    build_plan,
+    checked,
+    expand,
+    looked,
+    own_drawing,
+    planned,
+)
 from fitspace.study import Study
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +74,10 @@ def problems_of(changes: dict) -> list[str]:
 
 def lora(**keys) -> dict:
     return {"method": "lora", "factors": {"rank": [2, 4]}} | keys
+
+
+def within(name: str, levels: list, **keys) -> dict:
+    return lora(factors={"rank": [2, 4], f"sample.{name}": levels}, **keys)
 
 
 OPENMOJI = {"tasks": [{"name": "emoji", "source": "openmoji", "style": "flat"}]}
@@ -123,6 +135,48 @@ WRONG = {
          "analysis": {"factors": ["arm"], "responses": ["clip_t"], "scales": {"arm": "log2"}}},
         "analysis.scales.arm: 'arm' has levels that are not numbers",
     ),
+    "a factor within trainings is analysed": (
+        {"train": STUDY["train"] | {"checkpoints": [1]},
+         "analysis": {"factors": ["rank", "checkpoint"], "responses": ["clip_t"]}},
+        "analysis.factors: 'checkpoint' varies within a training",
+    ),
+    "levels without the study's own": (
+        {"arms": [within("guidance", [1.0, 5.0])]},
+        "arms[0].factors.sample.guidance: [1.0, 5.0]: without 2.0, as the study's sample has it",
+    ),
+    "a strength where nothing is trained": (
+        {"arms": [lora(), {"method": "none", "factors": {"sample.strength": [0, 1]}}]},
+        "arms[1].factors.sample.strength: method 'none' adds nothing to the base",
+    ),
+    "a strength of what is not linear": (
+        {"arms": [within("strength", [0.5, 1], settings={"dora": True})]},
+        "arms[0].factors.sample.strength: method 'lora' with dora is not linear in its change",
+    ),
+    "a strength for all": (
+        {"sample": STUDY["sample"] | {"strength": 0.5}},
+        "sample.strength: 0.5; allowed: a factor sample.strength of the arms that train",
+    ),
+    "an unknown way to sample": (
+        {"arms": [within("seed", [0, 1])]},
+        "arms[0].factors.sample.seed: unknown; allowed: sample.guidance, sample.steps, "
+        "sample.strength, sample.blocks",
+    ),
+    "a level out of range": (
+        {"arms": [within("guidance", [2.0, 0.5])]},
+        "arms[0].factors.sample.guidance[1]: 0.5",
+    ),
+    "a level of blocks that is no name": (
+        {"arms": [within("blocks", ["all", "up blocks"])]},
+        "arms[0].factors.sample.blocks[1]: 'up blocks'",
+    ),
+    "checkpoints out of order": (
+        {"train": STUDY["train"] | {"checkpoints": [2, 1]}},
+        "train.checkpoints: [2, 1]; allowed: each step once, in order",
+    ),
+    "checkpoints as a factor": (
+        {"arms": [lora(factors={"rank": [2, 4], "train.checkpoints": [1]})]},
+        "arms[0].factors.train.checkpoints",
+    ),
     "levels that never meet": (
         {"arms": [
             lora(factors={"rank": [2]}), lora(name="other", factors={"rank": [4]}),
@@ -131,6 +185,60 @@ WRONG = {
         "one that has",
     ),
 }  # fmt: skip
+
+
+SUBJECT = {
+    "name": "own", "source": "folder", "path": "images",
+    "dreambooth": {"noun": "cat", "prompts": ["{} in snow"], "prior_weight": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, levels", [("guidance", [2.0, 3.0]), ("steps", [2, 3])])
+def test_a_subjects_images_are_compared_with_the_bases_at_one_guidance(folder, name, levels):
+    (found,) = problems_of({"arms": [within(name, levels)], "tasks": [SUBJECT]})
+    assert "compares a run's images of its class with the base's" in found
+    assert problems_of({"arms": [within("strength", [0, 1])], "tasks": [SUBJECT]}) == []
+
+
+def test_levels_within_a_training_share_it_and_vary_one_at_a_time(folder):
+    arm = within("guidance", [1.0, 2.0], train={})
+    arm["factors"] |= {"sample.strength": [0, 1]}
+    content = copy.deepcopy(STUDY) | {"arms": [arm, {"method": "none"}]}
+    content["train"] |= {"checkpoints": [1, 2]}
+    Path("study.yaml").write_text(yaml.safe_dump(content))
+    plan = planned("study.yaml")
+    of_two = [p for p in plan.points if p.factors.get("rank") == 2]
+    assert [p.drawn for p in of_two] == [
+        "guidance2.0.strength1.0.checkpoint3",
+        "guidance1.0.strength1.0.checkpoint3",
+        "guidance2.0.strength0.checkpoint3",
+        "guidance2.0.strength1.0.checkpoint1",
+        "guidance2.0.strength1.0.checkpoint2",
+    ]
+    assert [own_drawing(plan.study, p) for p in of_two] == [True, *[False] * 4]
+    runs = [run for run in plan.runs if run.point in of_two]
+    assert len({run.train.key for run in runs}) == 1
+    assert len({run.sample.key for run in runs}) == len({run.name for run in runs}) == 5
+    assert runs[0].train.material["train"]["checkpoints"] == [1, 2]
+    assert "checkpoint" not in runs[0].sample.material["sample"]
+    assert runs[3].sample.material["sample"]["checkpoint"] == 1
+    assert plan.study.sample.model_dump().keys() == {"prompts", "steps", "guidance"}
+
+
+def test_an_arm_can_do_without_checkpoints(folder):
+    content = copy.deepcopy(STUDY)
+    content["train"] |= {"checkpoints": [1]}
+    content["arms"] = [lora(), {"method": "bitfit", "train": {"checkpoints": None}}]
+    Path("study.yaml").write_text(yaml.safe_dump(content))
+    points = planned("study.yaml").points
+    assert [p.drawn for p in points] == ["checkpoint3", "checkpoint1"] * 2 + [""]
+
+
+def test_blocks_that_the_denoiser_has_not_are_found_by_check(folder):
+    arm = within("blocks", ["all", "up_blocks", "upper_blocks"])
+    Path("study.yaml").write_text(yaml.safe_dump(copy.deepcopy(STUDY) | {"arms": [arm]}))
+    with pytest.raises(UserError, match="no part 'upper_blocks'"):
+        looked(*checked("study.yaml"))
 
 
 @pytest.mark.parametrize("changes, problem", WRONG.values(), ids=WRONG)

@@ -240,3 +240,27 @@ def test_order_visits_everything_once_an_epoch():
     visits = np.concatenate([rng.order(5, step, 4, 10) for step in range(5)])
     assert sorted(visits[:10]) == sorted(visits[10:]) == list(range(10))
     assert list(visits[:10]) != list(visits[10:])
+
+
+KEPT = dict(checkpoints=[3, 7], lr_schedule="constant")
+
+
+@pytest.mark.parametrize("ema", [None, 0.9], ids=["no EMA", "EMA"])
+def test_a_checkpoint_is_what_a_training_of_its_steps_gives(tmp_path, ema):
+    found = tiny.fit(tmp_path / "c", ema=ema, **KEPT)
+    assert list(found.kept) == [3, 7]
+    for step, values in found.kept.items():
+        alone = tiny.fit(tmp_path / f"{step}", ema=ema, steps=step, lr_schedule="constant")
+        assert all(torch.equal(v, values[n]) for n, v in alone.parameters.items())
+    last = tiny.fit(tmp_path / "d", ema=ema, lr_schedule="constant")
+    assert all(torch.equal(v, found.parameters[n]) for n, v in last.parameters.items())
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5, 9], ids=lambda s: f"after step {s}")
+def test_checkpoints_survive_a_resume(tmp_path, stop):
+    whole = tiny.fit(tmp_path / "whole", **KEPT)
+    interrupted(tmp_path / "c", stop, **KEPT)
+    resumed = tiny.fit(tmp_path / "c", **KEPT)
+    assert resumed.losses == whole.losses and list(resumed.kept) == [3, 7]
+    for step, values in whole.kept.items():
+        assert all(torch.equal(v, resumed.kept[step][n]) for n, v in values.items())

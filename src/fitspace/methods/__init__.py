@@ -10,6 +10,8 @@ A method is a module of this package with
   :class:`~fitspace.methods.attachment.Attachment`;
 - ``budget``, for a method with a width: the setting in which the number of trainable parameters
   is affine, see :mod:`fitspace.plan.budget`;
+- ``AT_REST``, for a method that can be sampled at another strength, see
+  :mod:`fitspace.methods.strength`;
 - ``folds``, for a method of which several runs can form one batch on a GPU (``torch.vmap``): hooks
   use the parameters of the module that they are given, and nothing is changed in place.
 
@@ -21,6 +23,7 @@ from fitspace.methods.attaching import attach
 from fitspace.methods.attachment import Attachment
 from fitspace.methods.registry import METHODS, discovered, get, knob, problems, validated
 from fitspace.methods.saving import load, load_adapter, read, save
+from fitspace.methods.strength import problems_of_strength, unknown_blocks
 
 __all__ = [
     "METHODS",
@@ -32,7 +35,9 @@ __all__ = [
     "load",
     "load_adapter",
     "problems",
+    "problems_of_strength",
     "read",
     "save",
+    "unknown_blocks",
     "validated",
 ]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 trains = True
 folds = True
 budget = "width"
+AT_REST = {"up": 0.0}
 
 Input = Literal[
     "SA_in", "SA_out", "CA_in", "CA_out", "CA_c", "FFN_in", "FFN_out", "Trans_out",

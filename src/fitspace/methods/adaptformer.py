@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 trains = True
 budget = "width"
+AT_REST = {"up": 0.0}
 
 
 class Settings(PartialSettings):

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 trains = True
 folds = True
+AT_REST: dict[str, float] = {}
 
 
 class Settings(PartialSettings):

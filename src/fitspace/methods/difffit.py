@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 trains = True
 folds = True
+AT_REST = {"gamma": 1.0, "beta": 0.0}
 
 
 class Settings(PartialSettings):

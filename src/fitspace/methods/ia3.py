@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 trains = True
 folds = True
 FEED_FORWARD = "net.2"
+AT_REST = {"ia3_l": 1.0}
 
 
 class Settings(PartialSettings):

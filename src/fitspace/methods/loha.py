@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 trains = True
 budget = "rank"
+AT_REST = {"hada_w2_b": 0.0}
 
 
 class Settings(TargetedSettings):

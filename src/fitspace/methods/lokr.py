@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 trains = True
 folds = True
+AT_REST = {"lokr_w1": 0.0}
 
 
 class Settings(TargetedSettings):

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 trains = True
 folds = True
 budget = "rank"
+AT_REST = {"lora_B": 0.0}
 
 
 class Settings(TargetedSettings):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 trains = True
+AT_REST = {"oft_R": 0.0}
 
 
 class Settings(TargetedSettings):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 from fitspace.methods.attaching import attach
 from fitspace.methods.registry import knob, validated
+from fitspace.methods.strength import at, problems_of_strength, strengths, unknown_blocks
 
 # One key: safetensors writes several in an order that differs from process to process.
 _METADATA = "fitspace"
@@ -100,17 +101,29 @@ def _check_sizes(path: str | Path, facts: dict[str, Any], tensors: dict[str, Any
             raise UserError(f"{path}: not {_WHAT} ({name} is {size}; no tensor is near that size)")
 
 
-def load(model: nn.Module, path: str | Path) -> Attachment:
+def load(
+    model: nn.Module, path: str | Path, strength: float = 1.0, blocks: str | None = None
+) -> Attachment:
     """Attach a saved method to the model that it was trained on, or to another of its shape.
+
+    ``strength``, and the ``blocks`` of the model in which it is at work (None: all), as
+    :mod:`fitspace.methods.strength` has them.
 
     Raises
     ------
     UserError : as :func:`read`; every name and shape of the file's parameters that differs from
-        the model's.
+        the model's; a method that has no strength, blocks that the model has not.
     """
     import torch
 
     facts, tensors = read(path)
+    if strength != 1 or blocks is not None:
+        found = problems_of_strength(facts["method"], facts["settings"])
+        if blocks is not None:
+            found += unknown_blocks(blocks, (name for name, _ in model.named_modules()))
+        if found:
+            raise UserError(f"{path}: {problem}" for problem in found)
+    of_base = {name for name, _ in model.named_parameters()}
     undo = ExitStack()
     try:
         if "classes" in facts:
@@ -126,9 +139,14 @@ def load(model: nn.Module, path: str | Path) -> Attachment:
     if found := _differences(tensors, attachment.trainable):
         attachment.remove()
         raise UserError(f"{path}: {p}" for p in found)
+    if "classes" in facts:  # a table that is new has no values to go back to
+        of_base.discard(bases.class_table(model)[0])
     with torch.no_grad():
-        for name, parameter in attachment.trainable.items():
-            parameter.copy_(tensors[name])
+        for name, share in strengths(attachment.trainable, strength, blocks).items():
+            parameter = attachment.trainable[name]
+            trained = tensors[name].to(parameter.device)
+            own = parameter if name in of_base else None
+            parameter.copy_(at(name, trained, own, facts["method"], share))
     attachment.metadata = facts["metadata"]
     return attachment
 

@@ -17,9 +17,25 @@ from fitspace.core.reading import explain
 from fitspace.core.texts import shown
 from fitspace.plan.keys import Plan, build_plan
 from fitspace.plan.models import Models
-from fitspace.plan.points import Point, chosen_cells, in_words, legal_cells, settings_of
+from fitspace.plan.points import (
+    Point,
+    chosen_cells,
+    in_words,
+    legal_cells,
+    own_drawing,
+    settings_of,
+)
 from fitspace.plan.table import PRIOR_STEPS
-from fitspace.study import Arm, Study, Task, TrainSettings
+from fitspace.study import (
+    ALL_BLOCKS,
+    CHECKPOINT,
+    DRAWN,
+    Arm,
+    SampleSettings,
+    Study,
+    Task,
+    TrainSettings,
+)
 from fitspace.study.reading import parts
 
 if TYPE_CHECKING:
@@ -112,7 +128,7 @@ def usable(plan: Plan) -> None:
 
 
 def _base_problems(study: Study, models: Models) -> list[str]:
-    steps = {study.sample.steps}
+    steps = {point.sample["steps"] for point in models.points[0]}
     if any(task.dreambooth is not None for task in study.tasks):
         steps.add(PRIOR_STEPS)
     found = [p for count in sorted(steps) for p in bases.problems(models.base, count)]
@@ -176,6 +192,10 @@ def _unbuilt(models: Models) -> list[str]:
             problems += [f"arm {point.arm!r}, point {point.name!r}: {p}" for p in error.problems]
         except Exception as error:  # of a denoiser that nobody tried this on, anything
             problems.append(f"arm {point.arm!r}, point {point.name!r} cannot be built: {error!r}")
+    parts = dict.fromkeys(b for p in models.points[0] if (b := p.sample.get("blocks")))
+    if parts and not problems:
+        known = counting.modules(models.study.base)
+        problems += [problem for part in parts for problem in methods.unknown_blocks(part, known)]
     return problems
 
 
@@ -237,9 +257,40 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, models: Models | No
             for name, count in counts.items()
             if count > 1
         ]
-        problems += _too_short(study, points)
+        problems += _too_short(study, points) + _within_problems(study, points)
         if (runs := len(points) * len(study.tasks) * len(study.seeds)) > MOST_RUNS:
             problems.append(f"seeds: {runs} runs in all; allowed: at most {MOST_RUNS}")
+    return problems
+
+
+def _within_problems(study: Study, points: list[Point]) -> list[str]:
+    """What is wrong with factors that vary within a training."""
+    problems = [
+        f"analysis.factors: {name!r} varies within a training, and its levels are no runs of their "
+        "own; allowed: leave it out, the report has a section for it"
+        for name in study.analysis.factors
+        if name in DRAWN or name == CHECKPOINT
+    ]
+    problems += [
+        f"sample.{name}: {getattr(study.sample, name)!r}; allowed: a factor sample.{name} of the "
+        "arms that train"
+        for name, default in (("strength", 1), ("blocks", ALL_BLOCKS))
+        if getattr(study.sample, name) != default
+    ]
+    of_subject = [task.name for task in study.tasks if task.dreambooth is not None]
+    for i, arm in enumerate(study.arms):
+        problems += [
+            f"arms[{i}].factors.{factor}: {levels}: without {own!r}, as the study's sample has it; "
+            "needed: this level, which the analysis takes"
+            for factor, levels in arm.within.items()
+            if (own := getattr(study.sample, DRAWN[factor])) not in levels
+        ]
+        problems += [
+            f"arms[{i}].factors.{factor}: task {of_subject[0]!r} compares a run's images of its "
+            f"class with the base's, drawn with the study's {factor}; allowed: without dreambooth"
+            for factor in arm.within
+            if of_subject and DRAWN[factor] in ("guidance", "steps")
+        ]
     return problems
 
 
@@ -265,7 +316,8 @@ def analysis_problems(models: Models) -> list[str]:
     from fitspace.stats.estimability import components, in_design, largest
     from fitspace.stats.trends import is_numeric
 
-    points, factors = models.points[0], models.study.analysis.factors
+    study, factors = models.study, models.study.analysis.factors
+    points = [point for point in models.points[0] if own_drawing(study, point)]
     # As objects: beside a point without a rank, the rank 4 of another stays 4.
     rows = pd.DataFrame(
         [p.factors | {"arm": p.arm, "method": p.method} for p in points], dtype=object
@@ -359,6 +411,11 @@ def _problems_of(arm: Arm, base: Any, family: str | None) -> list[str]:
         model, name = method.Settings, factor
         if factor.startswith("train."):
             model, name = TrainSettings, factor.removeprefix("train.")
+        elif factor in DRAWN:
+            model, name = SampleSettings, DRAWN[factor]
+        elif factor.startswith("sample."):
+            problems.append(f"factors.{factor}: unknown; allowed: {', '.join(DRAWN)}")
+            continue
         if not levels:
             problems.append(f"factors.{factor}: []: a factor needs at least one level")
         first = {level: i for i, level in reversed(list(enumerate(levels)))}
@@ -372,6 +429,13 @@ def _problems_of(arm: Arm, base: Any, family: str | None) -> list[str]:
                 f"settings.{name}: missing; method {arm.method!r} needs it as a setting or a "
                 f"factor (its settings: {', '.join(allowed)})"
             )
+    changing = [f for f in arm.within if DRAWN[f] in ("strength", "blocks")]
+    fixed = arm.settings | {k: v for k, v in arm.factors.items() if k == "dora" and True in v}
+    problems += [
+        f"factors.{factor}: {problem}; allowed for methods that are linear in their change"
+        for factor in changing
+        for problem in methods.problems_of_strength(arm.method, fixed)
+    ]
     problems += _budget_problems(arm)
     if (cells := math.prod(map(len, arm.factors.values()))) > MOST_CELLS:
         problems.append(f"factors: {cells} cells; allowed: at most {MOST_CELLS}")

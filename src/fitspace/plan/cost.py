@@ -25,13 +25,16 @@ BYTES_PER_PARAMETER = 4  # adapters are stored in fp32
 KINDS_OF_SUBJECT = 3  # DreamBooth samples the subject, the subject elsewhere and its class
 FLOP_PER_SECOND = 1e14  # speed of one large GPU in bf16, to convert FLOPs into hours
 Times = dict[str, dict[str, float]]
-# By the point's identity, the task's scale and latents per step; nothing else of a task matters.
+# By the point's training, the task's scale and latents per step; nothing else of a task matters.
 Taken = dict[tuple[str, int, int], Footprint]
 
 
 @dataclass(frozen=True)
 class Job:
-    """The training and the sampling of one run, and whether each is still to do."""
+    """The training and the sampling of one run, and whether each is still to do.
+
+    Of runs that share a training the first one has it to do.
+    """
 
     point: Point
     task: Task
@@ -41,8 +44,9 @@ class Job:
 
 def jobs(study: Study, points: Sequence[Point], plan: Plan | None) -> dict[str, list[Job]]:
     """``total``: all runs, as if no results existed; with a plan also those still ``to_run``."""
+    first = {point.trained: point for point in reversed(points)}
     every = [
-        Job(point, task, point.train is not None, True)
+        Job(point, task, point.train is not None and first[point.trained] is point, True)
         for _ in study.seeds
         for task in study.tasks
         for point in points
@@ -53,7 +57,9 @@ def jobs(study: Study, points: Sequence[Point], plan: Plan | None) -> dict[str, 
         Job(
             run.point,
             run.task,
-            run.train is not None and not run.train.sidecar.exists(),
+            run.train is not None
+            and first[run.point.trained] is run.point
+            and not run.train.sidecar.exists(),
             not run.sample.sidecar.exists(),
         )
         for run in plan.runs
@@ -112,7 +118,7 @@ def _recorded(point: Point, times: Times) -> bool:
 
 
 def _kind(point: Point, task: Task) -> tuple[str, int, int]:
-    return point.identity, task.scale, footprint.latents(point, task)
+    return point.trained, task.scale, footprint.latents(point, task)
 
 
 def footprints(study: Study, points: Sequence[Point], times: Times) -> Taken:
@@ -155,9 +161,10 @@ def step_flop(study: Study, point: Point, times: Times, taken: Taken) -> int | N
 
 def flop(study: Study, todo: Sequence[Job], times: Times, taken: Taken) -> dict[str, int]:
     """FLOPs of training and sampling without recorded times; the decoder is not included."""
-    found, settings = {"train": 0, "sample": 0}, study.sample
-    passes = settings.steps * (2 if settings.guidance > 1 else 1)
+    found = {"train": 0, "sample": 0}
     for job in todo:
+        drawn = job.point.sample
+        passes = drawn["steps"] * (2 if drawn["guidance"] > 1 else 1)
         of_method = times.get(job.point.method, {})
         kind = _kind(job.point, job.task)
         if job.train and "step" not in of_method:

@@ -48,6 +48,12 @@ def _count(base: str, method: str, settings: dict[str, Any]) -> list[int]:
     return [trainable, total]
 
 
+def modules(base: str) -> list[str]:
+    """The names of a denoiser's modules; ``base`` as :func:`count` takes it."""
+    model = _built(base, digest(bases.architecture(base)))
+    return [name for name, _ in model.named_modules()]
+
+
 @lru_cache(maxsize=1)
 def _built(base: str, architecture: str) -> nn.Module:
     """A base that all methods share, one after another: building it takes most of the time."""

@@ -15,7 +15,7 @@ from fitspace.plan import cost
 from fitspace.plan.checks import arm_problems
 from fitspace.plan.keys import Plan, build_plan
 from fitspace.plan.models import Models
-from fitspace.plan.points import Point, legal_cells
+from fitspace.plan.points import Point, legal_cells, own_drawing
 from fitspace.plan.table import STAGES
 from fitspace.stats.digits import plain
 from fitspace.study import Study
@@ -106,7 +106,7 @@ def with_subset(study: Study, models: Models, n: int) -> tuple[Study, Models]:
     ------
     UserError : a number that one of these arms does not allow, or no such arm.
     """
-    crossed = [any(len(levels) > 1 for levels in arm.factors.values()) for arm in study.arms]
+    crossed = [any(len(levels) > 1 for levels in arm.between.values()) for arm in study.arms]
     if not any(crossed):
         raise UserError(f"--subset: {n}: no arm has a factor of two levels to choose cells from")
     arms = [
@@ -173,8 +173,9 @@ def _subsets(study: Study, points: list[Point]) -> list[dict[str, Any]]:
         if arm.subset is None:
             continue
         legal, _ = legal_cells(arm, family)
-        chosen = [p.factors for p in points if p.arm == arm.title]
-        cells, factors = pd.DataFrame(legal), list(arm.factors)
+        chosen = [p.factors for p in points if p.arm == arm.title and own_drawing(study, p)]
+        chosen = [{name: cell[name] for name in arm.between} for cell in chosen]
+        cells, factors = pd.DataFrame(legal), list(arm.between)
         part = cells.iloc[[legal.index(cell) for cell in chosen]]
         row = {"arm": arm.title, "legal": len(legal), "cells": chosen}
         rows.append(row | {"d_efficiency": d_efficiency(part, cells, factors)})
@@ -193,6 +194,7 @@ def _design(study: Study, points: list[Point]) -> pd.DataFrame:
             for seed in study.seeds
             for task in study.tasks
             for p in points
+            if own_drawing(study, p)
         ]
     )
     return rows[in_design(rows, study.analysis.factors)]
@@ -312,7 +314,7 @@ def _power(
         ours = [point for point in curve if point["factor"] == row["factor"]]
         row["power"] = {f"{point['ratio']:g}": point["power"] for point in ours}
     if delta is not None:
-        per_seed = len(points) * len(study.tasks)
+        per_seed = sum(own_drawing(study, p) for p in points) * len(study.tasks)
         facts["at_delta"] = _at(design, factors, delta, spread, per_seed)
     return facts
 

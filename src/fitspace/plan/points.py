@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from fitspace import bases, methods
 from fitspace.core.errors import UserError
 from fitspace.core.files import canonical, digest
 from fitspace.plan import budget
-from fitspace.study import Arm, Study, TrainSettings
+from fitspace.study import CHECKPOINT, DRAWN, Arm, SampleSettings, Study, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,10 @@ class Point:
     """One combination of factor levels.
 
     ``factors`` holds the levels by column name; ``settings`` the method's complete settings
-    and ``train`` the complete training settings (None where nothing is trained); ``apart`` what
-    tells it from a point of the study that would be called the same.
+    and ``train`` the complete training settings (None where nothing is trained); ``sample`` how its
+    images are drawn; ``within`` the levels of the factors that vary within a training, which are
+    among ``factors`` too; ``apart`` what tells it from a point of the study that would be called
+    the same.
     """
 
     arm: str
@@ -30,20 +32,34 @@ class Point:
     factors: dict[str, Any]
     settings: dict[str, Any]
     train: dict[str, Any] | None
+    sample: dict[str, Any]
     slug: str
+    within: dict[str, Any] = field(default_factory=dict)
     apart: str = ""
 
     @cached_property
-    def identity(self) -> str:
-        """What identifies the point, whatever its name: method, settings, training settings."""
+    def trained(self) -> str:
+        """What identifies its training: method, settings, training settings."""
         return canonical([self.method, self.settings, self.train])
+
+    @cached_property
+    def identity(self) -> str:
+        """What identifies the point, whatever its name."""
+        return canonical([self.method, self.settings, self.train, self.sample])
+
+    @property
+    def drawn(self) -> str:
+        """Its levels within a training as a part of names; empty for a point that has none."""
+        return re.sub(r"[^A-Za-z0-9_.+-]", "_", ".".join(
+            f"{name.removeprefix('sample.')}{level}" for name, level in self.within.items()
+        ))  # fmt: skip
 
     @property
     def name(self) -> str:
         """The slug, the levels of training factors, which it has not, and what sets it apart: one
         name for an identity in a study, by which runs are one point everywhere."""
         own = [f"{k[6:]}{v}" for k, v in self.factors.items() if k.startswith("train.")]
-        return ".".join([self.slug, *own, *([self.apart] if self.apart else [])])
+        return ".".join(filter(None, [self.slug, *own, self.apart, self.drawn]))
 
 
 def in_words(factors: dict[str, Any]) -> str:
@@ -51,9 +67,12 @@ def in_words(factors: dict[str, Any]) -> str:
 
 
 def _cells(arm: Arm) -> Iterable[dict[str, Any]]:
-    names = list(arm.factors)
-    for levels in itertools.product(*arm.factors.values()):
-        yield dict(zip(names, levels, strict=True))
+    return _crossed(arm.between)
+
+
+def _crossed(factors: dict[str, list[Any]]) -> Iterable[dict[str, Any]]:
+    for levels in itertools.product(*factors.values()):
+        yield dict(zip(factors, levels, strict=True))
 
 
 def legal_cells(
@@ -79,9 +98,9 @@ def chosen_cells(arm: Arm, legal: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     if arm.subset is None:
         return legal
-    if not arm.factors:
+    if not arm.between:
         raise UserError(f"subset: {arm.subset}: the arm has no factors; leave it out")
-    rows = _d_optimal(tuple(arm.factors), tuple(tuple(c.values()) for c in legal), arm.subset)
+    rows = _d_optimal(tuple(arm.between), tuple(tuple(c.values()) for c in legal), arm.subset)
     return [legal[row] for row in rows]
 
 
@@ -124,17 +143,46 @@ def expand(study: Study) -> tuple[list[Point], list[str]]:
                     if k.startswith("train.")
                 }
                 train = TrainSettings(**(study.train.model_dump() | arm.train | own)).model_dump()
-            points.append(
+            points += [
                 Point(
                     arm.title,
                     arm.method,
-                    factors,
+                    factors | within,
                     settings.resolved(family),
                     train,
+                    _drawing(study, within, train),
                     _slug(settings, arm),
+                    within,
                 )
-            )
+                for within in _within(study, arm, train)
+            ]
     return _told_apart(points), dropped
+
+
+def _within(study: Study, arm: Arm, train: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The levels that share a training: each factor varies while the others stay at the study's
+    own level, of the last step. That one comes first."""
+    stops = TrainSettings(**train).stops if train else []
+    factors = arm.within | ({CHECKPOINT: stops} if stops else {})
+    own = {name: getattr(study.sample, DRAWN[name]) for name in arm.within}
+    own |= {CHECKPOINT: stops[-1]} if stops else {}
+    varied = [own | {name: level} for name, levels in factors.items() for level in levels]
+    return [own, *(levels for levels in varied if levels != own)]
+
+
+def _drawing(study: Study, within: dict[str, Any], train: dict[str, Any] | None) -> dict[str, Any]:
+    """How a point's images are drawn: the settings of ``sample``, and the ``checkpoint`` if it is
+    not the training's last."""
+    own = {DRAWN[name]: level for name, level in within.items() if name in DRAWN}
+    found = SampleSettings(**(study.sample.model_dump() | own)).model_dump()
+    step = within.get(CHECKPOINT)
+    return found | ({CHECKPOINT: step} if step is not None and step < train["steps"] else {})
+
+
+def own_drawing(study: Study, point: Point) -> bool:
+    """Whether a point's images are drawn as the study's ``sample`` has it, of the last step: the
+    one of the points of a training that the analysis takes."""
+    return point.sample == study.sample.model_dump()
 
 
 def _told_apart(points: list[Point]) -> list[Point]:
@@ -144,17 +192,17 @@ def _told_apart(points: list[Point]) -> list[Point]:
     """
     names: dict[str, dict[str, Point]] = {}
     for point in points:
-        names.setdefault(point.name, {})[point.identity] = point
+        names.setdefault(point.name, {})[point.trained] = point
     apart = {}
     for group in (list(alike.values()) for alike in names.values() if len(alike) > 1):
         trained = [p.train or {} for p in group]
         keys = [k for k in trained[0] if len({canonical(t.get(k)) for t in trained}) > 1]
         told = [".".join(f"{k}{t.get(k)}" for k in keys) for t in trained]
         if len(set(told)) < len(group):
-            told = [".".join(filter(None, [t, digest(p.identity)[:6]]))
+            told = [".".join(filter(None, [t, digest(p.trained)[:6]]))
                     for t, p in zip(told, group, strict=True)]  # fmt: skip
-        apart |= {p.identity: text for p, text in zip(group, told, strict=True)}
-    return [replace(p, apart=apart.get(p.identity, "")) for p in points]
+        apart |= {p.trained: text for p, text in zip(group, told, strict=True)}
+    return [replace(p, apart=apart.get(p.trained, "")) for p in points]
 
 
 def _slug(settings: Any, arm: Arm) -> str:

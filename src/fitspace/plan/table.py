@@ -39,8 +39,13 @@ def _of_task(making: Making) -> str:
     return making.task.name
 
 
-def _of_run(making: Making) -> str:
+def _of_training(making: Making) -> str:
     return f"{making.point.slug}~{making.task.name}~s{making.seed}"
+
+
+def _of_run(making: Making) -> str:
+    point = ".".join(filter(None, [making.point.slug, making.point.drawn]))
+    return f"{point}~{making.task.name}~s{making.seed}"
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ def _sample(making: Making) -> dict[str, Any]:
         "base": making.models.digest,
         "task": making.keys["prepare"],
         "adapter": making.keys.get("train"),
-        "sample": making.study.sample.model_dump(),
+        "sample": making.point.sample,
         "seed": making.seed,
     }
 
@@ -219,7 +224,7 @@ STAGES = {
             reads={"task": "prepare"},
             outputs=("adapter.safetensors", "history.csv"),
             material=_train,
-            slug=_of_run,
+            slug=_of_training,
             gpu=True,
             grouped=True,
             minutes=60,

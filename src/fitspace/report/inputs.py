@@ -16,12 +16,13 @@ from fitspace.metrics import INTERVAL, METRICS
 from fitspace.report import words
 from fitspace.results import lineage
 from fitspace.results.table import DATA_NOTES
-from fitspace.study import Study
+from fitspace.study import CHECKPOINT, DRAWN, Study
 
 IDENTITY = ("run", "point", "arm", "method", "task", "seed", "status")
 STATUSES = ("ok", "failed", "missing")
 COUNTS = {"n": "samples", "m": "reference images"}
 CURVE = ("n", "fd_effnet", "kid_effnet")
+LAST = "last"
 COSTS = ("trainable", "train_seconds", "sample_seconds", "peak_memory_mb")
 
 
@@ -42,12 +43,14 @@ class Strip:
 
 @dataclass(frozen=True)
 class Inputs:
-    """``text`` is runs.csv as text; ``runs`` has ordered levels and numbers as floats;
-    ``against_n`` has the distances of each run by number of samples, if measured; ``made`` maps the
-    code and machines behind the runs to their numbers of stages."""
+    """``text`` is runs.csv as text; ``drawn`` has ordered levels and numbers as floats, ``runs`` of
+    them those that are analysed: one of each training (see `own_drawing`). Their index is the row
+    in the file, from 0. ``against_n`` has the distances of each run by number of samples, if
+    measured; ``made`` maps the code and machines behind the runs to their numbers of stages."""
 
     study: Study
     text: pd.DataFrame
+    drawn: pd.DataFrame
     runs: pd.DataFrame
     against_n: pd.DataFrame | None
     strips: list[Strip]
@@ -92,6 +95,7 @@ def read(study: Study, folder: Path) -> Inputs:
         problems += _twice(path, text)
         problems += _unequal(path, runs, study.analysis.responses)
         notes += _lost(runs, study.analysis.factors)
+    own = own_drawing(study, runs)
     curves, odd_curves = _against_n(folder / "against_n.csv", text)
     strips, more = _strips(folder)
     design, worse = _design(folder / "design.json")
@@ -106,7 +110,39 @@ def read(study: Study, folder: Path) -> Inputs:
     notes += of_data
     dropped = [] if design is None else design.dropped
     made = _made(folder)
-    return Inputs(study, text, runs, curves, strips, dropped, digests, notes, made)
+    return Inputs(study, text, runs, runs[own], curves, strips, dropped, digests, notes, made)
+
+
+def within_of(study: Study, runs: pd.DataFrame) -> dict[str, str]:
+    """Factor that varies within a training -> its level in the runs that are analysed, as text.
+
+    Of ``checkpoint`` that is the last step, which differs from run to run: ``last``.
+    """
+    own = {name: str(getattr(study.sample, key)) for name, key in DRAWN.items()}
+    found = {name: level for name, level in own.items() if name in runs}
+    return found | ({CHECKPOINT: LAST} if CHECKPOINT in runs else {})
+
+
+def own_drawing(study: Study, runs: pd.DataFrame, but: str | None = None) -> pd.Series:
+    """Which rows are drawn as the study's ``sample`` has it, from the last step.
+
+    ``but``: whatever the level of this factor is.
+    """
+    own = pd.Series(True, runs.index)
+    for factor, level in within_of(study, runs).items():
+        if factor != but:
+            wanted = runs["steps"] if level == LAST else level
+            own &= runs[factor].isna() | _same(runs[factor], wanted)
+    return own
+
+
+def _same(levels: pd.Series, wanted: pd.Series | str) -> pd.Series:
+    """Whether cells hold a level, as a number where both are numbers."""
+    as_number = pd.to_numeric(levels, errors="coerce")
+    if isinstance(wanted, str):
+        wanted = pd.Series(wanted, levels.index)
+    number = pd.to_numeric(wanted, errors="coerce")
+    return (as_number == number) | (levels.astype(str).str.strip() == wanted.astype(str))
 
 
 def _made(folder: Path) -> dict[str, int]:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from fitspace.core.errors import UserError
 from fitspace.core.files import digest
 from fitspace.report import origins, summary, tables, words
+from fitspace.report.drawn import LEVELS, TESTS
 from fitspace.report.figures import Figure, arm_label
 from fitspace.report.inputs import COSTS, Inputs, Strip
 from fitspace.report.results import Results
@@ -235,6 +236,7 @@ def _tables(given: Inputs, found: Results) -> dict[str, object]:
         "assay": _assay(found),
         "trends": [t for name in every if (t := _trends(found, name))],
         "surfaces": [t for name in every if (t := _surfaces(found, name))],
+        "within": [t for name in every for t in _within(found, name)],
         "pairs": {name: _pairs(found, name) for name in every},
         "contrasts": _contrasts(found),
         "robust": [t for name in every if (t := _robust(found, name))],
@@ -300,6 +302,25 @@ def _over_tasks(found: Results, response: str) -> Table | None:
     columns += [Column("p_gg_holm", "the same, Holm", "p")]
     caption = f"For tasks in general: {_where(found, response)}."
     return _rows_of(found, "over_tasks.csv", columns, caption, response=response)
+
+
+def _within(found: Results, response: str) -> list[Table]:
+    """Levels and tests of what varies within a training."""
+    levels = [Column("factor", "factor", "text"), Column("level", "level", "text")]
+    levels += [
+        Column("units", "trainings", "count"),
+        Column("mean", "mean", limits=("low", "high")),
+    ]
+    tests = [Column("source", "source", "text"), Column("num_df", "df", "count")]
+    tests += [Column("den_df", "error df", "count"), Column("F", "F")]
+    tests += [Column("gg_eps", "ε (Greenhouse–Geisser)"), Column("p", "p, uncorrected", "p")]
+    tests += [Column("p_gg", "p (Greenhouse–Geisser)", "p")]
+    label = words.metric(response).label
+    found_tables = [
+        _rows_of(found, LEVELS, levels, f"Levels within trainings: {label}.", response=response),
+        _rows_of(found, TESTS, tests, f"Tests within trainings: {label}.", response=response),
+    ]
+    return [table for table in found_tables if table is not None]
 
 
 def _ranking(found: Results, response: str) -> Table | None:

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from fitspace import stats
-from fitspace.report import words
-from fitspace.report.inputs import COSTS, Inputs
+from fitspace.report import drawn, words
+from fitspace.report.inputs import COSTS, Inputs, within_of
 from fitspace.stats.digits import on_scale, rounded
 from fitspace.study import Study
 
@@ -21,13 +21,16 @@ class Results:
 
     ``empty`` are the tables without rows in this study, which are not written. ``origins`` has,
     for each row of each table, the keys of the runs that it was computed from (the names of runs
-    without a key). ``runs`` are the rows of runs.csv as numbers, ``planned`` the set of the
-    study's factor cells, finished or not.
+    without a key). ``drawn`` are the rows of runs.csv as numbers, ``runs`` those that are analysed,
+    ``planned`` the set of the study's factor cells, finished or not. ``notes`` are of what varies
+    within a training.
     """
 
     study: Study
     analysis: stats.Analysis
     runs: pd.DataFrame
+    drawn: pd.DataFrame
+    notes: list[str]
     tables: dict[str, pd.DataFrame]
     empty: list[str]
     origins: dict[str, list[list[str]]]
@@ -112,6 +115,8 @@ def analyse(study: Study, given: Inputs) -> Results:
         "variances.csv": analysis.variances,
         "residuals.csv": _residuals(analysis),
     }
+    within, notes = drawn.tables(study, given.drawn, factors, responses)
+    tables |= within
     scaled = ("anova.csv", "effects.csv", "spread.csv", "power.csv", "residuals.csv")
     scaled += ("questions.csv", "against.csv", "by_task.csv", "pairs.csv")
     scaled += ("trends.csv", "curves.csv", "surfaces.csv")
@@ -124,14 +129,25 @@ def analyse(study: Study, given: Inputs) -> Results:
     }
     sources = Sources(runs, analysis, factors)
     origins = {name: sources.of(name, table) for name, table in tables.items()}
+    within_keys = {
+        factor: list(keys_of(drawn.compared(study, given.drawn, factor, factors)[0]))
+        for factor in within_of(study, given.drawn)
+    }
+    origins |= {
+        name: [within_keys[row["factor"]] for row in tables[name].to_dict("records")]
+        for name in within
+        if name in tables
+    }
     if given.against_n is not None:
         tables["against_n.csv"] = given.against_n
         origins["against_n.csv"] = sources.of("against_n.csv", given.against_n)
-    origins["runs.csv"] = [[key] for key in sources.keys]
+    origins["runs.csv"] = [[key] for key in keys_of(given.drawn)]
     return Results(
         study=study,
         analysis=analysis,
         runs=runs,
+        drawn=given.drawn,
+        notes=notes,
         tables=tables,
         empty=empty,
         origins=origins,
@@ -147,8 +163,7 @@ class Sources:
     """Finds the runs that the rows of a table were computed from, by their evaluate keys."""
 
     def __init__(self, runs: pd.DataFrame, analysis: stats.Analysis, factors: list[str]):
-        keys = runs["evaluate_key"] if "evaluate_key" in runs else pd.Series(None, runs.index)
-        self.keys = keys.where(keys.notna() & (keys != ""), runs["run"])
+        self.keys = keys_of(runs)
         self.runs, self.factors = runs, factors
         self.ok = runs["status"].eq("ok")
         self.design = stats.in_design(runs, factors)
@@ -232,6 +247,12 @@ class Sources:
         used = self.residuals.loc[self.residuals["response"] == response, "run"]
         tested = runs["run"].isin(used)
         return tested & runs["task"].ne(value) if kind == "without" else tested
+
+
+def keys_of(runs: pd.DataFrame) -> pd.Series:
+    """The evaluate key of each run, or its name where it has none."""
+    keys = runs["evaluate_key"] if "evaluate_key" in runs else pd.Series(None, runs.index)
+    return keys.where(keys.notna() & (keys != ""), runs["run"])
 
 
 def _places(labels: Iterable[Hashable]) -> dict[Hashable, list[int]]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from fitspace.report import words
+from fitspace.report.drawn import LEVELS, TESTS
 from fitspace.report.figures import arm_label, point_names
 from fitspace.report.results import Results
 from fitspace.report.words import Value, Verdict
@@ -27,7 +28,7 @@ def sentences(found: Results) -> list[Sentence]:
     for factor in found.analysis.factors:
         parts += [_effect(found, factor) + _otherwise(found, factor), _by_task(found, factor)]
         parts += [_in_general(found, factor), _trend(found, factor)]
-    parts += _surfaces(found)
+    parts += [*_surfaces(found), *_within(found)]
     parts += [
         _active(found),
         _fit(found),
@@ -42,7 +43,7 @@ def sentences(found: Results) -> list[Sentence]:
 
 def notes(found: Results) -> list[str]:
     """Notes on the analysis itself."""
-    return [*_without_variation(found), *_of_analysis(found)]
+    return [*_without_variation(found), *_of_analysis(found), *found.notes]
 
 
 def _without_variation(found: Results) -> list[str]:
@@ -308,6 +309,23 @@ def _surfaces(found: Results) -> list[Sentence]:
         for position, (name, (_, row)) in enumerate(zip(names, ours.iterrows(), strict=True)):
             parts += [" and " if position else "", f"{name} ", value("surfaces.csv", row, "at")]
         sentences.append([*parts, "; its limits and lack of fit are in the table."])
+    return sentences
+
+
+def _within(found: Results) -> list[Sentence]:
+    """What varies within a training: the level of the best mean, and whether levels differ."""
+    rows = found.rows(LEVELS, response=found.primary)
+    sentences = []
+    for factor, ours in rows.groupby("factor", sort=False) if len(rows) else ():
+        ours = ours.sort_values("mean", ascending=words.metric(found.primary).lower, kind="stable")
+        best = ours.iloc[0]
+        parts: Sentence = [f"Within a training, {factor} is best at {best['level']} in the mean ("]
+        parts += [value(LEVELS, best, "mean"), ")"]
+        tested = first(found, TESTS, response=found.primary, factor=factor, source=factor)
+        if tested is not None and not pd.isna(tested["p_gg"]):
+            p = _p(tested, TESTS, "p_gg", "Greenhouse–Geisser p")
+            parts += ["; its levels: ", *_whole_ratio(tested, TESTS), *p]
+        sentences.append([*parts, "."])
     return sentences
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from fitspace.core.errors import UserError
 from fitspace.core.files import read_json, write_json, write_text
 from fitspace.metrics import METRICS, read_metrics
-from fitspace.plan import Plan, Run
+from fitspace.plan import Plan, Run, own_drawing
 from fitspace.results import lineage
 from fitspace.stages.sidecars import load_sidecar, verified
 
@@ -143,7 +143,8 @@ def write_gallery(plan: Plan, rows: list[dict[str, Any]], folder: Path) -> None:
     ------
     UserError : samples are missing, and the gallery shows other runs.
     """
-    by_name = {run.name: run for run in plan.runs}
+    by_name = {run.name: run for run in plan.runs if own_drawing(plan.study, run.point)}
+    rows = [row for row in rows if row["run"] in by_name]
     chosen = [(task, _telling(plan, rows, task)) for task in (t.name for t in plan.study.tasks)]
     missing = [
         f"{by_name[name].sample.folder}: missing; the gallery shows its samples"
@@ -242,6 +243,7 @@ def write_design(plan: Plan, path: Path) -> None:
     points = [
         {"point": p.name, "arm": p.arm, "method": p.method, "factors": p.factors,
          "settings": p.settings, "train": p.train}
+        | ({"sample": p.sample} if p.within else {})
         for p in plan.points
     ]  # fmt: skip
     write_json(

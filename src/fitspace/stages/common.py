@@ -46,8 +46,10 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def generated(study: Study, model, task, rows: list[int], noise, description: str):
-    """Sample with the study's settings: one image per given row of ``task.conditions``."""
+def generated(
+    study: Study, model, task, rows: list[int], noise, description: str, drawn: dict[str, Any]
+):
+    """Sample with the settings ``drawn``: one image per given row of ``task.conditions``."""
     from fitspace.training import sampling
 
     base = bases.resolve(study.base)
@@ -58,8 +60,8 @@ def generated(study: Study, model, task, rows: list[int], noise, description: st
         task.told(rows),
         task.told(slice(1)),
         noise,
-        study.sample.steps,
-        study.sample.guidance,
+        drawn["steps"],
+        drawn["guidance"],
         description=description,
     )
 
@@ -80,6 +82,11 @@ def fit_task(model, run: Run, task) -> None:
             "that trains them (class_embedding: true)"
         )
     bases.new_classes(model, task.own_classes, run.seed)
+
+
+def adapter_file(step: int | None) -> str:
+    """The file, in a training's folder, of the trainables after a step; None: after the last."""
+    return "adapter.safetensors" if step is None else f"adapter-{step}.safetensors"
 
 
 def check_prompts(study: Study, run: Run, prompts: list[int]) -> None:

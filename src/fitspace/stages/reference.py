@@ -77,5 +77,6 @@ def _subject_features(study: Study, run: Run) -> dict[str, Any]:
     texts = dreambooth.repeated(run.task.dreambooth.elsewhere_by_noun, count)
     model = bases.load_denoiser(base).to(devices.device())
     rows, noise = dreambooth.requests(task, 0, count)["class"]
-    of_class = generated(study, model, task, rows, noise, f"reference {run.task.name}")
+    drawn = study.sample.model_dump()
+    of_class = generated(study, model, task, rows, noise, f"reference {run.task.name}", drawn)
     return metrics.subject_features(subject, texts, of_class, study.judge)

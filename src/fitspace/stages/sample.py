@@ -11,6 +11,7 @@ from fitspace.core.files import canonical, replacing
 from fitspace.core.rng import initial_noise
 from fitspace.plan import Run
 from fitspace.stages.common import (
+    adapter_file,
     check_prompts,
     fit_task,
     generated,
@@ -19,11 +20,14 @@ from fitspace.stages.common import (
     seconds_since,
 )
 from fitspace.stages.sidecars import now, write_sidecar
-from fitspace.study import Study
+from fitspace.study import CHECKPOINT, Study
 
 
 def sample(study: Study, run: Run) -> None:
     """Images of the first held-out captions, from the run's adapter or the untouched base.
+
+    The adapter is that of the training's last step or of an earlier one, at the strength and in the
+    parts of the model that the run's point says.
 
     For a DreamBooth task, equal numbers of images of the subject, of the subject elsewhere and of
     its class. For a run that diverged, no images.
@@ -36,7 +40,7 @@ def sample(study: Study, run: Run) -> None:
     from fitspace.training import sampling
 
     started = now()
-    stage, settings = run.sample, study.sample
+    stage, settings = run.sample, run.point.sample
     inputs, _ = rehashed(run.prepare)
     base = bases.resolve(study.base)
     model = bases.load_denoiser(base).to(devices.device())
@@ -66,7 +70,7 @@ def sample(study: Study, run: Run) -> None:
     samples, sheet = stage.folder / "samples.safetensors", stage.folder / "sheet.png"
     with replacing(samples) as temporary:
         # One metadata key: safetensors writes several in an order that varies.
-        facts = canonical({"key": stage.key, "settings": settings.model_dump()})
+        facts = canonical({"key": stage.key, "settings": settings})
         save_file({"images": torch.from_numpy(images)}, temporary, metadata={"fitspace": facts})
     sampling.sheet(images, sheet)
     write_sidecar(
@@ -84,8 +88,10 @@ def _draw(study: Study, run: Run, model, task) -> Any:
 
     from fitspace.data import dreambooth
 
+    drawn = run.point.sample
     if run.train is not None:
-        methods.load(model, run.train.folder / "adapter.safetensors")
+        path = run.train.folder / adapter_file(drawn.get(CHECKPOINT))
+        methods.load(model, path, drawn.get("strength", 1.0), drawn.get("blocks"))
     else:
         fit_task(model, run, task)
     count = study.sample.prompts
@@ -95,4 +101,6 @@ def _draw(study: Study, run: Run, model, task) -> Any:
         noise = initial_noise(run.seed, count, tuple(task.mean.shape[1:]))
         requests = [(task.prompts[:count], noise)]
     name = f"sample {run.sample.folder.name}"
-    return np.concatenate([generated(study, model, task, *request, name) for request in requests])
+    return np.concatenate(
+        [generated(study, model, task, *request, name, drawn) for request in requests]
+    )

@@ -16,6 +16,7 @@ from fitspace.core.paths import RESULTS
 from fitspace.plan import Run
 from fitspace.stages.common import (
     SD_SCALING_FACTOR,
+    adapter_file,
     count,
     fit_task,
     forget_peak,
@@ -133,16 +134,13 @@ def _checkpoint(run: Run) -> Path:
 
 
 def _write_trained(run: Run, attachment, result, inputs, started, facts, memory: float) -> None:
-    """Write one run's adapter, history and sidecar, then delete its checkpoint."""
+    """Write one run's adapters, history and sidecar, then delete its checkpoint."""
     import torch
 
     from fitspace import training
 
     stage = run.train
-    with torch.no_grad():
-        for name, value in result.parameters.items():
-            attachment.trainable[name].copy_(value)
-    adapter, history = stage.folder / "adapter.safetensors", stage.folder / "history.csv"
+    history = stage.folder / "history.csv"
     said = {"base": stage.material["base"], "key": stage.key, "run": stage.folder.name}
     last = result.losses[-20:]
     outcome: dict[str, Any] = {"final_loss": sum(last) / len(last)}
@@ -152,7 +150,14 @@ def _write_trained(run: Run, attachment, result, inputs, started, facts, memory:
         say_diverged(run, result.diverged)
     if result.folded > 1:
         outcome["folded"] = result.folded
-    methods.save(attachment, adapter, said)
+    # The checkpoints, then the last step.
+    adapters = []
+    for step, parameters in [*result.kept.items(), (None, result.parameters)]:
+        with torch.no_grad():
+            for name, value in parameters.items():
+                attachment.trainable[name].copy_(value)
+        adapters.append(stage.folder / adapter_file(step))
+        methods.save(attachment, adapters[-1], said)
     rows = (
         f"{step},{loss!r},{training.learning_rate(run.point.train, step)!r}"
         for step, loss in enumerate(result.losses)
@@ -161,7 +166,7 @@ def _write_trained(run: Run, attachment, result, inputs, started, facts, memory:
     write_sidecar(
         stage,
         inputs=inputs,
-        outputs=[adapter, history],
+        outputs=[*reversed(adapters), history],
         started=started,
         facts={
             **facts,

@@ -35,6 +35,7 @@ from fitspace.stats.powers import (
 from fitspace.stats.ranking import leave_one_level_out, leave_one_out, ranking
 from fitspace.stats.reading import anova_of_file, mixed_of_file, rows_for_json
 from fitspace.stats.sizes import cohens_d, effect_sizes
+from fitspace.stats.split_plot import split_plot
 from fitspace.stats.transforms import box_cox
 from fitspace.stats.trends import curve, surface, trend
 from fitspace.stats.variances import brown_forsythe, games_howell, levene, welch
@@ -87,6 +88,7 @@ __all__ = [
     "runs_needed",
     "separated",
     "size_oneway",
+    "split_plot",
     "surface",
     "trend",
     "welch",

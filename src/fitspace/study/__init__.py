@@ -1,6 +1,9 @@
 """The models of a study file. This room looks at no base and no data."""
 
 from fitspace.study.models import (
+    ALL_BLOCKS,
+    CHECKPOINT,
+    DRAWN,
     Analysis,
     Arm,
     DreamBooth,
@@ -11,6 +14,9 @@ from fitspace.study.models import (
 )
 
 __all__ = [
+    "ALL_BLOCKS",
+    "CHECKPOINT",
+    "DRAWN",
     "Analysis",
     "Arm",
     "DreamBooth",

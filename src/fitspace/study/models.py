@@ -7,18 +7,22 @@ Schema in ``workflow/schemas`` is generated from these models.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     WithJsonSchema,
     create_model,
+    field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -60,6 +64,9 @@ def _template(text: str) -> str:
         raise ValueError(f"{short(text)} holds {{}} {text.count('{}')} times; allowed: once")
     return text
 
+
+ALL_BLOCKS = "all"
+_PART = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*(\.[0-9]+-[0-9]+)?"
 
 Phrase = Annotated[str, Field(max_length=200, pattern=r"^[^\s](?:[^\x00-\x1f]*[^\s])?$")]
 Template = Annotated[Phrase, AfterValidator(_template)]
@@ -174,8 +181,23 @@ class Task(_Strict):
         return self
 
 
-class TrainSettings(_Strict):
+class _InKeys(_Strict):
+    """Settings that are part of a key: one that is in ``LATER`` only where it is not its default,
+    so that the keys of studies that do not use it stay as they were."""
+
+    LATER: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        unused = [name for name in self.LATER if getattr(self, name) == fields[name].default]
+        return {name: value for name, value in handler(self).items() if name not in unused}
+
+
+class TrainSettings(_InKeys):
     """How one adapter is trained. Everything here is part of the run's key."""
+
+    LATER = ("checkpoints",)
 
     steps: int = Field(ge=1, le=10_000_000, description="Optimizer steps.")
     batch_size: int = Field(ge=1, le=65_536, description="Examples per step.")
@@ -200,10 +222,33 @@ class TrainSettings(_Strict):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Of the forward pass; trainables stay in fp32."
     )
+    checkpoints: list[Annotated[int, Field(ge=1)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="Steps after which the trainables are sampled too, beside the last: the levels "
+        "of the factor `checkpoint`, all from one training.",
+    )
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _in_order(cls, steps: list[int] | None) -> list[int] | None:
+        if steps is not None and any(b <= a for a, b in itertools.pairwise(steps)):
+            raise ValueError(f"{steps}; allowed: each step once, in order")
+        return steps
+
+    @property
+    def stops(self) -> list[int]:
+        """The steps after which the trainables are sampled; empty without ``checkpoints``."""
+        if self.checkpoints is None:
+            return []
+        return [*(step for step in self.checkpoints if step < self.steps), self.steps]
 
 
-class SampleSettings(_Strict):
+class SampleSettings(_InKeys):
     """How images are generated. Everything here is part of the sample key."""
+
+    LATER = ("strength", "blocks")
 
     prompts: int = Field(
         ge=4,
@@ -213,6 +258,22 @@ class SampleSettings(_Strict):
     )
     steps: int = Field(20, ge=1, le=1000, description="DPM-Solver++ steps.")
     guidance: float = Field(3.0, ge=1, description="Guidance scale; 1 turns guidance off.")
+    strength: float = Field(
+        1.0, ge=0, le=10, description="Factor on what the method adds to the base; 0: the base."
+    )
+    blocks: str = Field(
+        ALL_BLOCKS,
+        max_length=200,
+        pattern=rf"^{_PART}(\+{_PART})*$",
+        description="The parts of the denoiser in which the method is at work: beginnings of its "
+        "modules' names, joined by `+`, with a range of numbers if need be, as in "
+        "`down_blocks+mid_block` or `transformer_blocks.0-2`; or `all`.",
+    )
+
+
+# Factor that varies within a training -> the setting of `sample` whose levels it has.
+DRAWN = {f"sample.{name}": name for name in ("guidance", "steps", "strength", "blocks")}
+CHECKPOINT = "checkpoint"  # the factor whose levels are `train.checkpoints`
 
 
 class Arm(_Strict):
@@ -225,7 +286,9 @@ class Arm(_Strict):
     )
     factors: dict[str, Annotated[list[Level], Field(max_length=10_000)]] = Field(
         default_factory=dict,
-        description="Factor -> levels: a setting of the method, or `train.<key>`.",
+        description="Factor -> levels: a setting of the method, `train.<key>`, or one of "
+        "`sample.guidance`, `sample.steps`, `sample.strength` and `sample.blocks`, whose levels "
+        "share their training.",
     )
     illegal_cells: Literal["error", "drop"] = Field(
         "error", description="What to do with crossed cells that the method cannot build."
@@ -249,6 +312,16 @@ class Arm(_Strict):
     @property
     def title(self) -> str:
         return self.name or self.method
+
+    @property
+    def between(self) -> dict[str, list[Any]]:
+        """The factors that need a training for each level."""
+        return {name: levels for name, levels in self.factors.items() if name not in DRAWN}
+
+    @property
+    def within(self) -> dict[str, list[Any]]:
+        """The factors whose levels share a training: each draws images of its own."""
+        return {name: levels for name, levels in self.factors.items() if name in DRAWN}
 
 
 def _margin(value: Any) -> Any:

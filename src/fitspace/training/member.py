@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Fit:
         not.
     examples_at_once : number of examples of a batch that the device computed at once.
     folded : number of runs that were trained in one batch, this one included.
+    kept : step -> the parameters after it, for the settings' ``checkpoints`` before the last step.
     """
 
     parameters: dict[str, torch.Tensor]
@@ -44,6 +45,7 @@ class Fit:
     diverged: str | None = None
     examples_at_once: int = 0
     folded: int = 1
+    kept: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
 
 
 def learning_rate(settings: dict[str, Any], step: int) -> float:
@@ -82,6 +84,7 @@ class Member:
         self.ema: dict[str, torch.Tensor] = {}
         if self.decay is not None:
             self.ema = {n: p.detach().clone() for n, p in trainable.items()}
+        self.kept: dict[int, dict[str, torch.Tensor]] = {}
         self.losses: list[float] = []
         self.seconds = 0.0
         self.folded = 1
@@ -104,25 +107,36 @@ class Member:
         self.optimizer.step()
         for name, average in self.ema.items():
             average.lerp_(self.trainable[name].detach(), 1 - self.decay)
+        if step + 1 in self._stops(step + 1):
+            self.kept[step + 1] = self.values()
+
+    def values(self) -> dict[str, torch.Tensor]:
+        """A copy, on the CPU, of what would be the result now: the moving average if there is one,
+        else the parameters."""
+        found = self.ema or {n: p.detach() for n, p in self.trainable.items()}
+        return {name: value.to("cpu", copy=True) for name, value in found.items()}
 
     def result(self, examples_at_once: int) -> Fit:
         """The result of the training so far; parameters that are not finite count as divergence."""
-        final = self.ema or {n: p.detach() for n, p in self.trainable.items()}
+        final = self.values()
         diverged = self.diverged
         if diverged is None and not all(bool(v.isfinite().all()) for v in final.values()):
             diverged = f"parameters are not finite after step {self.settings['steps'] - 1}"
         return Fit(
-            {n: v.cpu().clone() for n, v in final.items()},
+            final,
             self.losses,
             self.seconds,
             diverged,
             examples_at_once,
             self.folded,
+            self.kept,
         )
 
     def save(self) -> None:
         """Write the checkpoint; if it cannot be written, print a warning."""
         tensors = {f"ema/{n}": v for n, v in self.ema.items()}
+        for step, values in self.kept.items():
+            tensors |= {f"kept/{step}/{name}": value for name, value in values.items()}
         for name, parameter in self.trainable.items():
             tensors[f"value/{name}"] = parameter.detach()
             for key, value in self.optimizer.state[parameter].items():
@@ -159,10 +173,11 @@ class Member:
                 raise ValueError("its SHA-256 differs")
             facts = parse_json(text, path)
             ours = facts["identity"] == self.identity
-            if ours and {n: tuple(t.shape) for n, t in tensors.items()} != self._shapes():
-                raise ValueError("its tensors differ")
             losses, seconds = [float(x) for x in facts["losses"]], float(facts["seconds"])
             folded = int(facts.get("folded", 1))
+            shapes = self._shapes(len(losses)) if ours else {}
+            if ours and {n: tuple(t.shape) for n, t in tensors.items()} != shapes:
+                raise ValueError("its tensors differ")
         except (UserError, ValueError, KeyError, TypeError) as error:
             said = f"{path}: damaged ({error}); training starts anew"
             print(f"fitspace: {said}", file=sys.stderr)
@@ -180,10 +195,20 @@ class Member:
                     for key in ("step", *MOMENTS)
                 }
         self.losses, self.seconds, self.folded = losses, seconds, folded
+        self.kept = {
+            step: {name: tensors[f"kept/{step}/{name}"] for name in self.trainable}
+            for step in self._stops(len(losses))
+        }
 
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of a checkpoint's tensors."""
+    def _stops(self, done: int) -> list[int]:
+        """The steps, of those ``done``, after which the parameters are kept."""
+        last = min(done, self.settings["steps"] - 1)
+        return [step for step in self.settings.get("checkpoints") or () if step <= last]
+
+    def _shapes(self, done: int) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of the tensors of a checkpoint after so many steps."""
         kinds = ["value", *(["ema"] if self.ema else []), *map("optimizer/{}".format, MOMENTS)]
+        kinds += [f"kept/{step}" for step in self._stops(done)]
         own = {f"{kind}/{n}": tuple(p.shape) for kind in kinds for n, p in self.trainable.items()}
         return own | {f"optimizer/step/{name}": () for name in self.trainable}
 

@@ -11,6 +11,7 @@ from fitspace.report.figures.by_task import by_task
 from fitspace.report.figures.contrasts import half_normal
 from fitspace.report.figures.cost import costs
 from fitspace.report.figures.diagnostics import diagnostics
+from fitspace.report.figures.drawn import drawn
 from fitspace.report.figures.equivalence import equivalence
 from fitspace.report.figures.factors import forests, left_out, omegas
 from fitspace.report.figures.heatmap import heat_map
@@ -36,6 +37,7 @@ _DRAWN = (
     left_out,
     forests,
     trends,
+    drawn,
     interactions,
     by_task,
     equivalence,

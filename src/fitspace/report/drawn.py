@@ -1,0 +1,65 @@
+"""What varies within a training: images drawn at its earlier steps, at other guidance and so on."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from fitspace import stats
+from fitspace.core.errors import UserError
+from fitspace.report.inputs import own_drawing, within_of
+from fitspace.study import Study
+
+LEVELS, TESTS = "within_levels.csv", "within_tests.csv"
+UNIT = "train_key"
+
+
+def tables(
+    study: Study, drawn: pd.DataFrame, factors: list[str], responses: list[str]
+) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """`LEVELS` and `TESTS` of each response and each factor that varies within a training.
+
+    A factor is taken with all others at the study's own levels. Also returns what was set aside or
+    not possible, in sentences.
+    """
+    parts: dict[str, list[pd.DataFrame]] = {LEVELS: [], TESTS: []}
+    notes = []
+    for response in responses:
+        for factor in within_of(study, drawn):
+            rows, between = compared(study, drawn, factor, factors)
+            try:
+                found = stats.split_plot(rows, response, UNIT, factor, between)
+            except UserError as error:
+                notes += [f"{response}: not compared over {problem}" for problem in error.problems]
+                continue
+            notes += [f"{response}: {note}" for note in found[0].attrs["notes"]]
+            for file, table in zip(parts, found, strict=True):
+                table.insert(0, "factor", factor)
+                table.insert(0, "response", response)
+                parts[file].append(table)
+    return {
+        name: pd.concat(some, ignore_index=True) if some else pd.DataFrame()
+        for name, some in parts.items()
+    }, notes
+
+
+def compared(
+    study: Study, drawn: pd.DataFrame, factor: str, factors: list[str]
+) -> tuple[pd.DataFrame, list[str]]:
+    """The rows by which a factor's levels are compared, and what varies between their trainings.
+
+    Those of the design with its factors; if there are none, all, with their arms.
+    """
+    rows = rows_of(study, drawn, factor)
+    inside = rows[stats.in_design(rows, factors)]
+    return (inside, factors) if len(inside) else (rows, ["arm"])
+
+
+def rows_of(study: Study, drawn: pd.DataFrame, factor: str) -> pd.DataFrame:
+    """The finished runs in which a factor varies, in the order of its levels if they are numbers.
+
+    Of runs without a training, such as the untouched base's, there are none.
+    """
+    there = drawn["status"].eq("ok") & drawn[factor].notna() & drawn[UNIT].notna()
+    rows = drawn[there & own_drawing(study, drawn, but=factor)]
+    order = pd.to_numeric(rows[factor], errors="coerce")
+    return rows.loc[order.sort_values(kind="stable").index] if order.notna().all() else rows

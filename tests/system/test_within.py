@@ -1,0 +1,89 @@
+"""Factors within a training, the whole way: one training, several drawings, one report."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from project import STUDY, content
+
+from fitspace.core.files import IMAGES, read_tensors
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def project(origin, warm, tmp_path_factory):
+    """A finished study with checkpoints, strengths and blocks."""
+    project = origin.copy(tmp_path_factory.mktemp("within") / "project").warmed(warm.commands)
+    study = content()
+    study["train"] |= {"checkpoints": [1]}
+    study["arms"][0]["factors"] |= {
+        "sample.strength": [0, 1],
+        "sample.blocks": ["all", "mid_block", "down_blocks+mid_block+up_blocks"],
+    }
+    study["arms"][1]["factors"] = {"sample.guidance": [1.0, 2.0]}
+    (project / STUDY).write_text(yaml.safe_dump(study))
+    done = project.run("snakemake", "--cores", "2", "--config", f"study={STUDY}", ok=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project
+
+
+@pytest.fixture(scope="module")
+def runs(project):
+    return pd.read_csv(project / "reports/two/runs.csv", dtype={"sample.blocks": str})
+
+
+def images(project, row):
+    folder = next((project / "results/sample").glob(f"*~{row.sample_key}"))
+    return read_tensors(folder / "samples.safetensors", IMAGES, "np")["images"]
+
+
+def test_levels_share_their_training(runs):
+    ours = runs[runs["method"] == "adapter"]
+    assert len(ours) == 2 * 2 * 5  # points, seeds; own, strength 0, two blocks, a checkpoint
+    assert ours.groupby("train_key").size().tolist() == [5] * 4
+    assert ours["sample_key"].is_unique and ours["status"].eq("ok").all()
+
+
+def test_no_strength_draws_what_the_base_does_and_all_blocks_what_the_method_does(project, runs):
+    base = runs[(runs["method"] == "none") & (runs["sample.guidance"] == 2)].set_index("seed")
+    for _, ours in runs[runs["method"] == "adapter"].groupby("train_key"):
+        own = ours[
+            (ours["sample.strength"] == 1)
+            & (ours["sample.blocks"] == "all")
+            & (ours["checkpoint"] == ours["steps"])
+        ]
+        (own,) = own.itertuples()
+        (nothing,) = ours[ours["sample.strength"] == 0].itertuples()
+        (every,) = ours[ours["sample.blocks"].str.startswith("down")].itertuples()
+        (middle,) = ours[ours["sample.blocks"] == "mid_block"].itertuples()
+        (early,) = ours[ours["checkpoint"] == 1].itertuples()
+        drawn = images(project, own)
+        assert np.array_equal(images(project, nothing), images(project, base.loc[own.seed]))
+        assert np.array_equal(images(project, every), drawn)
+        assert not np.array_equal(images(project, early), drawn)
+        assert not np.array_equal(images(project, middle), drawn)
+
+
+def test_the_report_analyses_one_run_of_a_training_and_compares_the_levels(project, runs):
+    folder = project / "reports/two"
+    residuals = pd.read_csv(folder / "residuals.csv")
+    assert residuals.groupby("response").size().tolist() == [4, 4]
+    levels = pd.read_csv(folder / "within_levels.csv", dtype=str)
+    assert set(levels["factor"]) == {"sample.strength", "sample.blocks", "checkpoint"}
+    assert set(levels["units"]) == {"4"}
+    tests = pd.read_csv(folder / "within_tests.csv")
+    assert tests["den_df"].dropna().gt(0).all()
+    origins = json.loads((folder / "origins.json").read_text())
+    assert set(origins["rows"]) >= {"within_levels.csv", "within_tests.csv", "runs.csv"}
+    html = (folder / "report.html").read_text()
+    assert 'id="within"' in html and "dashed" not in html
+
+
+def test_the_audit_finds_nothing_changed(project):
+    done = project.run("fitspace", "audit", "reports/two", "--tier", "regenerate", ok=False)
+    assert done.returncode == 0, done.stdout + done.stderr
