@@ -343,7 +343,7 @@ def test_check_decodes_every_image_once(folder, capsys, monkeypatch):
     from fitspace.data import folder as reader
 
     seen, load = [], reader.load_image
-    monkeypatch.setattr(reader, "load_image", lambda p, s: seen.append(p) or load(p, s))
+    monkeypatch.setattr(reader, "load_image", lambda p, *how: seen.append(p) or load(p, *how))
     assert say(capsys)[0] == 0 and len(seen) == 12
     assert say(capsys)[0] == 0 and len(seen) == 12
     Image.fromarray(np.full((9, 9, 3), 1, np.uint8)).save(folder / "3.png")

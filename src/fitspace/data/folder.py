@@ -29,7 +29,7 @@ from fitspace.core.files import digest
 from fitspace.core.hashes import hashes
 from fitspace.data import layout
 from fitspace.data.examples import HELD_OUT_PERCENT, Example, Outline, split_of
-from fitspace.data.pixels import ALLOWED_IMAGE, Unusable, load_image
+from fitspace.data.pixels import ALLOWED_IMAGE, CROPPED, How, Unusable, load_image
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 _INNER_METADATA = tuple(f"/{name}" for name in METADATA)
@@ -91,7 +91,7 @@ class _Reading:
 
 
 def examples(
-    folder: Path, size: int, root: Path = Path(), published: str = ""
+    folder: Path, size: int, root: Path = Path(), published: str = "", how: How = CROPPED
 ) -> tuple[list[Example], list[str]]:
     """Read a folder's images as sRGB squares of ``size`` pixels, sorted by file name.
 
@@ -107,12 +107,12 @@ def examples(
     ------
     UserError : every unusable line, caption and image at once.
     """
-    found, notes = stream(folder, size, root, published)
+    found, notes = stream(folder, size, root, published, how)
     return sorted(found, key=lambda example: example.name), notes
 
 
 def stream(
-    folder: Path, size: int, root: Path = Path(), published: str = ""
+    folder: Path, size: int, root: Path = Path(), published: str = "", how: How = CROPPED
 ) -> tuple[Iterator[Example], list[str]]:
     """As :func:`examples`, one after another, those for training first; then by name.
 
@@ -121,7 +121,7 @@ def stream(
     """
     read = _read(folder, root, published)
     notes: list[str] = []
-    return _decoded(read, size, f"reading {folder}", notes), notes
+    return _decoded(read, size, how, f"reading {folder}", notes), notes
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,12 @@ class Looked:
 
 
 def look(
-    folder: Path, size: int, root: Path = Path(), published: str = "", captions: bool = True
+    folder: Path,
+    size: int,
+    root: Path = Path(),
+    published: str = "",
+    captions: bool = True,
+    how: How = CROPPED,
 ) -> tuple[Iterator[Looked], list[str]]:
     """Every image of a folder as :func:`stream`, or without captions :func:`pictures`, has it.
 
@@ -148,13 +153,13 @@ def look(
     """
     if captions:
         read = _sound(folder, root, published)
-        return _each(read, size, f"looking at {folder}"), read.notes
+        return _each(read, size, how, f"looking at {folder}"), read.notes
     base, names = _pictures(Path(folder), Path(root))
     rows = [_Row(base, 0, name, "", "train", name) for name in names]
-    return _each(_Reading(base, [], rows), size, f"looking at {folder}"), []
+    return _each(_Reading(base, [], rows), size, how, f"looking at {folder}"), []
 
 
-def _each(read: _Reading, size: int, description: str) -> Iterator[Looked]:
+def _each(read: _Reading, size: int, how: How, description: str) -> Iterator[Looked]:
     from tqdm import tqdm
 
     rows = sorted(read.rows, key=lambda row: (row.split != "train", row.name))
@@ -162,7 +167,7 @@ def _each(read: _Reading, size: int, description: str) -> Iterator[Looked]:
         caption, cleaned = clean_caption(row.caption)
         label, label_cleaned = clean_caption(row.label, "label")
         try:
-            image, converted = load_image(read.base / row.name, size)
+            image, converted = load_image(read.base / row.name, size, how)
         except Unusable as error:
             yield Looked(row.name, None, [], row.place(read.base), str(error))
             continue
@@ -170,9 +175,11 @@ def _each(read: _Reading, size: int, description: str) -> Iterator[Looked]:
         yield Looked(row.name, example, cleaned + label_cleaned + converted)
 
 
-def _decoded(read: _Reading, size: int, description: str, notes: list[str]) -> Iterator[Example]:
+def _decoded(
+    read: _Reading, size: int, how: How, description: str, notes: list[str]
+) -> Iterator[Example]:
     problems, done = list(read.problems), []
-    for looked in _each(read, size, description):
+    for looked in _each(read, size, how, description):
         if looked.example is None:
             problems.append(f"{looked.where}: {looked.problem}")
         done += [(looked.name, what) for what in looked.done]
@@ -230,7 +237,9 @@ def _hashed(base: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: found[path] for name, path in paths.items()}
 
 
-def pictures(folder: Path, size: int, root: Path = Path()) -> tuple[list[Example], list[str]]:
+def pictures(
+    folder: Path, size: int, root: Path = Path(), how: How = CROPPED
+) -> tuple[list[Example], list[str]]:
     """Every image in a folder, as :func:`examples` but without captions: metadata is not read.
 
     All are for training, each in a group of its own.
@@ -242,7 +251,7 @@ def pictures(folder: Path, size: int, root: Path = Path()) -> tuple[list[Example
     base, names = _pictures(Path(folder), Path(root))
     rows = [_Row(base, 0, name, "", "train", name) for name in names]
     notes: list[str] = []
-    return list(_decoded(_Reading(base, [], rows), size, f"reading {folder}", notes)), notes
+    return list(_decoded(_Reading(base, [], rows), size, how, f"reading {folder}", notes)), notes
 
 
 def pictures_digest(folder: Path, root: Path = Path()) -> str:

@@ -8,7 +8,7 @@ import warnings
 import zlib
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -35,28 +35,39 @@ _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _LARGEST_PROFILE = 2**25  # bytes; Pillow takes no more than 2**20 from a PNG
 
 
+class How(NamedTuple):
+    """How an image becomes a square: ``fit`` takes its central square (crop) or presses its sides
+    together (squash); ``resample`` is the filter, always antialiased."""
+
+    fit: str = "crop"
+    resample: str = "lanczos"
+
+
+CROPPED = How()
+
+
 class Unusable(Exception):
     """An image that no conversion makes sound; says the value and what is allowed."""
 
 
-def load_image(path: Path, size: int) -> tuple[np.ndarray, list[str]]:
+def load_image(path: Path, size: int, how: How = CROPPED) -> tuple[np.ndarray, list[str]]:
     """One image as uint8 sRGB, shape (size, size, 3), and what was done to make it so.
 
-    Its central square is taken and resized with antialiasing (Lanczos). Raises an error for
-    what has no sound reading: several frames, 32-bit pixels, damaged or too large files.
+    Raises an error for what has no sound reading: several frames, 32-bit pixels, damaged or too
+    large files.
     """
     from PIL import Image
 
     too_large = f"more pixels than allowed: at most {MAX_PIXELS}"
     try:
         try:
-            return _opened(path, size)
+            return _opened(path, size, how)
         except ValueError as error:
             lighter = _without_texts(path) if "MAX_TEXT" in str(error) else None
             if lighter is None:
                 raise
             content, profile, note = lighter
-            image, done = _opened(io.BytesIO(content), size, profile)
+            image, done = _opened(io.BytesIO(content), size, how, profile)
             return image, [note, *done]
     except Unusable:
         raise
@@ -70,7 +81,7 @@ def load_image(path: Path, size: int) -> tuple[np.ndarray, list[str]]:
 
 
 def _opened(
-    file: Path | io.BytesIO, size: int, profile: bytes | None = None
+    file: Path | io.BytesIO, size: int, how: How, profile: bytes | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """``profile``: its colours, where the file itself does not say them."""
     from PIL import Image
@@ -82,7 +93,7 @@ def _opened(
                 raise Unusable(
                     f"{image.width}x{image.height}: more pixels than allowed: at most {MAX_PIXELS}"
                 )
-            return _square(image, size, profile)
+            return _square(image, size, how, profile)
 
 
 @cache
@@ -141,7 +152,7 @@ def _without_texts(path: Path) -> tuple[bytes, bytes | None, str] | None:
 
 
 def _square(
-    image: Picture, size: int, profile: bytes | None = None
+    image: Picture, size: int, how: How, profile: bytes | None = None
 ) -> tuple[np.ndarray, list[str]]:
     from PIL import Image
 
@@ -165,15 +176,16 @@ def _square(
         image = image.transpose(Image.Transpose(_TURNS[turn]))
     image = _eight_bits(image, raw_mode, done)
     (width, height), side = image.size, min(image.size)
-    if width != height:
+    if width != height and how.fit == "crop":
         left, top = (width - side) // 2, (height - side) // 2
         image = image.crop((left, top, left + side, top + side))
         done.append(f"central {side}x{side} of {width}x{height} used")
     image = _opaque_srgb(image, profile, done)
-    if side != size:
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
-        verb = "enlarged" if side < size else "reduced"
-        done.append(f"{verb} from {side}x{side} to {size}x{size}")
+    if image.size != (size, size):
+        pressed = image.width != image.height
+        verb = "squashed" if pressed else "enlarged" if side < size else "reduced"
+        done.append(f"{verb} from {image.width}x{image.height} to {size}x{size}")
+        image = image.resize((size, size), Image.Resampling[how.resample.upper()])
     return np.array(image), done
 
 

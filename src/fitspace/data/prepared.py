@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from fitspace.plan import Stage
 
 
+MIRRORED = ("mirrored_mean", "mirrored_std")  # as the file of latents names them
+
+
 @dataclass(frozen=True)
 class PreparedTask:
     """What training and sampling read of a task.
@@ -50,6 +53,9 @@ class PreparedTask:
     prior : indices of the class images that the base drew, for prior preservation.
     prior_weight : weight of their loss beside that of the examples in ``groups``.
     roles : of a DreamBooth task, in place of ``prompts``: rows of ``conditions`` by role.
+    flip : probability that an example is mirrored when it is trained on.
+    mirrored : mean and std of the mirrored training examples, as ``mean`` and ``std``; None
+        without ``flip``.
     """
 
     mean: torch.Tensor
@@ -62,10 +68,19 @@ class PreparedTask:
     prior: Sequence[int] = ()
     prior_weight: float = 0.0
     roles: dict[str, list[int]] = field(default_factory=dict)
+    flip: float = 0.0
+    mirrored: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def latents(self, examples: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of these examples' latents, float32."""
-        return self.mean[examples].float(), self.std[examples].float()
+    def latents(
+        self, examples: list[int], mirrored: Sequence[bool] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of these examples' latents, float32; of those that are
+        ``mirrored``, if any, of their mirror images."""
+        found = [self.mean[examples].float(), self.std[examples].float()]
+        for value, mirror in zip(found, self.mirrored or (), strict=False):
+            rows = [i for i, turned in enumerate(mirrored) if turned]
+            value[rows] = mirror[[examples[i] for i in rows]].float()
+        return found[0], found[1]
 
     def told(self, rows: Any) -> Conditions:
         """These rows of each condition, as a denoiser takes them; ``rows`` is a slice or a list."""
@@ -86,6 +101,7 @@ class _Manifest(Recorded):
     captions: list[str]
     examples: list[_Example]
     prompts: list[int]
+    flip: float = Field(0.0, ge=0, le=1)
 
     @property
     def rows(self) -> list[int]:
@@ -170,7 +186,8 @@ def load(stage: Stage, base: Path | None = None, scale: int = 1) -> PreparedTask
             groups.setdefault(example["group"], []).append(i)
     sizes = {} if base is None else _sizes(base, scale)
     path = stage.folder / "latents.safetensors"
-    wanted = dict.fromkeys(("mean", "std"), "F16 n c h h")
+    flip = manifest.get("flip", 0.0)
+    wanted = dict.fromkeys(("mean", "std", *(MIRRORED if flip else ())), "F16 n c h h")
     latents = read_tensors(path, wanted, n=len(manifest["examples"]), **sizes)
     path = stage.folder / "text.safetensors"
     conditions = read_tensors(path, _told(path, base), n=len(manifest["captions"]), **sizes)
@@ -188,6 +205,8 @@ def load(stage: Stage, base: Path | None = None, scale: int = 1) -> PreparedTask
         prior=[i for i, e in enumerate(training) if e["split"] == "class"],
         prior_weight=manifest.get("prior_weight", 0.0),
         roles=manifest.get("roles") or {},
+        flip=flip,
+        mirrored=tuple(latents[name][: len(training)] for name in MIRRORED) if flip else None,
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fitspace.data.pixels import CROPPED, How
+
 if TYPE_CHECKING:
     from fitspace.data.examples import Example, Outline
     from fitspace.data.folder import Looked
@@ -30,12 +32,21 @@ def identity(task: Task, by_class: bool = False) -> dict[str, Any]:
     if task.source == "hub":
         from fitspace.data import hub
 
-        return hub.identity(task)
+        return hub.identity(task) | _told(task)
     from fitspace.data import folder
 
     if task.dreambooth is not None:
-        return {"pictures": folder.pictures_digest(Path(task.path))}
-    return {"folder": folder.content_digest(Path(task.path))}
+        return {"pictures": folder.pictures_digest(Path(task.path))} | _told(task)
+    return {"folder": folder.content_digest(Path(task.path))} | _told(task)
+
+
+def _how(task: Task) -> How:
+    return How(task.fit, task.resample)
+
+
+def _told(task: Task) -> dict[str, str]:
+    """How images become squares, as far as it differs from what tasks did before they said so."""
+    return {n: v for n, v in _how(task)._asdict().items() if v != getattr(CROPPED, n)}
 
 
 def fetch(task: Task) -> None:
@@ -87,7 +98,7 @@ def load_examples(task: Task, size: int) -> tuple[list[Example], list[str], str]
     from fitspace.data import folder
 
     path, root, _ = _folder(task)
-    found, notes = folder.pictures(path, size, root)
+    found, notes = folder.pictures(path, size, root, _how(task))
     return found, _left_out(task, path) + notes, ""
 
 
@@ -105,7 +116,7 @@ def stream(task: Task, size: int) -> tuple[Iterator[Example], list[str], str]:
     from fitspace.data import folder
 
     path, root, published = _folder(task)
-    found, notes = folder.stream(path, size, root, published)
+    found, notes = folder.stream(path, size, root, published, _how(task))
     notes += _left_out(task, path)
     return found, notes, ""
 
@@ -115,7 +126,8 @@ def look(task: Task, size: int) -> tuple[Iterator[Looked], list[str]]:
     from fitspace.data import folder
 
     path, root, published = _folder(task)
-    found, notes = folder.look(path, size, root, published, captions=task.dreambooth is None)
+    captions = task.dreambooth is None
+    found, notes = folder.look(path, size, root, published, captions, _how(task))
     return found, _left_out(task, path) + notes
 
 

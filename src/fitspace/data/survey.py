@@ -104,7 +104,7 @@ def _kind(what: str) -> str:
     """What was done, without the sizes and names that differ from image to image."""
     for pattern, plain in (
         (r"central \d+x\d+ of .*", "cut to their central square"),
-        (r"(reduced|enlarged) from .*", r"\1"),
+        (r"(reduced|enlarged|squashed) from .*", r"\1"),
         (r"EXIF orientation \d applied", "turned upright by EXIF"),
         (r"ICC profile '.*' to sRGB", "ICC profile to sRGB"),
         (r"(EXIF|ICC profile|EXIF orientation) ignored.*", r"\1 ignored"),

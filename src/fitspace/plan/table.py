@@ -99,10 +99,9 @@ def _prior(making: Making) -> dict[str, Any] | None:
     subject = making.task.dreambooth
     if subject is None or subject.prior_weight == 0:
         return None
-    (prompt,) = subject.asked["class"]
     return {
         "base": making.models.digest,
-        "prompt": prompt,
+        "prompt": subject.taught["class"],
         "images": subject.class_images,
         "guidance": subject.class_guidance,
         "steps": PRIOR_STEPS,
@@ -110,7 +109,7 @@ def _prior(making: Making) -> dict[str, Any] | None:
 
 
 def _of_prompt(making: Making) -> str:
-    (prompt,) = making.task.dreambooth.asked["class"]
+    prompt = making.task.dreambooth.taught["class"]
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40] or "class"
 
 
@@ -119,6 +118,8 @@ def _prepare(making: Making) -> dict[str, Any]:
     material = {"base": making.models.digest, "source": making.models.source(task)}
     if task.scale != 1:
         material["scale"] = task.scale
+    if task.flip:
+        material["flip"] = task.flip
     if task.dreambooth is not None:
         own = task.dreambooth.model_dump(exclude={"class_images", "class_guidance"})
         material |= {"dreambooth": own, "prior": making.keys.get("prior")}

@@ -29,9 +29,7 @@ from fitspace.data import identity, load_examples, stream
 from fitspace.data.dreambooth import ROLES
 from fitspace.data.encoding import BATCH, conditions, encode_images, joined
 from fitspace.data.examples import Example, leaks
-from fitspace.data.prepared import (
-    read_manifest,
-)
+from fitspace.data.prepared import MIRRORED, read_manifest
 from fitspace.plan import STAGES, Run, Stage
 from fitspace.stages.common import (
     check_prompts,
@@ -72,9 +70,9 @@ def prepare_task(task: Task, base: str, stage: Stage) -> None:
         growing(stage.folder / "images.safetensors") as images,
     ):
         for batch in _batches(found, size):
-            mean, std = encode_images(source, np.stack([e.image for e in batch]))
-            latents.append("mean", mean.half().numpy())
-            latents.append("std", std.half().numpy())
+            pictures = np.stack([e.image for e in batch])
+            for name, values in encoded(source, pictures, task.flip).items():
+                latents.append(name, values.numpy())
             for example in batch:
                 if example.split == "test":
                     images.append("images", example.image[None])
@@ -104,6 +102,8 @@ def prepare_task(task: Task, base: str, stage: Stage) -> None:
     }
     if own_classes is not None:
         manifest["own_classes"] = own_classes
+    if task.flip:
+        manifest["flip"] = task.flip
     facts = {
         "examples": len(examples),
         "held_out": len(held_out),
@@ -112,6 +112,15 @@ def prepare_task(task: Task, base: str, stage: Stage) -> None:
         "seconds": round(time.monotonic() - clock, 3),
     }
     write(stage, {}, manifest, inputs=[], started=started, facts=facts)
+
+
+def encoded(base: Path, images: np.ndarray, flip: float) -> dict[str, torch.Tensor]:
+    """Mean and std of images (n, h, w, 3), float16; with ``flip`` of their mirror images too."""
+    found = dict(zip(("mean", "std"), encode_images(base, images), strict=True))
+    if flip:
+        turned = np.ascontiguousarray(images[:, :, ::-1])
+        found |= dict(zip(MIRRORED, encode_images(base, turned), strict=True))
+    return {name: values.half() for name, values in found.items()}
 
 
 def halved(told: bases.Conditions) -> bases.Conditions:
@@ -185,22 +194,20 @@ def prepare_subject(task: Task, base: str, stage: Stage, prior: Stage | None) ->
     started, clock = now(), time.monotonic()
     source = bases.resolve(base)
     size = bases.image_size(source)
-    asked = task.dreambooth.asked
+    asked, taught = task.dreambooth.asked, task.dreambooth.taught
     subject, notes, attribution = load_examples(task, size)
     if not subject:
         raise UserError(f"task {task.name!r}: {task.subject!r} is blank in style {task.style!r}")
-    subject = [
-        replace(e, caption=asked["subject"][0], group=e.name, split="train") for e in subject
-    ]
-    found = [*subject, *class_examples(prior, asked["class"][0], size)]
-    captions = ["", *dict.fromkeys(prompt for role in ROLES for prompt in asked[role])]
+    subject = [replace(e, caption=taught["subject"], group=e.name, split="train") for e in subject]
+    found = [*subject, *class_examples(prior, taught["class"], size)]
+    prompts = [prompt for role in ROLES for prompt in asked[role]]
+    captions = ["", *dict.fromkeys([*prompts, *(example.caption for example in found)])]
     rows = {caption: i for i, caption in enumerate(captions)}
     digests = [hashlib.sha256(e.image.tobytes()).hexdigest() for e in found]
     notes += bases.cut_captions(source, captions)
     told = joined(conditions(source, captions)[0])
-    mean, std = encode_images(source, np.stack([e.image for e in found]))
     files = {
-        "latents": {"mean": mean.half(), "std": std.half()},
+        "latents": encoded(source, np.stack([e.image for e in found]), task.flip),
         "text": halved(told),
         "images": {"images": torch.from_numpy(np.stack([e.image for e in subject]))},
     }
@@ -216,6 +223,8 @@ def prepare_subject(task: Task, base: str, stage: Stage, prior: Stage | None) ->
         "roles": {role: [rows[prompt] for prompt in asked[role]] for role in ROLES},
         "prior_weight": task.dreambooth.prior_weight,
     }
+    if task.flip:
+        manifest["flip"] = task.flip
     facts = {
         "examples": len(subject),
         "class_images": len(found) - len(subject),

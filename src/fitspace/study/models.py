@@ -59,6 +59,19 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+class _InKeys(_Strict):
+    """Settings that are part of a key: one that is in ``LATER`` only where it is not its default,
+    so that the keys of studies that do not use it stay as they were."""
+
+    LATER: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        unused = [name for name in self.LATER if getattr(self, name) == fields[name].default]
+        return {name: value for name, value in handler(self).items() if name not in unused}
+
+
 def _template(text: str) -> str:
     if text.count("{}") != 1:
         raise ValueError(f"{short(text)} holds {{}} {text.count('{}')} times; allowed: once")
@@ -72,8 +85,10 @@ Phrase = Annotated[str, Field(max_length=200, pattern=r"^[^\s](?:[^\x00-\x1f]*[^
 Template = Annotated[Phrase, AfterValidator(_template)]
 
 
-class DreamBooth(_Strict):
+class DreamBooth(_InKeys):
     """One subject, taught from a few images under a rare word (2208.12242)."""
+
+    LATER = ("sample_template",)
 
     noun: Phrase = Field(description="The class that the subject belongs to, such as `dog`.")
     prompts: list[Template] = Field(
@@ -82,6 +97,11 @@ class DreamBooth(_Strict):
     token: Phrase = Field("sks", description="The rare word that is to name the subject.")
     template: Template = Field(
         "photo of a {}", description="What the images trained on show, the class images too."
+    )
+    sample_template: Template | None = Field(
+        None,
+        description="What samples of the subject and of its class are asked for by; null: by the "
+        "template.",
     )
     prior_weight: float = Field(
         1.0, ge=0, le=1000, description="Weight of prior preservation; 0: none, no class images."
@@ -92,13 +112,21 @@ class DreamBooth(_Strict):
     class_guidance: float = Field(3.0, ge=1, description="Guidance scale of the class images.")
 
     @property
-    def asked(self) -> dict[str, list[str]]:
-        """Prompts by role: the subject as trained on, the subject elsewhere, its class."""
+    def taught(self) -> dict[str, str]:
+        """Captions trained on: of the subject's images, and of those of its class."""
         subject = f"{self.token} {self.noun}"
+        names = {"subject": subject, "class": self.noun}
+        return {role: self.template.replace("{}", name) for role, name in names.items()}
+
+    @property
+    def asked(self) -> dict[str, list[str]]:
+        """Prompts of samples by role: the subject, the subject elsewhere, its class."""
+        subject = f"{self.token} {self.noun}"
+        template = self.sample_template or self.template
         return {
-            "subject": [self.template.replace("{}", subject)],
+            "subject": [template.replace("{}", subject)],
             "elsewhere": [prompt.replace("{}", subject) for prompt in self.prompts],
-            "class": [self.template.replace("{}", self.noun)],
+            "class": [template.replace("{}", self.noun)],
         }
 
     @property
@@ -136,6 +164,19 @@ class Task(_Strict):
     caption_column: ColumnName | None = Field(
         None, description="Which column of a Parquet data set tells what an image shows."
     )
+    fit: Literal["crop", "squash"] = Field(
+        "crop",
+        description="How an image that is no square becomes one: its central square, or its sides "
+        "pressed together; only with `source: folder` or `hub`.",
+    )
+    resample: Literal["lanczos", "bicubic"] = Field(
+        "lanczos",
+        description="Filter that brings images to the base's size, antialiased; only with "
+        "`source: folder` or `hub`.",
+    )
+    flip: float = Field(
+        0.0, ge=0, le=1, description="Probability that an image is mirrored when it is trained on."
+    )
     scale: int = Field(
         1,
         ge=1,
@@ -165,6 +206,12 @@ class Task(_Strict):
                 for key in ("folder", "image_column", "caption_column")
                 if getattr(self, key) is not None
             ]
+        if self.source == "openmoji":
+            wrong += [
+                f"source: openmoji does not take the key {key!r}: its drawings are made as squares"
+                for key in ("fit", "resample")
+                if getattr(self, key) != Task.model_fields[key].default
+            ]
         if self.folder is not None:
             inside = PurePosixPath(self.folder)
             if inside.is_absolute() or ".." in inside.parts or str(inside) != self.folder:
@@ -179,19 +226,6 @@ class Task(_Strict):
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
-
-
-class _InKeys(_Strict):
-    """Settings that are part of a key: one that is in ``LATER`` only where it is not its default,
-    so that the keys of studies that do not use it stay as they were."""
-
-    LATER: ClassVar[tuple[str, ...]] = ()
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields = type(self).model_fields
-        unused = [name for name in self.LATER if getattr(self, name) == fields[name].default]
-        return {name: value for name, value in handler(self).items() if name not in unused}
 
 
 class TrainSettings(_InKeys):

@@ -64,7 +64,7 @@ def make_batch(
     the batch equals the mean of the task's examples plus ``prior_weight`` times the mean of the
     class images (2208.12242, section 3.3).
     """
-    chosen, captions, times, resample, noise = [], [], [], [], []
+    chosen, captions, times, resample, noise, mirrored = [], [], [], [], [], []
     size, shape = settings["batch_size"], task.mean.shape[1:]
     items = rng.order(seed, step, size, len(task.groups))
     sources = [("train", i, task.groups[item]) for i, item in enumerate(items)]
@@ -78,9 +78,10 @@ def make_batch(
         times.append(process.draw_time(draw))
         resample.append(draw.standard_normal(shape, dtype=np.float32))
         noise.append(draw.standard_normal(shape, dtype=np.float32))
+        mirrored.append(draw.random() < task.flip)  # drawn last: nothing else depends on it
     t = torch.tensor(times)
     epsilon = torch.from_numpy(np.stack(noise))
-    mean, std = task.latents(chosen)
+    mean, std = task.latents(chosen, mirrored)
     latents = mean + std * torch.from_numpy(np.stack(resample))
     latents = latents * scaling
     weight = process.weights(t, settings["min_snr_gamma"])
