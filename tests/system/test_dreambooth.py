@@ -91,6 +91,10 @@ REFUSED = {
         dict(tasks=[*GOOD["tasks"], ORDINARY]),
         "analysis.responses: 'prior_drift' is not measured on task 'sepia'; allowed: fd_effnet",
     ),
+    "several images of a prompt": (
+        dict(sample=GOOD["sample"] | {"images_per_prompt": 2}),
+        "sample.images_per_prompt: 2: task 'supervillain' is dreambooth",
+    ),
     "more prompts than images": (
         dict(sample=GOOD["sample"] | {"prompts": 5}),
         "sample.prompts: 5; task 'supervillain' has 6 prompts elsewhere; allowed: at least 6",

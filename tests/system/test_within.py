@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from project import STUDY, content
 
@@ -25,6 +26,7 @@ def project(origin, warm, tmp_path_factory):
         "sample.strength": [0, 1],
         "sample.blocks": ["all", "mid_block", "down_blocks+mid_block+up_blocks"],
     }
+    study["sample"] |= {"prompts": 4, "images_per_prompt": 2}
     study["arms"][1]["factors"] = {"sample.guidance": [1.0, 2.0]}
     (project / STUDY).write_text(yaml.safe_dump(study))
     done = project.run("snakemake", "--cores", "2", "--config", f"study={STUDY}", ok=False)
@@ -69,6 +71,21 @@ def test_no_strength_draws_what_the_base_does_and_all_blocks_what_the_method_doe
         assert not np.array_equal(images(project, middle), drawn)
 
 
+def test_a_caption_has_its_images_one_after_another(project, runs):
+    from fitspace.metrics import clip
+
+    row = next(runs[runs["method"] == "none"].itertuples())
+    drawn = images(project, row)
+    assert len(drawn) == row.n == 8 and len(np.unique(drawn.reshape(8, -1), axis=0)) == 8
+    (manifest,) = (project / "results/tasks").glob("*/manifest.json")
+    told = json.loads(manifest.read_text())
+    captions = [told["captions"][row] for row in told["prompts"][:4] for _ in range(2)]
+    judge = clip.load(project / "models/emoji-clip")
+    seen = clip.image_embeddings(judge, torch.from_numpy(drawn))
+    cosines = (seen * clip.text_embeddings(judge, captions)).sum(1)
+    assert row.clip_t == pytest.approx(cosines.mean().item(), abs=1e-5)
+
+
 def test_the_report_analyses_one_run_of_a_training_and_compares_the_levels(project, runs):
     folder = project / "reports/two"
     residuals = pd.read_csv(folder / "residuals.csv")
@@ -81,7 +98,7 @@ def test_the_report_analyses_one_run_of_a_training_and_compares_the_levels(proje
     origins = json.loads((folder / "origins.json").read_text())
     assert set(origins["rows"]) >= {"within_levels.csv", "within_tests.csv", "runs.csv"}
     html = (folder / "report.html").read_text()
-    assert 'id="within"' in html and "dashed" not in html
+    assert 'id="within"' in html and "dashed the means of other arms" not in html
 
 
 def test_the_audit_finds_nothing_changed(project):

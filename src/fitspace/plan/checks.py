@@ -381,6 +381,11 @@ def task_problems(study: Study) -> list[str]:
                 f"tasks[{i}].dreambooth: base {study.base!r} is told classes, not words; allowed: "
                 "a base with a text encoder (U-Net)"
             )
+        if study.sample.images_per_prompt != 1:
+            problems.append(
+                f"sample.images_per_prompt: {study.sample.images_per_prompt}: task {task.name!r} "
+                "is dreambooth, where sample.prompts is the number of images; allowed: 1"
+            )
         asked = len(task.dreambooth.prompts)
         if asked > study.sample.prompts:
             problems.append(

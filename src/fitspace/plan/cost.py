@@ -191,7 +191,8 @@ def storage(study: Study, todo: Sequence[Job], trainable: dict[str, int]) -> dic
 
 
 def _images(study: Study, task: Task) -> int:
-    return study.sample.prompts * (1 if task.dreambooth is None else KINDS_OF_SUBJECT)
+    per_prompt = study.sample.images_per_prompt
+    return study.sample.prompts * (per_prompt if task.dreambooth is None else KINDS_OF_SUBJECT)
 
 
 def describe(
@@ -210,7 +211,7 @@ def describe(
     for scope, todo in jobs(study, points, plan).items():
         scopes[scope] = {
             "runs": len(todo),
-            "seconds": seconds(todo, times, study.sample.prompts),
+            "seconds": seconds(todo, times, study.sample.prompts * study.sample.images_per_prompt),
             "flop": flop(study, todo, times, taken),
             "bytes": storage(study, todo, trainable),
         }

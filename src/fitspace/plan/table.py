@@ -134,6 +134,8 @@ def _reference(making: Making) -> dict[str, Any]:
             k: v for k, v in evaluator.items() if k not in making.study.weights
         }
         material["sample"] = making.study.sample.model_dump()
+    elif (count := making.study.sample.images_per_prompt) != 1:
+        material["images_per_prompt"] = count
     return material
 
 

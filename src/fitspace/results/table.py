@@ -183,16 +183,17 @@ def _task_gallery(plan: Plan, task: str, runs: dict[str, Run], folder: Path) -> 
     prepared = next(iter(runs.values())).prepare
     manifest = read_manifest(prepared)
     targets = read_images(prepared, manifest)
-    samples = plan.study.sample.prompts
+    samples, of_each = plan.study.sample.prompts, 1
     if manifest.get("roles"):
         numbers, captions, target = gallery(manifest, targets, samples, GALLERY_IMAGES)
     else:
+        of_each = plan.study.sample.images_per_prompt
         numbers = list(range(min(GALLERY_IMAGES, samples)))
         captions = [manifest["captions"][manifest["prompts"][i]] for i in numbers]
         target = targets[[manifest["prompt_images"][i] for i in numbers]]
     strips = {"target": target}
     for role, run in runs.items():
-        strips[role] = drawn(plan.study, run)[numbers]
+        strips[role] = drawn(plan.study, run)[[i * of_each for i in numbers]]
     entries = []
     for role, images in strips.items():
         file = f"gallery/{task}/{role}.png"

@@ -54,8 +54,9 @@ def measure(study: Study, run: Run, features: dict[str, Any]) -> dict[str, Any]:
 
 
 def drawn(study: Study, run: Run) -> Any:
-    """The images of a finished sample stage, uint8 (n, h, h, 3), for a DreamBooth task role by
-    role. Raises UserError for a file with another number of images."""
-    count = study.sample.prompts * (1 if run.task.dreambooth is None else 3)
+    """The images of a finished sample stage, uint8 (n, h, h, 3), caption by caption, for a
+    DreamBooth task role by role. Raises UserError for a file with another number of images."""
+    of_each = study.sample.images_per_prompt if run.task.dreambooth is None else 3
+    count = study.sample.prompts * of_each
     path = run.sample.folder / "samples.safetensors"
     return read_tensors(path, IMAGES, "np", n=count)["images"]

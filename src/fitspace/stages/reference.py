@@ -61,7 +61,8 @@ def _held_out_features(study: Study, run: Run) -> dict[str, Any]:
     images = read_images(run.prepare, manifest)
     captions = [manifest["captions"][row] for row in manifest["prompts"]]
     shown = images[manifest["prompt_images"]]
-    return metrics.reference_features(shown, captions, captions, study.judge, study.weights)
+    prompts = [caption for caption in captions for _ in range(study.sample.images_per_prompt)]
+    return metrics.reference_features(shown, captions, prompts, study.judge, study.weights)
 
 
 def _subject_features(study: Study, run: Run) -> dict[str, Any]:

@@ -98,8 +98,8 @@ def _draw(study: Study, run: Run, model, task) -> Any:
     if task.roles:
         requests = [*dreambooth.requests(task, run.seed, count).values()]
     else:
-        noise = initial_noise(run.seed, count, tuple(task.mean.shape[1:]))
-        requests = [(task.prompts[:count], noise)]
+        rows = [row for row in task.prompts[:count] for _ in range(study.sample.images_per_prompt)]
+        requests = [(rows, initial_noise(run.seed, len(rows), tuple(task.mean.shape[1:])))]
     name = f"sample {run.sample.folder.name}"
     return np.concatenate(
         [generated(study, model, task, *request, name, drawn) for request in requests]

@@ -282,16 +282,22 @@ class TrainSettings(_InKeys):
 class SampleSettings(_InKeys):
     """How images are generated. Everything here is part of the sample key."""
 
-    LATER = ("strength", "blocks")
+    LATER = ("images_per_prompt", "strength", "blocks")
 
     prompts: int = Field(
         ge=4,
         le=1_000_000,
-        description="Held-out captions to sample, one image each; with dreambooth images of each "
+        description="Held-out captions to sample; with dreambooth images of each "
         "kind: the subject, the subject elsewhere, its class.",
     )
     steps: int = Field(20, ge=1, le=1000, description="DPM-Solver++ steps.")
     guidance: float = Field(3.0, ge=1, description="Guidance scale; 1 turns guidance off.")
+    images_per_prompt: int = Field(
+        1,
+        ge=1,
+        le=10_000,
+        description="Images of each held-out caption, each from noise of its own.",
+    )
     strength: float = Field(
         1.0, ge=0, le=10, description="Factor on what the method adds to the base; 0: the base."
     )
