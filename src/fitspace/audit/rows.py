@@ -131,7 +131,7 @@ def _cells(
     # Only the metrics of a finished run tell whether it diverged.
     ended = row.get("status") if row.get("status") in ("ok", "failed") else "ok"
     expected = table.identity(plan, run, "missing" if record is None else ended) | keys
-    if record is not None and _is_as_recorded(record):
+    if record is not None and all(map(_is_as_recorded, [record, *lineage.beside(record)])):
         # If not, the changed file is a finding already.
         try:
             expected = table.row(plan, run)

@@ -50,6 +50,8 @@ class PreparedTask:
     prior : indices of the class images that the base drew, for prior preservation.
     prior_weight : weight of their loss beside that of the examples in ``groups``.
     roles : of a DreamBooth task, in place of ``prompts``: rows of ``conditions`` by role.
+    held_out : float16, shape (k, c, h, w): the means of the held-out images' latents.
+    shown : for each of ``prompts``, the row of ``held_out`` that it describes.
     """
 
     mean: torch.Tensor
@@ -62,6 +64,8 @@ class PreparedTask:
     prior: Sequence[int] = ()
     prior_weight: float = 0.0
     roles: dict[str, list[int]] = field(default_factory=dict)
+    held_out: torch.Tensor | None = None
+    shown: Sequence[int] = ()
 
     def latents(self, examples: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of these examples' latents, float32."""
@@ -188,6 +192,8 @@ def load(stage: Stage, base: Path | None = None, scale: int = 1) -> PreparedTask
         prior=[i for i, e in enumerate(training) if e["split"] == "class"],
         prior_weight=manifest.get("prior_weight", 0.0),
         roles=manifest.get("roles") or {},
+        held_out=latents["mean"][len(training) :],
+        shown=manifest.get("prompt_images", ()),
     )
 
 

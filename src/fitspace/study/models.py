@@ -215,6 +215,27 @@ class SampleSettings(_Strict):
     guidance: float = Field(3.0, ge=1, description="Guidance scale; 1 turns guidance off.")
 
 
+def _apart(values: list[float]) -> list[float]:
+    if twice := [value for value, times in Counter(values).items() if times > 1]:
+        raise ValueError(f"{twice[0]:g} stands more than once; each must be unique")
+    return values
+
+
+class Explain(_Strict):
+    """How runs are explained. Everything here is part of the explanation's key."""
+
+    times: Annotated[list[Annotated[float, Field(ge=0, le=1)]], AfterValidator(_apart)] = Field(
+        [0.1, 0.3, 0.5, 0.7, 0.9],
+        min_length=1,
+        max_length=50,
+        description="Time steps at which images are noised, as shares of the base's: 0.1 is step "
+        "100 of 1000.",
+    )
+    images: int = Field(
+        8, ge=1, le=10_000, description="Held-out images that are noised; all, if there are fewer."
+    )
+
+
 class Arm(_Strict):
     """A method with fixed settings and factors whose levels are crossed."""
 
@@ -388,6 +409,11 @@ class Study(_Weights):
     )
     train: TrainSettings
     sample: SampleSettings
+    explain: Explain | None = Field(
+        None,
+        description="Explains each run: how sensitive it is to the prompt, and what its parameters "
+        "changed; null: not at all.",
+    )
     analysis: Analysis
 
     @property
