@@ -482,6 +482,11 @@ class Study(_Weights):
             for what, name in needing.items()
             if name and name not in self.weights
         ]
+        wrong += [
+            f"analysis.responses: {name!r}: needs the key 'explain'; `explain: {{}}` suffices"
+            for name in self.analysis.responses
+            if self.explain is None and name in METRICS and METRICS[name].explains
+        ]
         if self.train.warmup_steps > self.train.steps:
             wrong.append(
                 f"train.warmup_steps: {self.train.warmup_steps}; allowed: at most train.steps"
