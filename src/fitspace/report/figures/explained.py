@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from fitspace.report import explained, words
 from fitspace.report.figures.axes import (
@@ -84,6 +85,8 @@ def _lines(axes: Axes, data: pd.DataFrame, x: str, y: str) -> None:
         axes.set_yscale("log")
     number_axis(axes, "y")
     number_axis(axes, "x", 6)
+    if x == "depth":
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.grid(axis="y")
 
 
