@@ -32,18 +32,15 @@ class UNet2DConditionModel(torch.nn.Module):
         return SimpleNamespace(sample=level.expand_as(x))
 
 
-def asked(model, kind="epsilon", steps=(100, 700), words=((3.0, 2.0), (5.0, 4.0)), **changes):
+def asked(model, kind="epsilon", steps=(100, 700), words=((3.0, 2.0), (5.0, 4.0))):
     latents = torch.randn(len(words), 4, 2, 2, generator=torch.Generator().manual_seed(0))
     noise = initial_noise(0, len(words), (4, 2, 2), "toy")
 
     def told(i):
         return {"embeddings": torch.tensor(words[i]).reshape(2, 1, 1)}
 
-    return (
-        measure(model, tiny.process(kind), latents, noise, steps, told, **changes),
-        latents,
-        noise,
-    )
+    moved = measure(model, tiny.process(kind), latents, noise, steps, told, shown=9)
+    return moved, latents, noise
 
 
 def test_the_ratio_is_that_of_squared_norms():
@@ -166,7 +163,7 @@ def test_what_training_changed_is_measured_against_the_base(family, method):
         new = sum(float(p.detach().double().square().sum()) for p in values)
     found = anatomy(attachment, before)
     after = {n: p for n, p in model.named_parameters() if n in before}
-    changed = {n: (p.detach() - before[n]).double() for n, p in after.items()}
+    changed = {n: p.detach().double() - before[n].double() for n, p in after.items()}
     total = sum(float(d.square().sum()) for d in changed.values()) + new
     assert sum(row["change"] ** 2 for row in found["changes"]) == pytest.approx(total, rel=1e-9)
     assert total > 0
@@ -206,7 +203,7 @@ def test_attention_maps_are_the_softmax_of_the_layers():
     """All tokens take all attention; a token's share is that of diffusers' own scores."""
     model, task = tiny.unet(), tiny.task()
     tokens = [[0, 1, 2, 3, 4], [2]]
-    attention = Attention(model, tokens)
+    attention = Attention(model, tokens, shown=2)
     latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     seen: dict[str, torch.Tensor] = {}
     path, layer = next(iter(attention.layers.items()))

@@ -8,7 +8,6 @@ add are measured as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -58,24 +57,23 @@ def anatomy(attachment: Attachment, base: Base) -> dict[str, list[dict[str, Any]
         for name, p in attachment.trainable.items()
         if name.rpartition(".")[2] == "gamma"
     ]
-    added: list[tuple] = []
+    rank, changes = [], _Changes(blocks)
     if attachment.fold is None:
-        new = {n: p for n, p in attachment.trainable.items() if n not in base}
-        added = [(attachment.method, n, p.detach().double(), None) for n, p in new.items()]
+        for name, parameter in attachment.trainable.items():
+            if name not in base:
+                changes.add(attachment.method, name, parameter.detach().double(), None)
     else:
         attachment.merge()
-    now = {name: p.detach().cpu() for name, p in model.named_parameters() if name in base}
-    changed = [
-        (_kind(model, name), name, (value - base[name]).double(), base[name])
-        for name, value in now.items()
-        if not torch.equal(value, base[name])
-    ]
-    rank = [
-        {**_place(name, blocks), "effective_rank": effective_rank(change, float(before.norm()))}
-        for _, name, change, before in changed
-        if low_rank and name not in own
-    ]
-    return {"changes": _summed([*added, *changed], blocks), "gamma": gamma, "rank": rank}
+    for name, parameter in model.named_parameters():
+        if name not in base or torch.equal(now := parameter.detach().cpu(), base[name]):
+            continue
+        before = base[name].double()
+        change = now.double() - before
+        changes.add(_kind(model, name), name, change, before)
+        if low_rank and name not in own:
+            size = effective_rank(change, float(before.norm()))
+            rank.append({**_place(name, blocks), "effective_rank": size})
+    return {"changes": changes.rows, "gamma": gamma, "rank": rank}
 
 
 def effective_rank(change: torch.Tensor, scale: float) -> float:
@@ -90,20 +88,30 @@ def effective_rank(change: torch.Tensor, scale: float) -> float:
     return float(torch.exp(-(shares * shares.log()).sum())) if len(values) else 0.0
 
 
-def _summed(rows: Iterable[tuple], blocks: list[str]) -> list[dict[str, Any]]:
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for kind, name, change, before in rows:
-        block = _place(name, blocks)["block"]
+class _Changes:
+    """Changes added up by block and kind; a tensor at a time, because a base fills the memory."""
+
+    def __init__(self, blocks: list[str]):
+        self.blocks = blocks
+        self._sums: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def add(self, kind: str, name: str, change: torch.Tensor, before: torch.Tensor | None) -> None:
+        block = _place(name, self.blocks)["block"]
         empty = {"block": block, "kind": kind, "parameters": 0, "change": 0.0, "base": None}
-        row = found.setdefault((block, kind), empty)
+        row = self._sums.setdefault((block, kind), empty)
         row["parameters"] += change.numel()
         row["change"] += float(change.square().sum())
         if before is not None:
-            row["base"] = (row["base"] or 0.0) + float(before.double().square().sum())
-    for row in found.values():
-        row["change"] = math.sqrt(row["change"])
-        row["base"] = None if row["base"] is None else math.sqrt(row["base"])
-    return list(found.values())
+            row["base"] = (row["base"] or 0.0) + float(before.square().sum())
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Norms of the sums of squares."""
+        return [
+            row | {name: None if row[name] is None else math.sqrt(row[name])
+                   for name in ("change", "base")}
+            for row in self._sums.values()
+        ]  # fmt: skip
 
 
 def _place(name: str, blocks: list[str]) -> dict[str, str]:

@@ -17,11 +17,13 @@ class Attention:
     Attributes
     ----------
     shares : path of a cross-attention -> mean share over places, heads, images and time steps.
-    maps : image -> map (h, w), mean over layers, heads and time steps, at the finest layer's size.
+    maps : map (h, w) of each of the first images, mean over layers, heads and time steps, at the
+        finest layer's size.
     """
 
-    def __init__(self, model: nn.Module, tokens: Sequence[Sequence[int]]):
-        """``tokens``: positions of the tokens in question in each image's taught condition."""
+    def __init__(self, model: nn.Module, tokens: Sequence[Sequence[int]], shown: int = 0):
+        """``tokens``: positions of the tokens in question in each image's taught condition;
+        ``shown``: of how many of the first images to keep maps."""
         from diffusers.models import attention_processor
 
         kind = attention_processor.Attention
@@ -30,7 +32,7 @@ class Attention:
             for path, module in model.named_modules()
             if isinstance(module, kind) and module.is_cross_attention
         }
-        self.tokens = tokens
+        self.tokens, self.shown = tokens, shown
         self._held: dict[tuple[str, str], torch.Tensor] = {}
         self._sums: dict[str, list[float]] = {}
         self._maps: dict[int, list[np.ndarray]] = {}
@@ -62,7 +64,7 @@ class Attention:
             side = math.isqrt(len(share))  # latents are square
             maps.append(share.reshape(1, 1, side, side))
         self._held.clear()
-        if maps:
+        if maps and image < self.shown:
             finest = max(share.shape[-1] for share in maps)
             grown = torch.cat([nn.functional.interpolate(m, size=finest) for m in maps])
             self._maps.setdefault(image, []).append(grown.mean((0, 1)).numpy())
@@ -72,5 +74,5 @@ class Attention:
         return {path: float(np.mean(values)) for path, values in self._sums.items()}
 
     @property
-    def maps(self) -> dict[int, np.ndarray]:
-        return {image: np.mean(found, axis=0) for image, found in self._maps.items()}
+    def maps(self) -> list[np.ndarray]:
+        return [np.mean(found, axis=0) for _, found in sorted(self._maps.items())]

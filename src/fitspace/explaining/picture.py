@@ -30,13 +30,13 @@ def draw(
 
     Parameters
     ----------
-    images : uint8, shape (n, h, w, 3); the first ``MOST`` are drawn.
+    images : uint8, shape (n, h, w, 3).
     differences : model -> maps (n, time steps, h, w).
     attention : model -> n maps (h, w); empty without cross-attention.
     """
     from matplotlib.figure import Figure
 
-    shown, models = min(len(images), MOST), list(differences)
+    shown, models = len(images), list(differences)
     columns = [f"t = {step}" for step in steps] + [looked_for] * bool(attention)
     size = (TILE * (1.4 + len(columns)), TILE * (0.6 + shown * len(models)))
     figure = Figure(figsize=size, dpi=100, facecolor="white", layout="constrained")

@@ -30,7 +30,8 @@ class Moved:
     difference, reference : of the predicted noise, shape (time steps, images).
     blocks : path of a block -> the same of its output, summed over the images: (2, time steps); in
         the order in which the model computes them.
-    maps : float32, shape (images, time steps, h, w): |ε_a − ε_b|, mean over the latent's channels.
+    maps : float32, shape (shown, time steps, h, w): |ε_a − ε_b|, mean over the latent's channels,
+        of the first images.
     """
 
     difference: np.ndarray
@@ -73,6 +74,7 @@ def measure(
     noise: torch.Tensor,
     steps: Sequence[int],
     told: Callable[[int], Conditions],
+    shown: int = 0,
     after: Callable[[int, int], None] = lambda *_: None,
 ) -> Moved:
     """Ask a denoiser about each image at each time step, under both conditions in one batch.
@@ -85,6 +87,7 @@ def measure(
     latents, noise : shape (n, c, h, w); an image has the same noise at all time steps.
     steps : time steps.
     told : image -> its two conditions as a batch: with what was taught, without.
+    shown : of how many of the first images to keep maps.
     after : called with the time step's and the image's number after each forward pass.
 
     Raises
@@ -94,7 +97,8 @@ def measure(
     device, hand = next(model.parameters()).device, family_of(model).hand
     count, channels, *side = latents.shape
     shape = (len(steps), count)
-    moved = Moved(np.zeros(shape), np.zeros(shape), np.zeros((*shape[::-1], *side), np.float32))
+    maps = np.zeros((min(shown, count), len(steps), *side), np.float32)
+    moved = Moved(np.zeros(shape), np.zeros(shape), maps)
     with watched(model) as hidden:
         for k, step in enumerate(steps):
             t = torch.tensor([step, step])
@@ -108,7 +112,8 @@ def measure(
                 if not bool(predicted.isfinite().all()):
                     raise NotFinite(f"explain: the prediction at time step {step} is not finite")
                 moved.difference[k, i], moved.reference[k, i] = _norms(predicted)
-                moved.maps[i, k] = (predicted[0] - predicted[1]).abs().mean(0).cpu().numpy()
+                if i < len(maps):
+                    maps[i, k] = (predicted[0] - predicted[1]).abs().mean(0).cpu().numpy()
                 for path, output in hidden.items():
                     sums = moved.blocks.setdefault(path, np.zeros((2, len(steps))))
                     sums[:, k] += _norms(output)

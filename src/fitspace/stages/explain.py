@@ -94,7 +94,7 @@ def explained(study: Study, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     words, tokens = ("", []) if by_class else taught_tokens(base, task, captions, probe)
 
     def asked(model) -> tuple[Moved, Attention]:
-        attention = Attention(model, tokens)
+        attention = Attention(model, tokens, picture.MOST)
         with attention.watching():
             moved = measure(
                 model,
@@ -103,6 +103,7 @@ def explained(study: Study, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
                 noise,
                 steps,
                 lambda image: task.told(list(probe.rows[image])),
+                picture.MOST,
                 lambda _, image: attention.take(image),
             )
         return moved, attention
@@ -136,7 +137,7 @@ def explained(study: Study, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
         "images": _pictures(base, probe.latents[: picture.MOST]),
         "steps": steps,
         "differences": {name: one.maps for name, one in moved.items()},
-        "attention": {n: [a.maps[i] for i in sorted(a.maps)] for n, a in looked.items()},
+        "attention": {n: a.maps for n, a in looked.items()},
         "looked_for": f"attention to\n{words}",
     }
     return content, shown
