@@ -120,7 +120,9 @@ def test_correlations_are_scipys():
     assert found[["low", "high"]].abs().to_numpy().max() <= 1
 
 
-@pytest.mark.parametrize("values", [[1, 2, 3], [1, 1, 1, 1, 1]], ids=["few cells", "constant"])
+@pytest.mark.parametrize(
+    "values", [[], [1, 2, 3], [1, 1, 1, 1, 1]], ids=["no cells", "few cells", "constant"]
+)
 def test_too_little_to_correlate(values):
     cells = pd.DataFrame({"a": values, "b": range(len(values))})
     assert correlation(cells, "a", "b", draws=20)["estimate"].isna().all()

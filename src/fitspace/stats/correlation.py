@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from fitspace.core.errors import UserError
 from fitspace.stats.linear import missing_columns
@@ -43,16 +40,21 @@ def correlation(
         raise UserError(problems)
     pairs = cells[[one, other]].astype(float).dropna().to_numpy()
     varying = len(pairs) >= FEWEST and (np.ptp(pairs, axis=0) > 0).all()
-    drawn = np.random.default_rng(seed).integers(len(pairs), size=(draws, len(pairs)))
     tail, rows = (1 - confidence) / 2, []
-    for measure, scored in (("Pearson", np.asarray), ("Spearman", partial(rankdata, axis=-1))):
+    for measure, scored in (("Pearson", np.asarray), ("Spearman", _ranks)):
         row = {"measure": measure, "cells": len(pairs), "estimate": NAN, "low": NAN, "high": NAN}
         if varying:
+            drawn = np.random.default_rng(seed).integers(len(pairs), size=(draws, len(pairs)))
             row["estimate"] = float(_pearson(*(scored(column) for column in pairs.T)))
             again = _pearson(*(scored(column[drawn]) for column in pairs.T))
             row["low"], row["high"] = np.nanquantile(again, [tail, 1 - tail])
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks along the last axis, means of ranks where values are tied."""
+    return pd.DataFrame(np.atleast_2d(values)).rank(axis=1).to_numpy().reshape(values.shape)
 
 
 def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
