@@ -1,4 +1,4 @@
-"""A finished study that asks to be explained: what is made, what the table has, what an audit sees."""
+"""A finished study that asks to be explained: what is made, its table, what an audit sees."""
 
 from __future__ import annotations
 
