@@ -15,8 +15,8 @@ SOURCE = ROOT / "src/fitspace"
 # From the ground up. A room imports those before it; what stands in one tuple, not each other.
 ROOMS = (
     ("core",), ("stats",), ("metrics",), ("study",), ("bases",), ("methods",), ("data",),
-    ("training",), ("plan",), ("stages",), ("results",), ("report", "tracking", "recipes"),
-    ("audit",), ("cli",),
+    ("training",), ("explaining",), ("plan",), ("stages",), ("results",),
+    ("report", "tracking", "recipes"), ("audit",), ("cli",),
 )  # fmt: skip
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 

@@ -23,7 +23,9 @@ from fitspace.stages.timeleft import Progress
 LOOK_SECONDS = 1.0  # between two looks at what processes work on
 # Where nobody watches a terminal, a line now and then.
 QUIET_SECONDS = 15.0
-_NOT_JOBS = ("study", "all", "prepared", "trained", "sampled", "evaluated", "base", "total")
+_NOT_JOBS = (
+    "study", "all", "prepared", "trained", "sampled", "evaluated", "explained", "base", "total",
+)  # fmt: skip
 _SILENT = {
     LogEvent.PROGRESS,
     LogEvent.JOB_STARTED,

@@ -243,7 +243,7 @@ SABOTAGE = {
     "adapter replaced, all its own hashes forged": (
         "hash", _adapter_replaced_with_its_sidecar, "was made from another results/train"),
     "a run twice": ("hash", _run_twice, "stands 2 times"),
-    "a distance against n": ("hash", _curve, "are not what the run's metrics say"),
+    "a distance against n": ("hash", _curve, "are not those of the run's metrics"),
     "the machine in the lineage": ("hash", _machine, "environment.cpu.model name is"),
     "a time in the lineage": ("hash", _time, "provenance.json says otherwise: started is"),
     "a cost that metrics carry": (

@@ -26,12 +26,13 @@ from project import STUDY, Project
 from slurm_cluster import Cluster, obstacle, running, wait_for
 
 from fitspace.core.errors import UserError
+from fitspace.plan import STAGES
 from fitspace.stages import slurm
 
 ROOT = Path(__file__).parents[2]
 PROFILE = "profiles/slurm"
 SITE = {"partition": "cpu", "gpu_partition": "gpu", "max_memory_mb": 8000}
-ON_GPU = {"prior", "train", "sample", "evaluate"}
+ON_GPU = {"prior", "train", "sample", "evaluate", "explain"}
 PATIENCE = 1800.0  # seconds: how long a loaded machine may take for what does not come at once
 # Of a run's row: what two runs of the same bits need not share.
 MEASURED = {"train_seconds", "sample_seconds", "peak_memory_mb"}
@@ -219,7 +220,7 @@ def test_the_profile_asks_for_time_memory_and_one_gpu_by_stage(options):
     }
     assert found["prepare"] == {"runtime": [30, 60, 120], "mem_mb": [4000, 8000, 16000]}
     assert {stage for stage, asked in found.items() if "gpu" in asked} == ON_GPU
-    assert set(found) == {"prior", "prepare", "reference", "train", "sample", "evaluate"}
+    assert set(found) == set(STAGES)
 
 
 def test_the_profile_is_the_default_one_and_more(options):
@@ -249,7 +250,7 @@ def test_a_sites_keys_reach_snakemake(options):
     assert usual["constraint"] == "'c1|c2'"
     assert found.slurm_qos == "q1" and found.slurm_exclude_failed_nodes == "n1,n2"
     assert found.precommand == "module load x" and found.jobs == 7
-    assert found.groups == dict.fromkeys(("train", "sample", "evaluate"), "runs")
+    assert found.groups == dict.fromkeys(("train", "sample", "evaluate", "explain"), "runs")
     assert found.group_components == {"runs": 3}
     together = {rule: asked.get("together") for rule, asked in _resources(found).items()}
     assert {rule: n for rule, n in together.items() if n} == dict.fromkeys(slurm.GROUPED, [3] * 3)

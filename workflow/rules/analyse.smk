@@ -1,6 +1,6 @@
 rule report:
     input:
-        own(sidecars("evaluate")),
+        own(sidecars(*ENDS)),
         study=STUDY,
     # update(): Snakemake would delete the old report before it is made anew. `fitspace report`
     # puts a new one in its place when it is whole.

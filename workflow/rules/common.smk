@@ -36,7 +36,7 @@ def plan():
         found = planned(STUDY, in_job=not workflow.is_main_process)
         if workflow.is_main_process and not workflow.dryrun:
             usable(found)
-            if not all(run.evaluate.sidecar.exists() for run in found.runs):
+            if not all(run.finished for run in found.runs):
                 snapshot()
         return found
     except UserError as error:
@@ -88,7 +88,7 @@ def tracked(wildcards):
     If all results exist, made or pulled, there is nothing to import.
     """
     runs = plan().runs
-    finished = all(run.evaluate.sidecar.exists() for run in runs)
+    finished = all(run.finished for run in runs)
     return [] if finished else [f"results/.cache/tracked/{plan().study.name}"]
 
 

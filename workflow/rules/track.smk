@@ -2,7 +2,7 @@
 # writer. `all` asks for it only if a run is made, see tracked().
 rule track:
     input:
-        own(sidecars("evaluate")),
+        own(sidecars(*ENDS)),
         study=STUDY,
     output:
         touch("results/.cache/tracked/{study}"),

@@ -26,6 +26,7 @@ from fitspace.core.errors import UserError
 from fitspace.core.files import digest, write_text
 from fitspace.core.paths import REPORTS
 from fitspace.core.reading import read_yaml
+from fitspace.explaining.reading import measured as explained
 from fitspace.metrics import INTERVAL, NAMES, read_metrics
 from fitspace.plan import Plan, Run, Stage
 from fitspace.plan.models import MODELS
@@ -209,7 +210,7 @@ def retrain(study: Path, plan: Plan, runs: Sequence[str]) -> tuple[list[Finding]
     if not chosen:
         return findings, []
     with workspace() as scratch:
-        make(scratch, study, [run.evaluate.sidecar for run in chosen])
+        make(scratch, study, [stage.sidecar for run in chosen for stage in run.ends])
         compared = [compare(run, known, rows, scratch) for run in chosen]
     return findings + [f for found, _ in compared for f in found], [d for _, d in compared if d]
 
@@ -241,7 +242,7 @@ def compare(
             return [Finding("changed", run.name, message)], None
         identical = False
         break
-    computed = measured(read_metrics(run, folder))
+    computed = measured(read_metrics(run, folder) | explained(run, folder))
     if identical:
         recorded = measured(rows[run.name])
         return (
@@ -253,7 +254,7 @@ def compare(
 
 
 def measured(content: Mapping[str, Any]) -> dict[str, float]:
-    """The measured numbers in metrics.json or in a row of runs.csv."""
+    """The measured numbers in a run's files or in its row of runs.csv."""
     names = (*NAMES, *INTERVAL, "n", "m")
     found = {name: _cell(content.get(name)) for name in names}
     return {name: value for name, value in found.items() if _number(value)}

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from fitspace.audit.again import Rows, held_to, measured, read_rows, rows_of, same_kind
@@ -35,7 +37,8 @@ def look(folder: Path, known: Lineage, records: Iterable[Record], lock: Lock) ->
         rows = read_rows(folder / RUNS)
     except UserError:
         return found  # This is a finding of its own.
-    found.here = _hold(found, known, _standing(known, records), rows, _metrics_here)
+    here = partial(_numbers_here, known)
+    found.here = _hold(found, known, _standing(known, records), rows, here)
     earlier, table = _recorded_by_dvc(folder, lock) or (known, rows)
     if _explained(earlier, known):
         found.recorded = _hold(found, earlier, known, table, lambda r: rows.get(_run(r), {}))
@@ -155,8 +158,12 @@ def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def _metrics_here(record: Record) -> Mapping[str, object]:
-    try:
-        return read_json(Path(record.folder) / "metrics.json")
-    except UserError:
-        return {}  # A finding of the tier that rehashes.
+def _numbers_here(known: Lineage, record: Record) -> Mapping[str, object]:
+    """The numbers of the run of an evaluation, from all files that hold some."""
+    found: dict[str, object] = {}
+    for end in (record, *known.beside(record)):
+        for name in end.outputs:
+            if name.endswith(".json"):
+                with suppress(UserError):  # A finding of the tier that rehashes.
+                    found |= read_json(Path(end.folder) / name)
+    return found

@@ -121,7 +121,8 @@ def _images(record: Record) -> dict[str, Any]:
 
 
 def _run(record: Record, lineage: Lineage, states: _States) -> Node:
-    """metrics <- samples, reference features <- adapter; the task is a link of its own."""
+    """metrics and explanation <- samples, reference features <- adapter; the task is a link of its
+    own."""
     node = Node(Path(record.folder).name)
     chain = [r for r in lineage.behind(record) if r.stage not in ("prepare", "prior")]
     node.children = [_stage(r, states) for r in chain]

@@ -24,7 +24,7 @@ from fitspace.audit.prov import flat, reads, settings
 from fitspace.core.errors import UserError
 from fitspace.core.files import canonical, digest, read_json, sha256
 from fitspace.core.reading import Recorded, checked
-from fitspace.plan import STAGES
+from fitspace.plan import ENDS, STAGES
 from fitspace.results.lineage import NAME, Lineage, Record
 
 WORKFLOW = "workflow/Snakefile"
@@ -265,7 +265,7 @@ class _Crate:
         return sources
 
     def _report(self, copied: list[Reference]) -> None:
-        runs = [r for r in self.lineage.records.values() if r.stage == "evaluate"]
+        runs = [r for r in self.lineage.records.values() if r.stage in ENDS]
         self._action(
             "#run/report",
             f"fitspace report {self.given.study}",

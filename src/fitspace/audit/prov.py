@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from fitspace.core.files import canonical, digest
 from fitspace.metrics.extractors import EXTRACTORS
-from fitspace.plan import STAGES
+from fitspace.plan import ENDS, STAGES
 from fitspace.results.lineage import Lineage, Record
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def document(
     """The records and everything upstream; with ``value`` also a number computed from them.
 
     ``value`` has ``table``, ``row`` (from 1), ``column`` and ``text``, and may have the row's
-    ``cells``; it is derived from the records' evaluations.
+    ``cells``; it is derived from what the records' runs are done with.
     """
     from prov.model import ProvDocument
 
@@ -42,7 +42,7 @@ def document(
     for record in behind:
         _stage(made, lineage, record)
     if value is not None:
-        _value(made, lineage, [r for r in behind if r.stage == "evaluate"], value)
+        _value(made, lineage, [r for r in behind if r.stage in ENDS], value)
     return made
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,19 +45,36 @@ def check(plan: Plan, folder: Path, lineage: Lineage, keys: Iterable[str] | None
         run = planned.get(name)
         if run is not None and (wanted is None or run.evaluate.key in wanted):
             findings += _cells(path, plan, run, row, lineage)
-    return findings + _curves(plan, folder, lineage, wanted)
+    for name, (stage, rows_of) in _LONG.items():
+        findings += _long(plan, folder / name, stage, rows_of, lineage, wanted)
+    return findings
 
 
-def _curves(plan: Plan, folder: Path, lineage: Lineage, wanted: set[str] | None) -> list[Finding]:
-    """Rows of against_n.csv that are not what the metrics say that are here."""
-    path = folder / table.AGAINST_N
+# Tables with several rows of a run -> the stage that has them, and the rows of a run.
+_LONG: dict[str, tuple[str, Callable[[Run], list[dict]]]] = {
+    table.AGAINST_N: ("evaluate", table.curve),
+    table.SENSITIVITY: ("explain", lambda run: table.explanation(run)[table.SENSITIVITY]),
+    table.ANATOMY: ("explain", lambda run: table.explanation(run)[table.ANATOMY]),
+}
+
+
+def _long(
+    plan: Plan,
+    path: Path,
+    stage: str,
+    rows_of: Callable[[Run], list[dict]],
+    lineage: Lineage,
+    wanted: set[str] | None,
+) -> list[Finding]:
+    """Rows of a table that are not those of the runs' files that are here."""
     here: dict[str, list[dict]] = {}
     for run in plan.runs:
-        record = lineage.records.get(("evaluate", run.evaluate.key))
+        own = run.own.get(stage)
+        record = None if own is None else lineage.records.get((stage, own.key))
         asked = wanted is None or run.evaluate.key in wanted
         if record is not None and asked and _is_as_recorded(record):
             with suppress(UserError):  # A finding of the run's own row.
-                here[run.name] = table.curve(run)
+                here[run.name] = rows_of(run)
     if not path.exists():
         lost = [name for name, rows in here.items() if rows]
         return [Finding("changed", path.as_posix(), "is missing")] if lost else []
@@ -67,12 +84,12 @@ def _curves(plan: Plan, folder: Path, lineage: Lineage, wanted: set[str] | None)
             for row in csv.DictReader(file):
                 listed.setdefault(row["run"], []).append(row)
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
-        return [Finding("changed", path.as_posix(), f"is no table of curves ({error})")]
+        return [Finding("changed", path.as_posix(), f"is no table of runs ({error})")]
     findings = []
     for name, rows in here.items():
         expected = [{k: table.cell(v) for k, v in row.items()} for row in rows]
         if listed.get(name, []) != expected:
-            message = f"its rows of {name} are not what the run's metrics say"
+            message = f"its rows of {name} are not those of the run's {STAGES[stage].title}"
             findings.append(Finding("changed", path.as_posix(), message))
     return findings
 
@@ -131,7 +148,7 @@ def _cells(
     # Only the metrics of a finished run tell whether it diverged.
     ended = row.get("status") if row.get("status") in ("ok", "failed") else "ok"
     expected = table.identity(plan, run, "missing" if record is None else ended) | keys
-    if record is not None and _is_as_recorded(record):
+    if record is not None and all(map(_is_as_recorded, [record, *lineage.beside(record)])):
         # If not, the changed file is a finding already.
         try:
             expected = table.row(plan, run)

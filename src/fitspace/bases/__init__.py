@@ -30,6 +30,7 @@ from fitspace.bases.finding import (
     resolve,
 )
 from fitspace.bases.loading import (
+    caption_tokens,
     cut_captions,
     encode_captions,
     from_config,
@@ -50,6 +51,7 @@ __all__ = [
     "Family",
     "architecture",
     "at_scale",
+    "caption_tokens",
     "class_table",
     "complete",
     "config",

@@ -23,7 +23,7 @@ from fitspace.bases.finding import (
     family_in,
     index_of,
 )
-from fitspace.bases.usable import tokens_read
+from fitspace.bases.usable import tokens_of, tokens_read
 
 _ODD = ("missing", "mismatched", "unexpected")  # weights, as libraries tell of their loading
 
@@ -106,35 +106,36 @@ def load_process(folder: Path) -> Diffusion:
 
 def load_text(folder: Path) -> tuple[Any, nn.Module]:
     """The pipeline's tokenizer and text encoder; the encoder frozen, float32, evaluating."""
-    _prepare_imports()
     import torch
+
+    tokenizer = load_tokenizer(folder)
+    extra = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+    encoder, info = _of_transformers(folder, "text_encoder", "PreTrainedModel", **extra)
+    _all_loaded(folder / "text_encoder", info)
+    return tokenizer, encoder.requires_grad_(False).eval()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The pipeline's tokenizer."""
+    return _of_transformers(folder, "tokenizer", "PreTrainedTokenizerBase")
+
+
+def _of_transformers(folder: Path, component: str, parent: str, **extra: Any) -> Any:
+    _prepare_imports()
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    index, loaded = index_of(folder), []
-    for component, parent in (
-        ("tokenizer", transformers.PreTrainedTokenizerBase),
-        ("text_encoder", transformers.PreTrainedModel),
-    ):
-        library, name = index.get(component, (None, None))
-        kind = getattr(transformers, name, None) if library == "transformers" else None
-        if not (isinstance(kind, type) and issubclass(kind, parent)):
-            raise UserError(
-                f"{folder / 'model_index.json'}: {component}: {name!r} of {library!r}; "
-                f"allowed: a {parent.__name__} of transformers"
-            )
-        extra = {}
-        if component == "text_encoder":
-            extra = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
-        try:
-            loaded.append(kind.from_pretrained(folder / component, local_files_only=True, **extra))
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"{folder / component}: cannot be loaded: {_first_line(error)}"
-            ) from None
-    tokenizer, (encoder, info) = loaded
-    _all_loaded(folder / "text_encoder", info)
-    return tokenizer, encoder.requires_grad_(False).eval()
+    library, name = index_of(folder).get(component, (None, None))
+    kind = getattr(transformers, name, None) if library == "transformers" else None
+    if not (isinstance(kind, type) and issubclass(kind, getattr(transformers, parent))):
+        raise UserError(
+            f"{folder / 'model_index.json'}: {component}: {name!r} of {library!r}; "
+            f"allowed: a {parent} of transformers"
+        )
+    try:
+        return kind.from_pretrained(folder / component, local_files_only=True, **extra)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder / component}: cannot be loaded: {_first_line(error)}") from None
 
 
 def encode_captions(tokenizer: Any, encoder: nn.Module, captions: Sequence[str]) -> torch.Tensor:
@@ -158,6 +159,24 @@ def encode_captions(tokenizer: Any, encoder: nn.Module, captions: Sequence[str])
             tokens.input_ids.to(encoder.device),
             attention_mask=tokens.attention_mask.to(encoder.device) if masked else None,
         )[0]
+
+
+def caption_tokens(folder: Path, captions: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """Position and id of each caption's own tokens, among those that the text encoder reads.
+
+    Tokens that a tokenizer adds (start, end, padding) are not a caption's own.
+    """
+    read = load_tokenizer(folder)(
+        list(captions),
+        padding="max_length",
+        max_length=tokens_of(folder),
+        truncation=True,
+        return_special_tokens_mask=True,
+    )
+    return [
+        [(at, token) for at, (token, added) in enumerate(zip(ids, mask, strict=True)) if not added]
+        for ids, mask in zip(read["input_ids"], read["special_tokens_mask"], strict=True)
+    ]
 
 
 def token_limit(tokenizer: Any, encoder: nn.Module) -> int:

@@ -38,9 +38,14 @@ class Diffusion:
     def predicts(self) -> str:
         return self.scheduler.config.prediction_type
 
+    @property
+    def steps(self) -> int:
+        """How many time steps there are."""
+        return self.scheduler.config.num_train_timesteps
+
     def draw_time(self, draw: np.random.Generator) -> int:
         """A time step of a training example, uniform."""
-        return int(draw.integers(self.scheduler.config.num_train_timesteps))
+        return int(draw.integers(self.steps))
 
     def mix(self, clean: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Noisy latents, shape (n, c, h, w), at time steps ``t`` (n,)."""
@@ -64,6 +69,16 @@ class Diffusion:
         if self.predicts == "v_prediction":
             return self.scheduler.get_velocity(clean, noise, t)
         raise ValueError(f"prediction_type: {self.predicts!r}; allowed: epsilon, v_prediction")
+
+    def noise(self, predicted: torch.Tensor, noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The noise that a prediction stands for: what `target` says, solved for the noise.
+
+        Shapes: ``predicted`` and ``noisy`` (n, c, h, w), ``t`` (n,).
+        """
+        if self.predicts == "epsilon":
+            return predicted
+        alpha = self.scheduler.alphas_cumprod.to(noisy.device)[t].reshape(-1, 1, 1, 1)
+        return alpha.sqrt() * predicted + (1 - alpha).sqrt() * noisy
 
     def weights(self, t: torch.Tensor, min_snr_gamma: float | None) -> torch.Tensor:
         """Per-example loss weights, shape (n,): ones, or min-SNR (2303.09556, section 3.4).

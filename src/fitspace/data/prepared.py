@@ -56,6 +56,8 @@ class PreparedTask:
     flip : probability that an example is mirrored when it is trained on.
     mirrored : mean and std of the mirrored training examples, as ``mean`` and ``std``; None
         without ``flip``.
+    held_out : float16, shape (k, c, h, w): the means of the held-out images' latents.
+    shown : for each of ``prompts``, the row of ``held_out`` that it describes.
     """
 
     mean: torch.Tensor
@@ -70,6 +72,8 @@ class PreparedTask:
     roles: dict[str, list[int]] = field(default_factory=dict)
     flip: float = 0.0
     mirrored: tuple[torch.Tensor, torch.Tensor] | None = None
+    held_out: torch.Tensor | None = None
+    shown: Sequence[int] = ()
 
     def latents(
         self, examples: list[int], mirrored: Sequence[bool] = ()
@@ -207,6 +211,8 @@ def load(stage: Stage, base: Path | None = None, scale: int = 1) -> PreparedTask
         roles=manifest.get("roles") or {},
         flip=flip,
         mirrored=tuple(latents[name][: len(training)] for name in MIRRORED) if flip else None,
+        held_out=latents["mean"][len(training) :],
+        shown=manifest.get("prompt_images", ()),
     )
 
 

@@ -27,6 +27,7 @@ class Metric:
     extractor : the one that it needs, if a study names that one's weights.
     rewards_copies : whether an adapter that copies its training images has the highest value.
     shows_copies : whether copying lowers it; such a metric must accompany one that rewards copies.
+    explains : whether it is a number of the stage `explain`, of a study with that key.
     """
 
     label: str
@@ -37,6 +38,7 @@ class Metric:
     extractor: str = ""
     rewards_copies: bool = False
     shows_copies: bool = False
+    explains: bool = False
 
 
 METRICS = {
@@ -130,18 +132,32 @@ METRICS = {
         depends_on_n=True,
         of=(HELD_OUT,),
     ),
+    "prompt_sensitivity": Metric(
+        "Prompt sensitivity",
+        False,
+        "How far the predicted noise moves with what was taught, E‖ε_a − ε_b‖² / E‖ε_b‖², mean "
+        "over time steps: a is an image's caption or class and b none; with DreamBooth the prompt "
+        "with the rare word and the one without. It says what a model perceives, not that it draws "
+        "well.",
+        explains=True,
+    ),
 }
 NAMES = tuple(METRICS)
 SHOW_COPIES = tuple(name for name, row in METRICS.items() if row.shows_copies)
 
 
-def measured(of_subject: bool, named: Collection[str] = ()) -> tuple[str, ...]:
-    """The metrics of a kind of task; ``named`` are the extractors whose weights a study names."""
+def measured(
+    of_subject: bool, named: Collection[str] = (), explained: bool = False
+) -> tuple[str, ...]:
+    """The metrics of a kind of task; ``named`` are the extractors whose weights a study names,
+    ``explained`` whether its runs are explained."""
     kind = SUBJECT if of_subject else HELD_OUT
     return tuple(
         name
         for name, row in METRICS.items()
-        if kind in row.of and (not row.extractor or row.extractor in named)
+        if kind in row.of
+        and (not row.extractor or row.extractor in named)
+        and (explained or not row.explains)
     )
 
 

@@ -120,7 +120,7 @@ def usable(plan: Plan) -> None:
 
     Raises UserError with what is wrong with them: before anything runs, and not in its jobs.
     """
-    if all(run.evaluate.sidecar.exists() for run in plan.runs):
+    if all(run.finished for run in plan.runs):
         return
     problems = _base_problems(plan.study, plan.models)
     if problems := problems + metrics.problems(plan.study.judge):
@@ -362,7 +362,8 @@ def task_problems(study: Study) -> list[str]:
     with contextlib.suppress(UserError):  # arm_problems reports it
         family = bases.family(study.base)
     for i, task in enumerate(study.tasks):
-        of_task = metrics.measured(task.dreambooth is not None, study.weights)
+        explained = study.explain is not None
+        of_task = metrics.measured(task.dreambooth is not None, study.weights, explained)
         problems += [
             f"analysis.responses: {name!r} is not measured on task {task.name!r}; allowed: "
             f"{', '.join(of_task)}"

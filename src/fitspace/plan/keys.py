@@ -18,7 +18,7 @@ from fitspace.core.files import digest
 from fitspace.core.paths import RESULTS
 from fitspace.plan.models import Models
 from fitspace.plan.points import Point
-from fitspace.plan.table import STAGES, Making, Row
+from fitspace.plan.table import ENDS, STAGES, Making, Row
 from fitspace.study import Study, Task
 
 KEY_LENGTH = 12
@@ -63,6 +63,16 @@ class Run:
     @property
     def stages(self) -> list[Stage]:
         return list(self.own.values())
+
+    @property
+    def ends(self) -> list[Stage]:
+        """What the run is done with: its stages that no other one reads."""
+        return [self.own[name] for name in ENDS if name in self.own]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of its stages are done."""
+        return all(stage.sidecar.exists() for stage in self.ends)
 
     def upstream(self, stage: str) -> list[Stage]:
         """The stages whose results one of this run's stages reads."""

@@ -167,6 +167,18 @@ def _evaluate(making: Making) -> dict[str, Any]:
     return {"samples": making.keys["sample"], "reference": making.keys["reference"]}
 
 
+def _explain(making: Making) -> dict[str, Any] | None:
+    if making.study.explain is None:
+        return None
+    return {
+        "base": making.models.digest,
+        "task": making.keys["prepare"],
+        "adapter": making.keys.get("train"),
+        "explain": making.study.explain.model_dump(),
+        "seed": making.seed,  # an untouched base has no adapter to tell its runs apart
+    }
+
+
 # --- the table ------------------------------------------------------------------------------
 
 STAGES = {
@@ -265,7 +277,23 @@ STAGES = {
             memory_mb=3000,
             seconds=6,
         ),
+        Row(
+            name="explain",
+            version=1,
+            does="Explain one run: its sensitivity to the prompt, and what its parameters changed.",
+            title="explanation",
+            reads={"task": "prepare", "adapter": "train"},
+            outputs=("explanation.json", "difference.png"),
+            material=_explain,
+            slug=_of_training,
+            gpu=True,
+            grouped=True,
+            minutes=30,
+            memory_mb=3000,
+            seconds=6,
+        ),
     )
 }  # fmt: skip
 # What a study is done with: the stages that no other one reads.
-ENDS = tuple(STAGES.keys() - {read for row in STAGES.values() for read in row.reads.values()})
+_READ = {read for row in STAGES.values() for read in row.reads.values()}
+ENDS = tuple(name for name in STAGES if name not in _READ)

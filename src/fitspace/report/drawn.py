@@ -6,6 +6,7 @@ import pandas as pd
 
 from fitspace import stats
 from fitspace.core.errors import UserError
+from fitspace.metrics import METRICS
 from fitspace.report.inputs import own_drawing, within_of
 from fitspace.study import Study
 
@@ -23,7 +24,7 @@ def tables(
     """
     parts: dict[str, list[pd.DataFrame]] = {LEVELS: [], TESTS: []}
     notes = []
-    for response in responses:
+    for response in (name for name in responses if not METRICS[name].explains):
         for factor in within_of(study, drawn):
             rows, between = compared(study, drawn, factor, factors)
             try:

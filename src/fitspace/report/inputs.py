@@ -12,10 +12,11 @@ from pydantic import Field, ValidationError
 from fitspace.core.errors import UserError
 from fitspace.core.files import read_json, sha256
 from fitspace.core.reading import Recorded, explain
+from fitspace.explaining.reading import TUNED, UNTOUCHED
 from fitspace.metrics import INTERVAL, METRICS
 from fitspace.report import words
 from fitspace.results import lineage
-from fitspace.results.table import DATA_NOTES
+from fitspace.results.table import ANATOMY, DATA_NOTES, SENSITIVITY
 from fitspace.study import CHECKPOINT, DRAWN, Study
 
 IDENTITY = ("run", "point", "arm", "method", "task", "seed", "status")
@@ -23,6 +24,17 @@ STATUSES = ("ok", "failed", "missing")
 COUNTS = {"n": "samples", "m": "reference images"}
 CURVE = ("n", "fd_effnet", "kid_effnet")
 LAST = "last"
+# Tables of explained runs -> their columns: text, numbers. A cell may be empty, but for those of
+# NEVER_EMPTY, which have some of these values where any are named.
+EXPLAINED = {
+    SENSITIVITY: (("run", "model", "block"), ("step", "ratio")),
+    ANATOMY: (("run", "part", "block", "kind"), ("value", "base")),
+}
+NEVER_EMPTY = {
+    "run": (),
+    "model": (TUNED, UNTOUCHED),
+    "part": ("change", "gamma", "rank"),
+}
 COSTS = ("trainable", "train_seconds", "sample_seconds", "peak_memory_mb")
 
 
@@ -46,13 +58,16 @@ class Inputs:
     """``text`` is runs.csv as text; ``drawn`` has ordered levels and numbers as floats, ``runs`` of
     them those that are analysed: one of each training (see `own_drawing`). Their index is the row
     in the file, from 0. ``against_n`` has the distances of each run by number of samples, if
-    measured; ``made`` maps the code and machines behind the runs to their numbers of stages."""
+    measured; ``sensitivity`` and ``anatomy`` what explains the runs, if asked for; ``made`` maps
+    the code and machines behind the runs to their numbers of stages."""
 
     study: Study
     text: pd.DataFrame
     drawn: pd.DataFrame
     runs: pd.DataFrame
     against_n: pd.DataFrame | None
+    sensitivity: pd.DataFrame | None
+    anatomy: pd.DataFrame | None
     strips: list[Strip]
     dropped: list[str]
     digests: dict[str, str]
@@ -73,6 +88,7 @@ def read(study: Study, folder: Path) -> Inputs:
     path = folder / "runs.csv"
     text = read_text(path)
     needed = [*IDENTITY, *study.analysis.factors, *study.analysis.responses]
+    needed += ["steps"] if CHECKPOINT in text else []
     problems = [
         f"{path}: no column {name!r}; columns: {', '.join(text.columns)}"
         for name in dict.fromkeys(needed)
@@ -95,14 +111,16 @@ def read(study: Study, folder: Path) -> Inputs:
         problems += _twice(path, text)
         problems += _unequal(path, runs, study.analysis.responses)
         notes += _lost(runs, study.analysis.factors)
-    own = own_drawing(study, runs)
     curves, odd_curves = _against_n(folder / "against_n.csv", text)
+    explained = {name: _explained(folder / name, text) for name in EXPLAINED}
+    odd_curves += [problem for _, found in explained.values() for problem in found]
     strips, more = _strips(folder)
     design, worse = _design(folder / "design.json")
     of_data, wrong = _data_notes(folder / DATA_NOTES)
     if problems or odd_curves or more or worse or wrong:
         raise UserError(problems + odd_curves + more + worse + wrong)
-    files = ("runs.csv", "against_n.csv", "gallery.json", "design.json", DATA_NOTES, lineage.NAME)
+    files = ("runs.csv", "against_n.csv", *EXPLAINED)
+    files += ("gallery.json", "design.json", DATA_NOTES, lineage.NAME)
     digests = {name: sha256(folder / name) for name in files if (folder / name).exists()}
     planned = len(text) if design is None else design.runs
     if planned != len(text):
@@ -110,7 +128,9 @@ def read(study: Study, folder: Path) -> Inputs:
     notes += of_data
     dropped = [] if design is None else design.dropped
     made = _made(folder)
-    return Inputs(study, text, runs, runs[own], curves, strips, dropped, digests, notes, made)
+    own = runs[own_drawing(study, runs)]
+    tables = [explained[name][0] for name in (SENSITIVITY, ANATOMY)]
+    return Inputs(study, text, runs, own, curves, *tables, strips, dropped, digests, notes, made)
 
 
 def within_of(study: Study, runs: pd.DataFrame) -> dict[str, str]:
@@ -279,6 +299,40 @@ def _against_n(path: Path, runs: pd.DataFrame) -> tuple[pd.DataFrame | None, lis
     twice = curves[curves.duplicated(["run", "n"])]
     problems += [f"{path}: run {r.run!r} has n = {r.n:g} twice" for r in twice[:5].itertuples()]
     return (None if problems else curves.astype({"n": int})), problems
+
+
+def _explained(path: Path, runs: pd.DataFrame) -> tuple[pd.DataFrame | None, list[str]]:
+    """A table of explained runs, and what is wrong with it."""
+    from fitspace.stats.reading import read_text
+
+    if not path.exists():
+        return None, []
+    texts, numbers = EXPLAINED[path.name]
+    text = read_text(path)
+    problems = [
+        f"{path}: no column {name!r}; columns: {', '.join(text.columns)}"
+        for name in (*texts, *numbers)
+        if name not in text.columns
+    ]
+    if problems:
+        return None, problems
+    table = text[[*texts, *numbers]].copy()
+    for name in numbers:
+        values = pd.to_numeric(text[name], errors="coerce").astype(float)
+        bad = text[name][text[name].notna() & ~(values.abs() < float("inf"))].unique()
+        problems += [f"{path}: column {name!r}: {cell!r} is no finite number" for cell in bad[:5]]
+        table[name] = values
+    for name, allowed in NEVER_EMPTY.items():
+        if name not in texts:
+            continue
+        if text[name].isna().any():
+            problems.append(f"{path}: column {name!r}: an empty cell")
+        odd = sorted(set(text[name].dropna()) - set(allowed)) if allowed else []
+        problems += [f"{path}: {name} {cell!r}; allowed: {', '.join(allowed)}" for cell in odd[:5]]
+    if "run" in runs.columns:
+        unknown = text["run"][~text["run"].isin(runs["run"])].dropna().unique()
+        problems += [f"{path}: run {run!r} is not in runs.csv" for run in unknown[:5]]
+    return (None if problems else table), problems
 
 
 class _Design(Recorded):

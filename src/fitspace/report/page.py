@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from fitspace.core.errors import UserError
 from fitspace.core.files import digest
-from fitspace.report import origins, summary, tables, words
+from fitspace.report import explained, origins, summary, tables, words
 from fitspace.report.drawn import LEVELS, TESTS
 from fitspace.report.figures import Figure, arm_label
 from fitspace.report.inputs import COSTS, Inputs, Strip
@@ -77,6 +77,7 @@ def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, s
         "listed": words.listed,
         "summary": summary.sentences(found),
         "spreads": {name: summary.spread(found, name) for name in found.responses},
+        "through": summary.through(found),
         "notes": [*given.notes, *summary.notes(found)],
         "figures": figures,
         "galleries": _galleries(given, found),
@@ -252,6 +253,7 @@ def _tables(given: Inputs, found: Results) -> dict[str, object]:
         "variances": _variances(found),
         "power": _power(found),
         "distances": _distances(found),
+        **_explained(found),
         "runs": tables.of_runs(given.text, found.factors),
     }
 
@@ -472,6 +474,39 @@ def _distances(found: Results) -> Table | None:
     columns += [Column("fd_effnet_jackknife", "jackknife", "four")]
     columns += [Column("kid_effnet", "KID", "four")]
     return _rows_of(found, "points.csv", columns, "Distances by point, mean of runs.")
+
+
+def _explained(found: Results) -> dict[str, Table | None]:
+    """Sensitivity by point, beside the metrics and between factors and outcome; the anatomy."""
+    points = [Column("point", "point", "text"), Column("runs", "runs", "count")]
+    points += [Column("adjusted", "prompt sensitivity", limits=("low", "high"))]
+    points += [Column("untouched", "untouched model")]
+    both = [Column("response", "metric", "text"), Column("measure", "correlation", "text")]
+    both += [
+        Column("cells", "cells", "count"),
+        Column("estimate", "estimate", limits=("low", "high")),
+    ]
+    through = [Column("factor", "factor", "text"), Column("df", "df", "count")]
+    through += [Column("total", "effect"), Column("indirect", "through sensitivity")]
+    through += [Column("direct", "beside it"), Column("share", "share", limits=("low", "high"))]
+    through += [Column("slope", "slope", limits=("slope_low", "slope_high"))]
+    anatomy = [Column("point", "point", "text"), Column("part", "part", "text")]
+    anatomy += [Column("block", "block", "code"), Column("kind", "kind", "text")]
+    anatomy += [Column("value", "value"), Column("relative", "relative to the base")]
+    beside = explained.outcome(found.responses)
+    label = "" if beside is None else _where(found, beside)
+    return {
+        "sensitivity": _rows_of(
+            found, "sensitivity_points.csv", points, "Prompt sensitivity by point."
+        ),
+        "correlation": _rows_of(
+            found, "correlation.csv", both, "Prompt sensitivity and other metrics over cells."
+        ),
+        "mediation": _rows_of(
+            found, "mediation.csv", through, f"Effects on {label} through prompt sensitivity."
+        ),
+        "anatomy": _rows_of(found, "anatomy_points.csv", anatomy, "What parameters changed."),
+    }
 
 
 def _power(found: Results) -> Table | None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fitspace import stats
-from fitspace.report import drawn, words
+from fitspace.report import drawn, explained, words
 from fitspace.report.inputs import COSTS, Inputs, within_of
 from fitspace.stats.digits import on_scale, rounded
 from fitspace.study import Study
@@ -65,6 +65,13 @@ class Results:
         cells = self.rows("cells.csv", response=response).dropna(subset="mean")
         return cells.sort_values("mean", ascending=words.metric(response).lower, kind="stable")
 
+    @property
+    def best_points(self) -> list[str]:
+        """The points by the primary response, best first."""
+        lower = words.metric(self.primary).lower
+        points = self.tables["points.csv"]
+        return list(points.sort_values(self.primary, ascending=lower, kind="stable")["point"])
+
 
 def analyse(study: Study, given: Inputs) -> Results:
     """Analyse the runs as the study declares, and arrange the results as tables.
@@ -114,6 +121,7 @@ def analyse(study: Study, given: Inputs) -> Results:
         "spread.csv": analysis.spread,
         "variances.csv": analysis.variances,
         "residuals.csv": _residuals(analysis),
+        **explained.tables(given, analysis, responses),
     }
     within, notes = drawn.tables(study, given.drawn, factors, responses)
     tables |= within
@@ -201,6 +209,7 @@ class Sources:
         kinds = {
             "ledger.csv": ("planned", "arm"),
             "points.csv": ("point", "point"),
+            **dict.fromkeys(explained.OF_POINTS, ("point", "point")),
             "equivalence.csv": ("compared", None),
             "assay.csv": ("compared", None),
             "against.csv": ("compared", None),

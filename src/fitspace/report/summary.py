@@ -35,6 +35,7 @@ def sentences(found: Results) -> list[Sentence]:
         _most(found),
         _best_cell(found),
         *_as_good(found),
+        *through(found),
         _assumptions(found),
     ]
     parts += [_baselines(found), spread(found, found.primary), _others(found), _reach(found)]
@@ -480,6 +481,33 @@ def _influential(found: Results) -> Sentence:
             where = [f"{found.label(run)} on {run['task']}, seed ", seed]
             parts += [", " if parts else "", *where, " (Cook's distance ", distance, ")"]
     return [" Influential runs: ", *parts, "."] if parts else []
+
+
+def through(found: Results) -> list[Sentence]:
+    """Whether each factor acts on the outcome through prompt sensitivity, with the interval."""
+    return [_through(found, row) for _, row in found.rows("mediation.csv").iterrows()]
+
+
+def _through(found: Results, row: pd.Series) -> Sentence:
+    factor, label = Verdict(row["factor"]), words.metric(row["response"]).label
+    where = {"response": row["response"], "test": "deciding", "source": row["factor"]}
+    decided = first(found, "robustness.csv", **where)
+    if decided is None or not decided["p_holm"] < ALPHA:  # NaN too
+        return [factor, f": no effect on {label} is shown that could run through prompt ",
+                "sensitivity."]  # fmt: skip
+
+    def percent(column: str) -> Value:
+        return value("mediation.csv", row, column, lambda share: f"{100 * share:.0f}%")
+
+    numbers = [percent("share"), " of the effect, 95% bootstrap interval ", percent("low"), " to "]
+    numbers += [percent("high")]
+    claim = f": that its effect on {label} runs through prompt sensitivity is "
+    if row["low"] > 0:
+        return [factor, claim, SHOWN, " (", *numbers, ")."]
+    if row["high"] < 0:
+        opposed = "; sensitivity works against the effect, which is larger beside it)."
+        return [factor, claim, NOT_SHOWN, " (", *numbers, opposed]
+    return [factor, claim, NOT_SHOWN, " (", *numbers, ")."]
 
 
 # --- cells, points and baselines ----------------------------------------------------------

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +23,7 @@ from fitspace.core.errors import UserError
 from fitspace.core.files import canonical, digest, read_json, sha256, write_text
 from fitspace.core.reading import Recorded, Sha256, checked, names_a_file
 from fitspace.metrics.extractors import NAMED
-from fitspace.plan import KEY_LENGTH, STAGES, Plan, Stage
+from fitspace.plan import ENDS, KEY_LENGTH, STAGES, Plan, Stage
 from fitspace.plan.models import MODELS, named
 from fitspace.stages.sidecars import Environment, load_sidecar
 
@@ -80,8 +81,34 @@ class Lineage:
     records: dict[tuple[str, str], Record]
 
     def behind(self, record: Record) -> Iterator[Record]:
-        """A record and everything upstream of it, each once, downstream first."""
-        waiting, seen = [record], set()
+        """A record and everything upstream of it, each once, downstream first.
+
+        Behind a run's end stands what else the run is done with: its row of the table has both.
+        """
+        return self._upstream([record, *self.beside(record)])
+
+    def beside(self, record: Record) -> list[Record]:
+        """The other ends of the run of which a record is an end."""
+        if record.stage not in ENDS:
+            return []
+        others = self._ends.get(self._run(record), [])
+        return [other for other in others if other.stage != record.stage]
+
+    @cached_property
+    def _ends(self) -> dict[tuple, list[Record]]:
+        found: dict[tuple, list[Record]] = {}
+        for record in self.records.values():
+            if record.stage in ENDS:
+                found.setdefault(self._run(record), []).append(record)
+        return found
+
+    def _run(self, record: Record) -> tuple:
+        """What tells the run of a record: its task, adapter and seed."""
+        own = next((r for r in self._upstream([record]) if "seed" in r.material), record)
+        return tuple(own.material.get(name) for name in ("task", "adapter", "seed"))
+
+    def _upstream(self, records: list[Record]) -> Iterator[Record]:
+        waiting, seen = list(records), set()
         while waiting:
             current = waiting.pop(0)
             if (current.stage, current.key) in seen:

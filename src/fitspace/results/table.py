@@ -13,6 +13,8 @@ from typing import Any
 
 from fitspace.core.errors import UserError
 from fitspace.core.files import read_json, write_json, write_text
+from fitspace.explaining.reading import TUNED, UNTOUCHED, read_explanation
+from fitspace.explaining.reading import measured as explained
 from fitspace.metrics import METRICS, read_metrics
 from fitspace.plan import Plan, Run, own_drawing
 from fitspace.results import lineage
@@ -23,6 +25,7 @@ LOGS = Path("results/logs")
 
 GALLERY_IMAGES = 24
 AGAINST_N, DATA_NOTES = "against_n.csv", "notes.json"
+SENSITIVITY, ANATOMY = "sensitivity.csv", "anatomy.csv"
 
 
 _COST = ("trainable", "total", "final_loss", "train_seconds", "peak_memory_mb", "sample_seconds")
@@ -39,7 +42,7 @@ def collect(plan: Plan, partial: bool = False) -> list[dict[str, Any]]:
     """
     rows, problems = [], []
     for run in plan.runs:
-        if partial and not run.evaluate.sidecar.exists():
+        if partial and not run.finished:
             rows.append(identity(plan, run, "missing") | _keys(run))
             continue
         try:
@@ -71,7 +74,7 @@ def row(plan: Plan, run: Run) -> dict[str, Any]:
 
     Raises UserError if its metrics are missing or changed.
     """
-    facts = verified(run.evaluate)["facts"]
+    facts = {stage.name: verified(stage)["facts"] for stage in run.ends}["evaluate"]
     measured = read_metrics(run)
     measured.pop("against_n", None)  # no cell of a table: see against_n
     status = "failed" if "diverged" in measured else "ok"
@@ -85,6 +88,7 @@ def row(plan: Plan, run: Run) -> dict[str, Any]:
         "steps": (run.point.train or {}).get("steps"),
         **cost,
         **measured,
+        **(explained(run) if own_drawing(plan.study, run.point) else {}),
         **_keys(run),
     }
 
@@ -93,6 +97,7 @@ def _keys(run: Run) -> dict[str, Any]:
     return {
         "train_key": run.train.key if run.train else None,
         "sample_key": run.sample.key,
+        **({"explain_key": run.explain.key} if run.explain else {}),
         "evaluate_key": run.evaluate.key,
     }
 
@@ -111,10 +116,61 @@ def curve(run: Run) -> list[dict[str, Any]]:
     return [{"run": run.name, **row} for row in read_metrics(run).get("against_n", [])]
 
 
+def explanations(plan: Plan) -> dict[str, list[dict[str, Any]]]:
+    """Two tables of every explained run, by their file: its sensitivity, its anatomy.
+
+    Sensitivity: a row for each model (tuned, untouched) and time step, and one for each block,
+    mean over time steps. Anatomy: a row for each ``part`` (change, gamma, rank).
+    """
+    found: dict[str, list[dict[str, Any]]] = {SENSITIVITY: [], ANATOMY: []}
+    for run in plan.runs:
+        own = own_drawing(plan.study, run.point)  # of several from one training, which is explained
+        if own and run.explain is not None and run.explain.sidecar.exists():
+            for name, rows in explanation(run).items():
+                found[name] += rows
+    return found
+
+
+def explanation(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """The rows of `explanations` of a finished run; none if it diverged."""
+    content, name = read_explanation(run), {"run": run.name}
+    if "diverged" in content:
+        return {SENSITIVITY: [], ANATOMY: []}
+    moved, anatomy = [], content["anatomy"]
+    for model in (TUNED, UNTOUCHED):
+        own = name | {"model": model}
+        steps = zip(content["steps"], content[model]["by_time"], strict=True)
+        moved += [own | {"step": step, "block": None, "ratio": ratio} for step, ratio in steps]
+        moved += [
+            own | {"step": None, "block": block, "ratio": _mean(ratios)}
+            for block, ratios in content[model]["by_block"].items()
+        ]
+    changes = [
+        {"block": row["block"], "kind": row["kind"], "value": row["change"], "base": row["base"]}
+        for row in anatomy["changes"]
+    ]
+    gamma = [
+        {"block": row["block"], "kind": row["layer"], "value": row["mean"]}
+        for row in anatomy["gamma"]
+    ]
+    rank = [
+        {"block": row["block"], "kind": row["layer"], "value": row["effective_rank"]}
+        for row in anatomy["rank"]
+    ]
+    parts = {"change": changes, "gamma": gamma, "rank": rank}
+    empty = {"base": None}
+    rows = [name | {"part": part} | empty | row for part, own in parts.items() for row in own]
+    return {SENSITIVITY: moved, ANATOMY: rows}
+
+
+def _mean(values: list[float | None]) -> float | None:
+    return None if None in values else sum(values) / len(values)
+
+
 def write_table(rows: list[dict[str, Any]], path: Path) -> None:
     """Write rows as CSV, with the keys in the last columns."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    last = ("train_key", "sample_key", "evaluate_key")
+    last = ("train_key", "sample_key", "explain_key", "evaluate_key")
     columns = [c for c in columns if c not in last] + [c for c in last if c in columns]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -300,11 +356,11 @@ def _write_strip(images: Any, path: Path) -> None:
 
 
 def unfinished(plan: Plan) -> list[str]:
-    """Each run without metrics, with its first missing stage and the last line of that stage's
+    """Each unfinished run, with its first missing stage and the last line of that stage's
     log."""
     found = []
     for run in plan.runs:
-        if run.evaluate.sidecar.exists():
+        if run.finished:
             continue
         stage = next(s for s in run.stages if not s.sidecar.exists())
         log = LOGS / stage.name / f"{stage.folder.name}.log"
@@ -320,19 +376,21 @@ def unfinished(plan: Plan) -> list[str]:
 def collect_into(plan: Plan, folder: Path, partial: bool = False) -> None:
     """Write all inputs of a report into its folder.
 
-    runs.csv, against_n.csv, design.json, notes.json, provenance.json and the gallery. With
+    runs.csv, against_n.csv, sensitivity.csv, anatomy.csv, design.json, notes.json, provenance.json
+    and the gallery. With
     ``partial`` runs that have not finished are rows with status missing; else they are an error.
     """
     rows = collect(plan, partial)
-    curves = against_n(plan)
+    others = {AGAINST_N: against_n(plan), **explanations(plan)}
     known = lineage.read(folder) if (folder / lineage.NAME).exists() else None
     found = lineage.collect(plan, known)
     write_gallery(plan, rows, folder)
     write_design(plan, folder / "design.json")
     write_data_notes(plan, folder)
-    if curves:
-        write_table(curves, folder / AGAINST_N)
-    else:
-        (folder / AGAINST_N).unlink(missing_ok=True)  # of an earlier study file
+    for name, own in others.items():
+        if own:
+            write_table(own, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)  # of an earlier study file
     lineage.write(found, folder)
     write_table(rows, folder / "runs.csv")

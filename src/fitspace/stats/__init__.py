@@ -9,10 +9,12 @@ aside or could not be done.
 from fitspace.stats.analysis import Analysis, analyse
 from fitspace.stats.anova import anova, lack_of_fit
 from fitspace.stats.control import dunnett, noninferiority
+from fitspace.stats.correlation import correlation
 from fitspace.stats.deciding import deciding, declared, separated
 from fitspace.stats.estimability import components, in_design
 from fitspace.stats.lenth import lenth
 from fitspace.stats.means import cell_means, contrasts, means, pairs
+from fitspace.stats.mediation import mediation
 from fitspace.stats.mixed import mixed
 from fitspace.stats.multiplicity import adjusted
 from fitspace.stats.optimal import d_efficiency, d_optimal
@@ -54,6 +56,7 @@ __all__ = [
     "cohens_d",
     "components",
     "contrasts",
+    "correlation",
     "curve",
     "d_efficiency",
     "d_optimal",
@@ -73,6 +76,7 @@ __all__ = [
     "lenth",
     "levene",
     "means",
+    "mediation",
     "mixed",
     "mixed_of_file",
     "noninferiority",

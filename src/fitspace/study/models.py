@@ -316,6 +316,27 @@ DRAWN = {f"sample.{name}": name for name in ("guidance", "steps", "strength", "b
 CHECKPOINT = "checkpoint"  # the factor whose levels are `train.checkpoints`
 
 
+def _apart(values: list[float]) -> list[float]:
+    if twice := [value for value, times in Counter(values).items() if times > 1]:
+        raise ValueError(f"{twice[0]:g} stands more than once; each must be unique")
+    return values
+
+
+class Explain(_Strict):
+    """How runs are explained. Everything here is part of the explanation's key."""
+
+    times: Annotated[list[Annotated[float, Field(ge=0, le=1)]], AfterValidator(_apart)] = Field(
+        [0.1, 0.3, 0.5, 0.7, 0.9],
+        min_length=1,
+        max_length=50,
+        description="Time steps at which images are noised, as shares of the base's: 0.1 is step "
+        "100 of 1000.",
+    )
+    images: int = Field(
+        8, ge=1, le=10_000, description="Held-out images that are noised; all, if there are fewer."
+    )
+
+
 class Arm(_Strict):
     """A method with fixed settings and factors whose levels are crossed."""
 
@@ -501,6 +522,11 @@ class Study(_Weights):
     )
     train: TrainSettings
     sample: SampleSettings
+    explain: Explain | None = Field(
+        None,
+        description="Explains each run: how sensitive it is to the prompt, and what its parameters "
+        "changed; null: not at all.",
+    )
     analysis: Analysis
 
     @property
@@ -568,6 +594,11 @@ class Study(_Weights):
             f"{what}: needs the key {name!r}, the path of that extractor's weights"
             for what, name in needing.items()
             if name and name not in self.weights
+        ]
+        wrong += [
+            f"analysis.responses: {name!r}: needs the key 'explain'; `explain: {{}}` suffices"
+            for name in self.analysis.responses
+            if self.explain is None and name in METRICS and METRICS[name].explains
         ]
         if self.train.warmup_steps > self.train.steps:
             wrong.append(

@@ -11,7 +11,7 @@ from typing import Any
 from fitspace.core import paths
 from fitspace.core.errors import UserError
 from fitspace.core.files import canonical, digest, sha256
-from fitspace.plan import Plan, Run
+from fitspace.plan import STAGES, Plan, Run
 from fitspace.results import lineage, table
 
 VERSION = 1  # raise it when the import says more or other things of a run: all come anew
@@ -19,7 +19,7 @@ DIVERGED = "fitspace.diverged"  # why; such a run is FAILED
 COMMIT = "mlflow.source.git.commit"
 _IDENTITY = ("point", "arm", "method", "task", "seed")
 _SYSTEM = ("train_seconds", "sample_seconds", "peak_memory_mb")
-_NO_METRIC = ("run", "status", "steps", "train_key", "sample_key", "evaluate_key")
+_NO_METRIC = ("run", "status", "steps", "train_key", "sample_key", "explain_key", "evaluate_key")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def entries_of(plan: Plan) -> list[Entry]:
     ------
     UserError : every file that was changed since it was written.
     """
-    finished = replace(plan, runs=[r for r in plan.runs if r.evaluate.sidecar.exists()])
+    finished = replace(plan, runs=[r for r in plan.runs if r.finished])
     rows = table.collect(finished)
     curves: dict[str, list] = {}
     for curve in table.against_n(finished):
@@ -77,9 +77,10 @@ def entries_of(plan: Plan) -> list[Entry]:
 
 def _entry(plan: Plan, run: Run, row: dict, curves: list[dict], found: lineage.Lineage) -> Entry:
     behind = {r.stage: r for r in found.behind(found.records["evaluate", run.evaluate.key])}
-    own = [behind[name] for name in ("train", "sample", "evaluate") if name in behind]
+    own = [behind[name] for name, row in STAGES.items() if name in behind and not row.by_task]
     files = {}
-    for stage, name in (("train", "history.csv"), ("sample", "sheet.png")):
+    shown = {"train": "history.csv", "sample": "sheet.png", "explain": "difference.png"}
+    for stage, name in shown.items():
         expected = behind[stage].outputs.get(name) if stage in behind else None
         if expected and (path := Path(behind[stage].folder) / name).exists():
             files[name] = _unchanged(path, expected)

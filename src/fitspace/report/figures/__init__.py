@@ -13,6 +13,7 @@ from fitspace.report.figures.cost import costs
 from fitspace.report.figures.diagnostics import diagnostics
 from fitspace.report.figures.drawn import drawn
 from fitspace.report.figures.equivalence import equivalence
+from fitspace.report.figures.explained import against_sensitivity, anatomies, sensitivities
 from fitspace.report.figures.factors import forests, left_out, omegas
 from fitspace.report.figures.heatmap import heat_map
 from fitspace.report.figures.interactions import interactions
@@ -42,6 +43,9 @@ _DRAWN = (
     by_task,
     equivalence,
     costs,
+    sensitivities,
+    against_sensitivity,
+    anatomies,
     power,
     diagnostics,
     against_n,

@@ -64,7 +64,7 @@ def _panel(axes: Axes, data: pd.DataFrame, column: str, title: str) -> None:
 def _curves(found: Results, table: pd.DataFrame) -> pd.DataFrame:
     """The distances at each n, averaged over the runs of each drawn line."""
     curves = []
-    for name, runs in _telling(found).items():
+    for name, runs in telling(found).items():
         ours = table[table["run"].isin(runs["run"])]
         for n, rows in ours.groupby("n"):
             if rows["run"].nunique() == ours["run"].nunique():  # else not of the same runs
@@ -73,15 +73,15 @@ def _curves(found: Results, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(curves)
 
 
-def _telling(found: Results) -> dict[str, pd.DataFrame]:
+def telling(found: Results) -> dict[str, pd.DataFrame]:
     """The runs of the best and worst cell and of the baselines, up to the number of line styles."""
     cells = found.best_cells(found.primary)
     runs = found.runs[in_design(found.runs, found.factors)]
     of = cells_of(runs, found.factors)
     ends = {"best cell": cells.iloc[0], "worst cell": cells.iloc[-1]}
-    telling = {
+    named = {
         f"{name}: {found.label(row)}": runs[of == tuple(row[f] for f in found.factors)]
         for name, row in ends.items()
     }
-    telling |= {one.label: one.runs for one in baselines.of(found, found.primary)}
-    return dict(list(telling.items())[: len(LINES)])
+    named |= {one.label: one.runs for one in baselines.of(found, found.primary)}
+    return dict(list(named.items())[: len(LINES)])

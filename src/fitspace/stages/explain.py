@@ -1,0 +1,154 @@
+"""Explain a run: its sensitivity to the prompt, and what its parameters changed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from fitspace import bases, methods
+from fitspace.core import devices
+from fitspace.core.errors import UserError
+from fitspace.core.files import write_json
+from fitspace.core.rng import initial_noise
+from fitspace.explaining.reading import NAME, TUNED, UNTOUCHED
+from fitspace.plan import Run
+from fitspace.stages.common import (
+    SD_SCALING_FACTOR,
+    fit_task,
+    rehashed,
+    say_diverged,
+    seconds_since,
+)
+from fitspace.stages.sidecars import now, write_sidecar
+from fitspace.study import Study
+
+
+def explain(study: Study, run: Run) -> None:
+    """Compare a run's model with the untouched one, by what they predict and by their parameters.
+
+    For a run that diverged, only the reason.
+    """
+    from fitspace.explaining import picture
+    from fitspace.training.sampling import NotFinite
+
+    started, clock = now(), time.monotonic()
+    stage, diverged = run.explain, None
+    if stage is None:
+        raise UserError("explain: the study does not ask for it; allowed: the key explain")
+    inputs, _ = rehashed(run.prepare)
+    if run.train is not None:
+        files, facts = rehashed(run.train)
+        inputs, diverged = inputs + files, facts.get("diverged")
+    numbers, drawing = stage.folder / NAME, stage.folder / "difference.png"
+    if diverged is None:
+        try:
+            content, shown = explained(study, run)
+        except NotFinite as error:
+            if run.train is None:
+                raise
+            diverged = str(error)
+    if diverged is not None:
+        say_diverged(run, diverged)
+        write_json(numbers, {"diverged": diverged})
+        picture.blank(drawing)
+    else:
+        write_json(numbers, content)
+        picture.draw(drawing, **shown)
+    outcome = {} if diverged is None else {"diverged": diverged}
+    write_sidecar(
+        stage,
+        inputs=inputs,
+        outputs=[numbers, drawing],
+        started=started,
+        facts={"seconds": seconds_since(clock), **outcome},
+    )
+
+
+def explained(study: Study, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A run's explanation, and what `picture.draw` is to draw of it; writes nothing.
+
+    Raises
+    ------
+    NotFinite : a prediction that is not finite.
+    """
+    from fitspace.data.prepared import load, read_manifest
+    from fitspace.explaining import picture
+    from fitspace.explaining.anatomy import anatomy, remembered
+    from fitspace.explaining.attention import Attention
+    from fitspace.explaining.probes import probe_of, taught_tokens
+    from fitspace.explaining.sensitivity import Moved, measure
+
+    base = bases.resolve(study.base)
+    task, process = load(run.prepare, base, run.task.scale), bases.load_process(base)
+    model = bases.load_denoiser(base).to(devices.device())
+    by_class = bases.family_of(model).by_class
+    probe = probe_of(task, by_class, study.explain.images)
+    # The same noise for all points and seeds: only what a run was taught differs.
+    shape, stream = tuple(probe.latents.shape), f"explain/{run.prepare.key}"
+    noise = initial_noise(0, shape[0], shape[1:], stream)
+    steps = [min(int(share * process.steps + 0.5), process.steps - 1)
+             for share in study.explain.times]  # fmt: skip
+    scaling = bases.config(base, "vae").get("scaling_factor", SD_SCALING_FACTOR)
+    captions = read_manifest(run.prepare)["captions"]
+    words, tokens = ("", []) if by_class else taught_tokens(base, task, captions, probe)
+
+    def asked(model) -> tuple[Moved, Attention]:
+        attention = Attention(model, tokens, picture.MOST)
+        with attention.watching():
+            moved = measure(
+                model,
+                process,
+                probe.latents * scaling,
+                noise,
+                steps,
+                lambda image: task.told(list(probe.rows[image])),
+                picture.MOST,
+                lambda _, image: attention.take(image),
+            )
+        return moved, attention
+
+    fit_task(model, run, task)
+    found, changed = {UNTOUCHED: asked(model)}, {"changes": [], "gamma": [], "rank": []}
+    if run.train is None:
+        found[TUNED] = found[UNTOUCHED]
+    else:
+        before = remembered(model)
+        attachment = methods.load(model, run.train.folder / "adapter.safetensors")
+        found[TUNED] = asked(model)
+        changed = anatomy(attachment, before)
+    models = (TUNED, UNTOUCHED)
+    moved = {name: found[name][0] for name in models}
+    looked = {name: found[name][1] for name in models if found[name][1].layers}
+    content = {
+        "prompt_sensitivity": moved[TUNED].mean,
+        "asked": {"images": probe.images, "taught": probe.taught, "without": probe.without},
+        "steps": steps,
+        **{
+            name: {"by_time": one.by_time, "by_image": one.by_image, "by_block": one.by_block}
+            for name, one in moved.items()
+        },
+        "attention": {"of": words, **{n: a.shares for n, a in looked.items()}} if looked else None,
+        "anatomy": changed,
+    }
+    shown = {
+        "title": f"{run.explain.folder.name}\n|difference of the noise predicted for "
+        f"{probe.taught} and for {probe.without}|, {probe.images}",
+        "images": _pictures(base, probe.latents[: picture.MOST]),
+        "steps": steps,
+        "differences": {name: one.maps for name, one in moved.items()},
+        "attention": {n: a.maps for n, a in looked.items()},
+        "looked_for": f"attention to\n{words}",
+    }
+    return content, shown
+
+
+def _pictures(base: Path, latents) -> Any:
+    """The images of some mean latents, as the autoencoder decodes them; uint8 (n, h, w, 3)."""
+    import torch
+
+    vae = bases.load_vae(base).to(devices.device())
+    with torch.no_grad():
+        decoded = torch.cat([vae.decode(one[None].to(devices.device())).sample for one in latents])
+    pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()

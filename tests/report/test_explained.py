@@ -1,0 +1,204 @@
+"""The report's section on explanations, from made-up runs whose mediation is known."""
+
+from __future__ import annotations
+
+import csv
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import report_study as made_up
+
+from fitspace import stats
+from fitspace.core.errors import UserError
+from fitspace.report import explained, figures, inputs, page, results, summary
+
+LEVELS = {"input": ["SA_in", "CA_in", "FFN_in"], "output": ["FFN_in", "Trans_out"]}
+SEEN = {"SA_in": 0.9, "CA_in": 0.5, "FFN_in": 0.1}
+STEPS, BLOCKS = (100, 500, 900), ("down.0", "mid.0", "up.0")
+BASE = 1.3
+
+
+def table(study):
+    """Runs whose clip_t follows their sensitivity, which follows the input."""
+    draw, rows = np.random.default_rng(2), made_up.rows(study)
+    for row in rows:
+        seen = SEEN.get(row.get("input"), BASE) + 0.05 * draw.normal()
+        row["prompt_sensitivity"] = abs(seen)
+        row["clip_t"] = 0.2 + 0.1 * seen + 0.004 * draw.normal()
+        row["explain_key"] = row["evaluate_key"]
+    return rows
+
+
+def write(folder, rows):
+    moved, anatomy = [], []
+    for row in rows:
+        run, seen = row["run"], row["prompt_sensitivity"]
+        for model, level in (("tuned", seen), ("untouched", BASE)):
+            for i, step in enumerate(STEPS):
+                moved.append((run, model, step, None, level * (1.5 - i / 2)))
+            for i, block in enumerate(BLOCKS):
+                moved.append((run, model, None, block, level * (i + 1)))
+        if row["method"] == "adapter":
+            anatomy += [(run, "change", block, "adapter", 2.0 + i, None)
+                        for i, block in enumerate(BLOCKS)]  # fmt: skip
+        if row["method"] == "full":
+            for i, block in enumerate(BLOCKS):
+                anatomy.append((run, "change", block, "self-attention", 1.0 + i, 4.0))
+                anatomy.append((run, "change", block, "norm", 0.1, 2.0))
+                anatomy.append((run, "gamma", block, "attn1", 0.2 * i, None))
+                anatomy.append((run, "rank", block, "attn1.to_q", 1.5 + i, None))
+                anatomy.append((run, "rank", block, "attn1.to_k", 2.5 + i, None))
+    files = {
+        "sensitivity.csv": (("run", "model", "step", "block", "ratio"), moved),
+        "anatomy.csv": (("run", "part", "block", "kind", "value", "base"), anatomy),
+    }
+    for name, (columns, own) in files.items():
+        with (folder / name).open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([columns, *own])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("explained")
+    study = made_up.study(
+        factors=LEVELS,
+        responses=("clip_t", "fd_effnet", "prompt_sensitivity"),
+        explain={},
+        tasks=("blueprint", "night"),
+    )
+    rows = table(study)
+    made_up.write(folder, rows)
+    write(folder, rows)
+    given = inputs.read(study, folder)
+    return folder, study, rows, given, results.analyse(study, given)
+
+
+def test_a_points_sensitivity_is_the_mean_of_its_runs(made):
+    *_, rows, _, found = made
+    points = found.tables["sensitivity_points.csv"].set_index("point")
+    for point in ("adapter.CA_in-FFN_in", "none"):
+        own = [row["prompt_sensitivity"] for row in rows if row["point"] == point]
+        assert points.loc[point, "mean"] == pytest.approx(np.mean(own), rel=1e-9)
+        assert points.loc[point, "runs"] == len(own) == 4
+    assert points["untouched"].tolist() == pytest.approx([BASE] * len(points))
+    assert (points["low"] < points["adjusted"]).all() and (
+        points["adjusted"] < points["high"]
+    ).all()
+
+
+def test_steps_and_blocks_are_averaged_over_runs(made):
+    *_, rows, _, found = made
+    own = [row["prompt_sensitivity"] for row in rows if row["point"] == "full"]
+    steps = found.rows("sensitivity_steps.csv", point="full", model="tuned")
+    assert steps["step"].tolist() == list(STEPS)
+    assert steps["ratio"].tolist() == pytest.approx([np.mean(own) * f for f in (1.5, 1, 0.5)])
+    blocks = found.rows("sensitivity_blocks.csv", point="full", model="untouched")
+    assert blocks["block"].tolist() == list(BLOCKS) and blocks["depth"].tolist() == [1, 2, 3]
+    assert blocks["ratio"].tolist() == pytest.approx([BASE, 2 * BASE, 3 * BASE])
+
+
+def test_the_correlation_is_over_cells(made):
+    *_, rows, _, found = made
+    runs = pd.DataFrame([row for row in rows if row["method"] == "adapter"])
+    cells = runs.groupby("point")[["prompt_sensitivity", "clip_t", "fd_effnet"]].mean()
+    for name in ("clip_t", "fd_effnet"):
+        row = found.rows("correlation.csv", response=name, measure="Pearson").iloc[0]
+        assert row["estimate"] == pytest.approx(cells.corr().loc["prompt_sensitivity", name])
+        assert row["cells"] == 6
+    assert "prompt_sensitivity" not in set(found.tables["correlation.csv"]["response"])
+
+
+def test_mediation_is_of_the_analysed_runs(made):
+    *_, rows, _, found = made
+    runs = pd.DataFrame([row for row in rows if row["method"] == "adapter"])
+    wanted = stats.mediation(
+        runs, "clip_t", "prompt_sensitivity", ["input", "output"], found.analysis.blocks.terms
+    )
+    table = found.tables["mediation.csv"]
+    assert table["share"].tolist() == pytest.approx(wanted["share"].tolist(), rel=1e-6)
+    share = table.set_index("factor").loc["input"]
+    assert share["low"] > 0.3 and share["share"] == pytest.approx(1, abs=0.3)
+
+
+def test_a_sentence_for_each_factor_says_what_is_shown(made):
+    found = made[-1]
+    one, other = ("".join(map(str, parts)) for parts in summary.through(found))
+    assert re.fullmatch(
+        r"input: that its effect on CLIP-T runs through prompt sensitivity is shown \(\d+% of the "
+        r"effect, 95% bootstrap interval \d+% to \d+%\)\.",
+        one,
+    )
+    assert other == (
+        "output: no effect on CLIP-T is shown that could run through prompt sensitivity."
+    )
+
+
+def test_anatomy_is_relative_to_the_base_where_there_is_one(made):
+    found = made[-1]
+    rows = found.rows("anatomy_points.csv", point="full", block="mid.0")
+    change = rows[rows["part"] == "change"].set_index("kind")
+    assert change["relative"].to_dict() == pytest.approx({"self-attention": 0.5, "norm": 0.05})
+    rest = rows[rows["part"] != "change"].set_index("part")["value"]
+    assert rest.to_dict() == pytest.approx({"gamma": 0.2, "rank": 3.0})
+    added = found.rows("anatomy_points.csv", point="adapter.CA_in-FFN_in")
+    assert added["relative"].isna().all() and added["value"].tolist() == [2.0, 3.0, 4.0]
+
+
+def test_figures_and_page_show_them(made):
+    folder, _, _, given, found = made
+    drawn = figures.draw_all(found)
+    ours = [figure for figure in drawn if figure.section == "explain"]
+    assert [figure.name for figure in ours] == [
+        "sensitivity-step", "sensitivity-depth", "sensitivity-clip_t",
+        "anatomy-relative", "anatomy-added", "anatomy-gamma", "anatomy-rank",
+    ]  # fmt: skip
+    for figure in ours:
+        for file, rows in figure.data.groupby("table"):
+            assert set(rows["row"]) <= set(range(1, len(found.tables[file]) + 1))
+    html, markdown = page.render(given, found, drawn)
+    assert 'id="explain"' in html and "Prompt sensitivity and parameters" in html
+    assert "Prompt sensitivity by point." in markdown
+    assert html.count("runs through prompt sensitivity is") == 2  # in the summary too
+
+
+def test_of_which_runs_a_row_is(made):
+    *_, rows, _, found = made
+    table, origins = found.tables["sensitivity_steps.csv"], found.origins["sensitivity_steps.csv"]
+    for row, keys in zip(table.to_dict("records"), origins, strict=True):
+        assert keys == [r["evaluate_key"] for r in rows if r["point"] == row["point"]]
+
+
+def test_a_study_without_explanations_has_no_such_table(made, tmp_path):
+    _, study, rows, *_ = made
+    made_up.write(tmp_path, rows)
+    given = inputs.read(study, tmp_path)
+    names = explained.tables(given, made[-1].analysis, ["clip_t"])
+    assert all(table.empty for table in names.values())
+
+
+WRONG = {
+    "no number": ("sensitivity.csv", "ratio", "x", "column 'ratio': 'x' is no finite number"),
+    "infinite": ("sensitivity.csv", "ratio", "inf", "column 'ratio': 'inf' is no finite number"),
+    "another model": ("sensitivity.csv", "model", "other", "model 'other'; allowed: tuned, unto"),
+    "another run": ("anatomy.csv", "run", "nobody", "run 'nobody' is not in runs.csv"),
+    "no part": ("anatomy.csv", "part", "", "column 'part': an empty cell"),
+    "no column": ("anatomy.csv", "base", None, "no column 'base'"),
+}
+
+
+@pytest.mark.parametrize("file, column, cell, message", WRONG.values(), ids=WRONG)
+def test_a_changed_table_is_told(made, tmp_path, file, column, cell, message):
+    _, study, rows, *_ = made
+    made_up.write(tmp_path, rows)
+    write(tmp_path, rows)
+    text = pd.read_csv(tmp_path / file, dtype=str, keep_default_na=False)
+    if cell is None:
+        text = text.drop(columns=column)
+    else:
+        text.loc[1, column] = cell
+    text.to_csv(tmp_path / file, index=False)
+    with pytest.raises(UserError) as caught:
+        inputs.read(study, tmp_path)
+    assert any(message in problem for problem in caught.value.problems)
