@@ -9,12 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fitspace.core import files
 from fitspace.core.reading import checked
+from fitspace.metrics.table import METRICS
 
 if TYPE_CHECKING:
     from fitspace.plan import Run
 
 NAME = "explanation.json"
-METRICS = ("prompt_sensitivity",)
 TUNED, UNTOUCHED = "tuned", "untouched"
 Ratio = Annotated[float, Field(ge=0)] | None
 
@@ -105,4 +105,4 @@ def measured(run: Run, project: Path = Path()) -> dict[str, float | None]:
     if run.explain is None:
         return {}
     found = read_explanation(run, project)
-    return {name: found[name] for name in METRICS if name in found}
+    return {name: found[name] for name, row in METRICS.items() if row.explains and name in found}

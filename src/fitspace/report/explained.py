@@ -8,11 +8,11 @@ import pandas as pd
 
 from fitspace import stats
 from fitspace.core.errors import UserError
-from fitspace.explaining.reading import METRICS, UNTOUCHED
+from fitspace.explaining.reading import UNTOUCHED
 from fitspace.report.inputs import Inputs
 from fitspace.stats.blocks import TASK, blocks_of
 
-(SENSITIVITY,) = METRICS
+SENSITIVITY = "prompt_sensitivity"
 # Tables with a row for the runs of a point.
 OF_POINTS = (
     "sensitivity_points.csv", "sensitivity_steps.csv", "sensitivity_blocks.csv",
