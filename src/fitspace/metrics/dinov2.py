@@ -68,7 +68,7 @@ def _of_the_size(weights: dict[str, Tensor]) -> VisionTransformer:
         depth=len(blocks),
         num_heads=width // HEAD,
         init_values=1e-5,
-        mlp_ratio=len(hidden) / width,
+        mlp_ratio=(len(hidden) + 0.5) / width,  # timm cuts the product to a whole number
         reg_tokens=registers,
         no_embed_class=registers > 0,
         **({"mlp_layer": SwiGLUPacked, "act_layer": torch.nn.SiLU} if gated else {}),

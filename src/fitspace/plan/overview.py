@@ -135,10 +135,17 @@ def _evaluation(study: Study, plan: Plan | None) -> dict[str, Any]:
         own = dict.fromkeys(sorted(others), study.sample.prompts)
         for name, count in ({metrics.JUDGE: most} | own).items():
             images[name] = max(count, images.get(name, 0))
-    sidecars = [run.evaluate.sidecar for run in plan.runs] if plan else []
-    found = [read_json(path)["facts"]["seconds"] for path in sidecars if path.exists()]
+    taken = [_seconds(run.evaluate.sidecar) for run in plan.runs] if plan else []
+    found = [seconds for seconds in taken if isinstance(seconds, float)]
     seconds = statistics.median(found) if found else None
     return {"images": images, "seconds": seconds, "runs": len(found)}
+
+
+def _seconds(sidecar: Path) -> Any:
+    try:
+        return read_json(sidecar)["facts"]["seconds"]
+    except (UserError, LookupError, TypeError):  # none yet; a stage says what is wrong with one
+        return None
 
 
 def with_subset(study: Study, models: Models, n: int) -> tuple[Study, Models]:
