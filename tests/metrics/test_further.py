@@ -14,7 +14,7 @@ from fitspace import metrics
 from fitspace.core.errors import UserError
 from fitspace.metrics import METRICS, Compared
 from fitspace.metrics.extractors import Extraction
-from fitspace.metrics.metric import IMAGES, PAIRS, TRAINING
+from fitspace.metrics.metric import IMAGES, PAIRS, TEXTS, TRAINING
 from fitspace.plan import build_plan
 from fitspace.plan.checks import metric_problems, task_problems
 from fitspace.study import Study
@@ -225,10 +225,65 @@ def test_the_perceptual_distance_is_lpips_without_weights_on_the_pinned_stages()
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory):
-    """A small DINOv2 of random weights, with timm's names."""
-    path = tmp_path_factory.mktemp("weights") / "dinov2.safetensors"
-    save_file(dinov2("vit_small_patch14_dinov2", depth=1).state_dict(), path)
-    return {"dinov2": path}
+    """A small DINOv2, and a small PickScore, of random weights."""
+    folder = tmp_path_factory.mktemp("weights")
+    paths = {name: folder / f"{name}.safetensors" for name in ("dinov2", "pickscore")}
+    save_file(dinov2("vit_small_patch14_dinov2", depth=1).state_dict(), paths["dinov2"])
+    save_file(transformers_clip().state_dict(), paths["pickscore"])
+    return paths
+
+
+def transformers_clip():
+    from transformers import CLIPConfig, CLIPModel
+
+    sizes = {"num_hidden_layers": 2, "hidden_act": "gelu"}
+    torch.manual_seed(0)
+    text = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 1}
+    vision = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = CLIPConfig(text_config=text | sizes, vision_config=vision | sizes, projection_dim=32)
+    model = CLIPModel(config).eval()
+    for kind, parameter in model.named_parameters():
+        if kind.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def open_clip_clip():
+    import open_clip
+
+    torch.manual_seed(0)
+    vision = {"image_size": 28, "patch_size": 14, "width": 128, "layers": 2, "head_width": 64}
+    return open_clip.CLIP(32, vision, {"width": 64, "heads": 1, "layers": 2}).eval()
+
+
+@pytest.mark.parametrize("form", [transformers_clip, open_clip_clip])
+def test_a_preference_is_the_cosine_of_its_own_library(form, tmp_path):
+    import open_clip
+
+    from fitspace.metrics import preferences
+
+    model, path = form(), tmp_path / "x.safetensors"
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+    images, captions = torch.from_numpy(pictures(3, 4)), ["a red heart", "cat", "a boxing glove"]
+    batch = preferences.clip.preprocess(preferences.load_judge(path, "pickscore"), images)
+    tokens = open_clip.get_tokenizer("ViT-H-14")(captions)
+    with torch.inference_mode():
+        if form is transformers_clip:
+            # Its own tokenizer puts other numbers behind a caption's end.
+            ended = tokens.masked_fill(tokens == 0, 49406).where(tokens != 49407, tokens)
+            seen = model(input_ids=ended, pixel_values=batch)
+            expected = (seen.image_embeds * seen.text_embeds).sum(1)
+        else:
+            one, other = model.encode_image(batch, True), model.encode_text(tokens, True)
+            expected = (one * other).sum(1)
+    found = preferences.features(images, path, "pickscore")
+    own = preferences.texts(captions, path, "pickscore")
+    torch.testing.assert_close((found * own).sum(1), expected, rtol=1e-4, atol=1e-5)
+    assert batch.shape == (3, 3, 28, 28) and expected.std() > 1e-3
+    with pytest.raises(UserError, match="hpsv2: .* holds another network than a CLIP ViT"):
+        save_file({"x": torch.zeros(1)}, path)
+        preferences.load_judge(path, "hpsv2")
 
 
 def dinov2(name, **sizes):
@@ -294,7 +349,7 @@ def test_other_weights_are_refused(tmp_path, tensors, message):
 @pytest.fixture(scope="module")
 def whole(named, tmp_path_factory):
     """Every further metric of images by the real models; their features kept."""
-    known = tuple(n for n in FURTHER if metrics.weights_for(n) in ("", "dinov2"))
+    known = tuple(n for n in FURTHER if metrics.weights_for(n) in ("", *named))
     shown, drawn = pictures(P, 2), pictures(N, 1)
     drawn[0] = shown[0]
     captions = [f"red square {i}" for i in range(P)]
@@ -468,5 +523,5 @@ def test_every_row_is_whole():
     for name in FURTHER:
         row = METRICS[name]
         assert row.label and row.definition.endswith(".") and set(row.needs) <= {
-            PAIRS, IMAGES, TRAINING,
+            PAIRS, IMAGES, TRAINING, TEXTS,
         }  # fmt: skip

@@ -66,6 +66,25 @@ def _dinov2(images: Tensor, weights: Path) -> Tensor:
     return dinov2.features(images, weights)
 
 
+def _preferred(name: str, label: str, width: str, source: str) -> Extractor:
+    """A model of what people prefer, by its file of weights."""
+
+    def images(images: Tensor, weights: Path) -> Tensor:
+        from fitspace.metrics import preferences
+
+        return preferences.features(images, weights, name)
+
+    def texts(captions: list[str], weights: Path) -> Tensor:
+        from fitspace.metrics import preferences
+
+        return preferences.texts(captions, weights, name)
+
+    said = (
+        f"{label}'s weights, a safetensors file ({source}), for `{name}_score`; null: without it."
+    )
+    return Extractor(images, width, said, label, texts)
+
+
 EXTRACTORS = {
     "effnet": Extractor(_effnet, "d", label="EfficientNet-lite0"),
     "inception": Extractor(
@@ -81,10 +100,15 @@ EXTRACTORS = {
         "metrics that end in `_dinov2`; null: none of them.",
         "DINOv2",
     ),
+    "pickscore": _preferred("pickscore", "PickScore", "k1", "transformers' names"),
+    "hpsv2": _preferred("hpsv2", "HPSv2", "k2", "open_clip's names"),
 }
 NAMED = {name: row for name, row in EXTRACTORS.items() if row.named}
-# Every space of features -> its label.
-SPACES = {JUDGE: "the judge"} | {name: row.label or name for name, row in EXTRACTORS.items()}
+# Every space of features -> its label; models that score captions are none.
+SPACES = {JUDGE: "the judge"} | {
+    name: row.label or name for name, row in EXTRACTORS.items() if row.texts is None
+}
+SCORERS = {name: row.label for name, row in EXTRACTORS.items() if row.texts is not None}
 
 
 def in_use(named: Collection[str]) -> dict[str, Extractor]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fitspace.metrics.keeping import Kept
 
 from fitspace.metrics.extractors import JUDGE, Extraction, Weights, in_use
-from fitspace.metrics.metric import IMAGES, PAIRS, TRAINING, Compared
+from fitspace.metrics.metric import IMAGES, PAIRS, TEXTS, TRAINING, Compared
 from fitspace.metrics.table import INTERVAL, METRICS, NEIGHBOURHOOD, SHARES, extractors_of
 
 
@@ -49,8 +49,9 @@ def reference_features(
     ``judge_paired`` (p, e), the mean embedding of the images with the prompt as their caption;
     ``effnet`` (m, 1280); and one tensor for each extractor in ``weights``. For ``further`` ones
     that need them ``pairs``, int64 (k, 2), all pairs of a prompt and an image with this caption;
-    ``images``, uint8 (m, h, w, 3); ``NAME_training`` (t, d) and ``NAME_held_out`` (q, d), of
-    ``decoded``, for the extractors of whose features these metrics are made.
+    ``images``, uint8 (m, h, w, 3); ``NAME_texts`` (p, d), of the prompts;
+    ``NAME_training`` (t, d) and ``NAME_held_out`` (q, d), of ``decoded``, for the extractors of
+    whose features these metrics are made.
 
     Raises UserError if images and captions do not match, a prompt has no image, or a feature
     is not finite.
@@ -79,6 +80,8 @@ def reference_features(
         found["pairs"] = torch.tensor([(i, j) for i, p in enumerate(prompts) for j in where[p]])
     if IMAGES in needs:
         found["images"] = images
+    for name in extractors_of([n for n in further if TEXTS in METRICS[n].needs]):
+        found[f"{name}_texts"] = extraction.texts(name, prompts)
     if TRAINING in needs:
         found |= _of_decoded(extraction, further, decoded)
     return finite("reference", found)

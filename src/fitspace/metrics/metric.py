@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # What a task is judged by: held-out images and captions or, with dreambooth, its subject.
 HELD_OUT, SUBJECT = "held out", "subject"
 # What a further metric may need of the reference, beside features of the images compared with.
-PAIRS, IMAGES, TRAINING = "pairs", "images", "training"
+PAIRS, IMAGES, TRAINING, TEXTS = "pairs", "images", "training", "texts"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Metric:
     share : ``n`` or ``m`` if it counts samples or held-out images: one image more or less moves it
         by one over their number.
     measure : of a further metric, its value. None: a standard metric, always measured.
-    needs : of a further metric, what of ``PAIRS``, ``IMAGES`` and ``TRAINING`` it looks at.
+    needs : of a further metric, what it looks at of ``PAIRS``, ``IMAGES``, ``TRAINING`` and
+        ``TEXTS``; the judge's texts are always there.
     version : of a further metric; raise it when its numbers change.
     """
 

@@ -1,9 +1,11 @@
-"""Whether a sample shows its own caption rather than another one's."""
+"""Whether a sample shows its own caption rather than another one's, and as people like it."""
 
 from __future__ import annotations
 
-from fitspace.metrics.extractors import JUDGE
-from fitspace.metrics.metric import HELD_OUT, Compared, Metric
+from functools import partial
+
+from fitspace.metrics.extractors import JUDGE, SCORERS
+from fitspace.metrics.metric import HELD_OUT, TEXTS, Compared, Metric
 
 EQUAL = 1e-6  # cosines as near as this are one: equal captions, on any machine
 
@@ -15,6 +17,13 @@ def r_precision(of: Compared) -> float:
     return (own >= scores.amax(1) - EQUAL).double().mean().item()
 
 
+def score(of: Compared, scorer: str) -> float:
+    """The mean cosine of a sample and its own caption."""
+    samples = of.samples(scorer)
+    return (samples * of.texts(scorer)[: len(samples)]).sum(1).mean().item()
+
+
+SOURCES = {"pickscore": "2305.01569", "hpsv2": "2306.09341"}
 METRICS = {
     "r_precision": Metric(
         "R-precision",
@@ -29,4 +38,17 @@ METRICS = {
         share="n",
         measure=r_precision,
     )
+} | {
+    f"{scorer}_score": Metric(
+        label,
+        False,
+        f"Mean cosine of a sample and its caption by {label} ({SOURCES[scorer]}), a CLIP "
+        "fine-tuned on what people chose; a plain cosine, without the learned scale.",
+        of=(HELD_OUT,),
+        extractor=scorer,
+        shows_copies=True,
+        needs=(TEXTS,),
+        measure=partial(score, scorer=scorer),
+    )
+    for scorer, label in SCORERS.items()
 }
