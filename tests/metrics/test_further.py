@@ -493,8 +493,9 @@ REFUSED = {
         "metrics: 'psnr' is measured on no task of the study",
     ),
     "weights without a metric": (
-        {"dinov2": "x.safetensors"},
-        "dinov2: 'x.safetensors': no metric of the study needs these weights; allowed: with one",
+        {"hpsv2": "x.safetensors"},
+        "hpsv2: 'x.safetensors': no metric of the study needs these weights; allowed: with one of "
+        "hpsv2_score among metrics",
     ),
 }
 

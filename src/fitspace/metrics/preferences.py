@@ -63,7 +63,12 @@ def load_judge(path: Path, name: str) -> clip.Judge:
             f"{name}: {str(path)!r} holds another network than a CLIP ViT: "
             f"{reason[min(1, len(reason) - 1)][:300]}"
         ) from None
-    model.visual.preprocess_cfg |= {"interpolation": "bicubic"}
+    model.visual.preprocess_cfg = {
+        "size": model.visual.image_size,
+        "mean": open_clip.OPENAI_DATASET_MEAN,
+        "std": open_clip.OPENAI_DATASET_STD,
+        "interpolation": "bicubic",
+    }
     return clip.Judge(model.eval().requires_grad_(False), "ViT-H-14")  # for its tokenizer
 
 

@@ -325,8 +325,8 @@ def metric_problems(study: Study) -> list[str]:
     standard = metrics.METRICS.keys() - metrics.asked(metrics.METRICS)
     used = metrics.extractors_of([*standard, *study.further])
     return problems + [
-        f"{name}: {path!r}: no metric of the study needs these weights; allowed: with one among "
-        f"metrics that does, such as similarity_{name}"
+        f"{name}: {path!r}: no metric of the study needs these weights; allowed: with one of "
+        f"{', '.join(n for n in metrics.NAMES if metrics.weights_for(n) == name)} among metrics"
         for name, path in study.weights.items()
         if name not in used
     ]
