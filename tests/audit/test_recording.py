@@ -322,7 +322,8 @@ def test_gc_lists_then_removes_only_keyed_folders_that_nothing_names(project, ca
     shutil.rmtree(results / "reference")
     (results / "reference").symlink_to(outside)
     before = everything(project)
-    for name in ("train/a~mine~s0~0123456789ab", ".resume/a~mine~s0~0123456789ab"):
+    own = "a~mine~s0~0123456789ab"
+    for name in (f"train/{own}", f".resume/{own}", f".features/{own}"):
         (results / name).mkdir(parents=True)
         (results / name / "train.json").write_text("x" * 2**20)
         (results / name / "link").symlink_to(outside / "precious")
@@ -334,9 +335,9 @@ def test_gc_lists_then_removes_only_keyed_folders_that_nothing_names(project, ca
     assert main(["gc"]) == 0
     out = capsys.readouterr().out
     assert everything(project) == before | kept
-    named = ("results/train/a~mine~s0~0123456789ab", "results/.resume/a~mine~s0~0123456789ab")
+    named = tuple(f"results/{room}/{own}" for room in ("train", ".resume", ".features"))
     assert [line.split()[-1] for line in out.splitlines()[:-1]] == list(named)
-    assert "2 folders, 2.0 MiB" in out and "fitspace gc --yes" in out
+    assert "3 folders, 3.0 MiB" in out and "fitspace gc --yes" in out
     assert main(["gc", "--yes"]) == 0
     gone = {name for name in kept if name.startswith(named)}
     assert everything(project) == before | kept - gone

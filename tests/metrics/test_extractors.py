@@ -25,7 +25,7 @@ import yaml
 from fitspace import metrics
 from fitspace.audit import prov, sources
 from fitspace.core.errors import UserError
-from fitspace.metrics.extractors import features
+from fitspace.metrics.extractors import Extraction
 from fitspace.plan import Models, build_plan
 from fitspace.results import lineage
 from fitspace.study import Study
@@ -62,8 +62,9 @@ print(json.dumps({
     "lineage": known.models["toy"],
     "prov": prov.reads(known, record)[1],
     "audit": [finding.subject for finding in sources.check(study, known, [])],
-    "measured": metrics.measured(False, study.weights)[-1],
-    "features": list(features(torch.zeros(2, 8, 8, 3), {"toy": "toy.safetensors"})["toy"].shape),
+    "measured": "toys" in metrics.measured(False, study.weights),
+    "unmeasured": "toys" in metrics.measured(False),
+    "features": list(Extraction("", study.weights).images("toy", torch.zeros(2, 8, 8, 3)).shape),
 }))
 """
 
@@ -90,6 +91,7 @@ def test_all_that_follows_from_a_row(tmp_path):
         "lineage": {"path": "toy.safetensors", "files": {"toy.safetensors": digest}},
         "prov": ["judge", "toy"],
         "audit": ["toy.safetensors/toy.safetensors"],
-        "measured": "toys",
+        "measured": True,
+        "unmeasured": False,
         "features": [2, 3],
     }

@@ -652,9 +652,11 @@ def test_numbers_are_written_alike(write, value, shown):
 def test_every_metric_has_its_words_and_its_direction():
     assert all(row.label and row.definition.endswith(".") for row in METRICS.values())
     lower = {name for name in METRICS if words.metric(name).lower}
-    assert lower == {"fid", "fd_effnet", "kid_effnet", "prior_drift"}
+    kinds = ("fid", "fd", "kid", "prior", "cmmd", "perceptual", "copies")
+    assert lower == {name for name in METRICS if name.startswith(kinds)}
     depending = {name for name, row in METRICS.items() if row.depends_on_n}
-    assert depending == {"fid", "fd_effnet", "precision", "recall"}
+    kinds = ("fid", "fd", "precision", "recall", "cmmd", "coverage", "vendi", "r_precision")
+    assert depending == {name for name in METRICS if name.startswith(kinds)}
 
 
 def test_a_report_needs_no_torch():

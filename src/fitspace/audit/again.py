@@ -27,18 +27,14 @@ from fitspace.core.files import digest, write_text
 from fitspace.core.paths import REPORTS
 from fitspace.core.reading import read_yaml
 from fitspace.explaining.reading import measured as explained
-from fitspace.metrics import INTERVAL, NAMES, read_metrics
+from fitspace.metrics import INTERVAL, METRICS, NAMES, read_metrics
 from fitspace.plan import Plan, Run, Stage
 from fitspace.plan.models import MODELS
 from fitspace.results import lineage
 from fitspace.results.lineage import Lineage
-from fitspace.stages.sidecars import environment, load_sidecar, verified
+from fitspace.stages.sidecars import KERNELS, KIND, environment, load_sidecar, verified
 from fitspace.stages.slurm import GROUPED
 
-# The parts of a recorded environment that determine whether equal inputs give equal bits.
-KIND = ("cpu", "device", "cuda", "cudnn", "threads", "deterministic", "packages")
-# As well; version 0.1.0 did not record it at first.
-KERNELS = "kernels"
 # Of a metric measured again on another kind of machine; relative, absolute below 1. 80 samples
 # moved by 3e-7 at most between AVX-512, AVX2 and SSE4, and by 5e-6 with noise of 1e-4 on every
 # feature.
@@ -46,7 +42,7 @@ TOLERANCE = 1e-5
 # The base's images of a class are drawn again too: half their pixels one level off move it 1.6e-3.
 DRAWN_AGAIN = {"prior_drift": 2e-3}
 # Shares of images, by their number: one image may fall on the other side of a neighbourhood.
-SHARES = {"precision": "n", "recall": "m"}
+SHARES = {name: row.share for name, row in METRICS.items() if row.share}
 # Standard deviations over seeds. A run of the embedded study on AVX2 in place of AVX-512 was
 # 0.008% away in its Fréchet distance; three standard deviations are 3%.
 SPREAD = 3

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from fitspace.audit.named import KEYED, ROOMS, Named, named_here, named_in_history
 from fitspace.core.errors import UserError, printable
 from fitspace.core.paths import RESULTS
+from fitspace.stages.common import FEATURES
 
 RESUME = RESULTS / ".resume"
 
@@ -25,7 +26,7 @@ class Garbage:
 
 
 def find() -> list[Garbage]:
-    """Keyed folders of results, and checkpoints to resume from, that nothing names.
+    """Keyed folders of results, checkpoints to resume from and kept features that nothing names.
 
     Links are never followed, and neither links nor their targets are removed.
 
@@ -41,7 +42,7 @@ def find() -> list[Garbage]:
         )
     here = named_here()
     named = Named(here.keys | named_in_history(), here.tasks)
-    rooms = [room for room in (*(RESULTS / name for name in ROOMS), RESUME) if _own(room)]
+    rooms = [room for room in (*(RESULTS / name for name in ROOMS), RESUME, FEATURES) if _own(room)]
     folders = (p for room in rooms for p in sorted(room.iterdir()) if _own(p))
     return [
         Garbage(folder, sum(p.lstat().st_size for p in folder.rglob("*") if not p.is_dir()))

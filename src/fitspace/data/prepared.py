@@ -216,6 +216,19 @@ def load(stage: Stage, base: Path | None = None, scale: int = 1) -> PreparedTask
     )
 
 
+def latents(stage: Stage, base: Path, scale: int = 1) -> dict[str, torch.Tensor]:
+    """The mean latents of a task's ``training`` and ``held_out`` images: float16, (n, c, h, w).
+
+    Raises UserError as :func:`load`.
+    """
+    splits = [example["split"] for example in read_manifest(stage)["examples"]]
+    wanted = dict.fromkeys(("mean", "std"), "F16 n c h h")
+    path = stage.folder / "latents.safetensors"
+    mean = read_tensors(path, wanted, n=len(splits), **_sizes(base, scale))["mean"]
+    rows = {"training": "train", "held_out": "test"}
+    return {name: mean[[s == split for s in splits]] for name, split in rows.items()}
+
+
 def _told(path: Path, base: Path | None) -> dict[str, str]:
     """The conditions of a base's family, or without one of the family whose names a file has."""
     if base is not None:

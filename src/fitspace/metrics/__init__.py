@@ -1,21 +1,22 @@
 """The metrics of a run's samples and the models that compute them.
 
-CLIP-T, CLIP-I and diversity by a judge (any open_clip model); Fréchet distance, KID, precision
-and recall on EfficientNet-lite0 features; FID if a study names Inception-v3's weights. Importing
-this package imports no torch.
+Always measured: CLIP-T, CLIP-I and diversity by a judge (any open_clip model); Fréchet distance,
+KID, precision and recall on EfficientNet-lite0 features; FID if a study names Inception-v3's
+weights. A study names further ones, see :mod:`fitspace.metrics.further`. Importing this package
+imports no torch.
 """
 
-from fitspace.metrics.extractors import NAMED
+from fitspace.metrics.extractors import JUDGE, NAMED
+from fitspace.metrics.keeping import Kept
 from fitspace.metrics.measuring import (
     evaluate,
     evaluate_subject,
     reference_features,
     subject_features,
 )
+from fitspace.metrics.metric import TRAINING, Compared, Metric
 from fitspace.metrics.reading import read_features, read_metrics
 from fitspace.metrics.table import (
-    EXTRACTOR,
-    EXTRACTOR_SHA256,
     INTERVAL,
     JUDGE_FEATURES,
     METRICS,
@@ -25,13 +26,17 @@ from fitspace.metrics.table import (
     OF_SUBJECT,
     SHOW_COPIES,
     SUBJECT_FEATURES,
-    VERSION,
-    Metric,
     alone,
+    asked,
+    extractors_of,
     measured,
+    weights_for,
 )
 from fitspace.metrics.trying import cut_captions, problems
 from fitspace.metrics.weights import (
+    EXTRACTOR,
+    EXTRACTOR_SHA256,
+    VERSION,
     fetch_judge,
     identity,
     judge_files,
@@ -40,10 +45,13 @@ from fitspace.metrics.weights import (
 )
 
 __all__ = [
+    "Compared",
     "EXTRACTOR",
     "EXTRACTOR_SHA256",
     "JUDGE_FEATURES",
     "INTERVAL",
+    "JUDGE",
+    "Kept",
     "METRICS",
     "Metric",
     "NAMED",
@@ -53,11 +61,14 @@ __all__ = [
     "OF_SUBJECT",
     "SHOW_COPIES",
     "SUBJECT_FEATURES",
+    "TRAINING",
     "VERSION",
     "alone",
+    "asked",
     "cut_captions",
     "evaluate",
     "evaluate_subject",
+    "extractors_of",
     "fetch_judge",
     "identity",
     "judge_files",
@@ -69,4 +80,5 @@ __all__ = [
     "reference_features",
     "subject_features",
     "weights_file",
+    "weights_for",
 ]

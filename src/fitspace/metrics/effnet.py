@@ -19,7 +19,7 @@ from torch import Tensor
 from fitspace.core import files
 from fitspace.core.errors import UserError
 from fitspace.core.imports import import_torchvision
-from fitspace.metrics.table import EXTRACTOR, EXTRACTOR_SHA256
+from fitspace.metrics.weights import EXTRACTOR, EXTRACTOR_SHA256
 
 import_torchvision()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,11 @@ from fitspace.core.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-from fitspace.metrics import extractors
-from fitspace.metrics.extractors import Weights
-from fitspace.metrics.table import INTERVAL, METRICS, NEIGHBOURHOOD, SHARES
+    from fitspace.metrics.keeping import Kept
+
+from fitspace.metrics.extractors import JUDGE, Extraction, Weights, in_use
+from fitspace.metrics.metric import IMAGES, PAIRS, TEXTS, TRAINING, Compared
+from fitspace.metrics.table import INTERVAL, METRICS, NEIGHBOURHOOD, SHARES, extractors_of
 
 
 def reference_features(
@@ -22,6 +25,9 @@ def reference_features(
     prompts: list[str],
     judge: str | Path,
     weights: Weights = MappingProxyType({}),
+    further: Sequence[str] = (),
+    decoded: Iterable[tuple[str, Any]] = (),
+    kept: Kept | None = None,
 ) -> dict[str, Tensor]:
     """The features of a task's held-out images that all its runs' evaluations share.
 
@@ -32,19 +38,25 @@ def reference_features(
     prompts : the caption that each sample is generated from; each has a held-out image.
     judge : an open_clip folder, ``hf-hub:org/name``, or ``NAME@WEIGHTS``.
     weights : name -> file of the extractors that the study names, such as ``inception`` for FID.
+    further : the metrics that the study names beside the standard ones.
+    decoded : for those that need ``TRAINING``, parts of the training and of all held-out images as
+        the autoencoder gives them back: ``training`` or ``held_out``, and uint8 (k, h, w, 3).
+    kept : features of earlier calls.
 
     Returns
     -------
     float32 tensors: ``judge_images`` (m, e); ``judge_texts`` (p, e), of the prompts;
     ``judge_paired`` (p, e), the mean embedding of the images with the prompt as their caption;
-    ``effnet`` (m, 1280); and one tensor for each extractor in ``weights``.
+    ``effnet`` (m, 1280); and one tensor for each extractor in ``weights``. For ``further`` ones
+    that need them ``pairs``, int64 (k, 2), all pairs of a prompt and an image with this caption;
+    ``images``, uint8 (m, h, w, 3); ``NAME_texts`` (p, d), of the prompts;
+    ``NAME_training`` (t, d) and ``NAME_held_out`` (q, d), of ``decoded``, for the extractors of
+    whose features these metrics are made.
 
     Raises UserError if images and captions do not match, a prompt has no image, or a feature
     is not finite.
     """
     import torch
-
-    from fitspace.metrics import clip
 
     images = _images("reference images", images)
     where = {p: [i for i, c in enumerate(captions) if c == p] for p in dict.fromkeys(prompts)}
@@ -55,15 +67,39 @@ def reference_features(
         problems.insert(0, f"captions: {len(captions)} for {len(images)} reference images")
     if problems:
         raise UserError(problems)
-    loaded = clip.load(judge)
-    embedded = clip.image_embeddings(loaded, images)
+    extraction = Extraction(judge, weights, kept)
+    embedded = extraction.images(JUDGE, images)
     found = {
         "judge_images": embedded,
-        "judge_texts": clip.text_embeddings(loaded, prompts),
+        "judge_texts": extraction.texts(JUDGE, prompts),
         "judge_paired": torch.stack([embedded[where[p]].mean(0) for p in prompts]),
+        **{name: extraction.images(name, images) for name in in_use(weights)},
     }
-    others = extractors.features(images, weights)
-    return finite("reference", found | {name: f.float() for name, f in others.items()})
+    needs = {need for name in further for need in METRICS[name].needs}
+    if PAIRS in needs:
+        found["pairs"] = torch.tensor([(i, j) for i, p in enumerate(prompts) for j in where[p]])
+    if IMAGES in needs:
+        found["images"] = images
+    for name in extractors_of([n for n in further if TEXTS in METRICS[n].needs]):
+        found[f"{name}_texts"] = extraction.texts(name, prompts)
+    if TRAINING in needs:
+        found |= _of_decoded(extraction, further, decoded)
+    return finite("reference", found)
+
+
+def _of_decoded(
+    extraction: Extraction, further: Sequence[str], decoded: Iterable[tuple[str, Any]]
+) -> dict[str, Tensor]:
+    """Features of decoded images, by each extractor of a metric that needs them."""
+    import torch
+
+    needing = [name for name in further if TRAINING in METRICS[name].needs]
+    parts: dict[str, list[Tensor]] = {}
+    for split, images in decoded:
+        for name in sorted(extractors_of(needing)):
+            found = extraction.images(name, torch.as_tensor(images))
+            parts.setdefault(f"{name}_{split}", []).append(found)
+    return {name: torch.cat(own) for name, own in parts.items()}
 
 
 def evaluate(
@@ -71,6 +107,8 @@ def evaluate(
     reference: dict[str, Tensor],
     judge: str | Path,
     weights: Weights = MappingProxyType({}),
+    further: Sequence[str] = (),
+    kept: Kept | None = None,
 ) -> dict[str, Any]:
     """Every metric of one run.
 
@@ -79,9 +117,11 @@ def evaluate(
     samples : uint8 array or tensor, shape (n, h, w, 3); sample i was generated from prompt i, and
         n is at most the reference's number of prompts.
     reference : the result of ``reference_features`` for the task, with the same judge and the
-        same ``weights``.
+        same ``weights`` and ``further`` metrics.
     judge : an open_clip folder, ``hf-hub:org/name``, or ``NAME@WEIGHTS``.
     weights : name -> file of the extractors that the study names, such as ``inception`` for FID.
+    further : the metrics that the study names beside the standard ones.
+    kept : features of earlier calls.
 
     Returns
     -------
@@ -92,7 +132,7 @@ def evaluate(
     limits of its jackknife, ``fd_effnet_low`` and ``fd_effnet_high`` (see
     ``metrics.frechet.jackknife``); ``n`` and ``m``, the numbers of samples and of held-out
     images; ``against_n``, rows of ``n``, ``fd_effnet`` and ``kid_effnet`` for an eighth, a
-    quarter, a half, three quarters and all of the samples.
+    quarter, a half, three quarters and all of the samples; and the ``further`` ones.
 
     Raises UserError if the samples do not match the prompts or a feature is not finite.
     """
@@ -103,29 +143,38 @@ def evaluate(
     n, prompts = len(samples), len(reference["judge_texts"])
     if n > prompts:
         raise UserError(f"samples: {n}; allowed: one for each of the {prompts} prompts at most")
-    computed = {
-        "judge_images": clip.image_embeddings(clip.load(judge), samples),
-        **extractors.features(samples, weights),
-    }
-    embedded, effnet = (finite("samples", computed)[name] for name in ("judge_images", "effnet"))
+    extraction = Extraction(judge, weights, kept)
+    computed = {name: extraction.images(name, samples) for name in (JUDGE, *in_use(weights))}
+    embedded, effnet = (finite("samples", computed)[name] for name in (JUDGE, "effnet"))
     _same_widths(reference, computed)
     by_named = {"fid": frechet_distance}
     measured = {
-        name: by_named[name](computed[row.extractor].float(), reference[row.extractor])
-        for name, row in METRICS.items()
-        if row.extractor in weights
+        name: by_named[name](computed[METRICS[name].extractor], reference[METRICS[name].extractor])
+        for name in by_named
+        if METRICS[name].extractor in weights
     }
     return measured | {
         "clip_t": clip.clip_t(embedded, reference["judge_texts"][:n]),
         "clip_i": clip.clip_i(embedded, reference["judge_images"]),
         "clip_i_paired": clip.clip_i_paired(embedded, reference["judge_paired"][:n]),
         "diversity": clip.diversity(embedded),
-        **of_features(effnet, reference["effnet"].double()),
+        **of_features(effnet.double(), reference["effnet"].double()),
+        **_further(further, Compared(samples, reference, computed.__getitem__)),
     }
 
 
+def _further(names: Sequence[str], compared: Compared) -> dict[str, float]:
+    return {name: METRICS[name].measure(compared) for name in names}
+
+
 def subject_features(
-    subject, texts: list[str], class_images, judge: str | Path
+    subject,
+    texts: list[str],
+    class_images,
+    judge: str | Path,
+    weights: Weights = MappingProxyType({}),
+    further: Sequence[str] = (),
+    kept: Kept | None = None,
 ) -> dict[str, Tensor]:
     """The features of a DreamBooth task that all its runs' evaluations share.
 
@@ -136,27 +185,37 @@ def subject_features(
         the judge does not know.
     class_images : uint8, shape (n, h, w, 3), the untouched base's images of the class.
     judge : an open_clip folder, ``hf-hub:org/name``, or ``NAME@WEIGHTS``.
+    weights, further, kept : as of `reference_features`.
 
     Returns
     -------
-    float32 tensors: ``judge_images`` (m, e), ``judge_texts`` (n, e), ``judge_class`` (n, e).
+    float32 tensors: ``judge_images`` (m, e), ``judge_texts`` (n, e), ``judge_class`` (n, e); and of
+    the subject's images (m, d) for each other extractor of whose features ``further`` metrics are
+    made.
 
     Raises UserError if a feature is not finite.
     """
-    from fitspace.metrics import clip
-
-    loaded = clip.load(judge)
+    extraction, subject = Extraction(judge, weights, kept), _images("subject", subject, 1)
+    others = sorted(extractors_of(further) - {JUDGE})
     return finite(
         "reference",
         {
-            "judge_images": clip.image_embeddings(loaded, _images("subject", subject, 1)),
-            "judge_texts": clip.text_embeddings(loaded, texts),
-            "judge_class": clip.image_embeddings(loaded, _images("class images", class_images)),
+            "judge_images": extraction.images(JUDGE, subject),
+            "judge_texts": extraction.texts(JUDGE, texts),
+            "judge_class": extraction.images(JUDGE, _images("class images", class_images)),
+            **{name: extraction.images(name, subject) for name in others},
         },
     )
 
 
-def evaluate_subject(samples, reference: dict[str, Tensor], judge: str | Path) -> dict[str, float]:
+def evaluate_subject(
+    samples,
+    reference: dict[str, Tensor],
+    judge: str | Path,
+    weights: Weights = MappingProxyType({}),
+    further: Sequence[str] = (),
+    kept: Kept | None = None,
+) -> dict[str, float]:
     """Every metric of one DreamBooth run.
 
     Parameters
@@ -165,6 +224,7 @@ def evaluate_subject(samples, reference: dict[str, Tensor], judge: str | Path) -
         elsewhere, n of its class.
     reference : the result of ``subject_features`` for the task, with the same judge.
     judge : an open_clip folder, ``hf-hub:org/name``, or ``NAME@WEIGHTS``.
+    weights, further, kept : as of `evaluate`.
 
     Returns
     -------
@@ -172,7 +232,7 @@ def evaluate_subject(samples, reference: dict[str, Tensor], judge: str | Path) -
     against the training images (2303.18181 measures the first); ``clip_t`` of the subject
     elsewhere; ``diversity`` of the subject's images; ``prior_drift``, the distance of the class
     images from the base's; ``n`` and ``m``, the numbers of images of each kind and of training
-    images.
+    images; and the ``further`` ones, of the subject's images.
 
     Raises UserError if there are not 3n samples or a feature is not finite.
     """
@@ -181,13 +241,15 @@ def evaluate_subject(samples, reference: dict[str, Tensor], judge: str | Path) -
     samples, n = _images("samples", samples), len(reference["judge_texts"])
     if len(samples) != 3 * n:
         raise UserError(f"samples: {len(samples)}; allowed: {n} of each of 3 kinds")
-    loaded = clip.load(judge)
+    extraction, kinds = Extraction(judge, weights, kept), samples.split(n)
     # Embed each kind separately, so that the base's class images get exactly the same numbers.
-    embedded = [clip.image_embeddings(loaded, images) for images in samples.split(n)]
+    embedded = [extraction.images(JUDGE, images) for images in kinds]
     subject, elsewhere, of_class = finite(
         "samples", dict(zip(("subject", "elsewhere", "class"), embedded, strict=True))
     ).values()
-    _same_widths(reference, {"judge_images": subject})
+    others = sorted(extractors_of(further) - {JUDGE})
+    computed = {JUDGE: subject} | {name: extraction.images(name, kinds[0]) for name in others}
+    _same_widths(reference, finite("samples", computed))
     return {
         "clip_i": clip.clip_i(subject, reference["judge_images"]),
         "clip_i_elsewhere": clip.clip_i(elsewhere, reference["judge_images"]),
@@ -196,6 +258,7 @@ def evaluate_subject(samples, reference: dict[str, Tensor], judge: str | Path) -
         "prior_drift": clip.drift(of_class, reference["judge_class"]),
         "n": n,
         "m": len(reference["judge_images"]),
+        **_further(further, Compared(kinds[0], reference, computed.__getitem__)),
     }
 
 
@@ -240,7 +303,8 @@ def _images(name: str, images, fewest: int = NEIGHBOURHOOD + 1) -> Tensor:
 
 
 def _same_widths(reference: dict[str, Tensor], computed: dict[str, Tensor]) -> None:
-    widths = {name: (reference[name].shape[1], c.shape[1]) for name, c in computed.items()}
+    named = {"judge_images" if name == JUDGE else name: c for name, c in computed.items()}
+    widths = {name: (reference[name].shape[1], c.shape[1]) for name, c in named.items()}
     problems = [
         f"reference: {name!r} has {found} numbers a row; needed: {wanted}, as of the samples"
         for name, (found, wanted) in widths.items()

@@ -17,31 +17,64 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fitspace.plan import Run
-from fitspace.metrics.extractors import in_use
+from fitspace.metrics.extractors import EXTRACTORS, JUDGE, in_use
 from fitspace.metrics.measuring import finite
+from fitspace.metrics.metric import IMAGES, PAIRS, TEXTS, TRAINING
 from fitspace.metrics.table import (
     INTERVAL,
     JUDGE_FEATURES,
+    METRICS,
     NEIGHBOURHOOD,
     SUBJECT_FEATURES,
+    extractors_of,
     measured,
 )
 
 
-def read_features(path: Path, of_subject: bool, named: Collection[str] = ()) -> dict[str, Tensor]:
+def read_features(
+    path: Path, of_subject: bool, named: Collection[str] = (), further: Collection[str] = ()
+) -> dict[str, Tensor]:
     """Read the result of `reference_features` or `subject_features` from a file.
 
-    ``named`` are the extractors whose weights the study names.
+    ``named`` are the extractors whose weights the study names, ``further`` the metrics that it
+    names beside the standard ones.
 
     Raises UserError for a file that holds anything else.
     """
-    others = {name: f"F32 m {row.width}" for name, row in in_use(named).items()}
-    held_out = JUDGE_FEATURES | others
-    features = files.read_tensors(path, SUBJECT_FEATURES if of_subject else held_out)
+    features = files.read_tensors(path, _form(of_subject, named, further))
     count, fewest = len(features["judge_images"]), 1 if of_subject else NEIGHBOURHOOD + 1
     if count < fewest:
         raise UserError(f"{path}: of {count} images; needed: at least {fewest}")
+    if "pairs" in features and not _there(features["pairs"], len(features["judge_texts"]), count):
+        raise UserError(f"{path}: pairs: needed: for each prompt, rows of prompts and of images")
     return finite(str(path), features)
+
+
+def _form(of_subject: bool, named: Collection[str], further: Collection[str]) -> dict[str, str]:
+    """The tensors of a reference: name -> dtype and sizes."""
+    widths = {JUDGE: "e"} | {name: row.width for name, row in EXTRACTORS.items()}
+    if of_subject:
+        others = extractors_of(further) - {JUDGE}
+        return SUBJECT_FEATURES | {name: f"F32 m {widths[name]}" for name in others}
+    needs = {need: [] for need in (PAIRS, IMAGES, TRAINING, TEXTS)}
+    for name in further:
+        for need in METRICS[name].needs:
+            needs[need].append(name)
+    form = JUDGE_FEATURES | {name: f"F32 m {row.width}" for name, row in in_use(named).items()}
+    form |= {"pairs": "I64 k 2"} if needs[PAIRS] else {}
+    form |= {"images": "U8 m h h 3"} if needs[IMAGES] else {}
+    form |= {f"{name}_texts": f"F32 p {widths[name]}" for name in extractors_of(needs[TEXTS])}
+    for name in extractors_of(needs[TRAINING]):
+        form |= {f"{name}_training": f"F32 t {widths[name]}"}
+        form |= {f"{name}_held_out": f"F32 q {widths[name]}"}
+    return form
+
+
+def _there(pairs: Tensor, prompts: int, images: int) -> bool:
+    """Whether pairs name rows that exist, and every prompt."""
+    rows, columns = pairs.T
+    inside = pairs.min() >= 0 and rows.max() < prompts and columns.max() < images
+    return bool(inside) and len(rows.unique()) == prompts
 
 
 class _Measured(BaseModel):
@@ -59,8 +92,8 @@ class _Row(_Measured):
 
 
 @cache
-def _of_run(of_subject: bool, named: tuple[str, ...]) -> type[_Measured]:
-    names = [*measured(of_subject, named), *(() if of_subject else INTERVAL)]
+def _of_run(of_subject: bool, named: tuple[str, ...], further: tuple[str, ...]) -> type[_Measured]:
+    names = [*measured(of_subject, named, further), *(() if of_subject else INTERVAL)]
     fields = dict.fromkeys(names, (float, ...)) | dict.fromkeys(("n", "m"), (int, Field(ge=1)))
     curve = {} if of_subject else {"against_n": (list[_Row], ...)}
     return create_model("Metrics", __base__=_Measured, **fields, **curve)
@@ -71,7 +104,8 @@ def read_metrics(run: Run, project: Path = Path()) -> dict[str, Any]:
     diverged ``{"diverged": why}``. Raises UserError for a file that holds anything else."""
     path, what = project / run.evaluate.folder / "metrics.json", "a run's metrics"
     found = files.read_json(path, what=what)
-    named = tuple(run.reference.material["evaluator"])
-    model = _of_run(run.task.dreambooth is not None, named)
+    evaluator = run.reference.material["evaluator"]
+    further = tuple(evaluator.get("further", ()))
+    model = _of_run(run.task.dreambooth is not None, tuple(evaluator), further)
     checked(found, _Diverged if "diverged" in found else model, path, what)
     return found

@@ -1,47 +1,18 @@
 """The table of metrics: one row each, with its label, its better direction and what it needs.
 
-A new metric is a row here and a value in :mod:`fitspace.metrics.measuring`.
+The standard ones stand here and are always measured, in :mod:`fitspace.metrics.measuring`. Further
+ones, which a study names, stand each in a file of :mod:`fitspace.metrics.further`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
-VERSION = 1
-# What a task is judged by: held-out images and captions or, with dreambooth, its subject.
-HELD_OUT, SUBJECT = "held out", "subject"
+from fitspace.metrics.extractors import NAMED
+from fitspace.metrics.further import discovered
+from fitspace.metrics.metric import HELD_OUT, SUBJECT, Metric
 
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric's row.
-
-    Attributes
-    ----------
-    label : as reports write it.
-    lower : whether a lower value is better.
-    definition : one sentence.
-    depends_on_n : whether its expected value depends on the number of samples.
-    of : the kinds of tasks on which it is measured.
-    extractor : the one that it needs, if a study names that one's weights.
-    rewards_copies : whether an adapter that copies its training images has the highest value.
-    shows_copies : whether copying lowers it; such a metric must accompany one that rewards copies.
-    explains : whether it is a number of the stage `explain`, of a study with that key.
-    """
-
-    label: str
-    lower: bool
-    definition: str
-    depends_on_n: bool = False
-    of: tuple[str, ...] = (HELD_OUT, SUBJECT)
-    extractor: str = ""
-    rewards_copies: bool = False
-    shows_copies: bool = False
-    explains: bool = False
-
-
-METRICS = {
+STANDARD = {
     "fid": Metric(
         "FID",
         True,
@@ -62,6 +33,7 @@ METRICS = {
         "c/n, so only values from equal numbers of images are comparable.",
         depends_on_n=True,
         of=(HELD_OUT,),
+        extractor="effnet",
     ),
     "kid_effnet": Metric(
         "KID (EfficientNet-lite0)",
@@ -70,6 +42,7 @@ METRICS = {
         "kernel, mean over subsets, on the same EfficientNet-lite0 features; not comparable with "
         "KID on Inception-v3.",
         of=(HELD_OUT,),
+        extractor="effnet",
     ),
     "clip_t": Metric(
         "CLIP-T",
@@ -78,6 +51,7 @@ METRICS = {
         "plain cosine: not CLIPScore, not a percentage, not comparable across judges. With "
         "DreamBooth, for the subject elsewhere, with captions that name the class.",
         shows_copies=True,
+        extractor="judge",
     ),
     "clip_i": Metric(
         "CLIP-I",
@@ -85,6 +59,7 @@ METRICS = {
         "Mean cosine over all pairs of a sample and a held-out image, embedded by the study's "
         "own judge; with DreamBooth, of an image of the subject and an image trained on.",
         rewards_copies=True,
+        extractor="judge",
     ),
     "clip_i_elsewhere": Metric(
         "CLIP-I, elsewhere",
@@ -93,6 +68,7 @@ METRICS = {
         "trained on, embedded by the study's own judge.",
         of=(SUBJECT,),
         rewards_copies=True,
+        extractor="judge",
     ),
     "prior_drift": Metric(
         "Prior drift",
@@ -100,6 +76,7 @@ METRICS = {
         "One minus the mean cosine between what the tuned model and the untouched base draw of "
         "the subject's class, from the same noise, embedded by the study's own judge.",
         of=(SUBJECT,),
+        extractor="judge",
     ),
     "clip_i_paired": Metric(
         "CLIP-I, paired",
@@ -108,6 +85,7 @@ METRICS = {
         "the study's own judge.",
         of=(HELD_OUT,),
         rewards_copies=True,
+        extractor="judge",
     ),
     "diversity": Metric(
         "Diversity",
@@ -115,6 +93,7 @@ METRICS = {
         "One minus the mean cosine over all pairs of different samples, embedded by the study's "
         "own judge.",
         shows_copies=True,
+        extractor="judge",
     ),
     "precision": Metric(
         "Precision",
@@ -123,6 +102,8 @@ METRICS = {
         "EfficientNet-lite0 features.",
         depends_on_n=True,
         of=(HELD_OUT,),
+        share="n",
+        extractor="effnet",
     ),
     "recall": Metric(
         "Recall",
@@ -131,6 +112,8 @@ METRICS = {
         "EfficientNet-lite0 features.",
         depends_on_n=True,
         of=(HELD_OUT,),
+        share="m",
+        extractor="effnet",
     ),
     "prompt_sensitivity": Metric(
         "Prompt sensitivity",
@@ -142,23 +125,48 @@ METRICS = {
         explains=True,
     ),
 }
+METRICS = STANDARD | discovered()
 NAMES = tuple(METRICS)
 SHOW_COPIES = tuple(name for name, row in METRICS.items() if row.shows_copies)
 
 
 def measured(
-    of_subject: bool, named: Collection[str] = (), explained: bool = False
+    of_subject: bool,
+    named: Collection[str] = (),
+    further: Collection[str] = (),
+    explained: bool = False,
 ) -> tuple[str, ...]:
-    """The metrics of a kind of task; ``named`` are the extractors whose weights a study names,
-    ``explained`` whether its runs are explained."""
+    """The metrics of a kind of task: standard ones, then those of ``further`` in their order.
+
+    ``named`` are the extractors whose weights a study names, ``further`` the metrics, ``explained``
+    whether its runs are explained.
+    """
     kind = SUBJECT if of_subject else HELD_OUT
-    return tuple(
+    standard = [
         name
         for name, row in METRICS.items()
-        if kind in row.of
-        and (not row.extractor or row.extractor in named)
+        if row.measure is None
+        and kind in row.of
+        and (row.extractor not in NAMED or row.extractor in named)
         and (explained or not row.explains)
-    )
+    ]
+    own = [name for name in further if kind in METRICS[name].of]
+    return (*standard, *own)
+
+
+def asked(names: Collection[str]) -> tuple[str, ...]:
+    """The further metrics among some names, sorted."""
+    return tuple(sorted(n for n in {*names} if n in METRICS and METRICS[n].measure is not None))
+
+
+def extractors_of(further: Collection[str]) -> set[str]:
+    """The extractors of whose features some further metrics are made."""
+    return {METRICS[name].extractor for name in further} - {""}
+
+
+def weights_for(name: str) -> str:
+    """The extractor whose weights a study has to name for a metric; empty if none."""
+    return METRICS[name].extractor if METRICS[name].extractor in NAMED else ""
 
 
 OF_HELD_OUT, OF_SUBJECT = measured(of_subject=False), measured(of_subject=True)
@@ -178,6 +186,4 @@ INTERVAL = ("fd_effnet_jackknife", "fd_effnet_low", "fd_effnet_high")
 JUDGE_FEATURES = {"judge_images": "F32 m e", "judge_texts": "F32 p e", "judge_paired": "F32 p e"}
 SUBJECT_FEATURES = {"judge_images": "F32 m e", "judge_texts": "F32 n e", "judge_class": "F32 n e"}
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the samples, in the curve against their number
-EXTRACTOR = "effnet-lite0-v1"
-EXTRACTOR_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 NEIGHBOURHOOD = 3  # of precision and recall (1904.06991, section 3.1)

@@ -10,12 +10,10 @@ from types import MappingProxyType
 
 from fitspace.core import files, hashes, hub
 from fitspace.core.errors import UserError
-from fitspace.metrics.table import (
-    EXTRACTOR,
-    EXTRACTOR_SHA256,
-    VERSION,
-)
 
+VERSION = 1  # of all features; part of every reference's key
+EXTRACTOR = "effnet-lite0-v1"
+EXTRACTOR_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 NAMED = {"reading": 2}  # raised when weights without a configuration are read otherwise
 HUB = "hf-hub:"  # as open_clip marks hub ids
 # What transformers reads a tokenizer from, each enough for one of its kinds.

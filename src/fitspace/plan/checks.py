@@ -62,7 +62,7 @@ def checked(path: str | Path, in_job: bool = False) -> tuple[Study, Models]:
     models = None if study is None else Models(study)
     problems = problems + arm_problems(arms, base, models)
     if models is not None:
-        problems += task_problems(study) + models.problems
+        problems += metric_problems(study) + task_problems(study) + models.problems
         if not problems and not in_job:
             problems += content_problems(study, models)
     if problems:
@@ -235,15 +235,6 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, models: Models | No
             for i, f in enumerate(study.analysis.factors)
             if f not in columns
         ]
-        for key, named in (
-            ("responses", study.analysis.responses),
-            ("transform", list(study.analysis.transform)),
-        ):
-            problems += [
-                f"analysis.{key}: {name!r} is no metric; allowed: {', '.join(metrics.NAMES)}"
-                for name in named
-                if name not in metrics.NAMES
-            ]
         if copying := metrics.alone(study.analysis.responses):
             problems.append(
                 f"analysis.responses: {', '.join(copying)} without a metric of the text or of "
@@ -356,6 +347,43 @@ def _not_there(design: pd.DataFrame, key: str, levels: Iterable[str]) -> list[st
     ]
 
 
+def metric_problems(study: Study) -> list[str]:
+    """Everything wrong with the metrics that a study names."""
+    asked = study.metrics or ()
+    problems = [
+        f"{key}: {name!r} is no metric; allowed: {', '.join(metrics.NAMES)}"
+        for key, names in (
+            ("metrics", asked),
+            ("analysis.responses", study.analysis.responses),
+            ("analysis.transform", study.analysis.transform),
+        )
+        for name in names
+        if name not in metrics.NAMES
+    ]
+    known = {n: metrics.METRICS[n] for n in asked if n in metrics.NAMES}
+    problems += [
+        f"metrics: {name!r} is a standard metric; leave it out"
+        for name, row in known.items()
+        if row.measure is None
+    ]
+    kinds = {task.dreambooth is not None for task in study.tasks}
+    on_some = {name for of_subject in kinds for name in study.further_of(of_subject)}
+    problems += [
+        f"metrics: {name!r} is measured on no task of the study; it is for tasks of the kind: "
+        f"{', '.join(row.of)}"
+        for name, row in known.items()
+        if row.measure is not None and name not in on_some
+    ]
+    standard = metrics.METRICS.keys() - metrics.asked(metrics.METRICS)
+    used = metrics.extractors_of([*standard, *study.further])
+    return problems + [
+        f"{name}: {path!r}: no metric of the study needs these weights; allowed: with one of "
+        f"{', '.join(n for n in metrics.NAMES if metrics.weights_for(n) == name)} among metrics"
+        for name, path in study.weights.items()
+        if name not in used
+    ]
+
+
 def task_problems(study: Study) -> list[str]:
     """Everything that a study asks of its tasks and they cannot give."""
     problems, family = [], None
@@ -363,7 +391,8 @@ def task_problems(study: Study) -> list[str]:
         family = bases.family(study.base)
     for i, task in enumerate(study.tasks):
         explained = study.explain is not None
-        of_task = metrics.measured(task.dreambooth is not None, study.weights, explained)
+        of_subject = task.dreambooth is not None
+        of_task = metrics.measured(of_subject, study.weights, study.further, explained)
         problems += [
             f"analysis.responses: {name!r} is not measured on task {task.name!r}; allowed: "
             f"{', '.join(of_task)}"

@@ -170,7 +170,7 @@ def flop(study: Study, todo: Sequence[Job], times: Times, taken: Taken) -> dict[
         if job.train and "step" not in of_method:
             found["train"] += taken[kind].step * kind[-1] * job.point.train["steps"]
         if job.sample and "image" not in of_method:
-            found["sample"] += taken[kind].forward * passes * _images(study, job.task)
+            found["sample"] += taken[kind].forward * passes * images(study, job.task)
     return found
 
 
@@ -185,12 +185,13 @@ def storage(study: Study, todo: Sequence[Job], trainable: dict[str, int]) -> dic
     except hub.NotHere:
         samples = None
     else:
-        images = sum(_images(study, job.task) * job.task.scale**2 for job in todo if job.sample)
-        samples = images * side**2 * 3
+        count = sum(images(study, job.task) * job.task.scale**2 for job in todo if job.sample)
+        samples = count * side**2 * 3
     return {"adapters": adapters * BYTES_PER_PARAMETER, "samples": samples}
 
 
-def _images(study: Study, task: Task) -> int:
+def images(study: Study, task: Task) -> int:
+    """How many images a run samples."""
     per_prompt = study.sample.images_per_prompt
     return study.sample.prompts * (per_prompt if task.dreambooth is None else KINDS_OF_SUBJECT)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitspace import bases
+from fitspace import bases, metrics
 from fitspace.core.errors import UserError
+from fitspace.core.files import read_json
 from fitspace.plan import cost
 from fitspace.plan.checks import arm_problems
 from fitspace.plan.keys import Plan, build_plan
@@ -85,6 +87,8 @@ def describe(
         "association": rows_for_json(tables["association"]),
         "power": _power(study, design, points, delta, spread),
         "notes": tables["notes"],
+        "metrics": _metrics(study),
+        "evaluation": _evaluation(study, plan),
         "cost": {
             "pilot": source,
             "flop_per_second": cost.FLOP_PER_SECOND,
@@ -96,6 +100,55 @@ def describe(
         "to_run": stage_counts(plan, done=False) if plan else None,
     }
     return plain(found)
+
+
+def _metrics(study: Study) -> list[dict[str, Any]]:
+    """What each run is measured by: its better direction, its extractor, the tasks with it."""
+    explained = study.explain is not None
+    of_task = {
+        task.name: metrics.measured(
+            task.dreambooth is not None, study.weights, study.further, explained
+        )
+        for task in study.tasks
+    }
+    return [
+        {
+            "metric": name,
+            "label": row.label,
+            "better": "lower" if row.lower else "higher",
+            "extractor": row.extractor or "pixels",
+            "further": row.measure is not None,
+            "tasks": [task for task, names in of_task.items() if name in names],
+        }
+        for name, row in metrics.METRICS.items()
+        if any(name in names for names in of_task.values())
+    ]
+
+
+def _evaluation(study: Study, plan: Plan | None) -> dict[str, Any]:
+    """What a run's evaluation costs: ``images`` of each extractor, the most of any task;
+    ``seconds``, the median of the plan's ``runs`` that are evaluated."""
+    images: dict[str, int] = {}
+    for task in study.tasks:
+        of_subject = task.dreambooth is not None
+        most = cost.images(study, task)
+        others = metrics.extractors_of(
+            metrics.measured(of_subject, study.weights, study.further)
+        ) - {metrics.JUDGE}
+        own = dict.fromkeys(sorted(others), most if not of_subject else study.sample.prompts)
+        for name, count in ({metrics.JUDGE: most} | own).items():
+            images[name] = max(count, images.get(name, 0))
+    taken = [_seconds(run.evaluate.sidecar) for run in plan.runs] if plan else []
+    found = [seconds for seconds in taken if isinstance(seconds, float)]
+    seconds = statistics.median(found) if found else None
+    return {"images": images, "seconds": seconds, "runs": len(found)}
+
+
+def _seconds(sidecar: Path) -> Any:
+    try:
+        return read_json(sidecar)["facts"]["seconds"]
+    except (UserError, LookupError, TypeError):  # none yet; a stage says what is wrong with one
+        return None
 
 
 def with_subset(study: Study, models: Models, n: int) -> tuple[Study, Models]:

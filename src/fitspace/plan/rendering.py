@@ -15,6 +15,7 @@ def render(overview: dict[str, Any]) -> str:
         _render_cells(overview),
         _render_effects(overview),
         _render_power(overview["power"]),
+        _render_metrics(overview),
         _render_cost(overview),
         _render_stages(overview),
     )
@@ -158,6 +159,29 @@ def _render_at(power: dict[str, Any]) -> list[str]:
         ]
         header = ["factor", "power", f"seeds for {power['goal']:.0%}", "runs of the study"]
         lines += ["", f"at delta {power['delta']:g} and {name}", *_aligned(header, rows)]
+    return lines
+
+
+def _render_metrics(overview: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            row["metric"] + (" +" if row["further"] else ""),
+            row["better"],
+            row["extractor"],
+            "all" if len(row["tasks"]) == len(overview["tasks"]) else ", ".join(row["tasks"]),
+        ]
+        for row in overview["metrics"]
+    ]
+    found = overview["evaluation"]
+    counted = ", ".join(f"{name} {count:,}" for name, count in found["images"].items())
+    lines = ["metrics; +: beside the standard ones, as the study names it"]
+    lines += _aligned(["metric", "better", "made of", "tasks"], rows, left=(0, 1, 2, 3))
+    lines.append(f"images through each extractor in a run, once and kept: {counted}")
+    if found["seconds"] is not None:
+        lines.append(
+            f"evaluation of a run: {found['seconds']:.3g} s, median of the {found['runs']} "
+            "evaluated ones"
+        )
     return lines
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fitspace import metrics
+
 if TYPE_CHECKING:
     from fitspace.plan.models import Models
     from fitspace.plan.points import Point
@@ -127,12 +129,15 @@ def _prepare(making: Making) -> dict[str, Any]:
 
 
 def _reference(making: Making) -> dict[str, Any]:
-    evaluator = making.models.evaluator
+    of_subject = making.task.dreambooth is not None
+    further = making.study.further_of(of_subject)
+    evaluator = dict(making.models.evaluator)
     material = {"task": making.keys["prepare"], "evaluator": evaluator}
-    if making.task.dreambooth is not None:  # references include the base's images of the class
-        material["evaluator"] = {
-            k: v for k, v in evaluator.items() if k not in making.study.weights
-        }
+    if further:
+        evaluator["further"] = {name: metrics.METRICS[name].version for name in further}
+    if of_subject:  # references include the base's images of the class
+        for name in making.study.weights.keys() - metrics.extractors_of(further):
+            del evaluator[name]
         material["sample"] = making.study.sample.model_dump()
     elif (count := making.study.sample.images_per_prompt) != 1:
         material["images_per_prompt"] = count

@@ -335,6 +335,7 @@ _Evaluator = create_model(
     __base__=Recorded,
     **dict.fromkeys(("judge", "extractor", "extractor_sha256"), str),
     **dict.fromkeys(NAMED, (str, "")),
+    further=(dict[str, int], {}),
 )
 
 

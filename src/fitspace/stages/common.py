@@ -6,15 +6,20 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fitspace import bases
 from fitspace.core import devices
 from fitspace.core.errors import UserError
+from fitspace.core.paths import RESULTS
 from fitspace.plan import Run, Stage, trains_classes
-from fitspace.stages.sidecars import verified
+from fitspace.stages.sidecars import KERNELS, KIND, environment, verified
 from fitspace.study import Study
 
+if TYPE_CHECKING:
+    from fitspace.metrics import Kept
+
+FEATURES = RESULTS / ".features"
 SD_SCALING_FACTOR = 0.18215  # diffusers' default, for configurations older than the key
 
 
@@ -104,6 +109,17 @@ def rehashed(stage: Stage) -> tuple[list[Path], dict[str, Any]]:
     sidecar = verified(stage)
     files = [stage.sidecar, *(stage.folder / Path(o["path"]).name for o in sidecar["outputs"])]
     return files, sidecar["facts"]
+
+
+def keeping(stage: Stage) -> Kept:
+    """Where features of a stage's images are kept between evaluations; `fitspace gc` removes them
+    with the stage."""
+    import torch  # noqa: F401 - its state is part of an environment
+
+    from fitspace.metrics import Kept
+
+    machine = {name: environment().get(name) for name in (*KIND, KERNELS)}
+    return Kept(FEATURES / stage.folder.name, machine)
 
 
 def say_diverged(run: Run, why: str) -> None:

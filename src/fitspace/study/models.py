@@ -33,7 +33,7 @@ from fitspace.core.reading import (
 )
 from fitspace.core.texts import share
 from fitspace.metrics.extractors import NAMED
-from fitspace.metrics.table import METRICS
+from fitspace.metrics.table import METRICS, asked, measured, weights_for
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
 
@@ -522,6 +522,13 @@ class Study(_Weights):
     )
     train: TrainSettings
     sample: SampleSettings
+    metrics: list[str] | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="Metrics that are measured beside the standard ones; those of "
+        "`analysis.responses` need not stand here again.",
+    )
     explain: Explain | None = Field(
         None,
         description="Explains each run: how sensitive it is to the prompt, and what its parameters "
@@ -535,6 +542,16 @@ class Study(_Weights):
         named = {name: getattr(self, name) for name in NAMED}
         return {name: path for name, path in named.items() if path is not None}
 
+    @property
+    def further(self) -> tuple[str, ...]:
+        """The metrics beside the standard ones that the study names, sorted."""
+        return asked([*(self.metrics or ()), *self.analysis.responses])
+
+    def further_of(self, of_subject: bool) -> tuple[str, ...]:
+        """Those that are measured on a kind of task: one subject, or held-out images."""
+        on_it = measured(of_subject, self.weights, self.further)
+        return tuple(name for name in self.further if name in on_it)
+
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Study:
         lists = {
@@ -543,6 +560,7 @@ class Study(_Weights):
             "arms": [a.title for a in self.arms],
             "analysis.factors": self.analysis.factors,
             "analysis.responses": self.analysis.responses,
+            "metrics": self.metrics or [],
         }
         repeated = [
             f"{key}: {value!r} stands more than once; each must be unique"
@@ -583,8 +601,12 @@ class Study(_Weights):
                 "untouched base, an arm of method none"
             )
         needing = {
-            f"analysis.responses: {name!r}": METRICS[name].extractor
-            for name in self.analysis.responses
+            f"{key}: {name!r}": weights_for(name)
+            for key, names in (
+                ("analysis.responses", self.analysis.responses),
+                ("metrics", self.metrics or ()),
+            )
+            for name in names
             if name in METRICS
         }
         needing |= {

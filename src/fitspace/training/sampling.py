@@ -81,18 +81,34 @@ def generate(
     progress = tqdm(total=len(noise) * steps, desc=description, disable=None)
     while done < len(noise):
         try:
-            decoded = draw(slice(done, done + at_once))
+            found = draw(slice(done, done + at_once))
         except torch.OutOfMemoryError:
-            decoded = None
-        if decoded is None:  # outside of the handler: a traceback keeps tensors alive
+            found = None
+        if found is None:  # outside of the handler: a traceback keeps tensors alive
             at_once = fewer_at_once(at_once, f"{description}: images")
             continue
-        if not bool(decoded.isfinite().all()):
+        if not bool(found.isfinite().all()):
             raise NotFinite(f"{description}: the samples are not finite")
-        images.append(((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
-        done += len(decoded)
+        images.append(_pixels(found))
+        done += len(found)
     progress.close()
-    return torch.cat(images).permute(0, 2, 3, 1).contiguous().numpy()
+    return torch.cat(images).contiguous().numpy()
+
+
+@torch.no_grad()
+def decoded(vae: torch.nn.Module, latents: torch.Tensor) -> np.ndarray:
+    """Images of latents (n, c, h, w) that are not multiplied by the autoencoder's scaling factor:
+    uint8 (n, h, w, 3)."""
+    device = next(vae.parameters()).device
+    side = 2 ** (len(vae.config.block_out_channels) - 1) * latents.shape[-1]
+    parts = latents.split(devices.images_at_once(BATCH, side))
+    return torch.cat([_pixels(vae.decode(p.to(device)).sample) for p in parts]).numpy()
+
+
+def _pixels(images: torch.Tensor) -> torch.Tensor:
+    """Images in [-1, 1], shape (n, 3, h, w): uint8, shape (n, h, w, 3)."""
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.cpu().permute(0, 2, 3, 1)
 
 
 def sheet(images: np.ndarray, path: Path, columns: int = 12, scale: int = 2) -> None:

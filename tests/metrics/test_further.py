@@ -1,0 +1,528 @@
+"""Metrics that a study names, each against a library or its formula written out once more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from fitspace import metrics
+from fitspace.core.errors import UserError
+from fitspace.metrics import METRICS, Compared
+from fitspace.metrics.extractors import Extraction
+from fitspace.metrics.metric import IMAGES, PAIRS, TEXTS, TRAINING
+from fitspace.plan import build_plan
+from fitspace.plan.checks import metric_problems, task_problems
+from fitspace.study import Study
+
+ROOT = Path(__file__).parents[2]
+JUDGE = str(ROOT / "models/emoji-clip")
+EMOJI = yaml.safe_load((ROOT / "params/emoji.yaml").read_text())
+SUBJECT = yaml.safe_load((ROOT / "params/emoji-dreambooth.yaml").read_text())
+FURTHER = metrics.asked(METRICS)
+N, P, D = 9, 12, 6  # samples, prompts, numbers per feature
+# Prompt i has the held-out image i; prompts 2 and 5 have one caption and both of its images.
+TRUE_PAIRS = [(i, i) for i in range(P) if i not in (2, 5)] + [(2, 2), (2, 5), (5, 2), (5, 5)]
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """Features of samples and references as a stage has them, and the same for NumPy."""
+    draw = np.random.default_rng(0)
+    here = {
+        "samples": draw.normal(0.3, 1, (N, D)),
+        "others": draw.normal(0, 1, (P, D)),
+        "texts": draw.normal(0, 1, (P, D)),
+        "training": draw.normal(0, 1, (40, D)),
+        "held_out": draw.normal(0, 1, (30, D)),
+    }
+    here["samples"][:3] = here["training"][:3] + 0.01
+    judged = {name: unit(rows) for name, rows in here.items()}
+    reference = {
+        "effnet": here["others"], "judge_images": judged["others"], "judge_texts": judged["texts"],
+        "effnet_training": here["training"], "effnet_held_out": here["held_out"],
+        "judge_training": judged["training"], "judge_held_out": judged["held_out"],
+        "dinov2": here["others"],
+    }  # fmt: skip
+    reference = {name: torch.tensor(rows) for name, rows in reference.items()}
+    reference["pairs"] = torch.tensor(sorted(TRUE_PAIRS))
+    samples = {"judge": judged["samples"]} | dict.fromkeys(("effnet", "dinov2"), here["samples"])
+    images = torch.zeros(N, 16, 16, 3, dtype=torch.uint8)
+    features = {name: torch.tensor(rows) for name, rows in samples.items()}
+    return Compared(images, reference, features.__getitem__), here, judged
+
+
+def cosine(a, b):
+    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+def _paired(x, y, **_):
+    own = {i: [cosine(x[i], y[j]) for k, j in TRUE_PAIRS if k == i] for i in range(N)}
+    return np.mean([np.mean(values) for values in own.values()])
+
+
+def _similarity(x, y, **_):
+    return np.mean([cosine(a, b) for a in x for b in y])
+
+
+def _diversity(x, y, **_):
+    return 1 - np.mean([cosine(x[i], x[j]) for i in range(N) for j in range(N) if i != j])
+
+
+def _vendi(x, y, **_):
+    from vendi_score import vendi
+
+    return vendi.score_X(x)
+
+
+def _prdc(x, y, **_):
+    from prdc import compute_prdc
+
+    return compute_prdc(y, x, nearest_k=5)
+
+
+def _frechet(x, y, **_):
+    from scipy.linalg import sqrtm
+
+    one, other = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = sqrtm(one @ other).real
+    return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(one + other - 2 * root)
+
+
+def _cmmd(x, y, **_):
+    def k(a, b):
+        return np.mean([[np.exp(-((p - q) ** 2).sum() / 200) for q in b] for p in a])
+
+    return 1000 * (k(x, x) + k(y, y) - 2 * k(x, y))
+
+
+def _copies(x, y, training, held_out, **_):
+    def nearest(rows):
+        return np.array([min(np.linalg.norm(row - t) for t in training) for row in rows])
+
+    return np.mean(nearest(x) < np.quantile(nearest(held_out), 0.05))
+
+
+def _r_precision(x, y, texts, **_):
+    return np.mean([np.argmax([a @ t for t in texts]) == i for i, a in enumerate(x)])
+
+
+TRUTHS = {
+    "paired_effnet": _paired,
+    "similarity_effnet": _similarity,
+    "diversity_effnet": _diversity,
+    "vendi_effnet": _vendi,
+    "vendi_judge": _vendi,
+    "density_effnet": lambda x, y, **_: _prdc(x, y)["density"],
+    "coverage_effnet": lambda x, y, **_: _prdc(x, y)["coverage"],
+    "density_judge": lambda x, y, **_: _prdc(x, y)["density"],
+    "fd_dinov2": _frechet,
+    "fd_judge": _frechet,
+    "cmmd": _cmmd,
+    "copies_effnet": _copies,
+    "copies_judge": _copies,
+    "r_precision": _r_precision,
+}
+
+
+@pytest.mark.parametrize("name", TRUTHS)
+def test_a_metric_is_its_formula(seen, name):
+    compared, plain, judged = seen
+    arrays = dict(judged if METRICS[name].extractor == "judge" else plain)
+    expected = TRUTHS[name](arrays.pop("samples"), arrays.pop("others"), **arrays)
+    assert METRICS[name].measure(compared) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_the_kernel_distance_of_whole_sets_is_its_formula():
+    """1801.01401, section 4: unbiased, with the cubic polynomial kernel."""
+    draw = np.random.default_rng(1)
+    x, y = draw.normal(0.3, 1, (20, D)), draw.normal(0, 1, (20, D))
+    k = lambda a, b: (a @ b.T / D + 1) ** 3  # noqa: E731
+    off = ~np.eye(20, dtype=bool)
+    expected = k(x, x)[off].mean() + k(y, y)[off].mean() - 2 * k(x, y).mean()
+    compared = Compared(None, {"dinov2": torch.tensor(y)}, lambda _: torch.tensor(x))
+    assert METRICS["kid_dinov2"].measure(compared) == pytest.approx(expected, rel=1e-6)
+
+
+def test_equal_captions_are_one():
+    """A judge cannot tell a caption from itself, whatever the last digit of a product is."""
+    texts = torch.eye(3, dtype=torch.float64)[[0, 1, 1]]
+    texts[2] *= 1 + 1e-9
+    compared = Compared(None, {"judge_texts": texts}, lambda _: texts[:2])
+    assert METRICS["r_precision"].measure(compared) == 1
+
+
+def pictures(count, seed):
+    coarse = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    return coarse.repeat(8, 1).repeat(8, 2)
+
+
+def pixelwise(images, shown, name):
+    reference = {"images": torch.from_numpy(shown), "pairs": torch.tensor(sorted(TRUE_PAIRS))}
+    return METRICS[name].measure(Compared(torch.from_numpy(images), reference, None))
+
+
+def by_pairs(value, images, shown):
+    own = {i: [value(shown[j], images[i]) for k, j in TRUE_PAIRS if k == i] for i in range(N)}
+    return np.mean([np.mean(values) for values in own.values()])
+
+
+def test_pixels_are_compared_as_scikit_image_does():
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    images, shown = pictures(N, 1), pictures(P, 2)
+    images[0] = shown[0] // 2
+    wang = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    alike = lambda a, b: structural_similarity(a, b, channel_axis=2, **wang)  # noqa: E731
+    for name, value in (("psnr", peak_signal_noise_ratio), ("ssim", alike)):
+        expected = by_pairs(value, images, shown)
+        assert pixelwise(images, shown, name) == pytest.approx(expected, rel=1e-6), name
+
+
+def test_a_perfect_picture_has_a_finite_psnr():
+    shown = pictures(P, 2)
+    shown[5] = shown[2]
+    assert pixelwise(shown[:N], shown, "psnr") == pytest.approx(10 * np.log10(12 * 255**2))
+    assert pixelwise(shown[:N], shown, "ssim") == pytest.approx(1)
+    assert pixelwise(shown[:N], shown, "perceptual_effnet") == 0
+
+
+def test_the_perceptual_distance_is_lpips_without_weights_on_the_pinned_stages():
+    """1801.03924, equation 1, with w = 1; the activations by timm's own extractor of stages."""
+    import timm
+
+    from fitspace.metrics import effnet
+
+    network = timm.create_model("tf_efficientnet_lite0", features_only=True).eval()
+    lacking = network.load_state_dict(effnet.load_network().state_dict(), strict=False)
+    assert not lacking.missing_keys
+    images, shown = pictures(N, 1), pictures(P, 2)
+
+    @torch.inference_mode()
+    def distance(a, b):
+        found = 0.0
+        pair = torch.from_numpy(np.stack([a, b])).permute(0, 3, 1, 2)
+        for stage in network(effnet.preprocess(pair)):
+            y, y0 = (x / np.sqrt((x**2).sum(0)) for x in stage.double().numpy())
+            found += ((y - y0) ** 2).sum(0).mean()
+        return found
+
+    expected = by_pairs(distance, images, shown)
+    assert pixelwise(images, shown, "perceptual_effnet") == pytest.approx(expected, rel=1e-5)
+    assert expected > 0.1
+
+
+# --- together -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """A small DINOv2, and a small PickScore, of random weights."""
+    folder = tmp_path_factory.mktemp("weights")
+    paths = {name: folder / f"{name}.safetensors" for name in ("dinov2", "pickscore")}
+    save_file(dinov2("vit_small_patch14_dinov2", depth=1).state_dict(), paths["dinov2"])
+    save_file(transformers_clip().state_dict(), paths["pickscore"])
+    return paths
+
+
+def transformers_clip():
+    from transformers import CLIPConfig, CLIPModel
+
+    sizes = {"num_hidden_layers": 2, "hidden_act": "gelu"}
+    torch.manual_seed(0)
+    text = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 1}
+    vision = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = CLIPConfig(text_config=text | sizes, vision_config=vision | sizes, projection_dim=32)
+    model = CLIPModel(config).eval()
+    for kind, parameter in model.named_parameters():
+        if kind.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def open_clip_clip():
+    import open_clip
+
+    torch.manual_seed(0)
+    vision = {"image_size": 28, "patch_size": 14, "width": 128, "layers": 2, "head_width": 64}
+    return open_clip.CLIP(32, vision, {"width": 64, "heads": 1, "layers": 2}).eval()
+
+
+@pytest.mark.parametrize("form", [transformers_clip, open_clip_clip])
+def test_a_preference_is_the_cosine_of_its_own_library(form, tmp_path):
+    import open_clip
+
+    from fitspace.metrics import preferences
+
+    model, path = form(), tmp_path / "x.safetensors"
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+    images, captions = torch.from_numpy(pictures(3, 4)), ["a red heart", "cat", "a boxing glove"]
+    batch = preferences.clip.preprocess(preferences.load_judge(path, "pickscore"), images)
+    tokens = open_clip.get_tokenizer("ViT-H-14")(captions)
+    with torch.inference_mode():
+        if form is transformers_clip:
+            # Its own tokenizer puts other numbers behind a caption's end.
+            ended = tokens.masked_fill(tokens == 0, 49406).where(tokens != 49407, tokens)
+            seen = model(input_ids=ended, pixel_values=batch)
+            expected = (seen.image_embeds * seen.text_embeds).sum(1)
+        else:
+            one, other = model.encode_image(batch, True), model.encode_text(tokens, True)
+            expected = (one * other).sum(1)
+    found = preferences.features(images, path, "pickscore")
+    own = preferences.texts(captions, path, "pickscore")
+    torch.testing.assert_close((found * own).sum(1), expected, rtol=1e-4, atol=1e-5)
+    assert batch.shape == (3, 3, 28, 28) and expected.std() > 1e-3
+    with pytest.raises(UserError, match="hpsv2: .* holds another network than a CLIP ViT"):
+        save_file({"x": torch.zeros(1)}, path)
+        preferences.load_judge(path, "hpsv2")
+
+
+def dinov2(name, **sizes):
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0, img_size=518, dynamic_img_size=True, **sizes)
+    for kind, parameter in model.named_parameters():
+        if kind.endswith(("gamma", "reg_token")):
+            torch.nn.init.normal_(parameter)
+    return model.eval()
+
+
+FORMS = {
+    "small": ("vit_small_patch14_dinov2", {"depth": 2}),
+    "registers": ("vit_base_patch14_reg4_dinov2", {"depth": 1}),
+    "gated": ("vit_giant_patch14_reg4_dinov2", {"depth": 1, "embed_dim": 128, "num_heads": 2}),
+}
+
+
+@pytest.mark.parametrize(("name", "sizes"), FORMS.values(), ids=FORMS)
+def test_dinov2_is_timms(name, sizes, tmp_path):
+    from PIL import Image
+
+    from fitspace.metrics import dinov2 as ours
+
+    model, path = dinov2(name, **sizes), tmp_path / "x.safetensors"
+    save_file(model.state_dict(), path)
+    images = pictures(2, 3) // 2 + 64  # no edge beyond black and white, where Pillow cuts twice
+    large = [Image.fromarray(i).resize((224, 224), Image.Resampling.BICUBIC) for i in images]
+    batch = torch.from_numpy(np.stack(large)).permute(0, 3, 1, 2) / 255
+    mean, spread = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, SPREAD))
+    # One grey level: Pillow rounds after each axis.
+    found = ours.preprocess(torch.from_numpy(images))
+    torch.testing.assert_close(found, (batch - mean) / spread, rtol=0, atol=2 / 255 / 0.224)
+    with torch.inference_mode():
+        # Another way through timm: the whole position embedding, interpolated at each call.
+        expected = model(found)
+    torch.testing.assert_close(
+        ours.features(torch.from_numpy(images), path), expected, rtol=1e-4, atol=1e-4
+    )
+    assert expected.std() > 0.1
+
+
+MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [({"x": 1}, "holds other weights than timm's DINOv2"), (None, "cannot be read as safetensors")],
+)
+def test_other_weights_are_refused(tmp_path, tensors, message):
+    from fitspace.metrics import dinov2 as ours
+
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"PK")
+    if tensors:
+        save_file({name: torch.zeros(size) for name, size in tensors.items()}, path)
+    with pytest.raises(UserError, match=message):
+        ours.load_network(path)
+
+
+@pytest.fixture(scope="module")
+def whole(named, tmp_path_factory):
+    """Every further metric of images by the real models; their features kept."""
+    known = tuple(n for n in FURTHER if metrics.weights_for(n) in ("", *named))
+    shown, drawn = pictures(P, 2), pictures(N, 1)
+    drawn[0] = shown[0]
+    captions = [f"red square {i}" for i in range(P)]
+    decoded = [("training", drawn[:5]), ("training", drawn[5:]), ("held_out", shown[1:])]
+    kept = metrics.Kept(tmp_path_factory.mktemp("kept"), {"cpu": "this one"})
+    arguments = (JUDGE, named, known)
+    reference = metrics.reference_features(shown, captions, captions, *arguments, decoded, kept)
+    found = metrics.evaluate(drawn, reference, *arguments, kept)
+    return drawn, reference, arguments, kept, found
+
+
+def test_all_are_measured_beside_the_standard_ones(whole, named, tmp_path):
+    drawn, reference, (*_, known), _, found = whole
+    assert set(metrics.measured(False, named, known)) <= set(found)
+    assert all(np.isfinite(found[name]) for name in known)
+    assert found["copies_effnet"] == found["copies_judge"] == 1  # they were trained on
+    path = tmp_path / "features.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in reference.items()}, path)
+    again = metrics.read_features(path, False, named, known)
+    assert again.keys() == reference.keys()
+    save_file(reference | {"pairs": reference["pairs"] + 1}, path)
+    with pytest.raises(UserError, match="features.safetensors: pairs: needed"):
+        metrics.read_features(path, False, named, known)
+
+
+def test_a_metric_on_kept_features_runs_no_extractor(whole, monkeypatch):
+    drawn, reference, arguments, kept, found = whole
+
+    def refused(self, name, images):
+        raise AssertionError(f"{name} ran again")
+
+    monkeypatch.setattr(Extraction, "_computed", refused)
+    assert metrics.evaluate(drawn, reference, *arguments, kept) == found
+    with pytest.raises(AssertionError, match="judge ran again"):
+        metrics.evaluate(drawn[:-1], reference, *arguments, kept)
+
+
+def flipped(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+# What happens to a file between two calls, or what is asked of the second.
+KEPT = {
+    "the same": (None, {}, 0),
+    "other images": (None, {"images": torch.ones(3, 4, 4, 3, dtype=torch.uint8)}, 1),
+    "another extractor": (None, {"identity": [2]}, 1),
+    "another machine": (None, {"machine": {"cpu": "another"}}, 1),
+    "a flipped bit": (flipped, {}, 1),
+    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-8]), {}, 1),
+    "another's features": (lambda path: save_file({"features": torch.ones(3, 2)}, path), {}, 1),
+    "gone": (Path.unlink, {}, 1),
+}
+
+
+@pytest.mark.parametrize(("change", "asked", "runs"), KEPT.values(), ids=KEPT)
+def test_only_what_is_sound_is_taken(tmp_path, change, asked, runs):
+    ran = []
+
+    def compute(name, images):
+        ran.append(name)
+        return images.float().mean((1, 2))[:, :2] + len(ran)
+
+    images = torch.arange(3 * 4 * 4 * 3, dtype=torch.uint8).reshape(3, 4, 4, 3)
+
+    def call(identity=(1,), machine=None, images=images):
+        kept = metrics.Kept(tmp_path, machine or {"cpu": "this one"})
+        return kept.of("x", list(identity), images, compute)
+
+    first = call()
+    (path,) = tmp_path.iterdir()
+    if change is not None:
+        change(path)
+    second = call(**asked)
+    assert len(ran) == 1 + runs
+    assert torch.equal(first, second) == (runs == 0)
+    assert torch.equal(call(**asked), second) and len(ran) == 1 + runs  # written anew
+
+
+def test_features_that_cannot_be_kept_are_computed(tmp_path):
+    (tmp_path / "file").write_text("")
+    kept = metrics.Kept(tmp_path / "file" / "folder", {})
+    images = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
+    assert kept.of("x", [], images, lambda *_: torch.ones(1, 2)).sum() == 2
+
+
+def test_a_subject_has_metrics_beside_the_standard_ones():
+    subject, drawn = pictures(4, 2), pictures(12, 1)
+    known = ("similarity_effnet", "vendi_judge")
+    reference = metrics.subject_features(subject, ["a"] * 4, drawn[8:], JUDGE, {}, known)
+    found = metrics.evaluate_subject(drawn, reference, JUDGE, {}, known)
+    assert set(metrics.measured(True, (), known)) | {"n", "m"} == set(found)
+    again = metrics.subject_features(drawn[:4], ["a"] * 4, drawn[8:], JUDGE, {}, known)
+    same = np.asarray(unit(again["effnet"].double().numpy()))
+    expected = (same @ unit(reference["effnet"].double().numpy()).T).mean()
+    assert found["similarity_effnet"] == pytest.approx(expected, rel=1e-5)
+
+
+# --- in a study ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(content=EMOJI, **changes):
+    return build_plan(Study.model_validate(content | changes)).runs[0]
+
+
+def test_they_are_part_of_what_evaluates_and_of_nothing_else(folder, monkeypatch):
+    responses = EMOJI["analysis"] | {"responses": ["clip_t", "psnr"], "transform": {}}
+    responses.pop("margins")
+    plain, one, other = run(), run(metrics=["psnr", "cmmd"]), run(metrics=["cmmd", "psnr"])
+    mentioned = run(metrics=["cmmd"], analysis=responses)
+    for stage in ("prepare", "train", "sample"):
+        assert getattr(plain, stage).key == getattr(one, stage).key
+    for stage in ("reference", "evaluate"):
+        keys = [getattr(r, stage).key for r in (plain, one, other, mentioned)]
+        assert keys[1] == keys[2] == keys[3] != keys[0]
+    assert one.reference.material["evaluator"]["further"] == {"cmmd": 1, "psnr": 1}
+    raised = METRICS | {"psnr": METRICS["psnr"].__class__(**vars(METRICS["psnr"]) | {"version": 2})}
+    monkeypatch.setattr(metrics, "METRICS", raised)
+    assert run(metrics=["psnr", "cmmd"]).reference.key != one.reference.key
+
+
+def test_a_subject_takes_those_that_are_for_it(folder):
+    plain = run(SUBJECT)
+    assert run(SUBJECT, metrics=["vendi_judge"]).reference.key != plain.reference.key
+    both = Study.model_validate(SUBJECT | {"metrics": ["vendi_judge", "psnr"]})
+    assert both.further_of(of_subject=True) == ("vendi_judge",)
+
+
+REFUSED = {
+    "unknown": ({"metrics": ["fad"]}, "metrics: 'fad' is no metric; allowed: fid, "),
+    "standard": ({"metrics": ["clip_i"]}, "metrics: 'clip_i' is a standard metric; leave it out"),
+    "on no task": (
+        {"metrics": ["psnr"], "tasks": SUBJECT["tasks"]},
+        "metrics: 'psnr' is measured on no task of the study",
+    ),
+    "weights without a metric": (
+        {"hpsv2": "x.safetensors"},
+        "hpsv2: 'x.safetensors': no metric of the study needs these weights; allowed: with one of "
+        "hpsv2_score among metrics",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_measured_is_refused(changes, message):
+    study = Study.model_validate(EMOJI | changes)
+    assert any(p.startswith(message) for p in metric_problems(study) + task_problems(study))
+
+
+MALFORMED = {
+    "twice": ({"metrics": ["psnr", "psnr"]}, "metrics: 'psnr' stands more than once"),
+    "no weights": ({"metrics": ["fd_dinov2"]}, "metrics: 'fd_dinov2': needs the key 'dinov2'"),
+    "nothing": ({"metrics": []}, "at least 1 item"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), MALFORMED.values(), ids=MALFORMED)
+def test_what_cannot_stand_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Study.model_validate(EMOJI | changes)
+
+
+def test_every_row_is_whole():
+    assert set(METRICS[n].of for n in FURTHER) <= {("held out",), ("held out", "subject")}
+    for name in FURTHER:
+        row = METRICS[name]
+        assert row.label and row.definition.endswith(".") and set(row.needs) <= {
+            PAIRS, IMAGES, TRAINING, TEXTS,
+        }  # fmt: skip
