@@ -147,11 +147,11 @@ def test_bases_that_are_not_here(monkeypatch):
     said = rendering.render(described)
     assert "3 unconnected parts of 16, 3, 1 cells" in said
     assert "4 cell(s) outside the largest are left out" in said
-    # By point, task and seed: 20 x 3000 and 800 steps of an image and a class image; 22 x 3 x 32
-    # images of 25 guided steps.
-    train, sample = (12 * n * 10**9 for n in (3 * 2 * 60_800, 22 * 3 * 32 * 50))
+    # By point, task and seed: 20 x 3000 and 800 steps of an image and a class image; 3 x 32 images
+    # of 25 guided steps for 20 x 6 checkpoints of adapters, 2 of full fine-tuning, and the base.
+    train, sample = (12 * n * 10**9 for n in (3 * 2 * 60_800, 123 * 3 * 32 * 50))
     assert described["cost"]["total"]["flop"] == {"train": train, "sample": sample}
-    assert f"hours: {train / 1e15:,.0f} PFLOP of training and 1 of sampling at 100" in said
+    assert f"hours: {train / 1e15:,.0f} PFLOP of training and 7 of sampling at 100" in said
     assert f"{(train + sample) / 1e14 / 3600:.2f}" in said
     assert {p["step_flop"] for p in described["points"]} == {6 * 10**9, None}
     # bf16 base; trainables, gradients, two moments and a bf16 copy; the untouched base in fp32.
