@@ -71,24 +71,32 @@ def _points(finished: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     """Each point's sensitivity with its interval, and the untouched model's on the same tasks.
 
     The interval is that of the point's marginal mean in ``blocks + point``, with the error of all
-    points together.
+    trained points together. The untouched base has none: its seeds agree.
     """
-    blocks = blocks_of(finished, ["point"])
+    untrained = finished["method"].eq("none")
+    trained, base = finished[~untrained], finished[untrained]
+    blocks = blocks_of(trained, ["point"])
     try:
         means = stats.cell_means(
-            finished,
+            trained,
             SENSITIVITY,
             ["point"],
             blocks.common,
             within=TASK if blocks.by_task else None,
         )
     except UserError:  # one point, or one run
-        means = finished.groupby("point", sort=False)[SENSITIVITY].agg(["size", "mean"])
-        means = means.rename(columns={"size": "runs"}).reset_index()
-        means = means.assign(adjusted=means["mean"], low=float("nan"), high=float("nan"))
-    base = _mean(steps[steps["model"] == UNTOUCHED], ["point"], ["ratio"])
-    means["untouched"] = means["point"].map(base.set_index("point")["ratio"])
+        means = _plain(trained)
+    means = pd.concat([part for part in (means, _plain(base)) if len(part)], ignore_index=True)
+    untouched = _mean(steps[steps["model"] == UNTOUCHED], ["point"], ["ratio"])
+    means["untouched"] = means["point"].map(untouched.set_index("point")["ratio"])
     return means[["point", "runs", "mean", "adjusted", "low", "high", "untouched"]]
+
+
+def _plain(runs: pd.DataFrame) -> pd.DataFrame:
+    """Means by point, without intervals."""
+    means = runs.groupby("point", sort=False)[SENSITIVITY].agg(["size", "mean"])
+    means = means.rename(columns={"size": "runs"}).reset_index()
+    return means.assign(adjusted=means["mean"], low=float("nan"), high=float("nan"))
 
 
 def _anatomy(rows: pd.DataFrame, depth: dict[str, int]) -> pd.DataFrame:
