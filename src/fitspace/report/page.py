@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from fitspace.core.errors import UserError
 from fitspace.core.files import digest
-from fitspace.report import explained, origins, summary, tables, words
+from fitspace.report import agreement, explained, origins, summary, tables, words
 from fitspace.report.drawn import LEVELS, TESTS
 from fitspace.report.figures import Figure, arm_label
 from fitspace.report.inputs import COSTS, Inputs, Strip
@@ -253,6 +253,7 @@ def _tables(given: Inputs, found: Results) -> dict[str, object]:
         "variances": _variances(found),
         "power": _power(found),
         "distances": _distances(found),
+        "agreement": _agreement(found),
         **_explained(found),
         "runs": tables.of_runs(given.text, found.factors),
     }
@@ -323,6 +324,15 @@ def _within(found: Results, response: str) -> list[Table]:
         _rows_of(found, TESTS, tests, f"Tests within trainings: {label}.", response=response),
     ]
     return [table for table in found_tables if table is not None]
+
+
+def _agreement(found: Results) -> Table | None:
+    """How alike the other metrics rank the points as the primary response does."""
+    rows = found.rows(agreement.NAME, metric=found.primary)
+    columns = [Column("other", "metric", "text"), Column("points", "points", "count")]
+    columns += [Column("estimate", "rank correlation", limits=("low", "high"))]
+    caption = f"Agreement of other metrics with {words.metric(found.primary).label}."
+    return tables.table(agreement.NAME, rows, columns, caption) if len(rows) else None
 
 
 def _ranking(found: Results, response: str) -> Table | None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fitspace import stats
-from fitspace.report import drawn, explained, words
+from fitspace.report import agreement, drawn, explained, words
 from fitspace.report.inputs import COSTS, Inputs, within_of
 from fitspace.stats.digits import on_scale, rounded
 from fitspace.study import Study
@@ -121,6 +121,7 @@ def analyse(study: Study, given: Inputs) -> Results:
         "spread.csv": analysis.spread,
         "variances.csv": analysis.variances,
         "residuals.csv": _residuals(analysis),
+        agreement.NAME: agreement.table(runs, responses[0]),
         **explained.tables(given, analysis, responses),
     }
     within, notes = drawn.tables(study, given.drawn, factors, responses)
@@ -212,6 +213,7 @@ class Sources:
             **dict.fromkeys(explained.OF_POINTS, ("point", "point")),
             "equivalence.csv": ("compared", None),
             "assay.csv": ("compared", None),
+            agreement.NAME: ("compared", None),
             "against.csv": ("compared", None),
             "by_task.csv": ("compared", None),
             "baselines.csv": ("baseline", "arm"),

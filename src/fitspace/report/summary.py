@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from fitspace.report import words
+from fitspace.report import agreement, words
+from fitspace.report.agreement import disagreeing
 from fitspace.report.drawn import LEVELS, TESTS
 from fitspace.report.figures import arm_label, point_names
 from fitspace.report.results import Results
@@ -38,7 +39,8 @@ def sentences(found: Results) -> list[Sentence]:
         *through(found),
         _assumptions(found),
     ]
-    parts += [_baselines(found), spread(found, found.primary), _others(found), _reach(found)]
+    parts += [_baselines(found), spread(found, found.primary), _others(found)]
+    parts += [_disagreement(found), _reach(found)]
     return [part for part in parts if part]
 
 
@@ -630,6 +632,22 @@ def _others(found: Results) -> Sentence:
         )
     family = " (all of them one family, by Holm)."
     return ["Effects on the other responses: ", *parts, family] if parts else []
+
+
+def _disagreement(found: Results) -> Sentence:
+    """The metrics that do not rank the points as the primary response does."""
+    rows = disagreeing(found.rows(agreement.NAME), found.primary)
+    if rows.empty:
+        return []
+    parts: Sentence = [f"{words.metric(found.primary).label} ranks the points otherwise than "]
+    for position, (_, row) in enumerate(rows.iterrows()):
+        low, high = (value(agreement.NAME, row, name) for name in ("low", "high"))
+        parts += [
+            ", " if position else "",
+            f"{words.metric(row['other']).label} (rank correlation ",
+        ]
+        parts += [value(agreement.NAME, row, "estimate"), ", 95% ", low, " to ", high, ")"]
+    return [*parts, ": a claim about one is none about the other."]
 
 
 def _verdicts(rows: pd.DataFrame, p: str) -> Sentence:

@@ -7,6 +7,7 @@ import warnings
 import matplotlib
 
 from fitspace.report.figures.against import against
+from fitspace.report.figures.agreement import agreement
 from fitspace.report.figures.by_task import by_task
 from fitspace.report.figures.contrasts import half_normal
 from fitspace.report.figures.cost import costs
@@ -49,6 +50,7 @@ _DRAWN = (
     power,
     diagnostics,
     against_n,
+    agreement,
 )
 
 

@@ -95,7 +95,7 @@ def _fill(axes: Axes, found: Results, table: pd.DataFrame, sides: tuple[str, str
                 face = colour(cell["mean"])
                 axes.add_patch(Rectangle(**box, lw=1.5, ec=FACE, fc=face))
                 weight = "bold" if cell["mean"] == best else "normal"
-                style = {"color": _ink_on(face), "ha": "center", "va": "center"}
+                style = {"color": ink_on(face), "ha": "center", "va": "center"}
                 _numbers(axes, (x, y), cell, decimals, size, style | {"fontweight": weight})
             elif tuple(at[name] for name in found.factors) in found.planned:
                 axes.text(x, y, "no run", ha="center", va="center", fontsize=7, color=MUTED)
@@ -112,7 +112,7 @@ def _numbers(axes: Axes, at: tuple[int, int], cell, decimals: int, size: float, 
         axes.text(x, y + 0.24, f"±{words.fixed(spread, decimals)}", **style)
 
 
-def _ink_on(colour: tuple[float, ...]) -> str:
+def ink_on(colour: tuple[float, ...]) -> str:
     """White on dark colours, black on pale ones, by their luma (Rec. 601)."""
     return "#ffffff" if np.dot(colour[:3], [0.299, 0.587, 0.114]) < 0.55 else "#101418"
 
