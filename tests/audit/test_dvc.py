@@ -126,7 +126,7 @@ def test_after_a_full_pull_nothing_runs_but_the_report(kept, clone, link):
 
 def test_metrics_alone_make_the_report_and_a_missing_one_is_named(clone, warm):
     clone.dvc("pull", "evaluate")
-    assert sorted(p.name for p in (clone / "results").iterdir()) == ["evaluate"]
+    assert sorted(p.name for p in (clone / "results").iterdir()) == ["evaluate", "explain"]
     (clone / "reports/two/anova.csv").unlink()
     assert warm.fitspace(clone, "report", "--cached", STUDY).returncode == 0
     assert clone.git("status", "--porcelain") == ""

@@ -135,8 +135,9 @@ def plan(tmp_path, monkeypatch):
 
 def test_the_adapter_papers_design(plan):
     found = plan("sd15-dreambooth")
-    cells = {tuple(p["factors"].values()): p["trainable"] for p in found["points"] if p["factors"]}
-    assert sorted(cells) == sorted(adapter.legal_cells())
+    points = [p for p in found["points"] if "input" in p["factors"]]
+    cells = {(p["factors"]["input"], p["factors"]["output"]): p["trainable"] for p in points}
+    assert sorted(cells) == sorted(adapter.legal_cells()) and len(points) == 6 * len(cells)
     # The released widths: 60; 6, 7 and 9 at the ResNet positions.
     released = {
         ("CA_c", "CA_c"): 1_487_808,
@@ -145,9 +146,10 @@ def test_the_adapter_papers_design(plan):
         ("Res_out", "Res_out"): 3_326_598,
     }
     assert cells == dict.fromkeys(adapter.legal_cells(), 1_511_040) | released
-    arms = {p["arm"]: p["trainable"] for p in found["points"] if not p["factors"]}
+    arms = {p["arm"]: p["trainable"] for p in found["points"] if "input" not in p["factors"]}
     assert arms == {"full": 859_520_964, "none": 0}
-    assert len(found["runs"]) == len(set(found["runs"])) == 22 * 4 * 3
+    # Adapters after every 500 of 3000 steps, full fine-tuning after 500 and 800.
+    assert len(found["runs"]) == len(set(found["runs"])) == (20 * 6 + 2 + 1) * 4 * 3
     assert sorted(len(part) for part in found["components"]) == [1, 3, 16]
     assert len(found["illegal_cells"]) == 8 * 5 - 17
     assert len(found["absent"]) == 1 + 1 + 4

@@ -510,7 +510,7 @@ def test_each_figure_has_its_section_words_and_own_name(figures):
         sections = {re.sub("^means-.*", "means", figure.section) for figure in drawn.values()}
         assert sections <= {
             *("cells", "anova", "means", "interactions", "ranking", "contrasts", "equivalence"),
-            *("cost", "power", "diagnostics", "bias", "against", "trends"),
+            *("cost", "power", "diagnostics", "bias", "against", "trends", "agreement"),
         }
         for figure in drawn.values():
             assert figure.caption.endswith(".") and figure.alt and len(figure.data)

@@ -442,8 +442,8 @@ def test_samples_that_are_not_finite_are_a_divergence_too(finished, warm, apart)
 import fitspace.stages, torch
 from fitspace import methods
 load = methods.load
-def spoiled(model, path):
-    attachment = load(model, path)
+def spoiled(model, path, *where):
+    attachment = load(model, path, *where)
     with torch.no_grad():
         next(iter(attachment.trainable.values())).fill_(torch.nan)
     return attachment

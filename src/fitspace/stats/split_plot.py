@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from scipy.linalg import helmert
-from scipy.special import fdtrc
-from scipy.stats import t as student
+from scipy.special import fdtrc, stdtrit
 
 from fitspace.core.errors import UserError
 from fitspace.stats.anova import anova
@@ -91,7 +90,7 @@ def _means(wide: pd.DataFrame) -> pd.DataFrame:
     values = wide.to_numpy(float)
     n, k = values.shape
     own = values - values.mean(axis=1, keepdims=True) + values.mean()
-    half = student.ppf(0.975, n - 1) * np.sqrt(own.var(axis=0, ddof=1) * k / (k - 1) / n)
+    half = stdtrit(n - 1, 0.975) * np.sqrt(own.var(axis=0, ddof=1) * k / (k - 1) / n)
     mean = values.mean(axis=0)
     columns = {"level": list(wide), "units": n, "mean": mean, "low": mean - half}
     return pd.DataFrame(columns | {"high": mean + half})

@@ -135,12 +135,14 @@ class DreamBooth(_InKeys):
         return [prompt.replace("{}", self.noun) for prompt in self.prompts]
 
 
-class Task(_Strict):
+class Task(_InKeys):
     """One target domain: a style of the embedded OpenMoji set, a folder, or a hub data set.
 
     Or, with ``dreambooth``, one subject: a figure of OpenMoji, a folder with its images, or a
     folder of a hub data set.
     """
+
+    LATER = ("fit", "resample", "flip")
 
     name: Name = Field(description="Short name, part of result paths.")
     source: Literal["openmoji", "folder", "hub"] = Field(description="Where the images come from.")
