@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from fitspace.recipes.world import autoencoder, denoiser, dit, judge, loop, meas
 from fitspace.recipes.world import drawings as drawn
 from fitspace.recipes.world.__main__ import main
 from fitspace.training import sampling
+
+ROOT = Path(__file__).parents[2]
 
 SMALL = autoencoder.CONFIG | dict(block_out_channels=(4, 4, 8, 8), norm_num_groups=4)
 SMALL_UNET = unet.CONFIG | dict(block_out_channels=(8, 16), norm_num_groups=4)
@@ -205,6 +208,20 @@ def test_red_turned_brown_costs_more_than_the_same_error_of_luma():
     loss = autoencoder.reconstruction_loss
     assert loss(hue, settings) > 1.3 * loss(luma, settings)
     assert loss(0 * luma, settings) == 0
+
+
+@pytest.mark.slow
+def test_the_shipped_autoencoder_is_as_good_as_its_card_says(tmp_path):
+    """On every fortieth drawing; over all of them colours are within 6."""
+    shipped = autoencoder.load(ROOT / "models/world/vae")
+    some = drawn.load(tmp_path, rows=range(0, 3560, 40))
+    found = autoencoder.measure(shipped, some)
+    assert found["decibels"]["full"] >= 27 and min(found["decibels"].values()) >= 25
+    assert found["colour_error"]["full"] <= 7 and found["dead"] == 0
+    recorded = json.loads((ROOT / "models/world/vae/training.json").read_text())["measured"]
+    assert recorded["colour_error"]["full"] <= 6
+    for style, value in found["decibels"].items():
+        assert value == pytest.approx(recorded["decibels"][style], abs=1.5), style
 
 
 def test_plain_diffusers_loads_the_autoencoder(world, vae):
