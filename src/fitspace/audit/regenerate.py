@@ -19,7 +19,8 @@ from fitspace.results.lineage import NAME
 from fitspace.study import Study
 
 INPUTS = (
-    "runs.csv", "against_n.csv", "design.json", "gallery.json", table.DATA_NOTES, NAME, UNCOMMITTED,
+    "runs.csv", "against_n.csv", table.SENSITIVITY, table.ANATOMY, "design.json", "gallery.json",
+    table.DATA_NOTES, NAME, UNCOMMITTED,
 )  # fmt: skip
 _NUMBER = re.compile(
     r'<data value="([^"]*)" data-table="([^"]*)" data-row="([^"]*)" '

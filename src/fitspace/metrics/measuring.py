@@ -264,6 +264,9 @@ def evaluate_subject(
 
 def of_features(samples: Tensor, reference: Tensor) -> dict[str, Any]:
     """The metrics of features, shapes (n, d) and (m, d), float64."""
+    from fitspace.core.imports import import_torchvision
+
+    import_torchvision()  # where all features are kept, no extractor did
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     from fitspace.metrics.frechet import frechet_distance, jackknife
