@@ -5,6 +5,7 @@ rule base:
         "models/emoji-unet/README.md",
         "models/emoji-dit/README.md",
         "models/emoji-clip/open_clip_model.safetensors",
+        "models/world/vae/diffusion_pytorch_model.safetensors",
     localrule: True
 
 
@@ -15,6 +16,8 @@ rule base_autoencoder:
         "results/logs/base/{base}-autoencoder.log",
     benchmark:
         "results/benchmarks/base/{base}-autoencoder.tsv"
+    wildcard_constraints:
+        base="emoji-unet|emoji-dit",
     conda:
         "../envs/fitspace.yaml"
     resources:
@@ -79,3 +82,22 @@ rule base_card:
         runtime=30,
     shell:
         "fitspace base card models/{wildcards.base:q} > {log:q} 2>&1"
+
+
+# Of the second world. Its record is an output too: a part whose record is there is finished.
+rule world_autoencoder:
+    output:
+        "models/world/vae/diffusion_pytorch_model.safetensors",
+        "models/world/vae/training.json",
+    log:
+        "results/logs/base/world-autoencoder.log",
+    benchmark:
+        "results/benchmarks/base/world-autoencoder.tsv"
+    conda:
+        "../envs/fitspace.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=480,
+    shell:
+        "python -m fitspace.recipes.world autoencoder --work results/base --out models/world"
+        " > {log:q} 2>&1"
