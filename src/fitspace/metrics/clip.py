@@ -7,6 +7,7 @@ All are plain cosines in [-1, 1], neither percentages nor CLIPScore, which is 2.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,13 @@ def fixed(value: Any) -> Any:
 
 
 def preprocess(judge: Judge, images: Tensor) -> Tensor:
-    """Resize uint8 images (n, h, w, 3) as the model's preprocessing says (antialiased, on
-    tensors) and normalise them: float32, shape (n, 3, size, size)."""
-    settings = judge.model.visual.preprocess_cfg
+    """Uint8 images (n, h, w, 3) as the judge's preprocessing says: float32, shape (n, 3, s, s)."""
+    return prepared(images, judge.model.visual.preprocess_cfg)
+
+
+def prepared(images: Tensor, settings: Mapping[str, Any]) -> Tensor:
+    """Resize uint8 images (n, h, w, 3) (antialiased, on tensors) and normalise them: float32, shape
+    (n, 3, size, size). ``settings``: size, interpolation, mean and std, as open_clip has them."""
     size = settings["size"]
     size = (size, size) if isinstance(size, int) else tuple(size)
     batch = images.permute(0, 3, 1, 2).float()

@@ -13,12 +13,12 @@ import re
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fitspace.core import files
-from fitspace.core.errors import UserError
 from fitspace.core.imports import import_torchvision
+from fitspace.metrics import clip
+from fitspace.metrics.weights import named_network
 
 import_torchvision()
 
@@ -31,6 +31,12 @@ from timm.models.vision_transformer import (  # noqa: E402
 
 SIDE, PATCH, HEAD = 224, 14, 64  # px, px, numbers of an attention head in all of its sizes
 BATCH = 32
+PREPROCESS = {
+    "size": SIDE,
+    "interpolation": "bicubic",
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+}
 
 
 def load_network(path: Path) -> VisionTransformer:
@@ -40,15 +46,9 @@ def load_network(path: Path) -> VisionTransformer:
     """
     with files.opened(path) as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    try:
+    with named_network("dinov2", path, "other weights than timm's DINOv2"):
         network = _of_the_size(weights)
         network.load_state_dict(checkpoint_filter_fn(weights, network), strict=True)
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = [line.strip() for line in str(error).strip().splitlines()]
-        raise UserError(
-            f"dinov2: {str(path)!r} holds other weights than timm's DINOv2: "
-            f"{reason[min(1, len(reason) - 1)][:300]}"
-        ) from None
     return network.eval().requires_grad_(False)
 
 
@@ -77,15 +77,7 @@ def _of_the_size(weights: dict[str, Tensor]) -> VisionTransformer:
 
 def preprocess(images: Tensor) -> Tensor:
     """Resize and normalise uint8 images (n, h, w, 3): float32, shape (n, 3, 224, 224)."""
-    batch = images.permute(0, 3, 1, 2).float()
-    if tuple(batch.shape[2:]) != (SIDE, SIDE):
-        batch = F.interpolate(batch, size=(SIDE, SIDE), mode="bicubic", antialias=True)
-        batch = batch.round().clamp(0, 255)
-    mean, std = (
-        torch.tensor(values).view(1, 3, 1, 1)
-        for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    )
-    return (batch / 255 - mean) / std
+    return clip.prepared(images, PREPROCESS)
 
 
 @torch.inference_mode()

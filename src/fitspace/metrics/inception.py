@@ -13,9 +13,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from fitspace.core.errors import UserError
 from fitspace.core.files import opened
 from fitspace.core.imports import import_torchvision
+from fitspace.metrics.weights import named_network
 
 import_torchvision()
 
@@ -33,15 +33,11 @@ def load_network(path: Path) -> torch.nn.Module:
     with opened(path) as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     # The constructor would download and load a pickle; give it these weights instead.
-    with patch.object(theirs, "load_state_dict_from_url", lambda *_, **__: weights):
-        try:
-            return theirs.FeatureExtractorInceptionV3("fid", [LAYER])
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[1].strip()
-            raise UserError(
-                f"inception: {str(path)!r} holds other weights than torch-fidelity's "
-                f"Inception-v3: {reason}"
-            ) from None
+    with (
+        patch.object(theirs, "load_state_dict_from_url", lambda *_, **__: weights),
+        named_network("inception", path, "other weights than torch-fidelity's Inception-v3"),
+    ):
+        return theirs.FeatureExtractorInceptionV3("fid", [LAYER])
 
 
 @torch.inference_mode()

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fitspace.core import files
-from fitspace.core.errors import UserError
 from fitspace.core.imports import import_torchvision
 from fitspace.metrics import clip
+from fitspace.metrics.weights import named_network
 
 import_torchvision()
 
@@ -52,17 +52,11 @@ def load_judge(path: Path, name: str) -> clip.Judge:
     """
     with files.opened(path) as file:
         weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    try:
+    with named_network(name, path, "another network than a CLIP ViT"):
         if any(tensor.startswith("vision_model.") for tensor in weights):
             weights = _as_open_clip(weights)
         model = _of_the_size(weights)
         model.load_state_dict(weights, strict=True)
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = [line.strip() for line in str(error).strip().splitlines()]
-        raise UserError(
-            f"{name}: {str(path)!r} holds another network than a CLIP ViT: "
-            f"{reason[min(1, len(reason) - 1)][:300]}"
-        ) from None
     model.visual.preprocess_cfg = {
         "size": model.visual.image_size,
         "mean": open_clip.OPENAI_DATASET_MEAN,

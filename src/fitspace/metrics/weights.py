@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,6 +25,18 @@ _TOKENIZERS = (
     "sentencepiece.bpe.model",
 )
 _HUB_FILES = ("*.json", "*.txt", "*.model", "open_clip*.safetensors")
+
+
+@contextlib.contextmanager
+def named_network(name: str, path: Path, instead: str) -> Iterator[None]:
+    """Within it a network takes the tensors of a file. Raises UserError for tensors that are not
+    those of this network: what the file holds ``instead``, and the library's first reason."""
+    try:
+        yield
+    except (KeyError, RuntimeError, ValueError) as error:
+        lines = [line.strip() for line in str(error).strip().splitlines()]
+        reason = lines[min(1, len(lines) - 1)][:300]
+        raise UserError(f"{name}: {str(path)!r} holds {instead}: {reason}") from None
 
 
 def judge_folder(judge: str | Path) -> Path | None:

@@ -27,7 +27,6 @@ from fitspace.plan.points import (
 )
 from fitspace.plan.table import PRIOR_STEPS
 from fitspace.study import (
-    ALL_BLOCKS,
     CHECKPOINT,
     DRAWN,
     Arm,
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from fitspace.data.survey import Survey
 
 ANY_SIZE = 64  # px: whether an image can be read does not depend on it
+OF_METHOD = ("strength", "blocks")  # settings of sample that change what a method does
 MOST_CELLS, MOST_RUNS = 100_000, 1_000_000  # a few lines of factors can cross to any number
 
 
@@ -248,13 +248,13 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, models: Models | No
             for name, count in counts.items()
             if count > 1
         ]
-        problems += _too_short(study, points) + _within_problems(study, points)
+        problems += _too_short(study, points) + _within_problems(study)
         if (runs := len(points) * len(study.tasks) * len(study.seeds)) > MOST_RUNS:
             problems.append(f"seeds: {runs} runs in all; allowed: at most {MOST_RUNS}")
     return problems
 
 
-def _within_problems(study: Study, points: list[Point]) -> list[str]:
+def _within_problems(study: Study) -> list[str]:
     """What is wrong with factors that vary within a training."""
     problems = [
         f"analysis.factors: {name!r} varies within a training, and its levels are no runs of their "
@@ -265,8 +265,8 @@ def _within_problems(study: Study, points: list[Point]) -> list[str]:
     problems += [
         f"sample.{name}: {getattr(study.sample, name)!r}; allowed: a factor sample.{name} of the "
         "arms that train"
-        for name, default in (("strength", 1), ("blocks", ALL_BLOCKS))
-        if getattr(study.sample, name) != default
+        for name in OF_METHOD
+        if getattr(study.sample, name) != SampleSettings.model_fields[name].default
     ]
     of_subject = [task.name for task in study.tasks if task.dreambooth is not None]
     for i, arm in enumerate(study.arms):
@@ -390,9 +390,7 @@ def task_problems(study: Study) -> list[str]:
     with contextlib.suppress(UserError):  # arm_problems reports it
         family = bases.family(study.base)
     for i, task in enumerate(study.tasks):
-        explained = study.explain is not None
-        of_subject = task.dreambooth is not None
-        of_task = metrics.measured(of_subject, study.weights, study.further, explained)
+        of_task = study.measured_of(task.dreambooth is not None)
         problems += [
             f"analysis.responses: {name!r} is not measured on task {task.name!r}; allowed: "
             f"{', '.join(of_task)}"
@@ -464,13 +462,6 @@ def _problems_of(arm: Arm, base: Any, family: str | None) -> list[str]:
                 f"settings.{name}: missing; method {arm.method!r} needs it as a setting or a "
                 f"factor (its settings: {', '.join(allowed)})"
             )
-    changing = [f for f in arm.within if DRAWN[f] in ("strength", "blocks")]
-    fixed = arm.settings | {k: v for k, v in arm.factors.items() if k == "dora" and True in v}
-    problems += [
-        f"factors.{factor}: {problem}; allowed for methods that are linear in their change"
-        for factor in changing
-        for problem in methods.problems_of_strength(arm.method, fixed)
-    ]
     problems += _budget_problems(arm)
     if (cells := math.prod(map(len, arm.factors.values()))) > MOST_CELLS:
         problems.append(f"factors: {cells} cells; allowed: at most {MOST_CELLS}")
@@ -487,11 +478,26 @@ def _problems_of(arm: Arm, base: Any, family: str | None) -> list[str]:
         illegal = [f"factors: every cell is illegal, no point is left; of the last: {reason}"]
     if not legal:
         return illegal
+    illegal += _strength_problems(arm, legal)
     try:
         chosen = chosen_cells(arm, legal)
     except UserError as error:
         return illegal + error.problems
     return illegal + [_in_cell(f, w) for f in chosen for w in _unmatched(arm, f, base)]
+
+
+def _strength_problems(arm: Arm, cells: Iterable[dict[str, Any]]) -> list[str]:
+    """Why an arm's method cannot be sampled at another strength, or in a part of the blocks."""
+    asked = [factor for factor in arm.within if DRAWN[factor] in OF_METHOD]
+    if not asked:
+        return []
+    settings = (settings_of(arm, cell) for cell in cells)
+    found = (p for own in settings for p in methods.problems_of_strength(arm.method, own))
+    return [
+        f"factors.{factor}: {problem}; allowed for methods that are linear in their change"
+        for problem in dict.fromkeys(found)
+        for factor in asked
+    ]
 
 
 def _in_cell(factors: dict[str, Any], problem: str) -> str:

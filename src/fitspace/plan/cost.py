@@ -45,8 +45,12 @@ class Job:
 def jobs(study: Study, points: Sequence[Point], plan: Plan | None) -> dict[str, list[Job]]:
     """``total``: all runs, as if no results existed; with a plan also those still ``to_run``."""
     first = {point.trained: point for point in reversed(points)}
+
+    def trains(point: Point) -> bool:
+        return point.train is not None and first[point.trained] == point
+
     every = [
-        Job(point, task, point.train is not None and first[point.trained] is point, True)
+        Job(point, task, trains(point), True)
         for _ in study.seeds
         for task in study.tasks
         for point in points
@@ -57,9 +61,7 @@ def jobs(study: Study, points: Sequence[Point], plan: Plan | None) -> dict[str, 
         Job(
             run.point,
             run.task,
-            run.train is not None
-            and first[run.point.trained] is run.point
-            and not run.train.sidecar.exists(),
+            trains(run.point) and not run.train.sidecar.exists(),
             not run.sample.sidecar.exists(),
         )
         for run in plan.runs

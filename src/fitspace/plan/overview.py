@@ -104,13 +104,7 @@ def describe(
 
 def _metrics(study: Study) -> list[dict[str, Any]]:
     """What each run is measured by: its better direction, its extractor, the tasks with it."""
-    explained = study.explain is not None
-    of_task = {
-        task.name: metrics.measured(
-            task.dreambooth is not None, study.weights, study.further, explained
-        )
-        for task in study.tasks
-    }
+    of_task = {task.name: study.measured_of(task.dreambooth is not None) for task in study.tasks}
     return [
         {
             "metric": name,
@@ -132,9 +126,7 @@ def _evaluation(study: Study, plan: Plan | None) -> dict[str, Any]:
     for task in study.tasks:
         of_subject = task.dreambooth is not None
         most = cost.images(study, task)
-        others = metrics.extractors_of(
-            metrics.measured(of_subject, study.weights, study.further)
-        ) - {metrics.JUDGE}
+        others = metrics.extractors_of(study.measured_of(of_subject)) - {metrics.JUDGE}
         own = dict.fromkeys(sorted(others), most if not of_subject else study.sample.prompts)
         for name, count in ({metrics.JUDGE: most} | own).items():
             images[name] = max(count, images.get(name, 0))

@@ -13,7 +13,6 @@ NAME = "agreement.csv"
 # A rank correlation whose interval stays below this is a disagreement: another metric would then
 # often name another of two points as the better one.
 ALIKE = 0.5
-TASKS = ["point", "task"]
 
 
 def table(runs: pd.DataFrame, primary: str) -> pd.DataFrame:
@@ -26,9 +25,8 @@ def table(runs: pd.DataFrame, primary: str) -> pd.DataFrame:
     """
     finished = runs[runs["status"].eq("ok")]
     names = [n for n, row in METRICS.items() if n in finished and not row.explains]
-    values = finished[names].apply(pd.to_numeric, errors="coerce")
-    values = values * [-1 if METRICS[n].lower else 1 for n in names]
-    means = values.groupby([finished[key] for key in TASKS], sort=False).mean()
+    means = finished.groupby(["point", "task"], sort=False)[names].mean()
+    means *= [-1 if METRICS[n].lower else 1 for n in names]
     means -= means.groupby(level="task").transform("mean")
     points = means.groupby(level="point", sort=False).mean()
     names = [n for n in names if points[n].nunique() > 1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pandas as pd
 
 from fitspace import stats
@@ -14,26 +16,37 @@ LEVELS, TESTS = "within_levels.csv", "within_tests.csv"
 UNIT = "train_key"
 
 
+@dataclass(frozen=True)
+class Compared:
+    """The rows by which a factor's levels are compared, and what varies between their trainings."""
+
+    rows: pd.DataFrame
+    between: list[str]
+
+
+def groups(study: Study, drawn: pd.DataFrame, factors: list[str]) -> dict[str, Compared]:
+    """Each factor that varies within a training, with all others at the study's own levels."""
+    return {name: compared(rows_of(study, drawn, name), factors) for name in within_of(drawn)}
+
+
 def tables(
-    study: Study, drawn: pd.DataFrame, factors: list[str], responses: list[str]
+    found: dict[str, Compared], responses: list[str]
 ) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """`LEVELS` and `TESTS` of each response and each factor that varies within a training.
 
-    A factor is taken with all others at the study's own levels. Also returns what was set aside or
-    not possible, in sentences.
+    Also returns what was set aside or not possible, in sentences.
     """
     parts: dict[str, list[pd.DataFrame]] = {LEVELS: [], TESTS: []}
     notes = []
     for response in (name for name in responses if not METRICS[name].explains):
-        for factor in within_of(study, drawn):
-            rows, between = compared(study, drawn, factor, factors)
+        for factor, own in found.items():
             try:
-                found = stats.split_plot(rows, response, UNIT, factor, between)
+                both = stats.split_plot(own.rows, response, UNIT, factor, own.between)
             except UserError as error:
                 notes += [f"{response}: not compared over {problem}" for problem in error.problems]
                 continue
-            notes += [f"{response}: {note}" for note in found[0].attrs["notes"]]
-            for file, table in zip(parts, found, strict=True):
+            notes += [f"{response}: {note}" for note in both[0].attrs["notes"]]
+            for file, table in zip(parts, both, strict=True):
                 table.insert(0, "factor", factor)
                 table.insert(0, "response", response)
                 parts[file].append(table)
@@ -43,16 +56,10 @@ def tables(
     }, notes
 
 
-def compared(
-    study: Study, drawn: pd.DataFrame, factor: str, factors: list[str]
-) -> tuple[pd.DataFrame, list[str]]:
-    """The rows by which a factor's levels are compared, and what varies between their trainings.
-
-    Those of the design with its factors; if there are none, all, with their arms.
-    """
-    rows = rows_of(study, drawn, factor)
+def compared(rows: pd.DataFrame, factors: list[str]) -> Compared:
+    """Of rows those of the design with its factors; if there are none, all, with their arms."""
     inside = rows[stats.in_design(rows, factors)]
-    return (inside, factors) if len(inside) else (rows, ["arm"])
+    return Compared(inside, factors) if len(inside) else Compared(rows, ["arm"])
 
 
 def rows_of(study: Study, drawn: pd.DataFrame, factor: str) -> pd.DataFrame:

@@ -23,7 +23,6 @@ IDENTITY = ("run", "point", "arm", "method", "task", "seed", "status")
 STATUSES = ("ok", "failed", "missing")
 COUNTS = {"n": "samples", "m": "reference images"}
 CURVE = ("n", "fd_effnet", "kid_effnet")
-LAST = "last"
 # Tables of explained runs -> their columns: text, numbers. A cell may be empty, but for those of
 # NEVER_EMPTY, which have some of these values where any are named.
 EXPLAINED = {
@@ -133,14 +132,9 @@ def read(study: Study, folder: Path) -> Inputs:
     return Inputs(study, text, runs, own, curves, *tables, strips, dropped, digests, notes, made)
 
 
-def within_of(study: Study, runs: pd.DataFrame) -> dict[str, str]:
-    """Factor that varies within a training -> its level in the runs that are analysed, as text.
-
-    Of ``checkpoint`` that is the last step, which differs from run to run: ``last``.
-    """
-    own = {name: str(getattr(study.sample, key)) for name, key in DRAWN.items()}
-    found = {name: level for name, level in own.items() if name in runs}
-    return found | ({CHECKPOINT: LAST} if CHECKPOINT in runs else {})
+def within_of(runs: pd.DataFrame) -> list[str]:
+    """The factors that vary within a training, of those that a table has."""
+    return [name for name in (*DRAWN, CHECKPOINT) if name in runs]
 
 
 def own_drawing(study: Study, runs: pd.DataFrame, but: str | None = None) -> pd.Series:
@@ -149,20 +143,18 @@ def own_drawing(study: Study, runs: pd.DataFrame, but: str | None = None) -> pd.
     ``but``: whatever the level of this factor is.
     """
     own = pd.Series(True, runs.index)
-    for factor, level in within_of(study, runs).items():
+    for factor in within_of(runs):
         if factor != but:
-            wanted = runs["steps"] if level == LAST else level
-            own &= runs[factor].isna() | _same(runs[factor], wanted)
+            level = runs["steps"] if factor == CHECKPOINT else getattr(study.sample, DRAWN[factor])
+            own &= runs[factor].isna() | _same(runs[factor], pd.Series(level, runs.index))
     return own
 
 
-def _same(levels: pd.Series, wanted: pd.Series | str) -> pd.Series:
+def _same(levels: pd.Series, wanted: pd.Series) -> pd.Series:
     """Whether cells hold a level, as a number where both are numbers."""
-    as_number = pd.to_numeric(levels, errors="coerce")
-    if isinstance(wanted, str):
-        wanted = pd.Series(wanted, levels.index)
-    number = pd.to_numeric(wanted, errors="coerce")
-    return (as_number == number) | (levels.astype(str).str.strip() == wanted.astype(str))
+    numbers = [pd.to_numeric(cells, errors="coerce") for cells in (levels, wanted)]
+    texts = [cells.astype(str).str.strip() for cells in (levels, wanted)]
+    return (numbers[0] == numbers[1]) | (texts[0] == texts[1])
 
 
 def _made(folder: Path) -> dict[str, int]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from fitspace import stats
 from fitspace.report import agreement, drawn, explained, words
-from fitspace.report.inputs import COSTS, Inputs, within_of
+from fitspace.report.inputs import COSTS, Inputs
 from fitspace.stats.digits import on_scale, rounded
 from fitspace.study import Study
 
@@ -124,7 +124,8 @@ def analyse(study: Study, given: Inputs) -> Results:
         agreement.NAME: agreement.table(runs, responses[0]),
         **explained.tables(given, analysis, responses),
     }
-    within, notes = drawn.tables(study, given.drawn, factors, responses)
+    groups = drawn.groups(study, given.drawn, factors)
+    within, notes = drawn.tables(groups, responses)
     tables |= within
     scaled = ("anova.csv", "effects.csv", "spread.csv", "power.csv", "residuals.csv")
     scaled += ("questions.csv", "against.csv", "by_task.csv", "pairs.csv")
@@ -138,12 +139,9 @@ def analyse(study: Study, given: Inputs) -> Results:
     }
     sources = Sources(runs, analysis, factors)
     origins = {name: sources.of(name, table) for name, table in tables.items()}
-    within_keys = {
-        factor: list(keys_of(drawn.compared(study, given.drawn, factor, factors)[0]))
-        for factor in within_of(study, given.drawn)
-    }
+    keys = {factor: list(keys_of(own.rows)) for factor, own in groups.items()}
     origins |= {
-        name: [within_keys[row["factor"]] for row in tables[name].to_dict("records")]
+        name: [keys[factor] for factor in tables[name]["factor"]]
         for name in within
         if name in tables
     }

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import pandas as pd
 
 from fitspace.report import agreement, words
-from fitspace.report.agreement import disagreeing
 from fitspace.report.drawn import LEVELS, TESTS
 from fitspace.report.figures import arm_label, point_names
 from fitspace.report.results import Results
@@ -636,7 +635,7 @@ def _others(found: Results) -> Sentence:
 
 def _disagreement(found: Results) -> Sentence:
     """The metrics that do not rank the points as the primary response does."""
-    rows = disagreeing(found.rows(agreement.NAME), found.primary)
+    rows = agreement.disagreeing(found.rows(agreement.NAME), found.primary)
     if rows.empty:
         return []
     parts: Sentence = [f"{words.metric(found.primary).label} ranks the points otherwise than "]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 from fitspace import bases, methods
@@ -78,6 +77,7 @@ def explained(study: Study, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     from fitspace.explaining.attention import Attention
     from fitspace.explaining.probes import probe_of, taught_tokens
     from fitspace.explaining.sensitivity import Moved, measure
+    from fitspace.training.sampling import decoded
 
     base = bases.resolve(study.base)
     task, process = load(run.prepare, base, run.task.scale), bases.load_process(base)
@@ -131,24 +131,14 @@ def explained(study: Study, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
         "attention": {"of": words, **{n: a.shares for n, a in looked.items()}} if looked else None,
         "anatomy": changed,
     }
+    vae = bases.load_vae(base).to(devices.device())
     shown = {
         "title": f"{run.explain.folder.name}\n|difference of the noise predicted for "
         f"{probe.taught} and for {probe.without}|, {probe.images}",
-        "images": _pictures(base, probe.latents[: picture.MOST]),
+        "images": decoded(vae, probe.latents[: picture.MOST]),
         "steps": steps,
         "differences": {name: one.maps for name, one in moved.items()},
         "attention": {n: a.maps for n, a in looked.items()},
         "looked_for": f"attention to\n{words}",
     }
     return content, shown
-
-
-def _pictures(base: Path, latents) -> Any:
-    """The images of some mean latents, as the autoencoder decodes them; uint8 (n, h, w, 3)."""
-    import torch
-
-    vae = bases.load_vae(base).to(devices.device())
-    with torch.no_grad():
-        decoded = torch.cat([vae.decode(one[None].to(devices.device())).sample for one in latents])
-    pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()

@@ -13,6 +13,7 @@ from fitspace.core.errors import UserError
 from fitspace.stats.anova import anova
 from fitspace.stats.formula import label
 from fitspace.stats.strata import WITHIN
+from fitspace.stats.within import epsilon
 
 
 def split_plot(
@@ -102,9 +103,7 @@ def _epsilon(wide: pd.DataFrame, of_units: pd.DataFrame) -> float:
     codes = [pd.get_dummies(of_units[name].astype(str)).to_numpy(float) for name in of_units]
     design = np.column_stack([np.ones(len(wide)), *codes])
     left = contrasts - design @ np.linalg.lstsq(design, contrasts, rcond=None)[0]
-    cov = left.T @ left
-    squares = float(np.sum(cov**2))
-    return float(np.trace(cov) ** 2 / (len(cov) * squares)) if squares else float("nan")
+    return epsilon(left.T @ left) if left.any() else float("nan")
 
 
 def _tests(

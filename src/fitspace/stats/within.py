@@ -135,19 +135,25 @@ def _means(data: Data, subject: str, cell: np.ndarray, cells: int) -> tuple[np.n
     return sums[whole] / counts[whole], notes
 
 
+def epsilon(cov: np.ndarray) -> float:
+    """Greenhouse and Geisser's (1959), of the covariance (k, k) of orthonormal contrasts, up to a
+    factor: 1 where the differences of levels vary alike."""
+    return float(np.trace(cov)) ** 2 / (len(cov) * float(np.sum(cov**2)))
+
+
 def _tested(source: str, z: np.ndarray, means: np.ndarray, rounding: float) -> dict:
     """Row of a hypothesis, given orthonormal contrasts (subjects, k) of the cells' means."""
     subjects, k = z.shape
     r = subjects - 1
     centred = z - z.mean(axis=0)
     cov = centred.T @ centred / r
-    trace, squares = float(np.trace(cov)), float(np.sum(cov**2))
+    trace = float(np.trace(cov))
     row = {"source": source, "df": k, "num_df": k, "den_df": k * r}
     names = ["F", "gg_eps", "hf_eps", "p", "p_gg", "p_hf"]
     if not k or trace * r <= max(1e-28 * float(np.sum(means**2)), k * r * rounding**2):
         return row | dict.fromkeys(names, NAN)
     F = subjects * float(np.sum(z.mean(axis=0) ** 2)) / trace
-    gg = trace**2 / (k * squares)
+    gg = epsilon(cov)
     rest = k * (r - k * gg)
     hf = ((r + 1) * k * gg - 2) / rest if k > 1 and abs(rest) > 1e-9 else 1.0 if k == 1 else NAN
     p = [float(fdtrc(k * e, k * r * e, F)) for e in (1.0, gg, min(1.0, hf) if hf == hf else NAN)]

@@ -1,7 +1,6 @@
 """The models of a study file. This room looks at no base and no data."""
 
 from fitspace.study.models import (
-    ALL_BLOCKS,
     CHECKPOINT,
     DRAWN,
     Analysis,
@@ -14,7 +13,6 @@ from fitspace.study.models import (
 )
 
 __all__ = [
-    "ALL_BLOCKS",
     "CHECKPOINT",
     "DRAWN",
     "Analysis",

@@ -551,8 +551,12 @@ class Study(_Weights):
 
     def further_of(self, of_subject: bool) -> tuple[str, ...]:
         """Those that are measured on a kind of task: one subject, or held-out images."""
-        on_it = measured(of_subject, self.weights, self.further)
+        on_it = self.measured_of(of_subject)
         return tuple(name for name in self.further if name in on_it)
+
+    def measured_of(self, of_subject: bool) -> tuple[str, ...]:
+        """All metrics of a kind of task, explanations' too."""
+        return measured(of_subject, self.weights, self.further, self.explain is not None)
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Study:

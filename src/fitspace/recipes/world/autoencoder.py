@@ -20,7 +20,7 @@ from fitspace.core.files import write_json
 from fitspace.data import openmoji
 from fitspace.recipes.world import loop, measures
 from fitspace.recipes.world.drawings import SOURCE, Drawings
-from fitspace.training.sampling import sheet
+from fitspace.training.sampling import decoded, sheet
 
 CONFIG = dict(
     in_channels=3,
@@ -153,17 +153,9 @@ def encode(model: torch.nn.Module, images: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts])
 
 
-@torch.no_grad()
-def decode(model: torch.nn.Module, latents: Tensor) -> np.ndarray:
-    """Images of latents (n, c, h, w): uint8 (n, h, w, 3)."""
-    decoded = torch.cat([model.decode(part).sample for part in latents.split(BATCH)])
-    pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).contiguous().numpy()
-
-
 def copies(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
     """Reconstructions of uint8 images (n, h, w, 3): encoded and decoded."""
-    return decode(model, encode(model, images)[0])
+    return decoded(model, encode(model, images)[0])
 
 
 def measure(model: torch.nn.Module, drawings: Drawings) -> dict[str, Any]:
@@ -178,7 +170,7 @@ def measure(model: torch.nn.Module, drawings: Drawings) -> dict[str, Any]:
     for style, name in enumerate(openmoji.STYLES):
         images = drawings.in_style(style)
         mean, std = encode(model, images)
-        found = decode(model, mean)
+        found = decoded(model, mean)
         report["decibels"][name] = measures.decibels(images, found)
         report["colour_error"][name] = measures.colour_error(images, found)
         if style == SOURCE:

@@ -66,6 +66,11 @@ class Drawings:
             self._alike[style] = distance < ALIKE**2 * pixels.shape[1]
         return self._alike[style]
 
+    def look_alike(self, some: np.ndarray, others: np.ndarray, styles: Any) -> np.ndarray:
+        """The same for pairs of rows, each in a style: bool (k,)."""
+        apart = self.images[some, styles].astype(np.float64) - self.images[others, styles]
+        return np.square(apart).mean((1, 2, 3)) < ALIKE**2
+
     @cached_property
     def _alike(self) -> dict[int, np.ndarray]:
         return {}

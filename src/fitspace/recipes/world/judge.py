@@ -364,23 +364,19 @@ def retrieval(seen: Tensor, rows: np.ndarray, style: int, texts: Texts, drawings
     }
 
 
-def _right(best: Any, rows: Any, style: int, drawings: Drawings) -> np.ndarray:
+def _right(best: np.ndarray, rows: np.ndarray, styles: Any, drawings: Drawings) -> np.ndarray:
     """Whether the drawings ``best`` show the figures of ``rows``, as far as one can see: bool."""
     figures = drawings.figures
-    return (figures[best] == figures[rows]) | drawings.alike(style)[rows, best]
+    return (figures[best] == figures[rows]) | drawings.look_alike(best, rows, styles)
 
 
 @torch.inference_mode()
 def embed(visual: nn.Module, images: np.ndarray) -> Tensor:
-    """Unit vectors of uint8 images (n, h, w, 3): float32 (n, d).
+    """Unit vectors of uint8 images (n, h, w, 3), prepared as the judge has it: float32 (n, d)."""
+    from fitspace.metrics import clip
 
-    They are enlarged as open_clip's own transform does, by Pillow's bicubic filter.
-    """
-    found = []
-    for part in torch.from_numpy(images).permute(0, 3, 1, 2).split(BATCH):
-        seen = F.interpolate(part.float(), (SEEN, SEEN), mode="bicubic", antialias=True)
-        found.append(F.normalize(visual(seen.round().clamp(0, 255) / 127.5 - 1), dim=1))
-    return torch.cat(found)
+    parts = torch.from_numpy(images).split(BATCH)
+    return torch.cat([F.normalize(visual(clip.prepared(p, PREPROCESS)), dim=1) for p in parts])
 
 
 def measure(folder: Path, drawings: Drawings, changes: dict[str, Any] | None = None):
@@ -429,8 +425,7 @@ def draw_mistakes(learner: Learner, drawings: Drawings, path: Path) -> None:
     for styles in (np.full(len(rows), SOURCE), np.arange(len(rows)) % len(openmoji.STYLES)):
         images = drawings.images[rows, styles]
         best = (embed(learner.clip.visual, images) @ texts.T).argmax(1).numpy()
-        pairs_of = zip(best, rows, styles, strict=True)
-        wrong = ~np.array([_right(found, row, style, drawings) for found, row, style in pairs_of])
+        wrong = ~_right(best, rows, styles, drawings)
         right.append(1 - wrong.mean())
         pairs += [
             picture

@@ -32,7 +32,7 @@ def _lines(found: Results, response: str, factor: str) -> Figure:
     place = dict(zip(levels, at, strict=True))
     rows = rows_of(found.study, found.drawn, factor).dropna(subset=response)
     rows = rows[rows[factor].astype(str).isin(place)]
-    inside, _ = compared(found.study, rows, factor, found.factors)
+    inside = compared(rows, found.factors).rows
     lines = [own for _, own in inside.groupby(UNIT, sort=False) if len(own) == len(levels)]
     others = rows[~rows.index.isin(inside.index)]
     shown = lines if len(lines) <= MOST_LINES else []
