@@ -14,13 +14,13 @@ from fitspace.audit.findings import Finding
 from fitspace.core.errors import UserError
 from fitspace.core.paths import UNCOMMITTED
 from fitspace.plan import Plan
-from fitspace.results import table
+from fitspace.results import table, tuning
 from fitspace.results.lineage import NAME
 from fitspace.study import Study
 
 INPUTS = (
     "runs.csv", "against_n.csv", table.SENSITIVITY, table.ANATOMY, "design.json", "gallery.json",
-    table.DATA_NOTES, NAME, UNCOMMITTED,
+    table.DATA_NOTES, NAME, UNCOMMITTED, tuning.NAME,
 )  # fmt: skip
 _NUMBER = re.compile(
     r'<data value="([^"]*)" data-table="([^"]*)" data-row="([^"]*)" '
@@ -49,6 +49,7 @@ def check(study: Study, plan: Plan | None, folder: Path) -> list[Finding]:
             if plan is not None:
                 table.write_design(plan, again / "design.json")
                 table.write_data_notes(plan, again)
+                tuning.write(plan, again)
                 _gallery(plan, again)
         except UserError as error:
             return [

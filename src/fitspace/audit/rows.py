@@ -12,6 +12,7 @@ from fitspace.audit.findings import Finding
 from fitspace.audit.hashes import differences
 from fitspace.core.errors import UserError
 from fitspace.core.files import sha256
+from fitspace.core.texts import cell
 from fitspace.plan import STAGES, Plan, Run
 from fitspace.results import table
 from fitspace.results.lineage import Lineage, Record
@@ -87,7 +88,7 @@ def _long(
         return [Finding("changed", path.as_posix(), f"is no table of runs ({error})")]
     findings = []
     for name, rows in here.items():
-        expected = [{k: table.cell(v) for k, v in row.items()} for row in rows]
+        expected = [{k: cell(v) for k, v in row.items()} for row in rows]
         if listed.get(name, []) != expected:
             message = f"its rows of {name} are not those of the run's {STAGES[stage].title}"
             findings.append(Finding("changed", path.as_posix(), message))
@@ -158,10 +159,10 @@ def _cells(
         Finding(
             "changed",
             path.as_posix(),
-            f"{column} of {run.name} is {row[column]!r}; the run has {table.cell(value)!r}",
+            f"{column} of {run.name} is {row[column]!r}; the run has {cell(value)!r}",
         )
         for column, value in expected.items()
-        if column in row and row[column] != table.cell(value)
+        if column in row and row[column] != cell(value)
     ] + [
         Finding("changed", path.as_posix(), f"has no column {column!r}")
         for column, value in expected.items()

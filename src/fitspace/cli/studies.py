@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fitspace.cli.commands import Commands
 def add(commands: Commands) -> None:
     commands.add(_check, "check", "Validate a study file: every problem at once.")
     commands.add(_fetch, "fetch", "Download what a study names by hub id.")
+    commands.add(_tune, "tune", "Write the study whose runs choose a study's settings.")
     plan = commands.add(_plan, "plan", "Print a study's design before anything runs.")
     plan.add_argument("--delta", type=float, help="difference between two levels to detect")
     plan.add_argument("--sigma", type=float, help="residual standard deviation; else the pilot's")
@@ -52,6 +54,24 @@ def _fetch(arguments: argparse.Namespace) -> None:
     lines = models.pins
     said = "these lines pin the study to it:" if lines else "the study file already pins it"
     print("\n".join([said, *lines]))
+
+
+def _tune(arguments: argparse.Namespace) -> None:
+    from fitspace.core.errors import UserError
+    from fitspace.core.files import write_text
+    from fitspace.plan import checked
+    from fitspace.study import TUNING
+    from fitspace.study.tuning import text
+
+    path = arguments.study
+    study, _ = checked(path)
+    if study.tuning is None:
+        raise UserError(f"{path}: no key 'tuning': it chooses no settings")
+    to, content = path.with_name(f"{study.name}{TUNING}.yaml"), text(study, path.name)
+    if to.exists() and not to.read_text(encoding="utf-8").startswith(content.partition("\n")[0]):
+        raise UserError(f"{to}: not written by fitspace tune for {path}; move it away first")
+    write_text(to, content)
+    print(f"{to}: next: snakemake --cores all --config study={shlex.quote(str(to))}")
 
 
 def _plan(arguments: argparse.Namespace) -> None:

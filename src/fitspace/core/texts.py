@@ -1,9 +1,10 @@
-"""Captions that a model does not read to their end."""
+"""Texts that many rooms write: captions that are cut, lists cut short, cells of tables."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
 
 SHOWN = 3
 
@@ -55,3 +56,10 @@ def shown(texts: Iterable[str]) -> str:
     texts = list(texts)
     parts = [repr(t if len(t) <= 80 else t[:77] + "...") for t in texts[:SHOWN]]
     return ", ".join(parts) + ", ..." * (len(texts) > SHOWN)
+
+
+def cell(value: Any) -> str:
+    """A value as written in a table: floats in their shortest exact form, None as empty text."""
+    if value is None:
+        return ""
+    return repr(value) if isinstance(value, float) else str(value)

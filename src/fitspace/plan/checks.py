@@ -36,6 +36,7 @@ from fitspace.study import (
     TrainSettings,
 )
 from fitspace.study.reading import parts
+from fitspace.study.tuning import derived
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,12 +63,26 @@ def checked(path: str | Path, in_job: bool = False) -> tuple[Study, Models]:
     models = None if study is None else Models(study)
     problems = problems + arm_problems(arms, base, models)
     if models is not None:
-        problems += metric_problems(study) + task_problems(study) + models.problems
-        if not problems and not in_job:
-            problems += content_problems(study, models)
+        problems += _other_problems(study, models, in_job or bool(problems))
+        if study.tuning is not None and not problems and not in_job:
+            problems += [f"tuning: {problem}" for problem in _tuning_problems(study, models)]
     if problems:
         raise UserError(f"{path}: {p}" for p in problems)
     return study, models
+
+
+def _other_problems(study: Study, models: Models, quickly: bool) -> list[str]:
+    """What is wrong beside the arms; ``quickly``: without a look at what the tasks hold."""
+    problems = metric_problems(study) + task_problems(study) + models.problems
+    return problems if problems or quickly else content_problems(study, models)
+
+
+def _tuning_problems(study: Study, models: Models) -> list[str]:
+    """What is wrong with the tuning of a sound study, as the study that it is."""
+    own = derived(study)
+    of_tuning = models.of(own)
+    problems = arm_problems(enumerate(own.arms), own.base, of_tuning)
+    return problems + _other_problems(own, of_tuning, bool(problems))
 
 
 def load_study(path: str | Path) -> Study:

@@ -16,10 +16,12 @@ from typing import Any
 from fitspace.core.errors import UserError
 from fitspace.core.files import digest
 from fitspace.core.paths import RESULTS
+from fitspace.plan import tuning
 from fitspace.plan.models import Models
 from fitspace.plan.points import Point
 from fitspace.plan.table import ENDS, STAGES, Making, Row
 from fitspace.study import Study, Task
+from fitspace.study.tuning import derived
 
 KEY_LENGTH = 12
 
@@ -134,6 +136,7 @@ def build_plan(study: Study, models: Models | None = None) -> Plan:
         raise UserError(models.absent)
     points, dropped = models.points
     models.held  # noqa: B018 - raises
+    _same_tuning(study, models)
     shared = {task.name: _made(Making(study, models, task, {})) for task in study.tasks}
     # Seeds vary slowest: every point gets its first run before any point gets its second.
     runs = [
@@ -148,6 +151,28 @@ def build_plan(study: Study, models: Models | None = None) -> Plan:
         for point in points
     ]
     return Plan(study, models, points, runs, dropped)
+
+
+def _same_tuning(study: Study, models: Models) -> None:
+    """That the runs that chose settings are those of the study's tuning as it stands now.
+
+    Raises UserError if they are not, or nothing can be chosen by them. Where the images that they
+    were tuned on are not on this machine nobody can tell.
+    """
+    if not models.tuned:
+        return
+    own = derived(study)
+    of_tuning = models.of(own)
+    if of_tuning.absent:
+        return
+    planned = {run.evaluate.key for run in build_plan(own, of_tuning).runs}
+    found = {row["evaluate_key"] for row in tuning.rows(study)}
+    if planned - found:
+        raise UserError(
+            f"tuning: {tuning.table_path(study)}: {len(planned - found)} of its "
+            f"{len(found)} runs were made with other settings, models or images than the study's "
+            "now; fitspace tune writes the study whose runs are needed"
+        )
 
 
 def unchanged(study: Study, run: Run) -> bool:

@@ -11,6 +11,7 @@ from fitspace import bases, data, metrics
 from fitspace.core import hub
 from fitspace.core.errors import UserError
 from fitspace.plan.points import Point, expand
+from fitspace.plan.tuning import chosen
 from fitspace.study import Study, Task
 from fitspace.study.reading import form
 
@@ -39,10 +40,22 @@ MODELS: dict[str, Callable[[str], dict[str, Path]]] = {
 }
 
 
+# What of `Models` is the same for all studies of a base, a judge and named tasks.
+_SAME = ("_sources", "_outlines", "base", "digest", "evaluator", "by_class", "held", "line_endings")
+
+
 def named(study: Study) -> dict[str, str]:
     """The models that a study names: name -> reference."""
     found = {name: getattr(study, name) for name in MODELS}
     return {name: reference for name, reference in found.items() if reference is not None}
+
+
+def _refusal(look: Callable[[], Any]) -> UserError | None:
+    try:
+        look()
+    except UserError as error:
+        return error
+    return None
 
 
 class Models:
@@ -86,14 +99,25 @@ class Models:
         return self._sources[task.name]
 
     @cached_property
+    def tuned(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """What the study's tuning chose; see :func:`fitspace.plan.tuning.chosen`."""
+        return chosen(self.study, bases.family(self.study.base).name)
+
+    @cached_property
     def points(self) -> tuple[list[Point], list[str]]:
-        """The study's points, and the cells left out; see :func:`fitspace.plan.points.expand`."""
-        return expand(self.study)
+        """The study's points, and the cells left out; see :func:`fitspace.plan.points.expand`.
+
+        As long as tuning has chosen nothing they have the study's own settings.
+        """
+        return expand(self.study, {} if _refusal(lambda: self.tuned) else self.tuned)
 
     def of(self, study: Study) -> Models:
-        """The same for a study with other arms: what was looked at is not looked at again."""
+        """The same for a study with other arms or tasks: what is the same is not looked at again.
+
+        Tasks of both studies that have one name are the same.
+        """
         other = Models(study)
-        vars(other).update({k: v for k, v in vars(self).items() if k not in ("study", "points")})
+        vars(other).update({k: v for k, v in vars(self).items() if k in _SAME})
         return other
 
     def outline(self, task: Task) -> Outline | None:
@@ -113,8 +137,9 @@ class Models:
                 for problem in error.problems]  # fmt: skip
 
     def here(self, what: str) -> bool:
-        """Whether ``base``, ``judge`` or a task, by its name, is on this machine and no error."""
-        places = {"base": "base", "judge": ""}
+        """Whether ``base``, ``judge``, ``tuning`` or a task, by its name, is on this machine and no
+        error."""
+        places = {"base": "base", "judge": "", "tuning": "tuning: "}
         places |= {task.name: f"tasks[{i}]: " for i, task in enumerate(self.study.tasks)}
         return places[what] not in {key for key, _ in self._refusals}
 
@@ -137,12 +162,9 @@ class Models:
             # This look needs no base, so it also works if the base is missing.
             look = partial(data.identity if task.source == "openmoji" else self.source, task)
             looks.append((f"tasks[{i}]: ", look))
-        found = []
-        for key, look in looks:
-            try:
-                look()
-            except UserError as error:
-                found.append((key, error))
+        found = [(key, error) for key, look in looks if (error := _refusal(look))]
+        if "base" not in dict(found) and (error := _refusal(lambda: self.tuned)):
+            found.append(("tuning: ", error))
         return found
 
     @cached_property

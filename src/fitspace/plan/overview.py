@@ -21,6 +21,7 @@ from fitspace.plan.points import Point, legal_cells, own_drawing
 from fitspace.plan.table import STAGES
 from fitspace.stats.digits import plain
 from fitspace.study import Study
+from fitspace.study.tuning import derived
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,6 +88,7 @@ def describe(
         "association": rows_for_json(tables["association"]),
         "power": _power(study, design, points, delta, spread),
         "notes": tables["notes"],
+        "tuning": _tuning(study, models),
         "metrics": _metrics(study),
         "evaluation": _evaluation(study, plan),
         "cost": {
@@ -100,6 +102,22 @@ def describe(
         "to_run": stage_counts(plan, done=False) if plan else None,
     }
     return plain(found)
+
+
+def _tuning(study: Study, models: Models) -> dict[str, Any] | None:
+    """The study whose runs choose settings: its points and runs, the settings, and whether they
+    are chosen."""
+    if study.tuning is None:
+        return None
+    own = derived(study)
+    points, _ = models.of(own).points
+    return {
+        "study": own.name,
+        "settings": list(study.tuning.factors),
+        "points": len(points),
+        "runs": len(points) * len(own.tasks) * len(own.seeds),
+        "chosen": models.here("tuning"),
+    }
 
 
 def _metrics(study: Study) -> list[dict[str, Any]]:

@@ -117,7 +117,10 @@ def _d_optimal(factors: tuple[str, ...], cells: tuple[tuple, ...], n: int) -> tu
 
 
 def settings_of(arm: Arm, factors: dict[str, Any], base: str | None = None) -> Any:
-    """The method's settings in a cell; with a base, the width follows from the arm's budget."""
+    """The method's settings in a cell; with a base, the width follows from the arm's budget.
+
+    Levels of training settings among ``factors`` are no settings of the method.
+    """
     own = {k: v for k, v in factors.items() if not k.startswith("train.")} | arm.settings
     if arm.match_trainable is not None and base is not None:
         width = budget.width(base, arm.method, own, arm.match_trainable)
@@ -125,22 +128,27 @@ def settings_of(arm: Arm, factors: dict[str, Any], base: str | None = None) -> A
     return methods.get(arm.method).Settings(**own)
 
 
-def expand(study: Study) -> tuple[list[Point], list[str]]:
-    """A study's points, and the cells that are left out, each with its reason."""
-    family = bases.family(study.base).name
+def expand(
+    study: Study, tuned: dict[tuple[str, str], dict[str, Any]] | None = None
+) -> tuple[list[Point], list[str]]:
+    """A study's points, and the cells that are left out, each with its reason.
+
+    ``tuned``: (arm, canonical cell) -> the settings that tuning chose for it, and that are no
+    factors.
+    """
+    family, tuned = bases.family(study.base).name, tuned or {}
     points, dropped = [], []
     for arm in study.arms:
         method = methods.get(arm.method)
         legal, others = legal_cells(arm, family)
         dropped += [f"{arm.title} ({in_words(f)}): {why[0]}" for f, why in others]
         for factors in chosen_cells(arm, legal):
-            settings = settings_of(arm, factors, study.base)
+            taken = factors | tuned.get((arm.title, canonical(factors)), {})
+            settings = settings_of(arm, taken, study.base)
             train = None
             if method.trains:
                 own = {
-                    k.removeprefix("train."): v
-                    for k, v in factors.items()
-                    if k.startswith("train.")
+                    k.removeprefix("train."): v for k, v in taken.items() if k.startswith("train.")
                 }
                 train = TrainSettings(**(study.train.model_dump() | arm.train | own)).model_dump()
             points += [

@@ -12,6 +12,7 @@ def render(overview: dict[str, Any]) -> str:
     """The overview as text for a terminal."""
     sections = (
         _render_points(overview),
+        _render_tuning(overview["tuning"]),
         _render_cells(overview),
         _render_effects(overview),
         _render_power(overview["power"]),
@@ -43,6 +44,15 @@ def _render_points(overview: dict[str, Any]) -> list[str]:
         "",
         *_aligned(header, rows),
     ]
+
+
+def _render_tuning(tuning: dict[str, Any] | None) -> list[str]:
+    if tuning is None:
+        return []
+    state = "are chosen" if tuning["chosen"] else "are not chosen yet"
+    settings = ", ".join(tuning["settings"])
+    runs = f"{tuning['runs']} runs of {tuning['study']}"
+    return [f"tuning: {runs} choose {settings} for each point; they {state}"]
 
 
 def _render_cells(overview: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from fitspace.core.files import read_json, sha256
 from fitspace.core.reading import Recorded, explain
 from fitspace.explaining.reading import TUNED, UNTOUCHED
 from fitspace.metrics import INTERVAL, METRICS
-from fitspace.report import words
+from fitspace.report import tuned, words
 from fitspace.results import lineage
 from fitspace.results.table import ANATOMY, DATA_NOTES, SENSITIVITY
 from fitspace.study import CHECKPOINT, DRAWN, Study
@@ -57,8 +57,9 @@ class Inputs:
     """``text`` is runs.csv as text; ``drawn`` has ordered levels and numbers as floats, ``runs`` of
     them those that are analysed: one of each training (see `own_drawing`). Their index is the row
     in the file, from 0. ``against_n`` has the distances of each run by number of samples, if
-    measured; ``sensitivity`` and ``anatomy`` what explains the runs, if asked for; ``made`` maps
-    the code and machines behind the runs to their numbers of stages."""
+    measured; ``sensitivity`` and ``anatomy`` what explains the runs, if asked for; ``tuning`` what
+    tuning tried, if the study has it; ``made`` maps the code and machines behind the runs to their
+    numbers of stages."""
 
     study: Study
     text: pd.DataFrame
@@ -67,6 +68,7 @@ class Inputs:
     against_n: pd.DataFrame | None
     sensitivity: pd.DataFrame | None
     anatomy: pd.DataFrame | None
+    tuning: pd.DataFrame | None
     strips: list[Strip]
     dropped: list[str]
     digests: dict[str, str]
@@ -113,12 +115,14 @@ def read(study: Study, folder: Path) -> Inputs:
     curves, odd_curves = _against_n(folder / "against_n.csv", text)
     explained = {name: _explained(folder / name, text) for name in EXPLAINED}
     odd_curves += [problem for _, found in explained.values() for problem in found]
+    tuning, odd = tuned.read(study, folder / tuned.NAME)
+    odd_curves += odd
     strips, more = _strips(folder)
     design, worse = _design(folder / "design.json")
     of_data, wrong = _data_notes(folder / DATA_NOTES)
     if problems or odd_curves or more or worse or wrong:
         raise UserError(problems + odd_curves + more + worse + wrong)
-    files = ("runs.csv", "against_n.csv", *EXPLAINED)
+    files = ("runs.csv", "against_n.csv", *EXPLAINED, tuned.NAME)
     files += ("gallery.json", "design.json", DATA_NOTES, lineage.NAME)
     digests = {name: sha256(folder / name) for name in files if (folder / name).exists()}
     planned = len(text) if design is None else design.runs
@@ -129,7 +133,9 @@ def read(study: Study, folder: Path) -> Inputs:
     made = _made(folder)
     own = runs[own_drawing(study, runs)]
     tables = [explained[name][0] for name in (SENSITIVITY, ANATOMY)]
-    return Inputs(study, text, runs, own, curves, *tables, strips, dropped, digests, notes, made)
+    return Inputs(
+        study, text, runs, own, curves, *tables, tuning, strips, dropped, digests, notes, made
+    )
 
 
 def within_of(runs: pd.DataFrame) -> list[str]:

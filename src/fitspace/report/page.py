@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from fitspace.core.errors import UserError
 from fitspace.core.files import digest
-from fitspace.report import agreement, explained, origins, summary, tables, words
+from fitspace.report import agreement, explained, origins, summary, tables, tuned, words
 from fitspace.report.drawn import LEVELS, TESTS
 from fitspace.report.figures import Figure, arm_label
 from fitspace.report.inputs import COSTS, Inputs, Strip
@@ -78,6 +78,7 @@ def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, s
         "summary": summary.sentences(found),
         "spreads": {name: summary.spread(found, name) for name in found.responses},
         "through": summary.through(found),
+        "tuning": summary.tuning(found),
         "notes": [*given.notes, *summary.notes(found)],
         "figures": figures,
         "galleries": _galleries(given, found),
@@ -254,6 +255,7 @@ def _tables(given: Inputs, found: Results) -> dict[str, object]:
         "power": _power(found),
         "distances": _distances(found),
         "agreement": _agreement(found),
+        "tuning": _tuning(found),
         **_explained(found),
         "runs": tables.of_runs(given.text, found.factors),
     }
@@ -333,6 +335,23 @@ def _agreement(found: Results) -> Table | None:
     columns += [Column("estimate", "rank correlation", limits=("low", "high"))]
     caption = f"Agreement of other metrics with {words.metric(found.primary).label}."
     return tables.table(agreement.NAME, rows, columns, caption) if len(rows) else None
+
+
+def _tuning(found: Results) -> Table | None:
+    """Each point's levels: the one that was taken, and the others against it."""
+    rows = found.rows(tuned.NAME)
+    if rows.empty:
+        return None
+    said = {(True, True): "taken", (False, True): "not separable", (False, False): ""}
+    taken = [said[best, tied] for best, tied in zip(rows["best"], rows["tied"], strict=True)]
+    columns = [Column("point", "point", "text")]
+    columns += [Column(name, name, "text") for name in found.study.tuning.factors]
+    columns += [Column("runs", "runs", "count"), Column("mean", "mean", "four")]
+    columns += [Column("worse", "worse than the best by", limits=("low", "high"))]
+    columns += [Column("taken", "", "text")]
+    label = words.metric(rows["response"].iloc[0]).label
+    scale = "" if rows["scale"].iloc[0] == "identity" else f", {rows['scale'].iloc[0]} scale"
+    return tables.table(tuned.NAME, rows.assign(taken=taken), columns, f"Tuning: {label}{scale}.")
 
 
 def _ranking(found: Results, response: str) -> Table | None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fitspace import stats
-from fitspace.report import agreement, drawn, explained, words
+from fitspace.report import agreement, drawn, explained, tuned, words
 from fitspace.report.inputs import COSTS, Inputs
 from fitspace.stats.digits import on_scale, rounded
 from fitspace.study import Study
@@ -123,6 +123,7 @@ def analyse(study: Study, given: Inputs) -> Results:
         "residuals.csv": _residuals(analysis),
         agreement.NAME: agreement.table(runs, responses[0]),
         **explained.tables(given, analysis, responses),
+        tuned.RANKS: tuned.ranks(study, given.tuning),
     }
     groups = drawn.groups(study, given.drawn, factors)
     within, notes = drawn.tables(groups, responses)
@@ -148,6 +149,9 @@ def analyse(study: Study, given: Inputs) -> Results:
     if given.against_n is not None:
         tables["against_n.csv"] = given.against_n
         origins["against_n.csv"] = sources.of("against_n.csv", given.against_n)
+    if given.tuning is not None:  # its runs, and those of its ranks, are another report's
+        tables[tuned.NAME] = given.tuning
+        origins[tuned.NAME] = [[] for _ in given.tuning.index]
     origins["runs.csv"] = [[key] for key in keys_of(given.drawn)]
     return Results(
         study=study,
@@ -212,6 +216,7 @@ class Sources:
             "equivalence.csv": ("compared", None),
             "assay.csv": ("compared", None),
             agreement.NAME: ("compared", None),
+            tuned.RANKS: ("none", None),
             "against.csv": ("compared", None),
             "by_task.csv": ("compared", None),
             "baselines.csv": ("baseline", "arm"),
@@ -249,6 +254,8 @@ class Sources:
             return runs["arm"].astype(str).eq(value) | (value == "all")
         if kind == "baseline":
             return there & ~self.design & runs["arm"].astype(str).eq(value)
+        if kind == "none":
+            return pd.Series(False, runs.index)
         if kind == "compared":  # the error of a difference is that of all points together
             return there
         if kind == "task":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 
-from fitspace.report import agreement, words
+from fitspace.report import agreement, tuned, words
 from fitspace.report.drawn import LEVELS, TESTS
 from fitspace.report.figures import arm_label, point_names
 from fitspace.report.results import Results
@@ -509,6 +510,46 @@ def _through(found: Results, row: pd.Series) -> Sentence:
         opposed = "; sensitivity works against the effect, which is larger beside it)."
         return [factor, claim, NOT_SHOWN, " (", *numbers, opposed]
     return [factor, claim, NOT_SHOWN, " (", *numbers, ")."]
+
+
+# --- tuning -------------------------------------------------------------------------------
+
+
+def tuning(found: Results) -> list[Sentence]:
+    """What was tuned, whether the grid was wide enough, and how the points would rank without."""
+    rows, sentences = found.rows(tuned.NAME), []
+    if rows.empty:
+        return []
+    best, count = rows[rows["best"]], partial(words.counted, tuned.NAME)
+    own, names = found.study.tuning, point_names(found)
+    tried = words.listed(f"{name} ({len(levels)} levels)" for name, levels in own.factors.items())
+    sentences.append([
+        "Each of ", count(best.index), f" points takes its own {tried}: the best mean over "
+        f"{words.plural(len(own.tasks), 'task')} and {words.plural(len(own.seeds), 'seed')} of the "
+        "tuning, which are none of the study's.",
+    ])  # fmt: skip
+    if (edge := best[best["edge"]]).empty:
+        sentences.append(["No best level is the lowest or the highest of those tried."])
+    else:
+        shown = [names.get(point, point) for point in edge["point"][:MOST_NAMED]]
+        listed = words.listed(shown + ["others"] * (len(edge) > MOST_NAMED))
+        sentences.append([
+            Verdict("At the edge"), ": for ", count(edge.index), f" points ({listed}) the best "
+            "level is the lowest or the highest of those tried, so a better one may lie beyond.",
+        ])  # fmt: skip
+    for _, row in found.rows(tuned.RANKS).iterrows():
+        show = partial(value, tuned.RANKS, row)
+        untuned, best = (names.get(row[n], row[n]) for n in ("first_own", "first_tuned"))
+        first = f"{untuned} ranks first"
+        first += ", as it does" if untuned == best else f", and {best} does"
+        first += " where each has its own"
+        lost = [", ", show("diverged", words.count), " diverged there"] if row["diverged"] else []
+        sentences.append([
+            f"With {row['at']} for all, {first}. ", show("moved", words.count), " of ",
+            show("points", words.count), " points change their place (Kendall's τ ", show("tau"),
+            ")", *lost, ".",
+        ])  # fmt: skip
+    return sentences
 
 
 # --- cells, points and baselines ----------------------------------------------------------

@@ -13,11 +13,12 @@ from typing import Any
 
 from fitspace.core.errors import UserError
 from fitspace.core.files import read_json, write_json, write_text
+from fitspace.core.texts import cell
 from fitspace.explaining.reading import TUNED, UNTOUCHED, read_explanation
 from fitspace.explaining.reading import measured as explained
 from fitspace.metrics import METRICS, read_metrics
 from fitspace.plan import Plan, Run, own_drawing
-from fitspace.results import lineage
+from fitspace.results import lineage, tuning
 from fitspace.stages.sidecars import load_sidecar, verified
 
 LOGS = Path("results/logs")
@@ -178,13 +179,6 @@ def write_table(rows: list[dict[str, Any]], path: Path) -> None:
     for row in rows:
         writer.writerow([cell(row.get(c)) for c in columns])
     write_text(path, text.getvalue())
-
-
-def cell(value: Any) -> str:
-    """A value as written in a table: floats in their shortest exact form, None as empty text."""
-    if value is None:
-        return ""
-    return repr(value) if isinstance(value, float) else str(value)
 
 
 def write_gallery(plan: Plan, rows: list[dict[str, Any]], folder: Path) -> None:
@@ -376,9 +370,9 @@ def unfinished(plan: Plan) -> list[str]:
 def collect_into(plan: Plan, folder: Path, partial: bool = False) -> None:
     """Write all inputs of a report into its folder.
 
-    runs.csv, against_n.csv, sensitivity.csv, anatomy.csv, design.json, notes.json, provenance.json
-    and the gallery. With
-    ``partial`` runs that have not finished are rows with status missing; else they are an error.
+    runs.csv, against_n.csv, sensitivity.csv, anatomy.csv, tuning.csv, design.json, notes.json,
+    provenance.json and the gallery. With ``partial`` runs that have not finished are rows with
+    status missing; else they are an error.
     """
     rows = collect(plan, partial)
     others = {AGAINST_N: against_n(plan), **explanations(plan)}
@@ -387,6 +381,7 @@ def collect_into(plan: Plan, folder: Path, partial: bool = False) -> None:
     write_gallery(plan, rows, folder)
     write_design(plan, folder / "design.json")
     write_data_notes(plan, folder)
+    tuning.write(plan, folder)
     for name, own in others.items():
         if own:
             write_table(own, folder / name)

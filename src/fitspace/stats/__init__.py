@@ -40,6 +40,7 @@ from fitspace.stats.sizes import cohens_d, effect_sizes
 from fitspace.stats.split_plot import split_plot
 from fitspace.stats.transforms import box_cox
 from fitspace.stats.trends import curve, surface, trend
+from fitspace.stats.tuned import best_levels
 from fitspace.stats.variances import brown_forsythe, games_howell, levene, welch
 from fitspace.stats.within import general, within
 
@@ -50,6 +51,7 @@ __all__ = [
     "anova",
     "anova_of_file",
     "association",
+    "best_levels",
     "box_cox",
     "brown_forsythe",
     "cell_means",

@@ -3,6 +3,7 @@
 from fitspace.study.models import (
     CHECKPOINT,
     DRAWN,
+    TUNING,
     Analysis,
     Arm,
     DreamBooth,
@@ -15,6 +16,7 @@ from fitspace.study.models import (
 __all__ = [
     "CHECKPOINT",
     "DRAWN",
+    "TUNING",
     "Analysis",
     "Arm",
     "DreamBooth",

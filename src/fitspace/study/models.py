@@ -316,6 +316,7 @@ class SampleSettings(_InKeys):
 # Factor that varies within a training -> the setting of `sample` whose levels it has.
 DRAWN = {f"sample.{name}": name for name in ("guidance", "steps", "strength", "blocks")}
 CHECKPOINT = "checkpoint"  # the factor whose levels are `train.checkpoints`
+TUNING = "-tuning"  # ends the name of the study that a study's tuning is
 
 
 def _apart(values: list[float]) -> list[float]:
@@ -336,6 +337,27 @@ class Explain(_Strict):
     )
     images: int = Field(
         8, ge=1, le=10_000, description="Held-out images that are noised; all, if there are fewer."
+    )
+
+
+class Tuning(_Strict):
+    """Settings that are chosen for each point by runs on other tasks, before the study's own."""
+
+    tasks: list[Task] = Field(
+        min_length=1, max_length=100, description="What they are tried on: no task of the study."
+    )
+    factors: dict[str, Annotated[list[Level], Field(min_length=2, max_length=100)]] = Field(
+        min_length=1,
+        max_length=2,
+        description="Setting -> levels: `train.lr`, and at most one more `train.<key>` or setting "
+        "of the methods. Every point is run at each.",
+    )
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
+        min_length=1, max_length=1000, description="Each level is run once per task and seed."
+    )
+    response: str = Field(
+        description="The metric whose mean over tasks and seeds decides; on the scale of "
+        "`analysis.transform`."
     )
 
 
@@ -536,6 +558,10 @@ class Study(_Weights):
         description="Explains each run: how sensitive it is to the prompt, and what its parameters "
         "changed; null: not at all.",
     )
+    tuning: Tuning | None = Field(
+        None,
+        description="Chooses settings for each point by runs on other tasks; null: none is chosen.",
+    )
     analysis: Analysis
 
     @property
@@ -639,6 +665,63 @@ class Study(_Weights):
             for i, arm in enumerate(self.arms)
             if arm.title in reserved
         ]
+        wrong += _tuning_problems(self)
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
+
+
+def _tuning_problems(study: Study) -> list[str]:
+    """What is wrong with a study's tuning beside its tasks and arms."""
+    own = study.tuning
+    if own is None:
+        return []
+    reported = {task.name: task for task in study.tasks}
+    contents = [task.model_dump(exclude={"name"}) for task in study.tasks]
+    names = Counter(task.name for task in own.tasks)
+    wrong = [
+        f"tuning.seeds: {seed!r} stands more than once; each must be unique"
+        for seed, times in Counter(own.seeds).items()
+        if times > 1
+    ]
+    for i, task in enumerate(own.tasks):
+        if task.name in reported or names[task.name] > 1:
+            wrong.append(
+                f"tuning.tasks[{i}].name: {task.name!r} is another task's; allowed: a new one"
+            )
+        if task.model_dump(exclude={"name"}) in contents:
+            wrong.append(
+                f"tuning.tasks[{i}]: {task.name!r} is a task of the study, by its images; allowed: "
+                "one that the study does not report"
+            )
+    if own.response not in METRICS:
+        wrong.append(
+            f"tuning.response: {own.response!r} is no metric; allowed: {', '.join(METRICS)}"
+        )
+    wrong += [
+        f"tuning.factors.{name}: varies within a training, so it needs no run of its own; allowed: "
+        f"a factor of the arms"
+        for name in own.factors
+        if name in DRAWN
+    ]
+    if len(study.name) > 40 - len(TUNING):
+        wrong.append(
+            f"name: {study.name!r}: with tuning at most {40 - len(TUNING)} characters, because its "
+            f"runs are those of {study.name + TUNING!r}"
+        )
+    trained = [(i, arm) for i, arm in enumerate(study.arms) if arm.method != "none"]
+    if not trained:
+        wrong.append("tuning: no arm is trained; leave it out")
+    for i, arm in trained:
+        if arm.subset is not None:
+            wrong.append(
+                f"arms[{i}].subset: {arm.subset}: not together with tuning, whose arms have the "
+                "tuned settings as factors too"
+            )
+        given = {*arm.factors, *arm.settings, *(f"train.{key}" for key in arm.train)}
+        wrong += [
+            f"arms[{i}]: {name}: is chosen by tuning; leave it out here"
+            for name in own.factors
+            if name in given
+        ]
+    return wrong

@@ -25,12 +25,14 @@ from fitspace.report.figures.runs import dots
 from fitspace.report.figures.sample_size import against_n
 from fitspace.report.figures.style import STYLE
 from fitspace.report.figures.trends import trends
+from fitspace.report.figures.tuned import curves
 from fitspace.report.results import Results
 
 __all__ = ["Figure", "arm_label", "draw_all", "point_names"]
 
 # Each draws the figures that its tables allow, in the order of the page.
 _DRAWN = (
+    curves,
     against,
     heat_map,
     dots,
