@@ -76,6 +76,10 @@ def lora(**keys) -> dict:
     return {"method": "lora", "factors": {"rank": [2, 4]}} | keys
 
 
+def sample(**keys) -> dict:
+    return STUDY["sample"] | keys
+
+
 def within(name: str, levels: list, **keys) -> dict:
     return lora(factors={"rank": [2, 4], f"sample.{name}": levels}, **keys)
 
@@ -155,6 +159,19 @@ WRONG = {
     "a strength for all": (
         {"sample": STUDY["sample"] | {"strength": 0.5}},
         "sample.strength: 0.5; allowed: a factor sample.strength of the arms that train",
+    ),
+    "validation of nothing to choose": (
+        {"sample": sample(validation=4)},
+        "sample.validation: 4: chooses among train.checkpoints",
+    ),
+    "validation by too few": (
+        {"sample": sample(validation=3), "train": STUDY["train"] | {"checkpoints": [1]}},
+        "sample.validation: 3; allowed: 0, or 4 and more",
+    ),
+    "validation by captions that are reported": (
+        {"sample": sample(validation=4), "train": STUDY["train"] | {"checkpoints": [1]}},
+        "sample.prompts: 4 with sample.validation: 4: task 'own' has only 6 held-out images (one "
+        "of each group counts); allowed: a task with more",
     ),
     "an unknown way to sample": (
         {"arms": [within("seed", [0, 1])]},

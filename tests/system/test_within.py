@@ -26,7 +26,11 @@ def project(origin, warm, tmp_path_factory):
         "sample.strength": [0, 1],
         "sample.blocks": ["all", "mid_block", "down_blocks+mid_block+up_blocks"],
     }
-    study["sample"] |= {"prompts": 4, "images_per_prompt": 2}
+    study["sample"] |= {"prompts": 4, "images_per_prompt": 2, "validation": 4}
+    lines = [json.loads(s) for s in (project / "images/metadata.jsonl").read_text().splitlines()]
+    for line in lines[:9]:
+        line["split"] = "test"
+    (project / "images/metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     study["arms"][1]["factors"] = {"sample.guidance": [1.0, 2.0]}
     (project / STUDY).write_text(yaml.safe_dump(study))
     done = project.run("snakemake", "--cores", "2", "--config", f"study={STUDY}", ok=False)
@@ -76,14 +80,38 @@ def test_a_caption_has_its_images_one_after_another(project, runs):
 
     row = next(runs[runs["method"] == "none"].itertuples())
     drawn = images(project, row)
-    assert len(drawn) == row.n == 8 and len(np.unique(drawn.reshape(8, -1), axis=0)) == 8
-    (manifest,) = (project / "results/tasks").glob("*/manifest.json")
-    told = json.loads(manifest.read_text())
-    captions = [told["captions"][row] for row in told["prompts"][:4] for _ in range(2)]
+    assert len(drawn) == 16 and len(np.unique(drawn.reshape(16, -1), axis=0)) == 16
+    told = manifest(project)
+    first, last = told["prompts"][:4], told["prompts"][-4:]
+    assert row.n == 8 and len(told["prompts"]) == 9 and not set(first) & set(last)
+    captions = [told["captions"][row] for row in [*first, *last] for _ in range(2)]
     judge = clip.load(project / "models/emoji-clip")
     seen = clip.image_embeddings(judge, torch.from_numpy(drawn))
     cosines = (seen * clip.text_embeddings(judge, captions)).sum(1)
-    assert row.clip_t == pytest.approx(cosines.mean().item(), abs=1e-5)
+    assert row.clip_t == pytest.approx(cosines[:8].mean().item(), abs=1e-5)
+    assert row.clip_t_validation == pytest.approx(cosines[8:].mean().item(), abs=1e-5)
+
+
+def manifest(project):
+    """That of the task as it is now: the origin's has six held-out images."""
+    found = [json.loads(p.read_text()) for p in (project / "results/tasks").glob("*/manifest.json")]
+    (told,) = (one for one in found if len(one["prompts"]) == 9)
+    return told
+
+
+def test_each_trainings_best_step_is_that_of_the_validation_captions(project, runs):
+    table = pd.read_csv(project / "reports/two/best_steps.csv").set_index("training")
+    ours = runs[(runs["method"] == "adapter") & runs["sample.strength"].eq(1)]
+    ours = ours[ours["sample.blocks"].eq("all")]
+    assert len(table) == 4 and ours.groupby("train_key").size().eq(2).all()
+    for training, rows in ours.groupby("train_key"):
+        row = table.loc[training]
+        best = rows.loc[rows["fd_effnet_validation"].idxmin()]
+        last = rows.loc[rows["checkpoint"].idxmax()]
+        assert (row["step"], row["last"]) == (best["checkpoint"], 3)
+        assert row["gain"] == pytest.approx(last["fd_effnet"] - best["fd_effnet"], abs=1e-6)
+    html = (project / "reports/two/report.html").read_text()
+    assert "captions of validation, which are not reported" in html
 
 
 def test_the_report_analyses_one_run_of_a_training_and_compares_the_levels(project, runs):

@@ -11,6 +11,7 @@ from fitspace.metrics.keeping import Kept
 from fitspace.metrics.measuring import (
     evaluate,
     evaluate_subject,
+    of_last_prompts,
     reference_features,
     subject_features,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "identity",
     "judge_files",
     "judge_folder",
+    "of_last_prompts",
     "measured",
     "problems",
     "read_features",

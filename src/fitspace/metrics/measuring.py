@@ -87,6 +87,19 @@ def reference_features(
     return finite("reference", found)
 
 
+def of_last_prompts(reference: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The same reference features for samples of its last ``count`` prompts alone."""
+    first = len(reference["judge_texts"]) - count
+    of_prompts = [name for name in reference if name.endswith("_texts")] + ["judge_paired"]
+    found = reference | {name: reference[name][first:] for name in of_prompts}
+    if "pairs" in reference:
+        rows, images = reference["pairs"].T
+        found["pairs"] = reference["pairs"][rows >= first] - reference["pairs"].new_tensor(
+            [first, 0]
+        )
+    return found
+
+
 def _of_decoded(
     extraction: Extraction, further: Sequence[str], decoded: Iterable[tuple[str, Any]]
 ) -> dict[str, Tensor]:

@@ -92,11 +92,20 @@ class _Row(_Measured):
 
 
 @cache
-def _of_run(of_subject: bool, named: tuple[str, ...], further: tuple[str, ...]) -> type[_Measured]:
+def _of_run(
+    of_subject: bool, named: tuple[str, ...], further: tuple[str, ...], validated: bool
+) -> type[_Measured]:
     names = [*measured(of_subject, named, further), *(() if of_subject else INTERVAL)]
     fields = dict.fromkeys(names, (float, ...)) | dict.fromkeys(("n", "m"), (int, Field(ge=1)))
     curve = {} if of_subject else {"against_n": (list[_Row], ...)}
+    if validated:
+        curve["validation"] = (_of_validation(named, further), ...)
     return create_model("Metrics", __base__=_Measured, **fields, **curve)
+
+
+def _of_validation(named: tuple[str, ...], further: tuple[str, ...]) -> type[_Measured]:
+    names = measured(False, named, further)
+    return create_model("Validated", __base__=_Measured, **dict.fromkeys(names, (float, ...)))
 
 
 def read_metrics(run: Run, project: Path = Path()) -> dict[str, Any]:
@@ -106,6 +115,7 @@ def read_metrics(run: Run, project: Path = Path()) -> dict[str, Any]:
     found = files.read_json(path, what=what)
     evaluator = run.reference.material["evaluator"]
     further = tuple(evaluator.get("further", ()))
-    model = _of_run(run.task.dreambooth is not None, tuple(evaluator), further)
+    validated = bool(run.point.sample.get("validation"))
+    model = _of_run(run.task.dreambooth is not None, tuple(evaluator), further, validated)
     checked(found, _Diverged if "diverged" in found else model, path, what)
     return found

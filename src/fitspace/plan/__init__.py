@@ -17,6 +17,7 @@ _HOMES = {
         "load_study",
         "looked",
         "planned",
+        "too_many_prompts",
         "trains_classes",
         "usable",
     ),

@@ -107,7 +107,7 @@ def analysable(plan: Plan) -> None:
 def content_problems(study: Study, models: Models) -> list[str]:
     """What a study asks of its tasks' images and captions and is not among them."""
     problems = []
-    asked = study.sample.prompts
+    asked = study.sample.captions
     for i, task in enumerate(study.tasks):
         if not models.here(task.name):
             continue
@@ -119,15 +119,24 @@ def content_problems(study: Study, models: Models) -> list[str]:
         if known is None or task.dreambooth is not None:
             continue
         if asked > (most := data.most_prompts(task, known, asked)):
-            allowed = f"4 to {most}" if most >= 4 else "a task with 4 or more"
-            problems.append(
-                f"sample.prompts: {asked}: task {task.name!r} has only {most} held-out images (one "
-                f"of each group counts); allowed: {allowed}"
-            )
+            problems.append(too_many_prompts(study.sample, task.name, most))
         if models.here("base") and models.by_class:
             new = sorted(known.told - bases.labels(models.base).keys())
             problems += _untrained(models, task.name, new) if new else []
     return problems
+
+
+def too_many_prompts(sample: SampleSettings, task: str, most: int) -> str:
+    """That a task has fewer held-out images than are asked for."""
+    asked, most_asked = f"sample.prompts: {sample.prompts}", most
+    if sample.validation:
+        asked += f" with sample.validation: {sample.validation}"
+        most_asked = most - sample.validation
+    allowed = f"4 to {most_asked}" if most_asked >= 4 else "a task with more"
+    return (
+        f"{asked}: task {task!r} has only {most} held-out images (one of each group counts); "
+        f"allowed: {allowed}"
+    )
 
 
 def usable(plan: Plan) -> None:
@@ -284,6 +293,17 @@ def _within_problems(study: Study) -> list[str]:
         if getattr(study.sample, name) != SampleSettings.model_fields[name].default
     ]
     of_subject = [task.name for task in study.tasks if task.dreambooth is not None]
+    if study.sample.validation:
+        if study.train.checkpoints is None:
+            problems.append(
+                f"sample.validation: {study.sample.validation}: chooses among train.checkpoints; "
+                "allowed: with these"
+            )
+        if of_subject:
+            problems.append(
+                f"sample.validation: {study.sample.validation}: task {of_subject[0]!r} holds no "
+                "image out; allowed: without dreambooth"
+            )
     for i, arm in enumerate(study.arms):
         problems += [
             f"arms[{i}].factors.{factor}: {levels}: without {own!r}, as the study's sample has it; "

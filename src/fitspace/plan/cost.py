@@ -195,7 +195,7 @@ def storage(study: Study, todo: Sequence[Job], trainable: dict[str, int]) -> dic
 def images(study: Study, task: Task) -> int:
     """How many images a run samples."""
     per_prompt = study.sample.images_per_prompt
-    return study.sample.prompts * (per_prompt if task.dreambooth is None else KINDS_OF_SUBJECT)
+    return study.sample.captions * (per_prompt if task.dreambooth is None else KINDS_OF_SUBJECT)
 
 
 def describe(

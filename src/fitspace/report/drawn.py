@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pandas as pd
+from scipy.special import stdtrit
 
 from fitspace import stats
 from fitspace.core.errors import UserError
 from fitspace.metrics import METRICS
 from fitspace.report.inputs import own_drawing, within_of
-from fitspace.study import Study
+from fitspace.results.table import VALIDATED
+from fitspace.study import CHECKPOINT, Study
 
 LEVELS, TESTS = "within_levels.csv", "within_tests.csv"
+BEST_STEPS, GAINS = "best_steps.csv", "best_steps_gain.csv"
 UNIT = "train_key"
 
 
@@ -54,6 +57,48 @@ def tables(
         name: pd.concat(some, ignore_index=True) if some else pd.DataFrame()
         for name, some in parts.items()
     }, notes
+
+
+def best_steps(study: Study, drawn: pd.DataFrame, response: str) -> pd.DataFrame:
+    """Each training's best step by its images of the validation captions, and what it gains.
+
+    ``step`` is the best one, ``last`` the training's last; ``response`` at both is of the captions
+    that are reported, ``gain`` by how much better it is at the best step (above 0 is better). Empty
+    without validation captions.
+    """
+    column = f"{response}{VALIDATED}"
+    if column not in drawn or CHECKPOINT not in drawn:
+        return pd.DataFrame()
+    rows, sign = rows_of(study, drawn, CHECKPOINT), -1 if METRICS[response].lower else 1
+    rows = rows.dropna(subset=[response, column])
+    found = []
+    for training, own in rows.groupby(UNIT, sort=False):
+        steps = pd.to_numeric(own[CHECKPOINT])
+        last = own.loc[steps.idxmax()]
+        if steps.max() != float(last["steps"]):  # diverged before its end
+            continue
+        best = own.loc[(sign * own[column]).idxmax()]
+        found.append({
+            "response": response, "training": training, "run": last["run"],
+            "point": last["point"], "arm": last["arm"], "task": last["task"], "seed": last["seed"],
+            "step": int(float(best[CHECKPOINT])), "last": int(float(last[CHECKPOINT])),
+            "at_best": best[response], "at_last": last[response],
+            "gain": sign * (best[response] - last[response]),
+        })  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def gains(steps: pd.DataFrame) -> pd.DataFrame:
+    """The mean of `best_steps`' gains over trainings with its 95% limits (Student's t): one row."""
+    if len(steps) < 2:
+        return pd.DataFrame()
+    mean, count = steps["gain"].mean(), len(steps)
+    reach = stdtrit(count - 1, 0.975) * steps["gain"].std() / count**0.5
+    return pd.DataFrame([{
+        "response": steps["response"].iloc[0], "trainings": count,
+        "earlier": int((steps["step"] < steps["last"]).sum()),
+        "gain": mean, "low": mean - reach, "high": mean + reach,
+    }])  # fmt: skip
 
 
 def compared(rows: pd.DataFrame, factors: list[str]) -> Compared:

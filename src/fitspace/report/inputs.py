@@ -16,7 +16,7 @@ from fitspace.explaining.reading import TUNED, UNTOUCHED
 from fitspace.metrics import INTERVAL, METRICS
 from fitspace.report import tuned, words
 from fitspace.results import lineage
-from fitspace.results.table import ANATOMY, DATA_NOTES, SENSITIVITY
+from fitspace.results.table import ANATOMY, DATA_NOTES, SENSITIVITY, VALIDATED
 from fitspace.study import CHECKPOINT, DRAWN, Study
 
 IDENTITY = ("run", "point", "arm", "method", "task", "seed", "status")
@@ -101,6 +101,7 @@ def read(study: Study, folder: Path) -> Inputs:
         odd = sorted(set(text["status"].dropna()) - set(STATUSES))
         problems += [f"{path}: status {s!r}; allowed: {', '.join(STATUSES)}" for s in odd]
         numeric = [*study.analysis.responses, *COSTS, *words.METRICS, *COUNTS, *INTERVAL]
+        numeric += [f"{name}{VALIDATED}" for name in study.analysis.responses]
         for name in dict.fromkeys(numeric):
             if name in text.columns:
                 runs[name], bad, more = _numbers(text, name)

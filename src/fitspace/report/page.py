@@ -16,7 +16,7 @@ from markupsafe import Markup
 from fitspace.core.errors import UserError
 from fitspace.core.files import digest
 from fitspace.report import agreement, explained, origins, summary, tables, tuned, words
-from fitspace.report.drawn import LEVELS, TESTS
+from fitspace.report.drawn import BEST_STEPS, LEVELS, TESTS
 from fitspace.report.figures import Figure, arm_label
 from fitspace.report.inputs import COSTS, Inputs, Strip
 from fitspace.report.results import Results
@@ -79,6 +79,7 @@ def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, s
         "spreads": {name: summary.spread(found, name) for name in found.responses},
         "through": summary.through(found),
         "tuning": summary.tuning(found),
+        "stopping": summary.stopping(found),
         "notes": [*given.notes, *summary.notes(found)],
         "figures": figures,
         "galleries": _galleries(given, found),
@@ -238,6 +239,7 @@ def _tables(given: Inputs, found: Results) -> dict[str, object]:
         "assay": _assay(found),
         "trends": [t for name in every if (t := _trends(found, name))],
         "surfaces": [t for name in every if (t := _surfaces(found, name))],
+        "best_steps": _best_steps(found),
         "within": [t for name in every for t in _within(found, name)],
         "pairs": {name: _pairs(found, name) for name in every},
         "contrasts": _contrasts(found),
@@ -326,6 +328,17 @@ def _within(found: Results, response: str) -> list[Table]:
         _rows_of(found, TESTS, tests, f"Tests within trainings: {label}.", response=response),
     ]
     return [table for table in found_tables if table is not None]
+
+
+def _best_steps(found: Results) -> Table | None:
+    """Each training's best step by its images of the validation captions."""
+    columns = [Column("point", "point", "text"), Column("task", "task", "text")]
+    columns += [Column("seed", "seed", "text"), Column("step", "best step", "count")]
+    columns += [Column("last", "last step", "count"), Column("at_best", "at the best step", "four")]
+    columns += [Column("at_last", "at the last step", "four"), Column("gain", "gain")]
+    label = words.metric(found.primary).label
+    caption = f"Best steps by validation captions; {label} of the captions that are reported."
+    return _rows_of(found, BEST_STEPS, columns, caption)
 
 
 def _agreement(found: Results) -> Table | None:

@@ -128,6 +128,8 @@ def analyse(study: Study, given: Inputs) -> Results:
     groups = drawn.groups(study, given.drawn, factors)
     within, notes = drawn.tables(groups, responses)
     tables |= within
+    tables[drawn.BEST_STEPS] = drawn.best_steps(study, given.drawn, responses[0])
+    tables[drawn.GAINS] = drawn.gains(tables[drawn.BEST_STEPS])
     scaled = ("anova.csv", "effects.csv", "spread.csv", "power.csv", "residuals.csv")
     scaled += ("questions.csv", "against.csv", "by_task.csv", "pairs.csv")
     scaled += ("trends.csv", "curves.csv", "surfaces.csv")
@@ -146,6 +148,12 @@ def analyse(study: Study, given: Inputs) -> Results:
         for name in within
         if name in tables
     }
+    if drawn.BEST_STEPS in tables:
+        by_training = given.drawn.groupby(drawn.UNIT, sort=False)
+        own = {training: list(keys_of(rows)) for training, rows in by_training}
+        origins[drawn.BEST_STEPS] = [own[name] for name in tables[drawn.BEST_STEPS]["training"]]
+    if drawn.GAINS in tables:
+        origins[drawn.GAINS] = [[key for keys in origins[drawn.BEST_STEPS] for key in keys]]
     if given.against_n is not None:
         tables["against_n.csv"] = given.against_n
         origins["against_n.csv"] = sources.of("against_n.csv", given.against_n)

@@ -9,7 +9,7 @@ from functools import partial
 import pandas as pd
 
 from fitspace.report import agreement, tuned, words
-from fitspace.report.drawn import LEVELS, TESTS
+from fitspace.report.drawn import GAINS, LEVELS, TESTS
 from fitspace.report.figures import arm_label, point_names
 from fitspace.report.results import Results
 from fitspace.report.words import Value, Verdict
@@ -29,7 +29,7 @@ def sentences(found: Results) -> list[Sentence]:
     for factor in found.analysis.factors:
         parts += [_effect(found, factor) + _otherwise(found, factor), _by_task(found, factor)]
         parts += [_in_general(found, factor), _trend(found, factor)]
-    parts += [*_surfaces(found), *_within(found)]
+    parts += [*_surfaces(found), *_within(found), *stopping(found)]
     parts += [
         _active(found),
         _fit(found),
@@ -510,6 +510,22 @@ def _through(found: Results, row: pd.Series) -> Sentence:
         opposed = "; sensitivity works against the effect, which is larger beside it)."
         return [factor, claim, NOT_SHOWN, " (", *numbers, opposed]
     return [factor, claim, NOT_SHOWN, " (", *numbers, ")."]
+
+
+def stopping(found: Results) -> list[Sentence]:
+    """What stopping each training at its best step gains, by captions that are not reported."""
+    row = first(found, GAINS)
+    if row is None:
+        return []
+    show, label = partial(value, GAINS, row), words.metric(found.primary).label
+    parts = [
+        "By ", words.declared("sample.validation", found.study.sample.validation),
+        " captions of validation, which are not reported, ", show("earlier", words.count), " of ",
+        show("trainings", words.count), " trainings were best before their last step. At each "
+        f"one's best step {label} of the reported captions is better by ", show("gain"),
+        " on average (95% limits ", show("low"), " to ", show("high"), "): a gain is ",
+    ]  # fmt: skip
+    return [[*parts, SHOWN if row["low"] > 0 else NOT_SHOWN, "."]]
 
 
 # --- tuning -------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ LOGS = Path("results/logs")
 
 GALLERY_IMAGES = 24
 AGAINST_N, DATA_NOTES = "against_n.csv", "notes.json"
+VALIDATED = "_validation"  # ends the column of a response on the captions of validation
 SENSITIVITY, ANATOMY = "sensitivity.csv", "anatomy.csv"
 
 
@@ -75,9 +76,11 @@ def row(plan: Plan, run: Run) -> dict[str, Any]:
 
     Raises UserError if its metrics are missing or changed.
     """
+    responses = plan.study.analysis.responses
     facts = {stage.name: verified(stage)["facts"] for stage in run.ends}["evaluate"]
     measured = read_metrics(run)
     measured.pop("against_n", None)  # no cell of a table: see against_n
+    validated = measured.pop("validation", {})
     status = "failed" if "diverged" in measured else "ok"
     # The evaluate sidecar has the cost of the stages before it, so pulled metrics are enough.
     upstream = facts["sample"] | (facts["sample"]["train"] or {"trainable": 0})
@@ -89,6 +92,7 @@ def row(plan: Plan, run: Run) -> dict[str, Any]:
         "steps": (run.point.train or {}).get("steps"),
         **cost,
         **measured,
+        **{f"{name}{VALIDATED}": validated[name] for name in responses if name in validated},
         **(explained(run) if own_drawing(plan.study, run.point) else {}),
         **_keys(run),
     }

@@ -12,7 +12,7 @@ from fitspace import bases
 from fitspace.core import devices
 from fitspace.core.errors import UserError
 from fitspace.core.paths import RESULTS
-from fitspace.plan import Run, Stage, trains_classes
+from fitspace.plan import Run, Stage, too_many_prompts, trains_classes
 from fitspace.stages.sidecars import KERNELS, KIND, environment, verified
 from fitspace.study import Study
 
@@ -96,12 +96,8 @@ def adapter_file(step: int | None) -> str:
 
 def check_prompts(study: Study, run: Run, prompts: list[int]) -> None:
     """Raises UserError if a study samples more captions than the task has held-out prompts."""
-    if study.sample.prompts > len(prompts):
-        allowed = f"4 to {len(prompts)}" if len(prompts) >= 4 else "a task with 4 or more"
-        raise UserError(
-            f"sample.prompts: {study.sample.prompts}: task {run.task.name!r} has only "
-            f"{len(prompts)} held-out images (one of each group counts); allowed: {allowed}"
-        )
+    if study.sample.captions > len(prompts):
+        raise UserError(too_many_prompts(study.sample, run.task.name, len(prompts)))
 
 
 def rehashed(stage: Stage) -> tuple[list[Path], dict[str, Any]]:

@@ -59,13 +59,23 @@ def measure(
     of_subject = run.task.dreambooth is not None
     further = study.further_of(of_subject)
     of_kind = metrics.evaluate_subject if of_subject else metrics.evaluate
-    return of_kind(drawn(study, run), features, study.judge, study.weights, further, kept)
+    named = (study.judge, study.weights, further, kept)
+    images = drawn(study, run)
+    if not (last := _of_each(study, run) * study.sample.validation):
+        return of_kind(images, features, *named)
+    measured = of_kind(images[:-last], features, *named)
+    validated = of_kind(images[-last:], metrics.of_last_prompts(features, last), *named)
+    return measured | {"validation": {name: validated[name] for name in metrics.METRICS
+                                      if name in validated}}  # fmt: skip
 
 
 def drawn(study: Study, run: Run) -> Any:
-    """The images of a finished sample stage, uint8 (n, h, h, 3), caption by caption, for a
-    DreamBooth task role by role. Raises UserError for a file with another number of images."""
-    of_each = study.sample.images_per_prompt if run.task.dreambooth is None else 3
-    count = study.sample.prompts * of_each
-    path = run.sample.folder / "samples.safetensors"
-    return read_tensors(path, IMAGES, "np", n=count)["images"]
+    """The images of a finished sample stage, uint8 (n, h, h, 3), caption by caption, those of
+    validation last; for a DreamBooth task role by role. Raises UserError for a file with another
+    number of images."""
+    path, count = run.sample.folder / "samples.safetensors", study.sample.captions
+    return read_tensors(path, IMAGES, "np", n=count * _of_each(study, run))["images"]
+
+
+def _of_each(study: Study, run: Run) -> int:
+    return study.sample.images_per_prompt if run.task.dreambooth is None else 3

@@ -26,6 +26,8 @@ from fitspace.study import CHECKPOINT, Study
 def sample(study: Study, run: Run) -> None:
     """Images of the first held-out captions, from the run's adapter or the untouched base.
 
+    With ``sample.validation`` those of the last held-out captions follow.
+
     The adapter is that of the training's last step or of an earlier one, at the strength and in the
     parts of the model that the run's point says.
 
@@ -98,7 +100,12 @@ def _draw(study: Study, run: Run, model, task) -> Any:
     if task.roles:
         requests = [*dreambooth.requests(task, run.seed, count).values()]
     else:
-        rows = [row for row in task.prompts[:count] for _ in range(study.sample.images_per_prompt)]
+        last = task.prompts[len(task.prompts) - study.sample.validation :]
+        rows = [
+            row
+            for row in [*task.prompts[:count], *last]
+            for _ in range(study.sample.images_per_prompt)
+        ]
         requests = [(rows, initial_noise(run.seed, len(rows), tuple(task.mean.shape[1:])))]
     name = f"sample {run.sample.folder.name}"
     return np.concatenate(

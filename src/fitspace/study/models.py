@@ -284,7 +284,7 @@ class TrainSettings(_InKeys):
 class SampleSettings(_InKeys):
     """How images are generated. Everything here is part of the sample key."""
 
-    LATER = ("images_per_prompt", "strength", "blocks")
+    LATER = ("images_per_prompt", "validation", "strength", "blocks")
 
     prompts: int = Field(
         ge=4,
@@ -300,6 +300,13 @@ class SampleSettings(_InKeys):
         le=10_000,
         description="Images of each held-out caption, each from noise of its own.",
     )
+    validation: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Held-out captions, none of those of `prompts`, by whose images the best of "
+        "`train.checkpoints` is chosen.",
+    )
     strength: float = Field(
         1.0, ge=0, le=10, description="Factor on what the method adds to the base; 0: the base."
     )
@@ -311,6 +318,18 @@ class SampleSettings(_InKeys):
         "modules' names, joined by `+`, with a range of numbers if need be, as in "
         "`down_blocks+mid_block` or `transformer_blocks.0-2`; or `all`.",
     )
+
+    @field_validator("validation")
+    @classmethod
+    def _enough(cls, captions: int) -> int:
+        if 0 < captions < 4:
+            raise ValueError(f"{captions}; allowed: 0, or 4 and more, which recall needs")
+        return captions
+
+    @property
+    def captions(self) -> int:
+        """How many held-out captions a task needs: those reported, and those of validation."""
+        return self.prompts + self.validation
 
 
 # Factor that varies within a training -> the setting of `sample` whose levels it has.
