@@ -25,6 +25,7 @@ from fitspace.cli import (
     records,
     reports,
     stages,
+    starting,
     statistics,
     studies,
 )
@@ -34,7 +35,7 @@ from fitspace.core.errors import UserError, printable
 # Errors of a full, read-only or foreign file system; the files that were there before stay.
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 CRASH, CRASHES = 70, "results/logs/crashes"
-GROUPS = (studies, methods, models, stages, statistics, reports, records, completion)
+GROUPS = (starting, studies, methods, models, stages, statistics, reports, records, completion)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -68,7 +68,7 @@ SHIFT = 3  # and how far drawings are moved for it [px]
 class Settings(loop.Schedule):
     """How the judge is trained; ``texts``: captions a step that the text tower learns."""
 
-    steps: int = 7000
+    steps: int = 4000
     batch_size: int = 128
     lr: float = 1e-3
     warmup_steps: int = 200
