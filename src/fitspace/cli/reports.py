@@ -21,6 +21,17 @@ def add(commands: Commands) -> None:
         "--partial", action="store_true", help="with --cached: a missing run is a row, not an error"
     )
 
+    export = commands.add(
+        _export, "export-tables", "Write a report's tables, figures and methods for a paper."
+    )
+    forms = export.add_mutually_exclusive_group()
+    for form, what in (
+        ("latex", "with booktabs and siunitx (default)"), ("typst", ""), ("csv", "all digits"),
+    ):  # fmt: skip
+        forms.add_argument(f"--{form}", action="store_const", const=form, dest="form", help=what)
+    export.add_argument("--out", metavar="FOLDER", help="default: exported/<study>")
+    export.set_defaults(form="latex")
+
     commands.add(_track, "track", "Import a study's finished runs into MLflow, each run once.")
 
 
@@ -47,6 +58,19 @@ def _report(arguments: argparse.Namespace) -> None:
                 print(f"missing: {line}", file=sys.stderr)
         made = build(study, new)
     print(folder / made.name)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from fitspace.core.paths import REPORTS
+    from fitspace.report.publishing import export
+    from fitspace.study.reading import form
+
+    study = form(arguments.study)
+    out = Path(arguments.out or f"exported/{study.name}")
+    written = export(study, REPORTS / study.name, out, arguments.form)
+    print(f"{out}: {len(written)} files")
 
 
 def _track(arguments: argparse.Namespace) -> None:

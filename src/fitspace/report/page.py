@@ -87,7 +87,7 @@ def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, s
         "maps": _design_map(found),
         "parts": _parts(found),
         "model": _model(found),
-        "tables": _tables(given, found),
+        "tables": tables_of(given, found),
         "style": Markup(_resource("style.css")),
         "script": Markup(script),
         "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -224,7 +224,8 @@ _TEST = [
 ]
 
 
-def _tables(given: Inputs, found: Results) -> dict[str, object]:
+def tables_of(given: Inputs, found: Results) -> dict[str, object]:
+    """The tables of the page: a table, a list or a mapping of some, or None, by what they show."""
     every = found.responses
     return {
         "ledger": _ledger(found),

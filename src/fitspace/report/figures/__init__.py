@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import matplotlib
 
@@ -28,7 +30,7 @@ from fitspace.report.figures.trends import trends
 from fitspace.report.figures.tuned import curves
 from fitspace.report.results import Results
 
-__all__ = ["Figure", "arm_label", "draw_all", "point_names"]
+__all__ = ["Figure", "arm_label", "draw_all", "point_names", "styled"]
 
 # Each draws the figures that its tables allow, in the order of the page.
 _DRAWN = (
@@ -58,7 +60,14 @@ _DRAWN = (
 
 def draw_all(found: Results) -> list[Figure]:
     """Every figure that the results allow."""
+    with styled():
+        return [figure for draw in _DRAWN for figure in draw(found)]
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The settings with which all figures are drawn and written."""
     plain = {k: v for k, v in matplotlib.rcParamsDefault.items() if "backend" not in k}
     with warnings.catch_warnings(), matplotlib.rc_context(plain | STYLE):
         warnings.filterwarnings("ignore", "constrained_layout not applied")
-        return [figure for draw in _DRAWN for figure in draw(found)]
+        yield

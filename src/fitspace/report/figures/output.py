@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import StringIO
+from pathlib import Path
 from urllib.parse import quote
 
 import pandas as pd
@@ -29,6 +30,12 @@ class Figure:
     alt: str
     svg: str
     data: pd.DataFrame
+    canvas: Canvas = field(compare=False, repr=False)
+
+    def write_pdf(self, path: Path, subject: str) -> None:
+        """The drawing as PDF with its fonts, without dates; ``subject`` is among its properties."""
+        nothing = dict.fromkeys(("Creator", "Producer", "CreationDate"))
+        self.canvas.savefig(path, format="pdf", metadata=nothing | {"Subject": subject})
 
     @property
     def csv(self) -> str:
@@ -65,7 +72,7 @@ def figure(
     svg = _in_tags(svg, _plain)
     svg = "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
-    return Figure(name, section, caption, alt, svg, data)
+    return Figure(name, section, caption, alt, svg, data, canvas)
 
 
 def _plain(tag: str) -> str:

@@ -17,6 +17,7 @@ THEME = {
 STYLE = {
     "svg.hashsalt": "fitspace",
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "text.parse_math": False,

@@ -1,0 +1,174 @@
+"""How a study was made, as a paragraph for a paper, with the works that it cites."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fitspace.metrics import METRICS
+from fitspace.report import words
+from fitspace.report.inputs import Inputs
+from fitspace.report.results import Results
+from fitspace.report.tex import escaped
+from fitspace.study import Arm
+
+# Method -> keys of references.bib.
+METHODS = {
+    "adapter": ("xiang2023adapters",),
+    "adaptformer": ("chen2022adaptformer",),
+    "bitfit": ("zaken2021bitfit",),
+    "difffit": ("xie2023difffit",),
+    "full": (),
+    "none": (),
+    "ia3": ("liu2022ia3", "peft"),
+    "loha": ("hyeonwoo2021fedpara", "peft"),
+    "lokr": ("edalati2022krona", "peft"),
+    "lora": ("hu2021lora", "peft"),
+    "oft": ("qiu2023oft", "peft"),
+    "vpt": ("jia2022vpt",),
+}
+# Beginning of a metric's name -> keys.
+_BEGINNINGS = {
+    "fid": ("heusel2017fid",),
+    "fd_": ("heusel2017fid",),
+    "kid_": ("binkowski2018kid",),
+    "clip_": ("radford2021clip",),
+    "precision": ("kynkaanniemi2019precision",),
+    "recall": ("kynkaanniemi2019precision",),
+    "density_": ("naeem2020coverage",),
+    "coverage_": ("naeem2020coverage",),
+    "prompt_sensitivity": ("xiang2023adapters",),
+    "pickscore": ("kirstain2023pickscore",),
+    "hpsv2": ("wu2023hpsv2",),
+    "cmmd": ("jayasumana2023cmmd",),
+    "perceptual_": ("zhang2018lpips",),
+    "ssim": ("wang2004ssim",),
+    "vendi_": ("friedman2022vendi",),
+}
+_EXTRACTORS = {"effnet": ("tan2019efficientnet",), "dinov2": ("oquab2023dinov2",),
+               "judge": ("radford2021clip",)}  # fmt: skip
+Cite = Callable[..., str]
+FORMS = {"latex": "tex", "typst": "typ", "csv": "md"}
+_ENTRY = re.compile(r"^@\w+\{([^,]+),.*?^\}\n", re.M | re.S)
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A text, and the keys of the works that it cites, in their order."""
+
+    text: str
+    cited: list[str]
+
+
+def of_metric(name: str) -> tuple[str, ...]:
+    """Keys of the works that a metric and its extractor come from."""
+    own = next((keys for start, keys in _BEGINNINGS.items() if name.startswith(start)), ())
+    return tuple(dict.fromkeys((*own, *_EXTRACTORS.get(METRICS[name].extractor, ()))))
+
+
+def _of_arm(arm: Arm) -> tuple[str, ...]:
+    dora = ("liu2024dora",) if arm.settings.get("dora") else ()
+    return (*METHODS[arm.method], *dora)
+
+
+def bibliography(cited: Iterable[str]) -> str:
+    """The entries of these keys, as BibTeX."""
+    text = (Path(__file__).parent / "templates" / "references.bib").read_text(encoding="utf-8")
+    entries = {found[1]: found[0] for found in _ENTRY.finditer(text)}
+    return "".join(entries[key] for key in cited)
+
+
+def of(given: Inputs, found: Results, form: str) -> Paragraph:
+    """The paragraph: ``latex`` with natbib's citations, ``typst``, or ``csv``, where it is Markdown
+    with pandoc's citations."""
+    cited: dict[str, None] = {}
+
+    def cite(*keys: str) -> str:
+        cited.update(dict.fromkeys(keys))
+        if not keys:
+            return ""
+        if form == "latex":
+            return f" \0\\citep{{{','.join(keys)}}}\0"
+        return (
+            " " + "".join(f"@{k}" for k in keys)
+            if form == "typst"
+            else f" [{'; '.join(f'@{k}' for k in keys)}]"
+        )
+
+    text = " ".join(_sentences(given, found, cite))
+    if form == "latex":  # citations are commands, the rest is text
+        parts = text.split("\0")
+        text = "".join(part if i % 2 else escaped(part) for i, part in enumerate(parts))
+    return Paragraph(text + "\n", list(cited))
+
+
+def _sentences(given: Inputs, found: Results, cite: Cite) -> list[str]:
+    study, runs = found.study, found.runs
+    train, sample = study.train, study.sample
+    named = [f"{arm.title}{cite(*_of_arm(arm))}" for arm in study.arms]
+    points = words.plural(runs["point"].nunique(), "point")
+    every = [
+        f"We compared {points} ({words.listed(named)}) on {words.plural(len(study.tasks), 'task')} "
+        f"({words.listed(task.name for task in study.tasks)}) with "
+        f"{words.plural(len(study.seeds), 'seed')} each, {len(runs):,} runs in all, starting from "
+        f"the base {study.base}.",
+        f"Each point was trained for {train.steps:,} steps of {train.batch_size} examples with "
+        f"AdamW{cite('loshchilov2017adamw')} at a {train.lr_schedule} learning rate"
+        + _rate(found)
+        + (f", a moving average of the trainables (decay {train.ema:g})" if train.ema else "")
+        + (f" and min-SNR weights{cite('hang2023minsnr')}" if train.min_snr_gamma else "")
+        + ".",
+        "Order, noise and time steps of a seed were the same for all points.",
+        f"Images were drawn by {sample.steps} steps of DPM-Solver++{cite('lu2022dpmsolverpp')} "
+        f"with a guidance scale{cite('ho2022guidance')} of {sample.guidance:g}"
+        + _drawn(found)
+        + ".",
+    ]
+    if any(task.dreambooth for task in study.tasks):
+        every.append(f"Subjects were taught as in DreamBooth{cite('ruiz2022dreambooth')}.")
+    responses = [f"{words.metric(name).label}{cite(*of_metric(name))}" for name in found.responses]
+    primary, others = responses[0], responses[1:]
+    every.append(
+        f"The primary response was {primary}"
+        + (f"; {words.listed(others)} were secondary" if others else "")
+        + "."
+    )
+    blocks = found.analysis.blocks.common
+    every.append(
+        f"We analysed them by a {found.test} analysis of variance of {words.listed(found.factors)}"
+        + (f" with {words.listed(blocks)} as blocks" if blocks else "")
+        + f"; p values are adjusted by Holm{cite('holm1979')}, and a claim rests on the larger of "
+        "two, with one variance for all runs and with each run's own."
+    )
+    if study.analysis.margins:
+        every.append(
+            f"Non-inferiority to full fine-tuning was tested{cite('dunnett1955')} with margins "
+            "declared in the study file."
+        )
+    made = words.listed(given.made) or "an unrecorded version of fitspace"
+    every.append(f"Runs were made by {made}; models are those of diffusers{cite('diffusers')}.")
+    return every
+
+
+def _rate(found: Results) -> str:
+    tuning = found.study.tuning
+    if tuning is None:
+        own = {arm.title: arm.train["lr"] for arm in found.study.arms if "lr" in arm.train}
+        others = words.listed(f"{lr:g} for {arm}" for arm, lr in own.items())
+        return f" of {found.study.train.lr:g}" + (f" ({others})" if own else "")
+    levels = words.listed(f"{name} {level}" for name, of in tuning.factors.items() for level in of)
+    return (
+        f", chosen for each point among {levels} by "
+        f"{words.metric(tuning.response).label} on other tasks "
+        f"({words.listed(task.name for task in tuning.tasks)})"
+    )
+
+
+def _drawn(found: Results) -> str:
+    sample = found.study.sample
+    if any(task.dreambooth for task in found.study.tasks):
+        return f", {sample.prompts} of each kind"
+    each = f", {sample.images_per_prompt} for each" if sample.images_per_prompt > 1 else ""
+    return f", for {sample.prompts} held-out captions{each}"
