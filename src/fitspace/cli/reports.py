@@ -21,6 +21,8 @@ def add(commands: Commands) -> None:
         "--partial", action="store_true", help="with --cached: a missing run is a row, not an error"
     )
 
+    commands.add(_index, "index", "Write a page of all studies that have a report.", study=False)
+
     export = commands.add(
         _export, "export-tables", "Write a report's tables, figures and methods for a paper."
     )
@@ -58,6 +60,13 @@ def _report(arguments: argparse.Namespace) -> None:
                 print(f"missing: {line}", file=sys.stderr)
         made = build(study, new)
     print(folder / made.name)
+
+
+def _index(_: argparse.Namespace) -> None:
+    from fitspace.core.paths import REPORTS
+    from fitspace.report import index
+
+    print(index.write(REPORTS))
 
 
 def _export(arguments: argparse.Namespace) -> None:

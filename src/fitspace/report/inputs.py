@@ -118,7 +118,7 @@ def read(study: Study, folder: Path) -> Inputs:
     odd_curves += [problem for _, found in explained.values() for problem in found]
     tuning, odd = tuned.read(study, folder / tuned.NAME)
     odd_curves += odd
-    strips, more = _strips(folder)
+    found, more = strips(folder)
     design, worse = _design(folder / "design.json")
     of_data, wrong = _data_notes(folder / DATA_NOTES)
     if problems or odd_curves or more or worse or wrong:
@@ -135,7 +135,7 @@ def read(study: Study, folder: Path) -> Inputs:
     own = runs[own_drawing(study, runs)]
     tables = [explained[name][0] for name in (SENSITIVITY, ANATOMY)]
     return Inputs(
-        study, text, runs, own, curves, *tables, tuning, strips, dropped, digests, notes, made
+        study, text, runs, own, curves, *tables, tuning, found, dropped, digests, notes, made
     )
 
 
@@ -376,7 +376,8 @@ class _Entry(Recorded):
     attribution: str
 
 
-def _strips(folder: Path) -> tuple[list[Strip], list[str]]:
+def strips(folder: Path) -> tuple[list[Strip], list[str]]:
+    """The entries of gallery.json, and what is wrong with them; none without the file."""
     listing = folder / "gallery.json"
     if not listing.exists():
         return [], []
@@ -384,7 +385,7 @@ def _strips(folder: Path) -> tuple[list[Strip], list[str]]:
         entries = read_json(listing, list)
     except UserError as error:
         return [], error.problems
-    strips, problems = [], []
+    found, problems = [], []
     for index, content in enumerate(entries):
         where = f"{listing}[{index}]"
         try:
@@ -399,10 +400,10 @@ def _strips(folder: Path) -> tuple[list[Strip], list[str]]:
             problems.append(f"{where}.file: {entry.file!r}: no such file")
         elif wrong := _no_strip(path, entry):
             problems.append(f"{where}.file: {entry.file!r}: {wrong}")
-        strips.append(
+        found.append(
             Strip(path=path, **{name: getattr(entry, name) for name in _Entry.model_fields})
         )
-    return strips, problems
+    return found, problems
 
 
 def _no_strip(path: Path, entry: _Entry) -> str | None:

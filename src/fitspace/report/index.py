@@ -1,0 +1,168 @@
+"""A static page of several studies: their questions, their best and their baselines, linked."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fitspace.core.errors import UserError
+from fitspace.core.files import read_json, write_text
+from fitspace.core.reading import explain
+from fitspace.report import headline, words
+from fitspace.report.inputs import strips
+
+NAME = "index.html"
+TILES = 8
+SHOWN = {"target": "Target", "best": "Best cell", "none": "Untouched base"}  # role -> label
+_ALLOWED = ConfigDict(extra="allow", allow_inf_nan=False)
+
+
+class _Analysis(BaseModel):
+    model_config = _ALLOWED
+    responses: list[str] = Field(min_length=1)
+    factors: list[str]
+
+
+class _Study(BaseModel):
+    model_config = _ALLOWED
+    name: str
+    title: str
+    question: str = ""
+    base: str
+    tasks: list[dict[str, Any]]
+    seeds: list[int]
+    analysis: _Analysis
+
+
+class _Design(BaseModel):
+    model_config = _ALLOWED
+    study: _Study
+    points: list[dict[str, Any]]
+
+
+class _Mean(BaseModel):
+    model_config = _ALLOWED
+    mean: float
+    cell: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One study: what its design and its summary say."""
+
+    folder: str
+    study: _Study
+    points: int
+    runs: dict[str, int]
+    label: str
+    better: str
+    means: list[tuple[str, str]]
+    factors: list[tuple[str, str, str]]
+    samples: list[tuple[str, str]]
+
+
+def write(reports: Path) -> Path:
+    """Write a page of every report in a folder; returns its path.
+
+    A report is a folder with design.json and summary.json. Raises UserError if there is none, and
+    for files that hold anything else.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    folders = sorted(p.parent for p in reports.glob(f"*/{headline.NAME}"))
+    found, problems = [], []
+    for folder in folders:
+        try:
+            found.append(_entry(folder))
+        except UserError as error:
+            problems += error.problems
+    if not folders:
+        problems.append(f"{reports}: no report in it; fitspace report makes one")
+    if problems:
+        raise UserError(problems)
+    environment = Environment(
+        loader=PackageLoader("fitspace.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    style = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    text = environment.get_template("index.html.j2").render(entries=found, style=style)
+    write_text(reports / NAME, text)
+    return reports / NAME
+
+
+def _entry(folder: Path) -> Entry:
+    design = _read(folder / "design.json", _Design)
+    path = folder / headline.NAME
+    summary = read_json(path)
+    response = design.study.analysis.responses[0]
+    numbers = summary.get(response)
+    if not isinstance(numbers, dict):
+        raise UserError(f"{path}: no numbers of {response!r}, the study's first response")
+    metric = words.metric(response)
+    return Entry(
+        folder=folder.name,
+        study=design.study,
+        points=len(design.points),
+        runs={key: int(value) for key, value in summary.get("runs", {}).items()},
+        label=metric.label,
+        better="lower" if metric.lower else "higher",
+        means=list(_means(path, numbers)),
+        factors=list(_factors(design.study.analysis.factors, numbers)),
+        samples=list(_samples(folder)),
+    )
+
+
+def _samples(folder: Path) -> Iterable[tuple[str, str]]:
+    """The first tiles of the first task's strips: label, and the picture as a data URI."""
+    from PIL import Image
+
+    found, problems = strips(folder)
+    if problems:
+        raise UserError(problems)
+    for role, label in SHOWN.items():
+        strip = next((s for s in found if s.task == found[0].task and s.role == role), None)
+        if strip is not None:
+            buffer = BytesIO()
+            with Image.open(strip.path, formats=["PNG"]) as image:
+                width = strip.size * min(TILES, len(strip.captions))
+                image.convert("RGB").crop((0, 0, width, strip.size)).save(buffer, "PNG")
+            yield label, "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _means(path: Path, numbers: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    """What has a mean -> the mean, as it is shown."""
+    for key in ("best cell", "full fine-tuning", "untouched base"):
+        if key in numbers:
+            found = _checked(path, _Mean, numbers[key])
+            name = f"best: {found.cell}" if key == "best cell" else key
+            yield name, words.number(found.mean, 4)
+
+
+def _factors(factors: list[str], numbers: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """Each factor with its adjusted partial omega squared and the p on which a claim rests."""
+    for factor in factors:
+        row = numbers.get(factor, {})
+        if "omega2_p" in row:
+            p = words.p_value(row["p_deciding"]) if "p_deciding" in row else words.NONE
+            yield factor, words.number(row["omega2_p"], 3), p
+
+
+def _read(path: Path, model: type[BaseModel]) -> Any:
+    return _checked(path, model, read_json(path))
+
+
+def _checked(path: Path, model: type[BaseModel], content: Any) -> Any:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {problem}" for problem in explain(error, model)) from None

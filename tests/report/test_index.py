@@ -1,0 +1,88 @@
+"""The page of all studies: what it says is what their reports say."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fitspace.cli import main
+from fitspace.core.errors import UserError
+from fitspace.report import index
+from fitspace.report.words import number
+
+REPORTS = Path(__file__).parents[2] / "reports"
+
+
+@pytest.fixture
+def reports(tmp_path):
+    """The committed reports' inputs of this page."""
+    for path in REPORTS.glob("*/summary.json"):
+        folder = tmp_path / "reports" / path.parent.name
+        folder.mkdir(parents=True)
+        for name in ("summary.json", "design.json", "gallery.json"):
+            shutil.copy(path.parent / name, folder / name)
+        shutil.copytree(path.parent / "gallery", folder / "gallery")
+    return tmp_path / "reports"
+
+
+def test_the_committed_page_is_the_one_made_now(reports):
+    """But for the compression of its pictures, which zlib chooses by the processor."""
+    pages = [index.write(reports), REPORTS / "index.html"]
+    texts = [re.sub(r"base64,[^\"]*", "", page.read_text(encoding="utf-8")) for page in pages]
+    assert texts[0] == texts[1]
+    assert texts[0].count("data:image/png;") == 3 * len(list(reports.glob("*/gallery.json")))
+
+
+def test_every_study_is_linked_with_its_best_and_its_baselines(reports):
+    text = index.write(reports).read_text(encoding="utf-8")
+    for folder in (p for p in reports.iterdir() if p.is_dir()):
+        study = json.loads((folder / "design.json").read_text())["study"]
+        summary = json.loads((folder / "summary.json").read_text())
+        numbers = summary[study["analysis"]["responses"][0]]
+        assert f'href="{folder.name}/report.html">{study["title"]}</a>' in text
+        for key in ("best cell", "full fine-tuning", "untouched base"):
+            assert f'<td class="n">{number(numbers[key]["mean"], 4)}</td>' in text
+    assert text.count('alt="Target: first samples') == len(list(reports.glob("*/summary.json")))
+
+
+def test_nothing_of_a_users_text_is_read_as_html_and_nothing_is_requested(reports):
+    path = next(reports.glob("*/design.json"))
+    design = json.loads(path.read_text())
+    design["study"]["title"] = "<script>alert(1)</script>"
+    path.write_text(json.dumps(design))
+    text = index.write(reports).read_text(encoding="utf-8")
+    assert "<script>" not in text and "&lt;script&gt;" in text
+    assert not re.search(r'(src|href)="(?!data:|#|[\w-]+/report\.html)', text)
+
+
+BROKEN = {
+    "no numbers of the first response": (
+        "summary.json", lambda c: {"runs": c["runs"]}, "no numbers of",
+    ),
+    "a mean that is none": (
+        "summary.json",
+        lambda c: {k: {"best cell": {"mean": "high"}} if k != "runs" else v for k, v in c.items()},
+        "mean",
+    ),
+    "a design without its study": ("design.json", lambda c: {"points": []}, "study"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, change, said", BROKEN.values(), ids=BROKEN)
+def test_a_file_that_is_none_is_named(reports, name, change, said):
+    path = reports / "emoji" / name
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(UserError, match=said) as refused:
+        index.write(reports)
+    assert str(path) in str(refused.value)
+    assert not (reports / "index.html").exists()
+
+
+def test_without_a_report_it_says_what_makes_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["index"]) == 2
+    assert "fitspace report makes one" in capsys.readouterr().err
