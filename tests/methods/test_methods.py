@@ -688,6 +688,35 @@ def test_equal_content_gives_equal_bytes(trained, tmp_path):
         assert again.read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize("family", ["unet", "dit"])
+def test_a_stream_of_adapters_changes_no_earlier_output_by_a_bit(family, request, batch, tmp_path):
+    """One base, many small files: each draws the same whenever it comes, and the base too."""
+    model = copy.deepcopy(request.getfixturevalue(f"_{family}"))
+    inputs = batch if family == "unet" else (*batch[:2], torch.tensor([1, 3]))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    untouched = run(model, inputs)
+    outputs = {}
+    for number, case in enumerate(case for case in CASES if case.family == family):
+        attached = methods.attach(model, case.method, case.settings, seed=number)
+        generator = torch.Generator().manual_seed(number)
+        with torch.no_grad():
+            for parameter in attached.trainable.values():
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        path = tmp_path / f"{number}.safetensors"
+        methods.save(attached, path, {})
+        outputs[path] = run(model, inputs)
+        attached.remove()
+    for order in (outputs, reversed(outputs)):
+        for path in order:
+            attached = methods.load(model, path)
+            assert torch.equal(run(model, inputs), outputs[path]), path
+            attached.remove()
+            assert torch.equal(run(model, inputs), untouched), path
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
 def test_load_adapter_on_a_pipeline(_unet, trained, batch):
     model = copy.deepcopy(_unet)
     pipeline = StableDiffusionPipeline(
