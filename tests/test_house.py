@@ -15,7 +15,7 @@ SOURCE = ROOT / "src/fitspace"
 # From the ground up. A room imports those before it; what stands in one tuple, not each other.
 ROOMS = (
     ("core",), ("stats",), ("metrics",), ("study",), ("bases",), ("methods",), ("data",),
-    ("training",), ("explaining",), ("plan",), ("stages",), ("results",),
+    ("training",), ("explaining",), ("plan",), ("stages",), ("results",), ("rating",),
     ("report", "tracking", "recipes"), ("audit",), ("cli",),
 )  # fmt: skip
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from fitspace import rating
 from fitspace.audit.findings import Finding
 from fitspace.core.errors import UserError
 from fitspace.core.paths import UNCOMMITTED
@@ -42,8 +43,9 @@ def check(study: Study, plan: Plan | None, folder: Path) -> list[Finding]:
         for file in INPUTS:
             if (folder / file).is_file():
                 shutil.copy(folder / file, again / file)
-        if (folder / "gallery").is_dir():
-            shutil.copytree(folder / "gallery", again / "gallery")
+        for name in ("gallery", rating.FOLDER):
+            if (folder / name).is_dir():
+                shutil.copytree(folder / name, again / name)
         try:
             build(study, again)
             if plan is not None:

@@ -21,6 +21,9 @@ def add(commands: Commands) -> None:
         "--partial", action="store_true", help="with --cached: a missing run is a row, not an error"
     )
 
+    rate = commands.add(_rate, "rate", "Write a page on which people compare samples, blinded.")
+    rate.add_argument("--pairs", type=int, default=60, metavar="N", help="about how many; 60")
+    rate.add_argument("--seed", type=int, default=0, help="seed of the draw")
     commands.add(_index, "index", "Write a page of all studies that have a report.", study=False)
 
     export = commands.add(
@@ -60,6 +63,16 @@ def _report(arguments: argparse.Namespace) -> None:
                 print(f"missing: {line}", file=sys.stderr)
         made = build(study, new)
     print(folder / made.name)
+
+
+def _rate(arguments: argparse.Namespace) -> None:
+    from fitspace.core.paths import REPORTS
+    from fitspace.plan import planned
+    from fitspace.rating import write
+
+    plan = planned(arguments.study)
+    page = write(plan, REPORTS / plan.study.name, arguments.pairs, arguments.seed)
+    print(f"{page}: open it; put what raters save into {page.parent}, then: fitspace report")
 
 
 def _index(_: argparse.Namespace) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 import pandas as pd
 from pydantic import Field, ValidationError
 
+from fitspace import rating
 from fitspace.core.errors import UserError
 from fitspace.core.files import read_json, sha256
 from fitspace.core.reading import Recorded, explain
 from fitspace.explaining.reading import TUNED, UNTOUCHED
 from fitspace.metrics import INTERVAL, METRICS
+from fitspace.rating import Answers
 from fitspace.report import tuned, words
 from fitspace.results import lineage
 from fitspace.results.table import ANATOMY, DATA_NOTES, SENSITIVITY, VALIDATED
@@ -58,8 +60,8 @@ class Inputs:
     them those that are analysed: one of each training (see `own_drawing`). Their index is the row
     in the file, from 0. ``against_n`` has the distances of each run by number of samples, if
     measured; ``sensitivity`` and ``anatomy`` what explains the runs, if asked for; ``tuning`` what
-    tuning tried, if the study has it; ``made`` maps the code and machines behind the runs to their
-    numbers of stages."""
+    tuning tried, if the study has it; ``answers`` what people said of its samples; ``made`` maps
+    the code and machines behind the runs to their numbers of stages."""
 
     study: Study
     text: pd.DataFrame
@@ -69,6 +71,7 @@ class Inputs:
     sensitivity: pd.DataFrame | None
     anatomy: pd.DataFrame | None
     tuning: pd.DataFrame | None
+    answers: Answers | None
     strips: list[Strip]
     dropped: list[str]
     digests: dict[str, str]
@@ -116,6 +119,8 @@ def read(study: Study, folder: Path) -> Inputs:
     curves, odd_curves = _against_n(folder / "against_n.csv", text)
     explained = {name: _explained(folder / name, text) for name in EXPLAINED}
     odd_curves += [problem for _, found in explained.values() for problem in found]
+    answers, odd = _answers(study, folder)
+    odd_curves += odd
     tuning, odd = tuned.read(study, folder / tuned.NAME)
     odd_curves += odd
     found, more = strips(folder)
@@ -125,6 +130,7 @@ def read(study: Study, folder: Path) -> Inputs:
         raise UserError(problems + odd_curves + more + worse + wrong)
     files = ("runs.csv", "against_n.csv", *EXPLAINED, tuned.NAME)
     files += ("gallery.json", "design.json", DATA_NOTES, lineage.NAME)
+    files += tuple(path.relative_to(folder).as_posix() for path in answers.files) if answers else ()
     digests = {name: sha256(folder / name) for name in files if (folder / name).exists()}
     planned = len(text) if design is None else design.runs
     if planned != len(text):
@@ -135,8 +141,27 @@ def read(study: Study, folder: Path) -> Inputs:
     own = runs[own_drawing(study, runs)]
     tables = [explained[name][0] for name in (SENSITIVITY, ANATOMY)]
     return Inputs(
-        study, text, runs, own, curves, *tables, tuning, found, dropped, digests, notes, made
+        study,
+        text,
+        runs,
+        own,
+        curves,
+        *tables,
+        tuning,
+        answers,
+        found,
+        dropped,
+        digests,
+        notes,
+        made,
     )
+
+
+def _answers(study: Study, folder: Path) -> tuple[Answers | None, list[str]]:
+    try:
+        return rating.read(folder, study.name), []
+    except UserError as error:
+        return None, error.problems
 
 
 def within_of(runs: pd.DataFrame) -> list[str]:

@@ -15,7 +15,16 @@ from markupsafe import Markup
 
 from fitspace.core.errors import UserError
 from fitspace.core.files import digest
-from fitspace.report import agreement, explained, origins, summary, tables, tuned, words
+from fitspace.report import (
+    agreement,
+    explained,
+    origins,
+    rated,
+    summary,
+    tables,
+    tuned,
+    words,
+)
 from fitspace.report.drawn import BEST_STEPS, LEVELS, TESTS
 from fitspace.report.figures import Figure, arm_label
 from fitspace.report.inputs import COSTS, Inputs, Strip
@@ -80,6 +89,7 @@ def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, s
         "through": summary.through(found),
         "tuning": summary.tuning(found),
         "stopping": summary.stopping(found),
+        "preferred": summary.preferred(found),
         "notes": [*given.notes, *summary.notes(found)],
         "figures": figures,
         "galleries": _galleries(given, found),
@@ -259,6 +269,7 @@ def tables_of(given: Inputs, found: Results) -> dict[str, object]:
         "distances": _distances(found),
         "agreement": _agreement(found),
         "tuning": _tuning(found),
+        "ratings": _ratings(found),
         **_explained(found),
         "runs": tables.of_runs(given.text, found.factors),
     }
@@ -349,6 +360,14 @@ def _agreement(found: Results) -> Table | None:
     columns += [Column("estimate", "rank correlation", limits=("low", "high"))]
     caption = f"Agreement of other metrics with {words.metric(found.primary).label}."
     return tables.table(agreement.NAME, rows, columns, caption) if len(rows) else None
+
+
+def _ratings(found: Results) -> Table | None:
+    """What people preferred, by point."""
+    columns = [Column("point", "point", "text"), Column("comparisons", "comparisons", "count")]
+    columns += [Column("wins", "preferred", "count"), Column("ties", "ties", "count")]
+    columns += [Column("ability", "ability", limits=("low", "high"))]
+    return _rows_of(found, rated.ABILITIES, columns, "What people preferred, by point.")
 
 
 def _tuning(found: Results) -> Table | None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fitspace import stats
-from fitspace.report import agreement, drawn, explained, tuned, words
+from fitspace.report import agreement, drawn, explained, rated, tuned, words
 from fitspace.report.inputs import COSTS, Inputs
 from fitspace.stats.digits import on_scale, rounded
 from fitspace.study import Study
@@ -128,6 +128,9 @@ def analyse(study: Study, given: Inputs) -> Results:
     groups = drawn.groups(study, given.drawn, factors)
     within, notes = drawn.tables(groups, responses)
     tables |= within
+    preferred, said = rated.tables(given.answers, runs, responses[0])
+    tables |= preferred
+    notes += said
     tables[drawn.BEST_STEPS] = drawn.best_steps(study, given.drawn, responses[0])
     tables[drawn.GAINS] = drawn.gains(tables[drawn.BEST_STEPS])
     scaled = ("anova.csv", "effects.csv", "spread.csv", "power.csv", "residuals.csv")
@@ -225,6 +228,8 @@ class Sources:
             "assay.csv": ("compared", None),
             agreement.NAME: ("compared", None),
             tuned.RANKS: ("none", None),
+            rated.ABILITIES: ("point", "point"),
+            rated.TESTS: ("compared", None),
             "against.csv": ("compared", None),
             "by_task.csv": ("compared", None),
             "baselines.csv": ("baseline", "arm"),

@@ -8,7 +8,7 @@ from functools import partial
 
 import pandas as pd
 
-from fitspace.report import agreement, tuned, words
+from fitspace.report import agreement, rated, tuned, words
 from fitspace.report.drawn import GAINS, LEVELS, TESTS
 from fitspace.report.figures import arm_label, point_names
 from fitspace.report.results import Results
@@ -37,6 +37,7 @@ def sentences(found: Results) -> list[Sentence]:
         _best_cell(found),
         *_as_good(found),
         *through(found),
+        *preferred(found),
         _assumptions(found),
     ]
     parts += [_baselines(found), spread(found, found.primary), _others(found)]
@@ -526,6 +527,36 @@ def stopping(found: Results) -> list[Sentence]:
         " on average (95% limits ", show("low"), " to ", show("high"), "): a gain is ",
     ]  # fmt: skip
     return [[*parts, SHOWN if row["low"] > 0 else NOT_SHOWN, "."]]
+
+
+# --- people -------------------------------------------------------------------------------
+
+
+def preferred(found: Results) -> list[Sentence]:
+    """What people preferred, whether they agreed, and whether the primary metric does."""
+    row = first(found, rated.TESTS)
+    if row is None:
+        return []
+    show, counted = partial(value, rated.TESTS, row), partial(value, rated.TESTS, write=words.count)
+    best, label = found.tables[rated.ABILITIES].iloc[0], words.metric(row["metric"]).label
+    name = point_names(found).get(best["point"], best["point"])
+    differ = SHOWN if row["p"] < ALPHA else NOT_SHOWN
+    sentences: list[Sentence] = [[
+        counted(row, "judgements"), " judgements in blinded pairs by ", counted(row, "raters"),
+        " people (", counted(row, "ties"), " ties): that the points differ is ", differ, " (p ",
+        value(rated.TESTS, row, "p", words.p_value), f"). {name} was preferred most.",
+    ]]  # fmt: skip
+    if not pd.isna(row["alpha"]):
+        sentences.append([
+            "Krippendorff's alpha of ", counted(row, "judged_twice"), " pairs that several "
+            "judged: ", show("alpha"), ".",
+        ])  # fmt: skip
+    if not pd.isna(row["rho"]):
+        sentences.append([
+            f"Rank correlation of what people preferred with {label}, over points: ", show("rho"),
+            " [", show("rho_low"), ", ", show("rho_high"), "].",
+        ])  # fmt: skip
+    return sentences
 
 
 # --- tuning -------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from fitspace.stats.mediation import mediation
 from fitspace.stats.mixed import mixed
 from fitspace.stats.multiplicity import adjusted
 from fitspace.stats.optimal import d_efficiency, d_optimal
+from fitspace.stats.paired import abilities, agreement
 from fitspace.stats.planning import (
     association,
     detectable,
@@ -46,7 +47,9 @@ from fitspace.stats.within import general, within
 
 __all__ = [
     "Analysis",
+    "abilities",
     "adjusted",
+    "agreement",
     "analyse",
     "anova",
     "anova_of_file",

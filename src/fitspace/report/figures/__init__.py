@@ -23,6 +23,7 @@ from fitspace.report.figures.interactions import interactions
 from fitspace.report.figures.names import arm_label, point_names
 from fitspace.report.figures.output import Figure
 from fitspace.report.figures.power import power
+from fitspace.report.figures.rated import preferred
 from fitspace.report.figures.runs import dots
 from fitspace.report.figures.sample_size import against_n
 from fitspace.report.figures.style import STYLE
@@ -35,6 +36,7 @@ __all__ = ["Figure", "arm_label", "draw_all", "point_names", "styled"]
 # Each draws the figures that its tables allow, in the order of the page.
 _DRAWN = (
     curves,
+    preferred,
     against,
     heat_map,
     dots,
