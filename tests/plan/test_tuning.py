@@ -125,6 +125,13 @@ def test_its_study_crosses_every_trained_cell_with_every_level_and_asks_nothing_
     assert len(build_plan(own).runs) == 3 * len(RATES) * 2
 
 
+def test_captions_of_validation_are_left_out_with_the_checkpoints_they_choose_among(folder):
+    content = copy.deepcopy(STUDY)
+    content["sample"]["validation"] = 4
+    own = derived(Study.model_validate(content))
+    assert own.sample.validation == 0 and own.sample.prompts == 4
+
+
 def test_every_point_has_as_many_runs_as_any_other(folder):
     counts: dict = {}
     for run in build_plan(derived(study())).runs:

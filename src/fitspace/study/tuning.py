@@ -19,6 +19,7 @@ def content(study: Study) -> dict[str, Any]:
     own = study.tuning
     found = study.model_dump(mode="json", exclude_unset=True, exclude={"tuning", "explain"})
     found["train"].pop("checkpoints", None)
+    found["sample"].pop("validation", None)  # which chooses among these
     found |= {
         "name": study.name + TUNING,
         "title": f"Tuning: {study.title}"[:200],
