@@ -64,7 +64,8 @@ def text(study: Study, file: str) -> str:
 
 
 def _arm(arm: Arm, factors: dict[str, list[Any]]) -> dict[str, Any]:
-    own = arm.model_dump(mode="json", exclude_unset=True, exclude={"subset"})
+    left_out = {"subset": True, "train": {"checkpoints"}}
+    own = arm.model_dump(mode="json", exclude_unset=True, exclude=left_out)
     return own | {"factors": arm.between | factors}
 
 
