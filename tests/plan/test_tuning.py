@@ -128,7 +128,7 @@ def test_its_study_crosses_every_trained_cell_with_every_level_and_asks_nothing_
 def test_captions_of_validation_are_left_out_with_the_checkpoints_they_choose_among(folder):
     content = copy.deepcopy(STUDY)
     content["sample"]["validation"] = 4
-    content["arms"][1]["train"] = {"checkpoints": [1], "batch_size": 4}
+    content["arms"][1]["train"] = {"checkpoints": None, "batch_size": 4}
     own = derived(Study.model_validate(content))
     assert own.sample.validation == 0 and own.sample.prompts == 4
     assert own.arms[1].train == {"batch_size": 4} and own.train.checkpoints is None
