@@ -171,7 +171,7 @@ WRONG = {
     "validation by captions that are reported": (
         {"sample": sample(validation=4), "train": STUDY["train"] | {"checkpoints": [1]}},
         "sample.prompts: 4 with sample.validation: 4: task 'own' has only 6 held-out images (one "
-        "of each group counts); allowed: a task with more",
+        "of each group counts); allowed: a task with 8 or more",
     ),
     "an unknown way to sample": (
         {"arms": [within("seed", [0, 1])]},

@@ -201,6 +201,7 @@ def finished_run(folder, name, metric_names, dreambooth=None, **measured):
     (folder / "metrics.json").write_text(json.dumps(measured))
     return SimpleNamespace(
         name=name,
+        point=SimpleNamespace(sample={}),
         task=SimpleNamespace(dreambooth=dreambooth),
         reference=SimpleNamespace(material={"evaluator": {}}),
         evaluate=SimpleNamespace(folder=folder),

@@ -128,11 +128,10 @@ def content_problems(study: Study, models: Models) -> list[str]:
 
 def too_many_prompts(sample: SampleSettings, task: str, most: int) -> str:
     """That a task has fewer held-out images than are asked for."""
-    asked, most_asked = f"sample.prompts: {sample.prompts}", most
+    asked, left = f"sample.prompts: {sample.prompts}", most - sample.validation
     if sample.validation:
         asked += f" with sample.validation: {sample.validation}"
-        most_asked = most - sample.validation
-    allowed = f"4 to {most_asked}" if most_asked >= 4 else "a task with more"
+    allowed = f"4 to {left}" if left >= 4 else f"a task with {4 + sample.validation} or more"
     return (
         f"{asked}: task {task!r} has only {most} held-out images (one of each group counts); "
         f"allowed: {allowed}"
