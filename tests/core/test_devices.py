@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 
+import embedded_base
 import numpy as np
 import pytest
 import tiny
 import torch
+from embedded_base import LATENTS, SIDE
 from torch import nn
 
 from fitspace import methods, training
@@ -197,16 +199,15 @@ def test_large_images_go_through_the_autoencoder_a_few_at_a_time(most, side, exp
 
 
 def test_images_encoded_and_decoded_in_parts_are_the_same_up_to_rounding(monkeypatch):
-    from pathlib import Path
 
     from fitspace import bases
     from fitspace.data.encoding import encode_images
     from fitspace.training import sampling
 
-    base = Path(__file__).parents[2] / "models/emoji-unet"
-    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    base = embedded_base.BASE
+    images = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 3), dtype=np.uint8)
     vae, model = bases.load_vae(base), bases.load_denoiser(base)
-    text, noise = {"embeddings": torch.zeros(5, 16, 384)}, rng.initial_noise(0, 5, (8, 8, 8))
+    text, noise = {"embeddings": torch.zeros(5, 16, 384)}, rng.initial_noise(0, 5, LATENTS)
     given = (bases.load_process(base), text, bases.picked(text, [0]), noise)
 
     def both() -> tuple:
@@ -216,7 +217,7 @@ def test_images_encoded_and_decoded_in_parts_are_the_same_up_to_rounding(monkeyp
     seen = []
     monkeypatch.setattr(devices, "images_at_once", lambda most, side: seen.append(side) or 2)
     parts = both()
-    assert seen == [32, 32]
+    assert seen == [SIDE, SIDE]
     # Not to the bit, which is why the embedded bases' images stay in one batch: see AT_ONCE.
     torch.testing.assert_close(parts[0], mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(parts[1], std, rtol=1e-4, atol=1e-5)

@@ -6,6 +6,7 @@ import copy
 import json
 from pathlib import Path
 
+import embedded_base
 import numpy as np
 import pytest
 import yaml
@@ -342,8 +343,11 @@ def say(capsys, changes: dict | None = None) -> tuple[int, list[str], list[str]]
 
 
 def test_check_says_what_is_usable_converted_and_left_beside(folder, capsys):
-    Image.fromarray(np.full((40, 50, 4), 120, np.uint8)).save(folder / "7.png")
-    Image.fromarray(np.full((32, 32, 3), 40, np.uint8)).save(folder / "2.png")
+    for i in range(12):
+        Image.fromarray(np.full((80, 80, 3), 20 * i, np.uint8)).save(folder / f"{i}.png")
+    Image.fromarray(np.full((80, 90, 4), 120, np.uint8)).save(folder / "7.png")
+    side = embedded_base.SIDE
+    Image.fromarray(np.full((side, side, 3), 40, np.uint8)).save(folder / "2.png")
     (folder / "IMG_2.MOV").write_bytes(b"film")
     for _ in range(2):  # looked at, and remembered
         code, out, _ = say(capsys)

@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 
+import embedded_base
 import pandas as pd
 import pytest
 import yaml
@@ -399,7 +400,7 @@ def test_only_what_is_still_to_run_counts(capsys):
     assert spared == pytest.approx(2 * 70 * 0.2)
     total = whole["total"]["bytes"]
     assert total["adapters"] - rest["bytes"]["adapters"] == 2 * 4000
-    assert total["samples"] - rest["bytes"]["samples"] == 80 * 32 * 32 * 3
+    assert total["samples"] - rest["bytes"]["samples"] == 80 * embedded_base.SIDE**2 * 3
 
 
 @pytest.mark.parametrize("name, kinds", [("emoji", 1), ("emoji-dreambooth", 3)])

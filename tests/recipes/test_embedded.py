@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from embedded_base import BASE, LATENTS, SIDE
 
 from fitspace import bases
 from fitspace.core import rng
@@ -13,7 +14,6 @@ from fitspace.data.encoding import encode_captions
 from fitspace.training import sampling
 
 ROOT = Path(__file__).parents[2]
-BASE = ROOT / "models/emoji-unet"
 DIT = ROOT / "models/emoji-dit"
 CAPTIONS = ["cat face", "flag of Japan", "waving hand, dark skin tone"]
 
@@ -30,10 +30,10 @@ def pipeline():
 
 
 def test_plain_diffusers_draws_what_the_sample_stage_draws(pipeline):
-    noise = rng.initial_noise(3, len(CAPTIONS), (8, 8, 8))
+    noise = rng.initial_noise(3, len(CAPTIONS), LATENTS)
     theirs = pipeline(
         CAPTIONS, latents=noise, num_inference_steps=5, guidance_scale=3.0, output_type="np",
-        height=32, width=32,
+        height=SIDE, width=SIDE,
     ).images  # fmt: skip
     text = encode_captions(BASE, ["", *CAPTIONS])
     ours = sampling.generate(
@@ -48,12 +48,12 @@ def test_an_adapter_changes_the_pipeline_and_comes_off_again(pipeline, tmp_path)
     import fitspace
     from fitspace import methods
 
-    noise = rng.initial_noise(3, 1, (8, 8, 8))
+    noise = rng.initial_noise(3, 1, LATENTS)
 
     def draw():
         return pipeline(
             CAPTIONS[:1], latents=noise, num_inference_steps=2, output_type="np",
-            height=32, width=32,
+            height=SIDE, width=SIDE,
         ).images  # fmt: skip
 
     before = draw()

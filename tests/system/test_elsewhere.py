@@ -6,8 +6,8 @@ import copy
 import json
 import subprocess
 import sys
-from pathlib import Path
 
+import embedded_base
 import numpy as np
 import pytest
 import tiny
@@ -26,7 +26,8 @@ from fitspace.training import sampling
 peft = import_peft()
 import diffusers  # noqa: E402
 
-EMOJI = Path(__file__).parents[2] / "models/emoji-unet"
+EMOJI = embedded_base.BASE
+LATENTS, SIDE = embedded_base.LATENTS, embedded_base.SIDE
 CAPTIONS, STEPS, GUIDANCE = ["red heart", "cat face"], 3, 3.0
 TARGETED = {"target": "attention+ff"}
 
@@ -60,14 +61,14 @@ def stable_diffusion(emoji):
 
 
 def noise():
-    return rng.initial_noise(0, len(CAPTIONS), (8, 8, 8))
+    return rng.initial_noise(0, len(CAPTIONS), LATENTS)
 
 
 def drawn_by(pipeline):
     """Images of a plain call, uint8."""
     images = pipeline(
         CAPTIONS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, latents=noise(),
-        height=32, width=32, output_type="np",
+        height=SIDE, width=SIDE, output_type="np",
     ).images  # fmt: skip
     return (images * 255).round().astype(np.uint8)
 
@@ -234,7 +235,7 @@ def test_a_pipeline_loads_exported_lora(stable_diffusion, tmp_path, settings):
     def latents(pipeline):
         return pipeline(
             CAPTIONS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, latents=noise(),
-            height=32, width=32, output_type="latent",
+            height=SIDE, width=SIDE, output_type="latent",
         ).images  # fmt: skip
 
     run = tmp_path / "run"

@@ -377,9 +377,9 @@ FORGED = {
     "roles of a subject": (MANIFEST, _put("roles", {"subject": [1]}), "manifest .roles"),
     "a million classes": (MANIFEST, _put("own_classes", 10**6), "own_classes: 1000000"),
     "more examples than latents": (MANIFEST, _more_examples, "latents.safetensors.*needed"),
-    "fewer latents": (LATENTS, _each(lambda x: x[:-1]), "needed: mean .F16 [0-9]+ 8 8 8"),
+    "fewer latents": (LATENTS, _each(lambda x: x[:-1]), "needed: mean .F16 [0-9]+ [0-9]+ 8 8"),
     "latents of another base": (
-        LATENTS, _each(lambda x: x[:, :4]), "F16 [0-9]+ 4 .*needed: mean .F16 [0-9]+ 8 "
+        LATENTS, _each(lambda x: x[:, :4]), "F16 [0-9]+ 4 .*needed: mean .F16 [0-9]+ (8|16) "
     ),
     "latents of whole numbers": (LATENTS, _each(lambda x: x.astype("i8")), "mean .I64"),
     "fewer captions": (TEXT, _each(lambda x: x[:-1]), "text.safetensors: holds embeddings"),
@@ -391,7 +391,7 @@ FORGED = {
     ),
     "fewer held-out images": (IMAGES, _each(lambda x: x[:-1]), "needed: images .U8 6 h h 3"),
     "no square": (IMAGES, _each(lambda x: x[:, :-1]), "images.safetensors: holds images"),
-    "fewer samples": (SAMPLES, _each(lambda x: x[:4]), "U8 4 32 32 3.*needed: images .U8 6"),
+    "fewer samples": (SAMPLES, _each(lambda x: x[:4]), r"U8 4 (\d+) \1 3.*needed: images .U8 6"),
     "samples of no pixels": (SAMPLES, _each(lambda x: x[:, :0, :0]), "holds images .U8 6 0 0 3"),
     "samples without colours": (SAMPLES, _each(lambda x: x[..., :1]), "samples.safetensors: holds"),
     "samples that are no pixels": (SAMPLES, _each(lambda x: x.astype("f4")), "holds images .F32"),
