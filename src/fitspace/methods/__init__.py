@@ -11,7 +11,8 @@ A method is a module of this package with
 - ``budget``, for a method with a width: the setting in which the number of trainable parameters
   is affine, see :mod:`fitspace.plan.budget`;
 - ``AT_REST``, for a method that can be sampled at another strength, see
-  :mod:`fitspace.methods.strength`;
+  :mod:`fitspace.methods.strength`; with it ``not_linear(settings)``, if some settings (a dict)
+  have no strength: which, in words, or None;
 - ``folds``, for a method of which several runs can form one batch on a GPU (``torch.vmap``): hooks
   use the parameters of the module that they are given, and nothing is changed in place.
 

@@ -42,7 +42,8 @@ def save(attachment: Attachment, path: str | Path, metadata: dict[str, str]) -> 
         facts["classes"] = classes
     if (scale := bases.scale(attachment.model)) != 1:
         facts["scale"] = scale
-    tensors = {n: p.detach().cpu().contiguous() for n, p in attachment.trainable.items()}
+    held = attachment.trainable | attachment.frozen
+    tensors = {n: p.detach().cpu().contiguous() for n, p in held.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={_METADATA: canonical(facts)})
 
@@ -136,14 +137,15 @@ def load(
         raise UserError(f"{path}: {p}" for p in error.problems) from None
     undo.callback(attachment.undo)
     attachment.undo = undo.close
-    if found := _differences(tensors, attachment.trainable):
+    held = attachment.trainable | attachment.frozen
+    if found := _differences(tensors, held):
         attachment.remove()
         raise UserError(f"{path}: {p}" for p in found)
     if "classes" in facts:  # a table that is new has no values to go back to
         of_base.discard(bases.class_table(model)[0])
     with torch.no_grad():
-        for name, share in strengths(attachment.trainable, strength, blocks).items():
-            parameter = attachment.trainable[name]
+        for name, share in strengths(held, strength, blocks).items():
+            parameter = held[name]
             trained = tensors[name].to(parameter.device)
             own = parameter if name in of_base else None
             parameter.copy_(at(name, trained, own, facts["method"], share))

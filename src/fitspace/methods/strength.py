@@ -34,9 +34,8 @@ def problems_of_strength(method: str, settings: MethodSettings | dict[str, Any])
         return [f"method {method!r} adds nothing to the base"]
     if not hasattr(get(method), "AT_REST"):
         return [f"method {method!r} changes the base whatever its parameters' values"]
-    if settings.get("dora"):
-        return [f"method {method!r} with dora is not linear in its change"]
-    return []
+    said = getattr(get(method), "not_linear", lambda _: None)(settings)
+    return [f"method {method!r} with {said} is not linear in its change"] if said else []
 
 
 def prefixes(blocks: str) -> list[str]:
