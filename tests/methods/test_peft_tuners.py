@@ -17,6 +17,7 @@ from fitspace import methods, training
 from fitspace.core.errors import UserError
 from fitspace.core.imports import import_peft
 from fitspace.methods import tuners
+from fitspace.methods.export import export
 
 peft = import_peft()
 CONFIGURATIONS = {t.name: kind for t, kind in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
@@ -265,6 +266,20 @@ def test_convolutions(case, base):
     after = answer(attachment.model)
     attachment.merge()
     torch.testing.assert_close(answer(attachment.model), after, rtol=0, atol=1e-5)
+
+
+@every_case
+def test_peft_alone_reads_what_is_exported(case, base, tmp_path):
+    attachment, path = attached(case, base, seed=3), tmp_path / "a.safetensors"
+    step(attachment)
+    methods.save(attachment, path, {})
+    if not tuners.TUNERS[case.peft_type].exports:
+        with pytest.raises(UserError, match="do not hold what"):
+            export(path, tmp_path / "out")
+        return
+    export(path, tmp_path / "out")
+    model = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "out")
+    torch.testing.assert_close(answer(model), answer(attachment.model), rtol=0, atol=1e-6)
 
 
 # A short form and what it stands for.

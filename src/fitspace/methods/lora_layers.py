@@ -21,13 +21,15 @@ class Start(nn.Module):
         self.register_buffer("start_A", a)
         self.register_buffer("start_B", b)
         self.scale = scale
+        self.held: dict[str, torch.Tensor] = {}  # what A reads, until B has written
 
-    def hook(self, layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-        """The layer's output without what it starts from."""
-        x = args[0].to(self.start_A.dtype)
-        return output - (self.scale * F.linear(F.linear(x, self.start_A), self.start_B)).to(
-            output.dtype
-        )
+    def read(self, _, args: tuple) -> None:
+        """Keep the input of A."""
+        self.held["x"] = args[0]
+
+    def write(self, _, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        """B·A·x − B0·A0·x, before the layer adds it in the base's precision."""
+        return output - F.linear(F.linear(self.held.pop("x"), self.start_A), self.start_B)
 
     def fold(self, layer: nn.Linear) -> None:
         """Take what it starts from out of the base's weight."""
@@ -43,4 +45,5 @@ def keep_base(layer: nn.Module, weight: torch.Tensor, adapter: str) -> None:
     ]
     start = Start(*matrices, layer.scaling[adapter])
     layer.lora_start = nn.ModuleDict({adapter: start})
-    layer.register_forward_hook(start.hook)
+    layer.lora_A[adapter].register_forward_pre_hook(start.read)
+    layer.lora_B[adapter].register_forward_hook(start.write)

@@ -27,6 +27,8 @@ class Tuner(NamedTuple):
     that peft draws or computes and does not train; a file holds them, because another machine may
     compute others. ``moves``: the initial values with which it does not start from the base.
     ``random``: whether it draws in training. ``on_meta``: whether peft builds it without weights.
+    ``shared``: of what is kept, what peft's own files hold once. ``exports``: whether those hold
+    all of it.
     """
 
     rest: dict[str, float] = {}
@@ -37,6 +39,8 @@ class Tuner(NamedTuple):
     convolutions: bool = False
     random: bool = False
     on_meta: bool = True
+    shared: tuple[str, ...] = ()
+    exports: bool = True
 
 
 TUNERS = {
@@ -47,7 +51,7 @@ TUNERS = {
     ),
     "DEFT": Tuner(),
     "DELORA": Tuner({"delora_lambda": 0.0}),
-    "FOURIERFT": Tuner({"fourierft_spectrum": 0.0}, kept=("indices",)),
+    "FOURIERFT": Tuner({"fourierft_spectrum": 0.0}, kept=("indices",), exports=False),
     "GLORA": Tuner(),
     "GRALORA": Tuner({"gralora_B": 0.0}),
     "HIRA": Tuner({"hira_B": 0.0}, convolutions=True),
@@ -71,7 +75,12 @@ TUNERS = {
     "OSF": Tuner(kept=("_osf_U_low_init", "_osf_S_low_init", "_osf_V_low_init")),
     "PEANUT": Tuner({"peanut_B": 0.0}),
     "PSOFT": Tuner(kept=("_psoft_A_cache", "_psoft_B_cache")),
-    "PVERA": Tuner({"pvera_lambda_b": 0.0}, kept=("pvera_A", "pvera_B"), random=True),
+    "PVERA": Tuner(
+        {"pvera_lambda_b": 0.0},
+        kept=("pvera_A", "pvera_B"),
+        shared=("pvera_A", "pvera_B"),
+        random=True,
+    ),
     "RANDLORA": Tuner({"randlora_lambda": 0.0}, kept=("randlora_A", "randlora_B")),
     "ROAD": Tuner({"road_theta": 0.0, "road_alpha": 1.0}),
     "SHIRA": Tuner({"shira_weight": 0.0}, kept=("shira_indices",), on_meta=False),
@@ -87,11 +96,12 @@ TUNERS = {
             "unilora_scales_B",
         ),
         moves=(True, False),
+        exports=False,
         on_meta=False,
     ),
     "VBLORA": Tuner(moves=(True,)),
-    "VERA": Tuner({"vera_lambda_b": 0.0}, kept=("vera_A", "vera_B")),
-    "WAVEFT": Tuner({"waveft_spectrum": 0.0}, kept=("waveft_indices",)),
+    "VERA": Tuner({"vera_lambda_b": 0.0}, kept=("vera_A", "vera_B"), shared=("vera_A", "vera_B")),
+    "WAVEFT": Tuner({"waveft_spectrum": 0.0}, kept=("waveft_indices",), exports=False),
 }
 
 _TOKENS = "it changes the tokens of a language model; a denoiser has none"
