@@ -66,6 +66,8 @@ CASES = [
     Case("unet", "lora", {"rank": 2, "init": "orthogonal", "lr_ratio": 4.0}),
     Case("unet", "lora", {"rank": 2, "init": "gaussian"}),
     Case("unet", "peft", {"peft_type": "VERA", "r": 4}),
+    Case("unet", "custom_diffusion"),
+    Case("unet", "svdiff"),
     Case("unet", "full"),
     Case("unet", "none"),
     Case("dit", "bitfit"),
@@ -91,6 +93,7 @@ CASES = [
     Case("dit", "oft", {"block_size": 4}),
     Case("dit", "lora", {"rank": 2, "init": "pissa"}),
     Case("dit", "peft", {"peft_type": "SHIRA", "r": 2, "target": "attention+ff"}),
+    Case("dit", "svdiff", {"layers": "linear"}),
     Case("dit", "full"),
     Case("dit", "none"),
     Case("dit", "vpt", {"prompts": 3}, identity=False, merges=False),
@@ -100,7 +103,7 @@ CASES = [
     ),
 ]  # fmt: skip
 # Method and family that do not go together.
-REFUSED = [("vpt", "unet")]
+REFUSED = [("vpt", "unet"), ("custom_diffusion", "dit")]
 every_case = pytest.mark.parametrize(
     "case", CASES, ids=lambda c: "-".join([c.family, c.method, *map(str, c.settings.values())])
 )

@@ -22,9 +22,10 @@ except ``attach`` works without torch, so that checking a study is fast.
 
 from fitspace.methods.attaching import attach
 from fitspace.methods.attachment import Attachment
+from fitspace.methods.blocks import unknown_blocks
 from fitspace.methods.registry import METHODS, discovered, get, knob, problems, validated
 from fitspace.methods.saving import load, load_adapter, read, save
-from fitspace.methods.strength import problems_of_strength, unknown_blocks
+from fitspace.methods.strength import problems_of_strength
 
 __all__ = [
     "METHODS",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from fitspace.core.errors import UserError
+from fitspace.methods.blocks import ALL, PATTERN
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,23 @@ class MethodSettings(BaseModel):
         return self.model_dump(exclude=self.foreign(family) | unused)
 
 
-class PartialSettings(MethodSettings):
+class BlockSettings(MethodSettings):
+    """Settings of a method that can be put into parts of the denoiser."""
+
+    LATER = ("blocks",)
+
+    blocks: str = Field(
+        ALL,
+        max_length=200,
+        pattern=PATTERN,
+        description="The parts of the denoiser that the method is put into: beginnings of its "
+        "modules' names, joined by `+`, with a range of numbers if need be, as in "
+        "`down_blocks+mid_block` or `transformer_blocks.0-2`; a share of the transformer blocks, "
+        "as in `first 50%`; or `all`.",
+    )
+
+
+class PartialSettings(BlockSettings):
     """Settings of a method that leaves most of the base frozen."""
 
     class_embedding: bool = Field(

@@ -47,7 +47,7 @@ class Settings(TargetedSettings):
     therefore suits all ranks (2106.09685, section 4.1, which sets alpha once and does not tune it).
     """
 
-    LATER = ("init", "lr_ratio")
+    LATER = (*TargetedSettings.LATER, "init", "lr_ratio")
 
     rank: int = Field(8, ge=1, le=65_536, description="Rank r of the change.")
     alpha: int = Field(8, ge=1, description="The change's scale is alpha/rank.")
@@ -117,7 +117,7 @@ def scale(settings: Settings) -> tuple[float, tuple[str, ...]]:
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     """Give every layer of the target its A and B."""
-    layers = linear_layers(model, *TARGETS[settings.target])
+    layers = linear_layers(model, *TARGETS[settings.target], settings.blocks)
     tuner = inject(model, peft_config(settings, layers), seed)
     if settings.fused:
         _share(model)

@@ -17,6 +17,7 @@ from fitspace.core import rng
 from fitspace.core.errors import UserError
 from fitspace.core.reading import short
 from fitspace.methods.attachment import Attachment
+from fitspace.methods.blocks import inside
 from fitspace.methods.ia3 import FEED_FORWARD
 from fitspace.methods.peft_layers import (
     TARGETS,
@@ -167,21 +168,15 @@ def layers_of(model: nn.Module, settings: Tuned) -> list[str]:
     from diffusers.models.resnet import ResnetBlock2D
     from torch import nn
 
+    chosen = inside(model, settings.blocks)
+    modules = [(path, module) for path, module in model.named_modules() if chosen(path)]
     if settings.peft_type in NORMS:
-        found = [
-            path
-            for path, module in model.named_modules()
-            if isinstance(module, nn.LayerNorm) and module.elementwise_affine
-        ]
+        found = [p for p, m in modules if isinstance(m, nn.LayerNorm) and m.elementwise_affine]
     elif settings.target == "resnets":
-        found = [
-            f"{path}.{part}"
-            for path, module in model.named_modules()
-            if isinstance(module, ResnetBlock2D)
-            for part in ("conv1", "conv2")
-        ]
+        resnets = [path for path, module in modules if isinstance(module, ResnetBlock2D)]
+        found = [f"{path}.{part}" for path in resnets for part in ("conv1", "conv2")]
     else:
-        return list(linear_layers(model, *TARGETS[settings.target]))
+        return list(linear_layers(model, *TARGETS[settings.target], settings.blocks))
     if not found:
-        raise UserError("model: has no layer that this target means")
+        raise UserError(f"blocks: {settings.blocks!r}: no layer that the target means is there")
     return found

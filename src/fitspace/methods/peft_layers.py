@@ -22,6 +22,7 @@ from pydantic import Field
 from fitspace.core import rng
 from fitspace.core.errors import UserError
 from fitspace.methods.attachment import Attachment, PartialSettings
+from fitspace.methods.blocks import ALL, inside
 from fitspace.methods.tuners import FROM_WEIGHTS, TUNERS
 
 if TYPE_CHECKING:
@@ -51,24 +52,26 @@ class TargetedSettings(PartialSettings):
 
 
 def linear_layers(
-    model: nn.Module, attention: tuple[str, ...], feed_forward: tuple[str, ...]
+    model: nn.Module, attention: tuple[str, ...], feed_forward: tuple[str, ...], blocks: str = ALL
 ) -> dict[str, nn.Linear]:
-    """Path -> layer, for the named layers of every Attention and every FeedForward.
+    """Path -> layer, for the named layers of every Attention and every FeedForward in the blocks.
 
     Raises
     ------
-    UserError : the model has none.
+    UserError : there is none.
     """
     from diffusers.models.attention import FeedForward
     from diffusers.models.attention_processor import Attention
 
-    layers = {}
+    layers, chosen = {}, inside(model, blocks)
     for path, module in model.named_modules():
+        if not chosen(path):
+            continue
         kinds = ((Attention, attention), (FeedForward, feed_forward))
         parts = next((parts for kind, parts in kinds if isinstance(module, kind)), ())
         layers |= {f"{path}.{part}": module.get_submodule(part) for part in parts}
     if not layers:
-        raise UserError("model: has no attention layer to change")
+        raise UserError(f"blocks: {blocks!r}: no layer to change is there")
     return layers
 
 

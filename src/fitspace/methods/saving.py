@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 from fitspace.methods.attaching import attach
+from fitspace.methods.blocks import unknown_blocks
 from fitspace.methods.registry import knob, validated
-from fitspace.methods.strength import at, problems_of_strength, strengths, unknown_blocks
+from fitspace.methods.strength import at, problems_of_strength, strengths
 
 # One key: safetensors writes several in an order that differs from process to process.
 _METADATA = "fitspace"
