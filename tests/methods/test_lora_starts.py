@@ -138,6 +138,8 @@ REFUSED = {
     "an odd rank": ({"init": "orthogonal", "rank": 3}, "even rank"),
     "lengths": ({"init": "pissa", "dora": True}, "dora: True"),
     "one A": ({"init": "olora", "fused": True}, "A of its own"),
+    "a rank above": ({"min_rank": 9}, "is above rank, 8"),
+    "lengths by time": ({"min_rank": 2, "dora": True}, "dora: True"),
     "a ratio": ({"lr_ratio": 0.0}, "lr_ratio: 0.0"),
 }
 
@@ -150,7 +152,7 @@ def test_what_does_not_go_together(own, said):
 
 def test_defaults_are_no_part_of_a_key():
     settings = methods.validated("lora", {"rank": 4})
-    assert {"init", "lr_ratio"}.isdisjoint(settings.resolved("unet"))
+    assert {"init", "lr_ratio", "min_rank"}.isdisjoint(settings.resolved("unet"))
     given = methods.validated("lora", {"init": "pissa", "lr_ratio": 16.0}).resolved("unet")
     assert (given["init"], given["lr_ratio"]) == ("pissa", 16.0)
 
@@ -179,3 +181,44 @@ def test_b_learns_faster_by_the_ratio(tmp_path):
         found = moved(ratio)
         assert found["A"] == pytest.approx(1e-3, rel=0.01)
         assert found["B"] == pytest.approx(ratio * 1e-3, rel=0.01)
+
+
+@pytest.mark.parametrize("init", ["gaussian", "pissa"])
+def test_rank_by_time_is_the_papers_formula(init):
+    """At a time step the model is the one whose components above r(t) are cut off."""
+    rank, least, base = 6, 2, tiny.unet()
+    given = {"rank": rank, "min_rank": least, "init": init}
+    found = methods.attach(copy.deepcopy(base), "lora", given, seed=0)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in found.trainable.values():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    x, _, text = INPUTS
+    times = torch.tensor([0, 240, 260, 999])
+    expected = [6, 5, 4, 2]  # int((1000 - t) / 1000 * (6 - 2)) + 2
+    scale = 8 / rank
+    outputs = found.model(x[:1].expand(4, -1, -1, -1), times, text[:1].expand(4, -1, -1)).sample
+    for time, count, output in zip(times, expected, outputs, strict=True):
+        cut = copy.deepcopy(base)
+        with torch.no_grad():
+            for path, a in by_layer(found, "A").items():
+                b = by_layer(found, "B")[path]
+                change = b[:, :count] @ a[:count]
+                if init == "pissa":
+                    start = found.frozen[f"{path}.lora_start.default.start_B"]
+                    change -= (
+                        start[:, :count]
+                        @ (found.frozen[f"{path}.lora_start.default.start_A"][:count])
+                    )
+                cut.get_submodule(path).weight.add_(scale * change)
+            alone = cut(x[:1], time, text[:1]).sample[0]
+        torch.testing.assert_close(output, alone, rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="cannot be merged"):
+        found.merge()
+
+
+def test_a_rank_by_time_is_not_exported(tmp_path):
+    found = methods.attach(tiny.unet(), "lora", {"min_rank": 2}, seed=0)
+    methods.save(found, tmp_path / "a.safetensors", {})
+    with pytest.raises(UserError, match="depends on time"):
+        export(tmp_path / "a.safetensors", tmp_path / "out")

@@ -1,8 +1,9 @@
 """LoRA: a low-rank change of linear layers, W + s·BA (2106.09685), by peft.
 
 rsLoRA (2312.03732) uses another scale s. DoRA (2402.09353) also trains the length of each weight
-row. LoRA+ (2402.12354) trains B at a higher learning rate than A. B starts at zero and A is drawn,
-or both start from a decomposition of W, see :mod:`fitspace.methods.lora_layers`.
+row. LoRA+ (2402.12354) trains B at a higher learning rate than A. T-LoRA (2507.05964) uses fewer of
+the r components where the input is noisier. B starts at zero and A is drawn, or both start from a
+decomposition of W, see :mod:`fitspace.methods.lora_layers`.
 
 A layer of D inputs and D outputs adds r·2D parameters. The authors of 2304.06648 adapt DiT's fused
 qkv layer of D inputs and 3D outputs, which adds r·(D + 3D): on DiT-XL 1,149,696 at rank 8 with the
@@ -47,7 +48,7 @@ class Settings(TargetedSettings):
     therefore suits all ranks (2106.09685, section 4.1, which sets alpha once and does not tune it).
     """
 
-    LATER = (*TargetedSettings.LATER, "init", "lr_ratio")
+    LATER = (*TargetedSettings.LATER, "init", "lr_ratio", "min_rank")
 
     rank: int = Field(8, ge=1, le=65_536, description="Rank r of the change.")
     alpha: int = Field(8, ge=1, description="The change's scale is alpha/rank.")
@@ -69,6 +70,13 @@ class Settings(TargetedSettings):
         1.0, gt=0, le=1000, description="Learning rate of B as a multiple of A's (LoRA+)."
     )
 
+    min_rank: int | None = Field(
+        None,
+        ge=1,
+        description="Rank at the noisiest time step, growing to `rank` at the cleanest (T-LoRA); "
+        "null: the same at all.",
+    )
+
     @field_validator("init", mode="before")
     @classmethod
     def _at_hand(cls, value: Any) -> Any:
@@ -86,6 +94,11 @@ def problems(settings: Settings, family: str) -> list[str]:
         found.append(f"dora: True: not with init {settings.init!r}, which changes W's length")
     if settings.fused and settings.init in (*FROM_WEIGHTS, "orthogonal"):
         found.append(f"fused: True: init {settings.init!r} gives each layer an A of its own")
+    if settings.min_rank is not None:
+        if settings.min_rank > settings.rank:
+            found.append(f"min_rank: {settings.min_rank}: is above rank, {settings.rank}")
+        if settings.dora:
+            found.append("dora: True: not with min_rank, because lengths know no time step")
     return found
 
 
@@ -125,6 +138,10 @@ def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     if settings.lr_ratio != 1:
         of_b = (name for name in found.trainable if "lora_B" in name.split("."))
         found.rates = dict.fromkeys(of_b, settings.lr_ratio)
+    if settings.min_rank is not None:
+        from fitspace.methods.lora_layers import by_time
+
+        by_time(found, settings.min_rank, ADAPTER)
     return found
 
 
