@@ -18,6 +18,8 @@ from fitspace.core.errors import UserError
 from fitspace.core.imports import import_peft
 from fitspace.methods import tuners
 from fitspace.methods.export import export
+from fitspace.plan.points import legal_cells
+from fitspace.study import Arm
 
 peft = import_peft()
 CONFIGURATIONS = {t.name: kind for t, kind in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
@@ -333,6 +335,17 @@ def test_resume_is_exact(own, tmp_path):
     resumed = fit(path)
     assert resumed.losses == whole.losses
     assert all(torch.equal(v, resumed.parameters[n]) for n, v in whole.parameters.items())
+
+
+def test_a_studys_cells_are_checked_by_the_tuners_own_fields():
+    arm = Arm(
+        method="peft",
+        settings={"peft_type": "VERA"},
+        factors={"r": [2, 4], "d_initial": [0.1, "much"]},
+    )
+    legal, others = legal_cells(arm, "unet")
+    assert legal == [{"r": 2, "d_initial": 0.1}, {"r": 4, "d_initial": 0.1}]
+    assert {why for _, found in others for why in found} == {"d_initial: 'much'; allowed: float"}
 
 
 def test_checking_reads_peft_without_importing_it():

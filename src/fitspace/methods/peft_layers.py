@@ -162,32 +162,31 @@ def attachment(tuner: BaseTuner, seed: int, dropout: float = 0.0) -> Attachment:
     if not trainable:
         tuner.unload()
         raise UserError(f"{config.peft_type.name}: these settings leave nothing to train")
-    start = initial_values(config)
+    values = initial_values(config)
     for name, parameter in trainable.items():
-        drawn = start is True and row.drawn.intersection(name.split("."))
+        drawn = values is True and row.drawn.intersection(name.split("."))
         if drawn and not parameter.is_meta:
             draw(parameter, name, seed)
     layers = {path: model.get_submodule(path) for path in tuner.targeted_module_names}
-
     starts = {
-        f"{path}.lora_start.{ADAPTER}": (layer.lora_start[ADAPTER], layer)
-        for path, layer in layers.items()
-        if hasattr(layer, "lora_start")
+        path: layer.lora_start for path, layer in layers.items() if hasattr(layer, "lora_start")
     }
     own = {
-        f"{path}.{n}": b for path, (start, _) in starts.items() for n, b in start.named_buffers()
+        f"{path}.lora_start.{name}": buffer
+        for path, start in starts.items()
+        for name, buffer in start.named_buffers()
     }
 
     @torch.no_grad()
     def fold() -> None:
-        for start, layer in starts.values():
-            start.fold(layer.get_base_layer())
+        for path, start in starts.items():
+            start[ADAPTER].fold(layers[path].get_base_layer())
         tuner.merge_and_unload()
 
     return Attachment(
         model,
         trainable,
-        identity_at_start=start not in row.moves,
+        identity_at_start=values not in row.moves,
         undo=tuner.unload,
         fold=fold if row.merges else None,
         dropouts=list(layers.values()) if dropout or row.random else [],
