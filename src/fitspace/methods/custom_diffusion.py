@@ -1,6 +1,6 @@
 """Custom Diffusion: only how the text is read is trained, the keys and values of cross-attention.
 
-2212.04488, section 3.2: of a U-Net's parameters W_k and W_v of every cross-attention are trained,
+2212.04488: of a U-Net's parameters W_k and W_v of every cross-attention are trained,
 about 2% of Stable Diffusion 1.x. The paper trains the embedding of a new word with them; the text
 encoder is no part of a denoiser, so that a word which it knows already has to do.
 """

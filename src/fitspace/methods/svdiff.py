@@ -1,4 +1,4 @@
-"""SVDiff: the singular values of every weight matrix are shifted (2303.11305, section 3.1).
+"""SVDiff: the singular values of every weight matrix are shifted (2303.11305).
 
 W = U·diag(σ)·Vᵀ becomes U·diag(relu(σ + δ))·Vᵀ. Only the shifts δ are trained; they start at zero.
 A convolution (out, in, k, k) counts as a matrix of in·k·k columns. A matrix of m rows and n columns
