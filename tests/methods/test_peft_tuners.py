@@ -348,6 +348,14 @@ def test_a_studys_cells_are_checked_by_the_tuners_own_fields():
     assert {why for _, found in others for why in found} == {"d_initial: 'much'; allowed: float"}
 
 
+def test_a_file_that_asks_for_much_memory_is_refused(tmp_path):
+    attachment = methods.attach(tiny.unet(), "peft", {"peft_type": "VERA", "r": 4}, seed=0)
+    attachment.settings = attachment.settings.model_copy(update={"r": 10**12})
+    methods.save(attachment, tmp_path / "a.safetensors", {})
+    with pytest.raises(UserError, match="r is 1000000000000; no tensor is near that size"):
+        methods.load(tiny.unet(), tmp_path / "a.safetensors")
+
+
 def test_checking_reads_peft_without_importing_it():
     code = (
         "import sys; from fitspace import methods;"

@@ -13,6 +13,7 @@ A method is a module of this package with
 - ``AT_REST``, for a method that can be sampled at another strength, see
   :mod:`fitspace.methods.strength`; with it ``not_linear(settings)``, if some settings (a dict)
   have no strength: which, in words, or None;
+- ``sizes(settings)``, for one without such a width: the settings by which memory is taken;
 - ``folds``, for a method of which several runs can form one batch on a GPU (``torch.vmap``): hooks
   use the parameters of the module that they are given, and nothing is changed in place.
 

@@ -36,13 +36,8 @@ MODULATION = {"norm1.norm": (0, 1), "norm3": (3, 4)}
 def attach_layers(model: nn.Module, settings: Settings) -> Attachment:
     """Build what the settings name; see :func:`fitspace.methods.difffit.attach`."""
     blocks = blocks_in_order(model)
-    if settings.blocks in ENDS:
-        scaled = at_end(list(blocks), settings.blocks, settings.share, "difffit: share")
-    else:
-        chosen = inside(model, settings.blocks)
-        scaled = [path for path in blocks if chosen(path)]
-    if not scaled:
-        raise UserError(f"blocks: {settings.blocks!r}: no transformer block is there")
+    used = settings.gamma != "none" or settings.only_scaled
+    scaled = _scaled(model, list(blocks), settings) if used else []
     wanted = within(scaled) if settings.only_scaled else lambda name: True
     own = biases(model) if settings.biases else {}
     parts: dict[str, Factors | Affine] = {}
@@ -74,6 +69,16 @@ def attach_layers(model: nn.Module, settings: Settings) -> Attachment:
         detach()
 
     return Attachment(model, own | new, identity_at_start=True, undo=undo, fold=fold)
+
+
+def _scaled(model: nn.Module, blocks: list[str], settings: Settings) -> list[str]:
+    """The paths of the blocks that have scale factors. Raises UserError if there is none."""
+    if settings.blocks in ENDS:
+        return at_end(blocks, settings.blocks, settings.share, "difffit: share")
+    chosen = inside(model, settings.blocks)
+    if found := [path for path in blocks if chosen(path)]:
+        return found
+    raise UserError(f"blocks: {settings.blocks!r}: no transformer block is there")
 
 
 def affine_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

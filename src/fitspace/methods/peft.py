@@ -130,6 +130,13 @@ def not_linear(settings: dict[str, Any]) -> str | None:
     return next((n for n, v in nonlinear.items() if v is not None and settings.get(n) == v), None)
 
 
+def sizes(settings: Tuned) -> dict[str, int]:
+    """The settings by which memory is taken: in a file, no tensor is much smaller than they are."""
+    free = {"delora_lambda", *(n for n in settings.own if "alpha" in n)}
+    free |= {"r"} if settings.peft_type == "LOKR" else set()  # a rank too large is no rank
+    return {n: v for n, v in settings.own.items() if type(v) is int and n not in free}
+
+
 def peft_config(settings: Tuned, layers: Iterable[str]) -> PeftConfig:
     """peft's configuration for the layers of these paths.
 

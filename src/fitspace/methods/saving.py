@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 from fitspace.methods.attaching import attach
 from fitspace.methods.blocks import unknown_blocks
-from fitspace.methods.registry import knob, validated
+from fitspace.methods.registry import get, knob, validated
 from fitspace.methods.strength import at, problems_of_strength, strengths
 
 # One key: safetensors writes several in an order that differs from process to process.
@@ -98,6 +98,7 @@ def _check_sizes(path: str | Path, facts: dict[str, Any], tensors: dict[str, Any
     said = {"classes + 1": facts["classes"] + 1} if "classes" in facts else {}
     if (width := knob(facts["method"])) is not None:
         said[width] = getattr(settings, width)
+    said |= getattr(get(facts["method"]), "sizes", lambda _: {})(settings)
     for name, size in said.items():
         if size > 2 * largest + 1:  # what is less differs in shape, and is named so
             raise UserError(f"{path}: not {_WHAT} ({name} is {size}; no tensor is near that size)")
