@@ -97,12 +97,15 @@ SETTINGS = {
     "ia3": {},
     "oft": {"block_size": 2},
     "adaptformer": {"width": 3},
+    "custom_diffusion": {},
+    "svdiff": {},
+    "peft": {"peft_type": "HIRA", "r": 2},
     "vpt": {"prompts": 2},
     "adapter": {"input": "SA_in", "output": "FFN_in", "width": 3},
 }
 CASES = [
     (family, name) for family in ("unet", "dit") for name in SETTINGS
-    if (family, name) != ("unet", "vpt")
+    if (family, name) not in (("unet", "vpt"), ("dit", "custom_diffusion"))
 ]  # fmt: skip
 
 

@@ -186,7 +186,9 @@ def test_embedders_that_differ_are_refused(model):
 
 @pytest.mark.parametrize("method", [m for m in methods.METHODS if m not in ("full", "none")])
 def test_a_unet_has_no_class_table(method):
-    required = {"input": "CA_out", "output": "FFN_in"} if method == "adapter" else {}
+    required = {
+        "adapter": {"input": "CA_out", "output": "FFN_in"}, "peft": {"peft_type": "LORA"},
+    }.get(method, {})  # fmt: skip
     settings = methods.validated(method, {**required, "class_embedding": True})
     assert any(
         "class_embedding: has no meaning on a base of the family 'unet'" in problem

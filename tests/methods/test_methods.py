@@ -61,6 +61,14 @@ CASES = [
     Case("unet", "lokr", {"rank": 1, "factor": 2, "target": "attention"}),
     Case("unet", "ia3"),
     Case("unet", "oft", {"block_size": 4}),
+    Case("unet", "lora", {"rank": 2, "init": "pissa", "alpha": 3}),
+    Case("unet", "lora", {"rank": 2, "init": "olora", "rslora": True}),
+    Case("unet", "lora", {"rank": 2, "init": "orthogonal", "lr_ratio": 4.0}),
+    Case("unet", "lora", {"rank": 2, "init": "gaussian"}),
+    Case("unet", "lora", {"rank": 4, "min_rank": 2, "init": "olora"}, merges=False),
+    Case("unet", "peft", {"peft_type": "VERA", "r": 4}),
+    Case("unet", "custom_diffusion"),
+    Case("unet", "svdiff"),
     Case("unet", "full"),
     Case("unet", "none"),
     Case("dit", "bitfit"),
@@ -84,6 +92,10 @@ CASES = [
     Case("dit", "lokr", {"rank": 1}),
     Case("dit", "ia3"),
     Case("dit", "oft", {"block_size": 4}),
+    Case("dit", "lora", {"rank": 2, "init": "pissa"}),
+    Case("dit", "lora", {"rank": 3, "min_rank": 1, "target": "attention+ff"}, merges=False),
+    Case("dit", "peft", {"peft_type": "SHIRA", "r": 2, "target": "attention+ff"}),
+    Case("dit", "svdiff", {"layers": "linear"}),
     Case("dit", "full"),
     Case("dit", "none"),
     Case("dit", "vpt", {"prompts": 3}, identity=False, merges=False),
@@ -93,7 +105,7 @@ CASES = [
     ),
 ]  # fmt: skip
 # Method and family that do not go together.
-REFUSED = [("vpt", "unet")]
+REFUSED = [("vpt", "unet"), ("custom_diffusion", "dit")]
 every_case = pytest.mark.parametrize(
     "case", CASES, ids=lambda c: "-".join([c.family, c.method, *map(str, c.settings.values())])
 )

@@ -8,13 +8,14 @@ import torch
 
 from fitspace import bases, methods
 from fitspace.core.errors import UserError
-from fitspace.methods import strength
+from fitspace.methods import blocks as parts
 
 UNET = {
     "adapter": {"input": "CA_out", "output": "FFN_in", "width": 3},
     "adapter, drawn": {"input": "SA_in", "output": "SA_in", "width": 2, "init": "default"},
     "adaptformer": {"width": 3},
     "bitfit": {},
+    "custom_diffusion": {},
     "difffit": {},
     "full": {},
     "ia3": {},
@@ -23,6 +24,7 @@ UNET = {
     "lora": {"rank": 2},
     "lora, fused": {"rank": 2, "fused": True},
     "oft": {"block_size": 4},
+    "svdiff": {},
 }
 DIT = {
     "adapter": {"input": "FFN_in", "output": "Trans_out", "width": 3},
@@ -177,4 +179,4 @@ def test_blocks_are_parts_of_the_model(blocks, said):
 def test_every_method_says_where_it_rests_or_is_refused():
     for name in methods.METHODS:
         assert hasattr(methods.get(name), "AT_REST") or methods.problems_of_strength(name, {}), name
-    assert strength.prefixes("a.1-3+b") == ["a.1", "a.2", "a.3", "b"]
+    assert parts.prefixes("a.1-3+b") == ["a.1", "a.2", "a.3", "b"]

@@ -405,6 +405,9 @@ FOLDED = {
     "difffit": ("unet", "difffit", {}),
     "lora": ("unet", "lora", {"rank": 2}),
     "dora": ("unet", "lora", {"rank": 2, "dora": True}),
+    "lora from its weights": ("unet", "lora", {"rank": 2, "init": "pissa", "lr_ratio": 4.0}),
+    "lora by time": ("unet", "lora", {"rank": 3, "min_rank": 1}),
+    "custom_diffusion": ("unet", "custom_diffusion", {}),
     "lora of the fused layer": ("unet", "lora", {"rank": 2, "fused": True}),
     "ia3": ("unet", "ia3", {}),
     "lokr": ("unet", "lokr", {}),
@@ -447,7 +450,7 @@ def each_alone(folder: Path, kind: str, method: str, given: dict, own=OWN) -> li
         found.append(
             training.fit(
                 attachment.model, attachment.trainable, task(kind), tiny.process(), 0.5,
-                settings(change), seed, folder / f"alone{i}",
+                settings(change), seed, folder / f"alone{i}", rates=attachment.rates,
             )
         )  # fmt: skip
     return found
@@ -461,7 +464,8 @@ def fold(
     for i, (seed, change) in enumerate(own):
         mine = methods.attach(getattr(tiny, kind)(), method, given, seed).trainable
         leaves = training.leaves(mine, "cpu")
-        members.append(training.Member(leaves, settings(change), seed, folder / f"fold{i}"))
+        place = folder / f"fold{i}"
+        members.append(training.Member(leaves, settings(change), seed, place, rates=shared.rates))
     return training.fit_members(
         model(shared.model), members, task(kind), tiny.process(), 0.5, folded=True, **options
     )

@@ -7,7 +7,6 @@ stands for exact bits there. torch is imported where it is used.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from fitspace.core.errors import UserError
@@ -122,13 +121,12 @@ def halve_frozen(model: nn.Module) -> int:
     return len(found)
 
 
-def adamw(parameters: Iterable[nn.Parameter], **settings: Any) -> torch.optim.AdamW:
-    """AdamW; on a GPU in one kernel for all parameters."""
+def adamw(groups: list[dict[str, Any]], **settings: Any) -> torch.optim.AdamW:
+    """AdamW of groups of parameters (``params``); on a GPU in one kernel for all of a group."""
     import torch
 
-    parameters = list(parameters)
-    fused = all(p.is_cuda for p in parameters) or None  # None: torch's own choice
-    return torch.optim.AdamW(parameters, fused=fused, **settings)
+    on_gpu = all(p.is_cuda for group in groups for p in group["params"])
+    return torch.optim.AdamW(groups, fused=on_gpu or None, **settings)  # None: torch's own choice
 
 
 def images_at_once(most: int, side: int) -> int:

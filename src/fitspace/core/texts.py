@@ -7,6 +7,9 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 SHOWN = 3
+# Parts of a model, as a user names them: beginnings of modules' names, joined by `+`.
+_PART = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*(\.[0-9]+-[0-9]+)?"
+PARTS = rf"{_PART}(\+{_PART})*"
 
 
 def cut(

@@ -11,7 +11,9 @@ A method is a module of this package with
 - ``budget``, for a method with a width: the setting in which the number of trainable parameters
   is affine, see :mod:`fitspace.plan.budget`;
 - ``AT_REST``, for a method that can be sampled at another strength, see
-  :mod:`fitspace.methods.strength`;
+  :mod:`fitspace.methods.strength`; with it ``not_linear(settings)``, if some settings (a dict)
+  have no strength: which, in words, or None;
+- ``sizes(settings)``, for one without such a width: the settings by which memory is taken;
 - ``folds``, for a method of which several runs can form one batch on a GPU (``torch.vmap``): hooks
   use the parameters of the module that they are given, and nothing is changed in place.
 
@@ -21,9 +23,10 @@ except ``attach`` works without torch, so that checking a study is fast.
 
 from fitspace.methods.attaching import attach
 from fitspace.methods.attachment import Attachment
+from fitspace.methods.blocks import unknown_blocks
 from fitspace.methods.registry import METHODS, discovered, get, knob, problems, validated
 from fitspace.methods.saving import load, load_adapter, read, save
-from fitspace.methods.strength import problems_of_strength, unknown_blocks
+from fitspace.methods.strength import problems_of_strength
 
 __all__ = [
     "METHODS",

@@ -28,6 +28,7 @@ from torch.utils.hooks import RemovableHandle
 from fitspace.core import rng
 from fitspace.core.errors import UserError
 from fitspace.methods.attachment import Attachment
+from fitspace.methods.blocks import inside
 
 if TYPE_CHECKING:
     from fitspace.methods.adapter import Settings
@@ -238,11 +239,15 @@ def insert(
     return Attachment(model, trainable, zeros >= UP, undo, dropouts=dropouts)
 
 
-def blocks_of(model: nn.Module, kind: type[nn.Module]) -> dict[str, nn.Module]:
-    """Path -> block, for every block of this kind. Raises UserError if there is none."""
-    blocks = {name: m for name, m in model.named_modules() if isinstance(m, kind)}
+def blocks_of(model: nn.Module, kind: type[nn.Module], where: str) -> dict[str, nn.Module]:
+    """Path -> block, for every block of this kind in the parts ``where``.
+
+    Raises UserError if there is none.
+    """
+    chosen = inside(model, where)
+    blocks = {n: m for n, m in model.named_modules() if isinstance(m, kind) and chosen(n)}
     if not blocks:
-        raise UserError(f"model: has no {kind.__name__} to attach an adapter to")
+        raise UserError(f"blocks: {where!r}: no {kind.__name__} is there")
     return blocks
 
 
@@ -254,7 +259,8 @@ def attach_layers(model: nn.Module, settings: Settings, seed: int) -> Attachment
     UserError : no such block, or a ResNet block whose output and input differ in size.
     """
     cell = settings.input, settings.output
-    blocks = blocks_of(model, ResnetBlock2D if cell[0].startswith("Res") else BasicTransformerBlock)
+    kind = ResnetBlock2D if cell[0].startswith("Res") else BasicTransformerBlock
+    blocks = blocks_of(model, kind, settings.blocks)
     if cell == ("Res_in", "Res_out"):
         resampling = [name for name, block in blocks.items() if block.up or block.down]
         if resampling:

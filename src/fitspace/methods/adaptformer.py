@@ -62,5 +62,5 @@ def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
         return bottleneck(block.dim, settings.width, activation, settings.scale)
 
     cell = ("FFN_in" if settings.form == "parallel" else "FFN_out", "Trans_out")
-    blocks = blocks_of(model, BasicTransformerBlock)
+    blocks = blocks_of(model, BasicTransformerBlock, settings.blocks)
     return insert(model, blocks, "adaptformer", build, cell, UP | {"down.bias"}, seed)

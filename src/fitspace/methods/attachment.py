@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from fitspace.core.errors import UserError
+from fitspace.methods.blocks import ALL, PATTERN
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
 class MethodSettings(BaseModel):
-    """Settings of a method: strict, closed and frozen, because they are part of a run's key."""
+    """Settings of a method: strict, closed and frozen, because they are part of a run's key.
+
+    One that is in ``LATER`` is part of it only where it is not its default, so that the keys of
+    studies that do not use it stay as they were.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ()
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -26,11 +34,29 @@ class MethodSettings(BaseModel):
         return {n for n, extra in extras.items() if extra.get("family", family) != family}
 
     def resolved(self, family: str) -> dict[str, Any]:
-        """Every setting that has a meaning on this family, defaults included."""
-        return self.model_dump(exclude=self.foreign(family))
+        """Every setting that has a meaning on this family, defaults included but `LATER`'s."""
+        fields = type(self).model_fields
+        unused = {name for name in self.LATER if getattr(self, name) == fields[name].default}
+        return self.model_dump(exclude=self.foreign(family) | unused)
 
 
-class PartialSettings(MethodSettings):
+class BlockSettings(MethodSettings):
+    """Settings of a method that can be put into parts of the denoiser."""
+
+    LATER = ("blocks",)
+
+    blocks: str = Field(
+        ALL,
+        max_length=200,
+        pattern=PATTERN,
+        description="The parts of the denoiser that the method is put into: beginnings of its "
+        "modules' names, joined by `+`, with a range of numbers if need be, as in "
+        "`down_blocks+mid_block` or `transformer_blocks.0-2`; a share of the transformer blocks, "
+        "as in `first 50%`; or `all`.",
+    )
+
+
+class PartialSettings(BlockSettings):
     """Settings of a method that leaves most of the base frozen."""
 
     class_embedding: bool = Field(
@@ -53,6 +79,9 @@ class Attachment:
     undo : restores the base.
     fold : writes the change into the base's weights, then detaches; None if it is not linear.
     dropouts : the method's own dropout layers, active during training only.
+    frozen : name -> tensor that the method drew or computed and does not train; saved with the
+        parameters, because another seed or machine gives other values.
+    rates : name -> factor on the learning rate, for the parameters of which it is not 1.
     method, settings : of the attached method; set by :func:`fitspace.methods.attach`.
     metadata : metadata saved with the parameters, for an attachment that was loaded.
     """
@@ -63,6 +92,8 @@ class Attachment:
     undo: Callable[[], None]
     fold: Callable[[], None] | None = None
     dropouts: list[nn.Module] = field(default_factory=list)
+    frozen: dict[str, torch.Tensor] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
     method: str = ""
     settings: MethodSettings | None = None
     metadata: dict[str, str] = field(default_factory=dict)
@@ -92,7 +123,7 @@ class Attachment:
 
     def _release(self) -> None:
         self.model.requires_grad_(False)
-        self.trainable = {}
+        self.trainable, self.frozen = {}, {}
         self.undo = nothing
         self.model._fitspace_method = None
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fitspace.core.errors import UserError
 from fitspace.methods.attachment import Attachment, PartialSettings, nothing, restoring
+from fitspace.methods.blocks import inside
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,8 +36,11 @@ def biases(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
-    """Make every bias trainable."""
-    trainable = biases(model)
+    """Make every bias in the blocks trainable. Raises UserError if there is none."""
+    chosen = inside(model, settings.blocks)
+    trainable = {name: bias for name, bias in biases(model).items() if chosen(name)}
+    if not trainable:
+        raise UserError(f"blocks: {settings.blocks!r}: no bias is there")
     return Attachment(
         model, trainable, identity_at_start=True, undo=restoring(trainable), fold=nothing
     )

@@ -16,11 +16,12 @@ The paper's projection factor and γ1 multiply the same tensor; both are trained
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from fitspace.methods.attachment import Attachment, PartialSettings
+from fitspace.methods.blocks import ENDS, PATTERN
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,8 +39,15 @@ class Settings(PartialSettings):
         description="Scale factors: on q, k, v and the projection of each attention and on each "
         "residual branch, on the branches alone, or none.",
     )
-    blocks: Literal["first", "last"] = Field(
-        "first", description="From which end the blocks with scale factors are counted."
+    LATER = ("only_scaled",)
+
+    blocks: str = Field(
+        "first",
+        max_length=200,
+        pattern=PATTERN,
+        description="The transformer blocks with scale factors: `first` or `last`, counted from "
+        "that end by `share`; or parts of the denoiser, as in `up_blocks` or "
+        "`transformer_blocks.0-2`.",
     )
     share: float = Field(
         0.5, gt=0, le=1, description="Share of the transformer blocks with scale factors."
@@ -49,6 +57,16 @@ class Settings(PartialSettings):
         description="Train the affine parameters of the norms; a DiT's block norms are given them.",
     )
     biases: bool = Field(True, description="Train the base's biases, as BitFit does.")
+    only_scaled: bool = Field(
+        False, description="Train biases and norms in the blocks with scale factors only."
+    )
+
+    def resolved(self, family: str) -> dict[str, Any]:
+        """Every setting that has a meaning; ``share`` has one where blocks are counted."""
+        found = super().resolved(family)
+        if self.blocks not in ENDS:
+            del found["share"]
+        return found
 
 
 def problems(settings: Settings, family: str) -> list[str]:
@@ -63,7 +81,8 @@ def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
 
     Raises
     ------
-    UserError : ``share`` of the model's blocks is less than half a block.
+    UserError : ``share`` of the model's blocks is less than half a block, or no block is in the
+        parts named.
     """
     from fitspace.methods.difffit_layers import attach_layers
 

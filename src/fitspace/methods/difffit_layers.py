@@ -24,12 +24,11 @@ from torch import nn
 from fitspace.core.errors import UserError
 from fitspace.methods.attachment import Attachment, restoring
 from fitspace.methods.bitfit import biases
+from fitspace.methods.blocks import ENDS, at_end, blocks_in_order, inside, within
 
 if TYPE_CHECKING:
     from fitspace.methods.difffit import Settings
 
-# The order in which a U-Net computes its parts; it registers the middle last.
-UNET_ORDER = ("down_blocks", "mid_block", "up_blocks")
 # Norm of a DiT's block -> which sixths of the modulation shift and scale what it returns.
 MODULATION = {"norm1.norm": (0, 1), "norm3": (3, 4)}
 
@@ -37,15 +36,20 @@ MODULATION = {"norm1.norm": (0, 1), "norm3": (3, 4)}
 def attach_layers(model: nn.Module, settings: Settings) -> Attachment:
     """Build what the settings name; see :func:`fitspace.methods.difffit.attach`."""
     blocks = blocks_in_order(model)
+    used = settings.gamma != "none" or settings.only_scaled
+    scaled = _scaled(model, list(blocks), settings) if used else []
+    wanted = within(scaled) if settings.only_scaled else lambda name: True
     own = biases(model) if settings.biases else {}
     parts: dict[str, Factors | Affine] = {}
     if settings.norms:
         own |= affine_parameters(model)
         parts |= {f"{path}.{name}": part for path, b in blocks.items() for name, part in norms(b)}
+    own = {name: parameter for name, parameter in own.items() if wanted(name)}
+    parts = {name: part for name, part in parts.items() if wanted(name)}
     if settings.gamma != "none":
         parts |= {
             f"{path}.{name}": part
-            for path in chosen(list(blocks), settings.blocks, settings.share)
+            for path in scaled
             for name, part in factors(blocks[path], settings.gamma)
         }
     restore = restoring(own)
@@ -67,22 +71,14 @@ def attach_layers(model: nn.Module, settings: Settings) -> Attachment:
     return Attachment(model, own | new, identity_at_start=True, undo=undo, fold=fold)
 
 
-def blocks_in_order(model: nn.Module) -> dict[str, BasicTransformerBlock]:
-    """Path -> transformer block, in the order in which the model computes them."""
-    found = {n: m for n, m in model.named_modules() if isinstance(m, BasicTransformerBlock)}
-    rank = {part: i for i, part in enumerate(UNET_ORDER)}
-    return dict(sorted(found.items(), key=lambda item: rank.get(item[0].partition(".")[0], 0)))
-
-
-def chosen(blocks: list[str], end: str, share: float) -> list[str]:
-    """The blocks at one end: this share of all, rounded to whole blocks."""
-    count = int(share * len(blocks) + 0.5)
-    if count == 0:
-        raise UserError(
-            f"difffit: share: {share} of the model's {len(blocks)} transformer blocks is less than "
-            f"half a block; allowed: {0.5 / len(blocks):.4g} to 1, or gamma: none"
-        )
-    return blocks[:count] if end == "first" else blocks[-count:]
+def _scaled(model: nn.Module, blocks: list[str], settings: Settings) -> list[str]:
+    """The paths of the blocks that have scale factors. Raises UserError if there is none."""
+    if settings.blocks in ENDS:
+        return at_end(blocks, settings.blocks, settings.share, "difffit: share")
+    chosen = inside(model, settings.blocks)
+    if found := [path for path in blocks if chosen(path)]:
+        return found
+    raise UserError(f"blocks: {settings.blocks!r}: no transformer block is there")
 
 
 def affine_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from fitspace.core.errors import UserError
 from fitspace.core.files import replacing
 from fitspace.methods import registry, saving
 from fitspace.methods.peft_layers import ADAPTER, QKV
+from fitspace.methods.tuners import TUNERS
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +40,8 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
     method, settings = facts["method"], registry.validated(facts["method"], facts["settings"])
     if not hasattr(registry.get(method), "peft_config"):
         raise UserError(f"{path}: no other library reads the method {method!r}; {LOADER}")
+    if facts["settings"].get("min_rank") is not None:
+        raise UserError(f"{path}: no other library reads a rank that depends on time; {LOADER}")
     if foreign := [name for name in tensors if ADAPTER not in name.split(".")]:
         raise UserError(
             f"{path}: {foreign[0]} was trained together with the method, but the file formats hold "
@@ -53,10 +57,16 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
         settings = _folded(path, method, settings, parts)
     config = registry.get(method).peft_config(settings, parts)
     config.inference_mode = True
+    tuner = config.peft_type.name
+    if not (row := TUNERS[tuner]).exports:
+        raise UserError(f"{path}: peft's files do not hold what {tuner} draws; {LOADER}")
+    _without_start(config, parts)
+    # What all layers share is the tuner's own in peft's files.
+    shared = {n: own.pop(n) for own in parts.values() for n in row.shared if n in own}
     state = {
         f"{layer}.{name}": tensor for layer, own in parts.items() for name, tensor in own.items()
     }
-    written = _write_peft(config, state, out)
+    written = _write_peft(config, state, shared, out)
     on_unet = "class_embedding" not in facts["settings"]  # a setting that only a DiT has
     if method == "lora" and on_unet:
         written.append(_write_diffusers(config, state, out))
@@ -77,8 +87,28 @@ def _folded(path: Path, method: str, settings, parts: dict[str, dict[str, torch.
             if name is None:
                 raise UserError(f"{path}: {layer}: needed: {' or '.join(names)}")
             own[name] = own[name] * scale
-    plain = {"alpha": settings.rank} | ({"rslora": False} if method == "lora" else {})
+            if (start := "lora_start.start_B") in own:
+                own[start] = own[start] * scale
+    plain = {"alpha": settings.rank}
+    plain |= {"rslora": False, "init": "kaiming"} if method == "lora" else {}
     return settings.model_copy(update=plain)
+
+
+def _without_start(config, parts: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Write s·(B·A − B0·A0) as one change of twice the rank, of which any reader makes the same."""
+    import torch
+
+    if not any("lora_start.start_A" in own for own in parts.values()):
+        return
+    for own in parts.values():
+        a, b = own.pop("lora_start.start_A"), own.pop("lora_start.start_B")
+        own["lora_A.weight"] = torch.cat([own["lora_A.weight"], a])
+        own["lora_B.weight"] = torch.cat([own["lora_B.weight"], -b], 1)
+        if config.use_rslora:  # its scale is alpha/√rank
+            own["lora_B.weight"] *= math.sqrt(2)
+    config.r *= 2
+    config.lora_alpha *= 1 if config.use_rslora else 2
+    config.init_lora_weights = True
 
 
 def _by_layer(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
@@ -101,7 +131,9 @@ def _by_layer(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Ten
     return parts
 
 
-def _write_peft(config, state: dict[str, torch.Tensor], out: Path) -> list[Path]:
+def _write_peft(
+    config, state: dict[str, torch.Tensor], shared: dict[str, torch.Tensor], out: Path
+) -> list[Path]:
     from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
     from safetensors.torch import save_file
 
@@ -109,6 +141,7 @@ def _write_peft(config, state: dict[str, torch.Tensor], out: Path) -> list[Path]
     with replacing(out / SAFETENSORS_WEIGHTS_NAME) as temporary:
         # PeftModel wraps the denoiser twice.
         named = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
+        named |= {f"base_model.{name}": tensor for name, tensor in shared.items()}
         save_file(named, temporary, metadata={"format": "pt"})
     return [out / CONFIG_NAME, out / SAFETENSORS_WEIGHTS_NAME]
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fitspace.methods.attachment import Attachment, MethodSettings, nothing, restoring
+from fitspace import bases
+from fitspace.core.errors import UserError
+from fitspace.methods.attachment import Attachment, BlockSettings, nothing, restoring
+from fitspace.methods.blocks import inside
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,8 +17,8 @@ folds = True
 AT_REST: dict[str, float] = {}
 
 
-class Settings(MethodSettings):
-    """Full fine-tuning has no settings."""
+class Settings(BlockSettings):
+    """Full fine-tuning has no settings of its own."""
 
 
 def problems(settings: Settings, family: str) -> list[str]:
@@ -24,8 +27,16 @@ def problems(settings: Settings, family: str) -> list[str]:
 
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
-    """Make every parameter trainable (shared ones once); the base is kept on the CPU."""
-    trainable = dict(model.named_parameters())
+    """Make every parameter of the blocks trainable (shared ones once), and a class table that is
+    new; the base is kept on the CPU.
+
+    Raises UserError if the blocks have no parameters.
+    """
+    chosen, new = inside(model, settings.blocks), bases.own_classes(model)
+    table = bases.class_table(model)[0] if new else None
+    trainable = {n: p for n, p in model.named_parameters() if chosen(n) or n == table}
+    if not trainable:
+        raise UserError(f"blocks: {settings.blocks!r}: no parameter is there")
     return Attachment(
         model, trainable, identity_at_start=True, undo=restoring(trainable), fold=nothing
     )

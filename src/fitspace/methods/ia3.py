@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fitspace.methods.attachment import Attachment, PartialSettings
 from fitspace.methods.peft_layers import attachment, inject, linear_layers
+from fitspace.methods.tuners import TUNERS
 
 if TYPE_CHECKING:
     from peft import IA3Config
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 trains = True
 folds = True
 FEED_FORWARD = "net.2"
-AT_REST = {"ia3_l": 1.0}
+AT_REST = TUNERS["IA3"].rest
 
 
 class Settings(PartialSettings):
@@ -44,5 +45,5 @@ def peft_config(settings: Settings, layers: Iterable[str]) -> IA3Config:
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     """Put factors on every attention's keys and values, and on every feed-forward's units."""
-    layers = linear_layers(model, ("to_k", "to_v"), (FEED_FORWARD,))
-    return attachment(inject(model, peft_config(settings, layers)), set(), seed)
+    layers = linear_layers(model, ("to_k", "to_v"), (FEED_FORWARD,), settings.blocks)
+    return attachment(inject(model, peft_config(settings, layers), seed), seed)

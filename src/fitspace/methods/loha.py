@@ -20,6 +20,7 @@ from fitspace.methods.peft_layers import (
     inject,
     linear_layers,
 )
+from fitspace.methods.tuners import TUNERS
 
 if TYPE_CHECKING:
     from peft import LoHaConfig
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 trains = True
 budget = "rank"
-AT_REST = {"hada_w2_b": 0.0}
+AT_REST = TUNERS["LOHA"].rest
 
 
 class Settings(TargetedSettings):
@@ -58,6 +59,6 @@ def scale(settings: Settings) -> tuple[float, tuple[str, ...]]:
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     """Give every layer of the target its two pairs of matrices."""
-    layers = linear_layers(model, *TARGETS[settings.target])
-    tuner = inject(model, peft_config(settings, layers))
-    return attachment(tuner, {"hada_w1_a", "hada_w1_b", "hada_w2_a"}, seed)
+    layers = linear_layers(model, *TARGETS[settings.target], settings.blocks)
+    tuner = inject(model, peft_config(settings, layers), seed)
+    return attachment(tuner, seed)

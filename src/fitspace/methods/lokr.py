@@ -20,6 +20,7 @@ from fitspace.methods.peft_layers import (
     inject,
     linear_layers,
 )
+from fitspace.methods.tuners import TUNERS
 
 if TYPE_CHECKING:
     from peft import LoKrConfig
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 trains = True
 folds = True
-AT_REST = {"lokr_w1": 0.0}
+AT_REST = TUNERS["LOKR"].rest
 
 
 class Settings(TargetedSettings):
@@ -66,6 +67,6 @@ def scale(settings: Settings) -> tuple[float, tuple[str, ...]]:
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     """Give every layer of the target its factors."""
-    layers = linear_layers(model, *TARGETS[settings.target])
-    tuner = inject(model, peft_config(settings, layers))
-    return attachment(tuner, {"lokr_w2", "lokr_w2_a", "lokr_w2_b"}, seed)
+    layers = linear_layers(model, *TARGETS[settings.target], settings.blocks)
+    tuner = inject(model, peft_config(settings, layers), seed)
+    return attachment(tuner, seed)

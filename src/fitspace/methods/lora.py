@@ -1,7 +1,9 @@
 """LoRA: a low-rank change of linear layers, W + s·BA (2106.09685), by peft.
 
 rsLoRA (2312.03732) uses another scale s. DoRA (2402.09353) also trains the length of each weight
-row. B starts at zero, A is drawn.
+row. LoRA+ (2402.12354) trains B at a higher learning rate than A. T-LoRA (2507.05964) uses fewer of
+the r components where the input is noisier. B starts at zero and A is drawn, or both start from a
+decomposition of W, see :mod:`fitspace.methods.lora_layers`.
 
 A layer of D inputs and D outputs adds r·2D parameters. The authors of 2304.06648 adapt DiT's fused
 qkv layer of D inputs and 3D outputs, which adds r·(D + 3D): on DiT-XL 1,149,696 at rank 8 with the
@@ -13,9 +15,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fitspace.methods.attachment import Attachment
 from fitspace.methods.peft_layers import (
@@ -27,6 +29,7 @@ from fitspace.methods.peft_layers import (
     inject,
     linear_layers,
 )
+from fitspace.methods.tuners import FROM_WEIGHTS, STARTS, TUNERS
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 trains = True
 folds = True
 budget = "rank"
-AT_REST = {"lora_B": 0.0}
+AT_REST = TUNERS["LORA"].rest
 
 
 class Settings(TargetedSettings):
@@ -44,6 +47,8 @@ class Settings(TargetedSettings):
     The scale is alpha/rank: 1 with the defaults, and smaller for a larger rank. One learning rate
     therefore suits all ranks (2106.09685, section 4.1, which sets alpha once and does not tune it).
     """
+
+    LATER = (*TargetedSettings.LATER, "init", "lr_ratio", "min_rank")
 
     rank: int = Field(8, ge=1, le=65_536, description="Rank r of the change.")
     alpha: int = Field(8, ge=1, description="The change's scale is alpha/rank.")
@@ -56,11 +61,50 @@ class Settings(TargetedSettings):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Share of the change's inputs dropped in training."
     )
+    init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"] = Field(
+        "kaiming",
+        description="Start: A uniform or normal and B zero; both drawn, with BA zero; or both from "
+        "the base's weights, by singular values (PiSSA) or by QR (OLoRA).",
+    )
+    lr_ratio: float = Field(
+        1.0, gt=0, le=1000, description="Learning rate of B as a multiple of A's (LoRA+)."
+    )
+
+    min_rank: int | None = Field(
+        None,
+        ge=1,
+        description="Rank at the noisiest time step, growing to `rank` at the cleanest (T-LoRA); "
+        "null: the same at all.",
+    )
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _at_hand(cls, value: Any) -> Any:
+        if value in STARTS:
+            raise ValueError(f"{value!r}: {STARTS[value]}, which is not possible here")
+        return value
 
 
 def problems(settings: Settings, family: str) -> list[str]:
-    """None: both families have attention layers."""
-    return []
+    """Why these settings cannot be built on this family of denoisers; empty if they can."""
+    found, from_weights = [], settings.init in FROM_WEIGHTS
+    if settings.init == "orthogonal" and settings.rank % 2:
+        found.append(f"rank: {settings.rank}: init 'orthogonal' needs an even rank")
+    if settings.dora and from_weights:
+        found.append(f"dora: True: not with init {settings.init!r}, which changes W's length")
+    if settings.fused and settings.init in (*FROM_WEIGHTS, "orthogonal"):
+        found.append(f"fused: True: init {settings.init!r} gives each layer an A of its own")
+    if settings.min_rank is not None:
+        if settings.min_rank > settings.rank:
+            found.append(f"min_rank: {settings.min_rank}: is above rank, {settings.rank}")
+        if settings.dora:
+            found.append("dora: True: not with min_rank, because lengths know no time step")
+    return found
+
+
+def not_linear(settings: dict[str, Any]) -> str | None:
+    """Why these settings have no strength, in words; None if they have."""
+    return "dora" if settings.get("dora") else None
 
 
 def peft_config(settings: Settings, layers: Iterable[str]) -> LoraConfig:
@@ -73,6 +117,7 @@ def peft_config(settings: Settings, layers: Iterable[str]) -> LoraConfig:
         lora_dropout=settings.dropout,
         use_rslora=settings.rslora,
         use_dora=settings.dora,
+        init_lora_weights=True if settings.init == "kaiming" else settings.init,
         target_modules=list(layers),
     )
 
@@ -85,11 +130,19 @@ def scale(settings: Settings) -> tuple[float, tuple[str, ...]]:
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     """Give every layer of the target its A and B."""
-    layers = linear_layers(model, *TARGETS[settings.target])
-    tuner = inject(model, peft_config(settings, layers))
+    layers = linear_layers(model, *TARGETS[settings.target], settings.blocks)
+    tuner = inject(model, peft_config(settings, layers), seed)
     if settings.fused:
         _share(model)
-    return attachment(tuner, {"lora_A"}, seed, settings.dropout)
+    found = attachment(tuner, seed, settings.dropout)
+    if settings.lr_ratio != 1:
+        of_b = (name for name in found.trainable if "lora_B" in name.split("."))
+        found.rates = dict.fromkeys(of_b, settings.lr_ratio)
+    if settings.min_rank is not None:
+        from fitspace.methods.lora_layers import by_time
+
+        by_time(found, settings.min_rank, ADAPTER)
+    return found
 
 
 def _share(model: nn.Module) -> None:

@@ -23,13 +23,14 @@ from fitspace.methods.peft_layers import (
     inject,
     linear_layers,
 )
+from fitspace.methods.tuners import TUNERS
 
 if TYPE_CHECKING:
     from peft import OFTConfig
     from torch import nn
 
 trains = True
-AT_REST = {"oft_R": 0.0}
+AT_REST = TUNERS["OFT"].rest
 
 
 class Settings(TargetedSettings):
@@ -63,7 +64,7 @@ def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     ------
     UserError : a block size that does not divide every layer's inputs.
     """
-    layers = linear_layers(model, *TARGETS[settings.target])
+    layers = linear_layers(model, *TARGETS[settings.target], settings.blocks)
     common = math.gcd(*(layer.in_features for layer in layers.values()))
     if common % settings.block_size:
         allowed = ", ".join(str(b) for b in range(2, common + 1) if common % b == 0)
@@ -71,4 +72,4 @@ def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
             f"oft.block_size: {settings.block_size}: does not divide the inputs of every layer; "
             f"allowed on this base: {allowed or 'none'}"
         )
-    return attachment(inject(model, peft_config(settings, layers)), set(), seed)
+    return attachment(inject(model, peft_config(settings, layers), seed), seed)

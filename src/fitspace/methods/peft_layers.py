@@ -13,6 +13,7 @@ without them.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from typing import TYPE_CHECKING, Literal
 
@@ -21,8 +22,11 @@ from pydantic import Field
 from fitspace.core import rng
 from fitspace.core.errors import UserError
 from fitspace.methods.attachment import Attachment, PartialSettings
+from fitspace.methods.blocks import ALL, inside
+from fitspace.methods.tuners import FROM_WEIGHTS, TUNERS
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftConfig
     from peft.tuners.tuners_utils import BaseTuner
     from torch import nn
@@ -48,88 +52,175 @@ class TargetedSettings(PartialSettings):
 
 
 def linear_layers(
-    model: nn.Module, attention: tuple[str, ...], feed_forward: tuple[str, ...]
+    model: nn.Module, attention: tuple[str, ...], feed_forward: tuple[str, ...], blocks: str = ALL
 ) -> dict[str, nn.Linear]:
-    """Path -> layer, for the named layers of every Attention and every FeedForward.
+    """Path -> layer, for the named layers of every Attention and every FeedForward in the blocks.
 
     Raises
     ------
-    UserError : the model has none.
+    UserError : there is none.
     """
     from diffusers.models.attention import FeedForward
     from diffusers.models.attention_processor import Attention
 
-    layers = {}
+    layers, chosen = {}, inside(model, blocks)
     for path, module in model.named_modules():
+        if not chosen(path):
+            continue
         kinds = ((Attention, attention), (FeedForward, feed_forward))
         parts = next((parts for kind, parts in kinds if isinstance(module, kind)), ())
         layers |= {f"{path}.{part}": module.get_submodule(part) for part in parts}
     if not layers:
-        raise UserError("model: has no attention layer to change")
+        raise UserError(f"blocks: {blocks!r}: no layer to change is there")
     return layers
 
 
-def inject(model: nn.Module, config: PeftConfig) -> BaseTuner:
+def inject(model: nn.Module, config: PeftConfig, seed: int) -> BaseTuner:
     """Let peft replace the configuration's layers in place; returns its tuner.
 
-    The state of torch's global generator is preserved.
+    What peft draws for a layer depends on the seed and the layer's path. The state of torch's
+    global generator is preserved.
+
+    Raises
+    ------
+    UserError : peft cannot put this tuner on these layers; the model is as it was.
     """
     from fitspace.core.imports import import_peft
 
     peft = import_peft()
     import torch
 
+    from fitspace.methods.lora_layers import keep_base
+
+    layers = {path: model.get_submodule(path) for path in config.target_modules}
     modes = {path: module.training for path, module in model.named_modules()}
-    device = next(model.parameters()).device
-    allocate = torch.device("meta") if device.type == "meta" else contextlib.nullcontext()
-    with torch.random.fork_rng(devices=[]), allocate:
-        tuner = peft.PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](model, config, ADAPTER)
+    device, name = next(model.parameters()).device, config.peft_type.name
+    meta = device.type == "meta"
+    real = list(layers.values()) if meta and not TUNERS[name].on_meta else []
+    allocate = torch.device("meta") if meta and not real else contextlib.nullcontext()
+    for layer in real:  # memory that nothing is written to
+        layer.to_empty(device="cpu")
+    from_weights = initial_values(config) in FROM_WEIGHTS
+    before = {path: layer.weight.detach().clone() for path, layer in layers.items() if from_weights}
+    if from_weights and meta:  # nothing to decompose
+        config = copy.copy(config)
+        config.init_lora_weights = True
+    kind = _seeded(peft.PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type], seed)
+    try:
+        with torch.random.fork_rng(devices=[]), allocate:
+            _reseed(seed, f"init/{name}")
+            tuner = kind(model, config, ADAPTER)
+    except Exception as error:  # of another library, which raises what it likes
+        for path, layer in layers.items():
+            model.set_submodule(path, layer.to(device))
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{name}: peft cannot put it on these layers: {said}") from None
+    for path, weight in before.items():
+        keep_base(model.get_submodule(path), weight, ADAPTER)
+    if real:
+        model.to("meta")
     for path in tuner.targeted_module_names:
         model.get_submodule(path).train(modes[path])
     return tuner
 
 
-def attachment(tuner: BaseTuner, drawn: set[str], seed: int, dropout: float = 0.0) -> Attachment:
-    """The attachment of an injected tuner; its parameters keep peft's names and initial values.
+def _seeded(kind: type[BaseTuner], seed: int) -> type[BaseTuner]:
+    """A tuner that draws for each layer from a generator of its own."""
+    import torch
+
+    class Seeded(kind):
+        def _create_and_replace(self, *args, current_key: str, **kwargs) -> None:
+            with torch.random.fork_rng(devices=[]):
+                _reseed(seed, f"init/{current_key}")
+                super()._create_and_replace(*args, current_key=current_key, **kwargs)
+
+    return Seeded
+
+
+def _reseed(seed: int, stream: str) -> None:
+    import torch
+
+    torch.manual_seed(int(rng.generator(seed, stream).integers(2**63)))
+
+
+def attachment(tuner: BaseTuner, seed: int, dropout: float = 0.0) -> Attachment:
+    """The attachment of an injected tuner; its parameters keep peft's names.
+
+    What peft draws by its default for linear layers is drawn again from the same distribution, by
+    (seed, parameter name), see :func:`draw`.
 
     Parameters
     ----------
-    drawn : peft's names of the parameters that it draws; they are drawn again from the same
-        distribution, but by (seed, parameter name), see :func:`draw`.
     dropout : the method's dropout rate. If it is not 0, peft's layers count as the dropout
         layers, because DoRA reads their mode and not that of the dropout layer inside.
     """
     import torch
 
-    model = tuner.model
+    model, config = tuner.model, tuner.peft_config[ADAPTER]
+    row = TUNERS[config.peft_type.name]
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if not trainable:
+        tuner.unload()
+        raise UserError(f"{config.peft_type.name}: these settings leave nothing to train")
+    values = initial_values(config)
     for name, parameter in trainable.items():
-        if not parameter.is_meta and drawn.intersection(name.split(".")):
+        drawn = values is True and row.drawn.intersection(name.split("."))
+        if drawn and not parameter.is_meta:
             draw(parameter, name, seed)
-    layers = [model.get_submodule(path) for path in tuner.targeted_module_names]
+    layers = {path: model.get_submodule(path) for path in tuner.targeted_module_names}
+    starts = {
+        path: layer.lora_start for path, layer in layers.items() if hasattr(layer, "lora_start")
+    }
+    own = {
+        f"{path}.lora_start.{name}": buffer
+        for path, start in starts.items()
+        for name, buffer in start.named_buffers()
+    }
 
     @torch.no_grad()
     def fold() -> None:
+        for path, start in starts.items():
+            start[ADAPTER].fold(layers[path].get_base_layer())
         tuner.merge_and_unload()
 
     return Attachment(
         model,
         trainable,
-        identity_at_start=True,
+        identity_at_start=values not in row.moves,
         undo=tuner.unload,
-        fold=fold,
-        dropouts=layers if dropout else [],
+        fold=fold if row.merges else None,
+        dropouts=list(layers.values()) if dropout or row.random else [],
+        frozen=_kept(layers, row.kept) | own,
     )
 
 
-def draw(parameter: nn.Parameter, name: str, seed: int) -> None:
-    """Uniform on ±1/√fan_in, for a matrix (out, fan_in): Kaiming with a = √5.
+def initial_values(config: PeftConfig) -> bool | str:
+    """What a configuration says of initial values: True, a kind by name, or False for any."""
+    names = ("init_weights", "init_lora_weights", "init_ia3_weights")
+    return next((getattr(config, name) for name in names if hasattr(config, name)), True)
 
-    This is PyTorch's default for linear layers, and peft draws all its matrices from it.
+
+def _kept(layers: dict[str, nn.Module], names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """Name -> tensor, for those of these names in the layers; what layers share, once."""
+    found, seen = {}, set()
+    for path, layer in layers.items():
+        for name in names:
+            tensor = getattr(layer, name)[ADAPTER]
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[f"{path}.{name}.{ADAPTER}"] = tensor
+    return found
+
+
+def draw(parameter: nn.Parameter, name: str, seed: int) -> None:
+    """Uniform on ±1/√fan_in, for a weight (out, fan_in, ...): Kaiming with a = √5.
+
+    This is PyTorch's default for linear layers and convolutions, and peft draws most of its
+    matrices from it.
     """
     import torch
 
     shape = tuple(parameter.shape)
     uniform = rng.symmetric(seed, f"init/{name}", shape)
     with torch.no_grad():
-        parameter.copy_(torch.from_numpy(uniform / math.sqrt(shape[1])))
+        parameter.copy_(torch.from_numpy(uniform / math.sqrt(math.prod(shape[1:]))))

@@ -14,7 +14,7 @@ from fitspace.core.errors import UserError
 from fitspace.core.reading import explain
 from fitspace.methods.attachment import MethodSettings
 
-COMMON = ("attachment", "registry", "attaching", "saving", "strength", "export")
+COMMON = ("attachment", "blocks", "registry", "attaching", "saving", "strength", "export", "tuners")
 
 
 def discovered() -> dict[str, ModuleType]:

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 from fitspace.methods.attaching import attach
-from fitspace.methods.registry import knob, validated
-from fitspace.methods.strength import at, problems_of_strength, strengths, unknown_blocks
+from fitspace.methods.blocks import unknown_blocks
+from fitspace.methods.registry import get, knob, validated
+from fitspace.methods.strength import at, problems_of_strength, strengths
 
 # One key: safetensors writes several in an order that differs from process to process.
 _METADATA = "fitspace"
@@ -42,7 +43,8 @@ def save(attachment: Attachment, path: str | Path, metadata: dict[str, str]) -> 
         facts["classes"] = classes
     if (scale := bases.scale(attachment.model)) != 1:
         facts["scale"] = scale
-    tensors = {n: p.detach().cpu().contiguous() for n, p in attachment.trainable.items()}
+    held = attachment.trainable | attachment.frozen
+    tensors = {n: p.detach().cpu().contiguous() for n, p in held.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={_METADATA: canonical(facts)})
 
@@ -96,6 +98,7 @@ def _check_sizes(path: str | Path, facts: dict[str, Any], tensors: dict[str, Any
     said = {"classes + 1": facts["classes"] + 1} if "classes" in facts else {}
     if (width := knob(facts["method"])) is not None:
         said[width] = getattr(settings, width)
+    said |= getattr(get(facts["method"]), "sizes", lambda _: {})(settings)
     for name, size in said.items():
         if size > 2 * largest + 1:  # what is less differs in shape, and is named so
             raise UserError(f"{path}: not {_WHAT} ({name} is {size}; no tensor is near that size)")
@@ -136,14 +139,15 @@ def load(
         raise UserError(f"{path}: {p}" for p in error.problems) from None
     undo.callback(attachment.undo)
     attachment.undo = undo.close
-    if found := _differences(tensors, attachment.trainable):
+    held = attachment.trainable | attachment.frozen
+    if found := _differences(tensors, held):
         attachment.remove()
         raise UserError(f"{path}: {p}" for p in found)
     if "classes" in facts:  # a table that is new has no values to go back to
         of_base.discard(bases.class_table(model)[0])
     with torch.no_grad():
-        for name, share in strengths(attachment.trainable, strength, blocks).items():
-            parameter = attachment.trainable[name]
+        for name, share in strengths(held, strength, blocks).items():
+            parameter = held[name]
             trained = tensors[name].to(parameter.device)
             own = parameter if name in of_base else None
             parameter.copy_(at(name, trained, own, facts["method"], share))

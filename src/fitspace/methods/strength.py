@@ -13,17 +13,15 @@ refused.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from fitspace.methods.attachment import MethodSettings
+from fitspace.methods.blocks import prefixes, within
 from fitspace.methods.registry import get
 
 if TYPE_CHECKING:
     import torch
-
-_RANGE = re.compile(r"(.*)\.(\d+)-(\d+)$")
 
 
 def problems_of_strength(method: str, settings: MethodSettings | dict[str, Any]) -> list[str]:
@@ -34,46 +32,16 @@ def problems_of_strength(method: str, settings: MethodSettings | dict[str, Any])
         return [f"method {method!r} adds nothing to the base"]
     if not hasattr(get(method), "AT_REST"):
         return [f"method {method!r} changes the base whatever its parameters' values"]
-    if settings.get("dora"):
-        return [f"method {method!r} with dora is not linear in its change"]
-    return []
-
-
-def prefixes(blocks: str) -> list[str]:
-    """The beginnings of modules' names that ``blocks`` means, ranges written out.
-
-    >>> prefixes("mid_block+transformer_blocks.0-2")
-    ['mid_block', 'transformer_blocks.0', 'transformer_blocks.1', 'transformer_blocks.2']
-    """
-    found = []
-    for part in blocks.split("+"):
-        if told := _RANGE.match(part):
-            head, first, last = told[1], int(told[2]), int(told[3])
-            found += [f"{head}.{i}" for i in range(first, last + 1)]
-        else:
-            found.append(part)
-    return found
-
-
-def unknown_blocks(blocks: str, modules: Iterable[str]) -> list[str]:
-    """What is wrong with ``blocks`` on a denoiser whose modules have these names."""
-    known = set(modules)
-    tops = ", ".join(sorted({name.partition(".")[0] for name in known if name}))
-    if not prefixes(blocks):
-        return [f"sample.blocks: {blocks!r}: a range of no number; allowed: the smaller first"]
-    return [
-        f"sample.blocks: {blocks!r}: the denoiser has no part {name!r}; allowed: parts of {tops}"
-        for name in prefixes(blocks)
-        if name not in known
-    ]
+    said = getattr(get(method), "not_linear", lambda _: None)(settings)
+    return [f"method {method!r} with {said} is not linear in its change"] if said else []
 
 
 def strengths(names: Iterable[str], strength: float, blocks: str | None) -> dict[str, float]:
     """Parameter's name -> its strength: 0 outside of ``blocks``, where there are any."""
     if blocks is None:
         return dict.fromkeys(names, strength)
-    inside = tuple(f"{prefix}." for prefix in prefixes(blocks))
-    return {name: strength if name.startswith(inside) else 0.0 for name in names}
+    inside = within(prefixes(blocks))
+    return {name: strength if inside(name) else 0.0 for name in names}
 
 
 def at(

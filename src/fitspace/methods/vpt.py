@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from fitspace.core.errors import UserError
 from fitspace.methods.attachment import Attachment, PartialSettings, restoring
+from fitspace.methods.blocks import inside
 
 if TYPE_CHECKING:
     import torch
@@ -61,9 +63,13 @@ def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     bound = math.sqrt(6 / (3 * patch**2 + dim))
     device = next(model.parameters()).device
     trainable, handles = {}, []
-    blocks = dict(model.transformer_blocks.named_children())
-    for i, block in blocks.items():
-        name = f"transformer_blocks.{i}.prompts"
+    chosen = inside(model, settings.blocks)
+    named = {f"transformer_blocks.{i}": b for i, b in model.transformer_blocks.named_children()}
+    blocks = {path: block for path, block in named.items() if chosen(path)}
+    if not blocks:
+        raise UserError(f"blocks: {settings.blocks!r}: no transformer block is there")
+    for path, block in blocks.items():
+        name = f"{path}.prompts"
         block.prompts = torch.nn.Parameter(torch.empty(settings.prompts, dim, device=device))
         if device.type != "meta":
             _draw(block.prompts, bound, seed, name)

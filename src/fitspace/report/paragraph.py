@@ -19,6 +19,7 @@ METHODS = {
     "adapter": ("xiang2023adapters",),
     "adaptformer": ("chen2022adaptformer",),
     "bitfit": ("zaken2021bitfit",),
+    "custom_diffusion": ("kumari2022customdiffusion",),
     "difffit": ("xie2023difffit",),
     "full": (),
     "none": (),
@@ -27,6 +28,8 @@ METHODS = {
     "lokr": ("edalati2022krona", "peft"),
     "lora": ("hu2021lora", "peft"),
     "oft": ("qiu2023oft", "peft"),
+    "peft": ("peft",),
+    "svdiff": ("han2023svdiff",),
     "vpt": ("jia2022vpt",),
 }
 # Beginning of a metric's name -> keys.
@@ -42,12 +45,15 @@ _BEGINNINGS = {
     "prompt_sensitivity": ("xiang2023adapters",),
     "pickscore": ("kirstain2023pickscore",),
     "hpsv2": ("wu2023hpsv2",),
+    "imagereward": ("xu2023imagereward",),
+    "dreamsim": ("fu2023dreamsim",),
     "cmmd": ("jayasumana2023cmmd",),
     "perceptual_": ("zhang2018lpips",),
     "ssim": ("wang2004ssim",),
     "vendi_": ("friedman2022vendi",),
 }
 _EXTRACTORS = {"effnet": ("tan2019efficientnet",), "dinov2": ("oquab2023dinov2",),
+               "dreamsim": ("fu2023dreamsim",),
                "judge": ("radford2021clip",)}  # fmt: skip
 Cite = Callable[..., str]
 FORMS = {"latex": "tex", "typst": "typ", "csv": "md"}

@@ -78,7 +78,9 @@ def train(
             mine = attachment if each is run else _attached(bases.load_denoiser(base), each, task)
             own = training.leaves(mine.trainable, devices.device())
         on_loss = curves.enter_context(live(study, each))
-        return training.Member(own, each.point.train, each.seed, _checkpoint(each), on_loss)
+        return training.Member(
+            own, each.point.train, each.seed, _checkpoint(each), on_loss, attachment.rates
+        )
 
     with ExitStack() as curves:
         results = training.fit_members(

@@ -31,7 +31,7 @@ from fitspace.core.reading import (
     Sha256,
     short,
 )
-from fitspace.core.texts import share
+from fitspace.core.texts import PARTS, share
 from fitspace.metrics.extractors import NAMED
 from fitspace.metrics.table import METRICS, asked, measured, weights_for
 
@@ -79,7 +79,6 @@ def _template(text: str) -> str:
 
 
 ALL_BLOCKS = "all"
-_PART = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*(\.[0-9]+-[0-9]+)?"
 
 Phrase = Annotated[str, Field(max_length=200, pattern=r"^[^\s](?:[^\x00-\x1f]*[^\s])?$")]
 Template = Annotated[Phrase, AfterValidator(_template)]
@@ -313,7 +312,7 @@ class SampleSettings(_InKeys):
     blocks: str = Field(
         ALL_BLOCKS,
         max_length=200,
-        pattern=rf"^{_PART}(\+{_PART})*$",
+        pattern=rf"^{PARTS}$",
         description="The parts of the denoiser in which the method is at work: beginnings of its "
         "modules' names, joined by `+`, with a range of numbers if need be, as in "
         "`down_blocks+mid_block` or `transformer_blocks.0-2`; or `all`.",

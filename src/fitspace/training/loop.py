@@ -45,6 +45,7 @@ def fit(
     on_step: Callable[[int], None] | None = None,
     on_loss: Callable[[int, float, float], None] | None = None,
     dropouts: Sequence[torch.nn.Module] = (),
+    rates: dict[str, float] | None = None,
 ) -> Fit:
     """Train ``trainable`` by AdamW and return their final values.
 
@@ -57,6 +58,7 @@ def fit(
     on_loss : called with each step, its loss and its learning rate.
     dropouts : the method's dropout layers, active only during training; the base stays in
         evaluation mode (its own label dropout, drawn once per block, would undo ours).
+    rates : name -> factor on the learning rate, for the parameters of which it is not 1.
 
     A loss that is not finite ends training, see :class:`Fit`.
 
@@ -64,7 +66,7 @@ def fit(
     ------
     UserError : a checkpoint of another run, or device memory too small for one example.
     """
-    member = Member(trainable, settings, seed, checkpoint, on_loss)
+    member = Member(trainable, settings, seed, checkpoint, on_loss, rates)
     (result,) = fit_members(
         model, [member], task, process, scaling, checkpoint_seconds, description, on_step,
         dropouts,

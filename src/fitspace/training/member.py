@@ -73,12 +73,16 @@ class Member:
         seed: int,
         checkpoint: Path,
         on_loss: Callable[[int, float, float], None] | None = None,
+        rates: dict[str, float] | None = None,
     ):
         self.trainable, self.settings, self.seed = trainable, settings, seed
         self.checkpoint, self.on_loss = checkpoint, on_loss
         self.parameters = list(trainable.values())
         self.optimizer = devices.adamw(
-            self.parameters, lr=settings["lr"], betas=BETAS, weight_decay=settings["weight_decay"]
+            _groups(trainable, rates or {}),
+            lr=settings["lr"],
+            betas=BETAS,
+            weight_decay=settings["weight_decay"],
         )
         self.decay = settings["ema"]
         self.ema: dict[str, torch.Tensor] = {}
@@ -103,7 +107,7 @@ class Member:
         if self.settings["grad_clip"] is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.settings["grad_clip"])
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["rate"]
         self.optimizer.step()
         for name, average in self.ema.items():
             average.lerp_(self.trainable[name].detach(), 1 - self.decay)
@@ -211,6 +215,14 @@ class Member:
         kinds += [f"kept/{step}" for step in self._stops(done)]
         own = {f"{kind}/{n}": tuple(p.shape) for kind in kinds for n, p in self.trainable.items()}
         return own | {f"optimizer/step/{name}": () for name in self.trainable}
+
+
+def _groups(trainable: dict[str, torch.Tensor], rates: dict[str, float]) -> list[dict[str, Any]]:
+    """AdamW's groups: parameters by their factor on the learning rate."""
+    groups: dict[float, list[torch.Tensor]] = {}
+    for name, parameter in trainable.items():
+        groups.setdefault(rates.get(name, 1.0), []).append(parameter)
+    return [{"params": own, "rate": rate} for rate, own in groups.items()]
 
 
 def leaves(trainable: dict[str, torch.Tensor], device: str | torch.device) -> dict[str, Any]:
