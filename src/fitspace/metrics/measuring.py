@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fitspace.metrics.keeping import Kept
 
-from fitspace.metrics.extractors import JUDGE, Extraction, Weights, in_use
+from fitspace.metrics.extractors import JUDGE, Extraction, Weights, in_use, scoring
 from fitspace.metrics.metric import IMAGES, PAIRS, TEXTS, TRAINING, Compared
 from fitspace.metrics.table import INTERVAL, METRICS, NEIGHBOURHOOD, SHARES, extractors_of
 
@@ -147,6 +147,10 @@ def evaluate(
     computed = {name: extraction.images(name, samples) for name in (JUDGE, *in_use(weights))}
     embedded, effnet = (finite("samples", computed)[name] for name in (JUDGE, "effnet"))
     _same_widths(reference, computed)
+    computed |= {
+        name: extraction.scores(name, samples, reference[f"{name}_texts"][:n])
+        for name in scoring(extractors_of(further))
+    }
     by_named = {"fid": frechet_distance}
     measured = {
         name: by_named[name](computed[METRICS[name].extractor], reference[METRICS[name].extractor])
