@@ -89,7 +89,8 @@ def reevaluate(plan: Plan, runs: Sequence[str]) -> list[Finding]:
     findings: list[Finding] = []
     features: dict[str, dict] = {}
     for run in tqdm(_named(plan, runs), desc="measuring again", unit="run", disable=None):
-        unusable = [f for s in (run.prepare, run.sample, run.evaluate) for f in _unusable(s)]
+        read = [s for s in (run.untouched, run.prepare, run.sample, run.evaluate) if s is not None]
+        unusable = [f for s in read for f in _unusable(s)]
         findings += unusable or _measured_again(plan, run, features)
     return list(dict.fromkeys(findings))  # a task's recur with its runs
 

@@ -11,6 +11,7 @@ from fitspace.metrics.keeping import Kept
 from fitspace.metrics.measuring import (
     evaluate,
     evaluate_subject,
+    features_of,
     reference_features,
     subject_features,
 )
@@ -28,6 +29,7 @@ from fitspace.metrics.table import (
     SUBJECT_FEATURES,
     alone,
     asked,
+    beside_untouched,
     extractors_of,
     measured,
     weights_for,
@@ -65,10 +67,12 @@ __all__ = [
     "VERSION",
     "alone",
     "asked",
+    "beside_untouched",
     "cut_captions",
     "evaluate",
     "evaluate_subject",
     "extractors_of",
+    "features_of",
     "fetch_judge",
     "identity",
     "judge_files",

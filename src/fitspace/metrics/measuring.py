@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -109,6 +109,7 @@ def evaluate(
     weights: Weights = MappingProxyType({}),
     further: Sequence[str] = (),
     kept: Kept | None = None,
+    untouched: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Every metric of one run.
 
@@ -122,6 +123,8 @@ def evaluate(
     weights : name -> file of the extractors that the study names, such as ``inception`` for FID.
     further : the metrics that the study names beside the standard ones.
     kept : features of earlier calls.
+    untouched : for ``further`` ones that need them, features of what the untouched base draws from
+        the same noise and prompts, by extractor.
 
     Returns
     -------
@@ -163,8 +166,16 @@ def evaluate(
         "clip_i_paired": clip.clip_i_paired(embedded, reference["judge_paired"][:n]),
         "diversity": clip.diversity(embedded),
         **of_features(effnet.double(), reference["effnet"].double()),
-        **_further(further, Compared(samples, reference, computed.__getitem__)),
+        **_further(further, Compared(samples, reference, computed.__getitem__, untouched)),
     }
+
+
+def features_of(
+    images, extractors: Iterable[str], judge: str | Path, weights: Weights, kept: Kept | None = None
+) -> dict[str, Tensor]:
+    """Features of uint8 images (n, h, w, 3) by some extractors: float32, shape (n, d)."""
+    extraction, images = Extraction(judge, weights, kept), _images("images", images)
+    return {name: extraction.images(name, images) for name in extractors}
 
 
 def _further(names: Sequence[str], compared: Compared) -> dict[str, float]:
