@@ -39,7 +39,7 @@ from fitspace.stages.slurm import GROUPED
 
 # Of a metric measured again on another kind of machine; relative, absolute below 1. 80 samples
 # moved by 3e-7 at most between AVX-512, AVX2 and SSE4, and by 5e-6 with noise of 1e-4 on every
-# feature.
+# feature; the 227 numbers of an explanation by 3e-7 between AVX-512 and AVX2.
 TOLERANCE = 1e-5
 # The base's images of a class are drawn again too: half their pixels one level off move it 1.6e-3.
 DRAWN_AGAIN = {"prior_drift": 2e-3}
