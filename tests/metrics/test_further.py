@@ -14,13 +14,14 @@ from fitspace import metrics
 from fitspace.core.errors import UserError
 from fitspace.metrics import METRICS, Compared
 from fitspace.metrics.extractors import Extraction
-from fitspace.metrics.metric import IMAGES, PAIRS, TEXTS, TRAINING
+from fitspace.metrics.metric import IMAGES, PAIRS, TEXTS, TRAINING, UNTOUCHED
 from fitspace.plan import build_plan
 from fitspace.plan.checks import metric_problems, task_problems
 from fitspace.study import Study
 
 ROOT = Path(__file__).parents[2]
 JUDGE = str(ROOT / "models/emoji-clip")
+README = (ROOT / "params/README.md").read_text()
 EMOJI = yaml.safe_load((ROOT / "params/emoji.yaml").read_text())
 SUBJECT = yaml.safe_load((ROOT / "params/emoji-dreambooth.yaml").read_text())
 FURTHER = metrics.asked(METRICS)
@@ -225,11 +226,17 @@ def test_the_perceptual_distance_is_lpips_without_weights_on_the_pinned_stages()
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory):
-    """A small DINOv2, and a small PickScore, of random weights."""
+    """Small networks of random weights."""
     folder = tmp_path_factory.mktemp("weights")
-    paths = {name: folder / f"{name}.safetensors" for name in ("dinov2", "pickscore")}
-    save_file(dinov2("vit_small_patch14_dinov2", depth=1).state_dict(), paths["dinov2"])
-    save_file(transformers_clip().state_dict(), paths["pickscore"])
+    small = {
+        "dinov2": dinov2("vit_small_patch14_dinov2", depth=1).state_dict(),
+        "pickscore": transformers_clip().state_dict(),
+        "dreamsim": {f"dino_vitb16.{name}": x for name, x in vit("", 224).items()},
+        "imagereward": image_reward(),
+    }
+    paths = {name: folder / f"{name}.safetensors" for name in small}
+    for name, weights in small.items():
+        save_file(weights, paths[name])
     return paths
 
 
@@ -328,6 +335,206 @@ def test_dinov2_is_timms(name, sizes, tmp_path):
     assert expected.std() > 0.1
 
 
+def drawn(shapes, seed=0):
+    """Random tensors of some shapes, norms' weights about one."""
+    torch.manual_seed(seed)
+    return {name: torch.randn(shape) * 0.15 + ("norm" in name.lower() and name.endswith("weight"))
+            for name, shape in shapes.items()}  # fmt: skip
+
+
+def dense(name, width, to):
+    return {f"{name}.weight": (to, width), f"{name}.bias": (to,)}
+
+
+def norm(name, width):
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def vit(before, side, width=128, depth=2):
+    """Tensors of a transformer of images with patches of 16 px, as DINO and BLIP name them."""
+    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 1 + (side // 16) ** 2, width)}
+    shapes |= {"patch_embed.proj.weight": (width, 3, 16, 16), "patch_embed.proj.bias": (width,)}
+    for i in range(depth):
+        block = f"blocks.{i}."
+        shapes |= norm(f"{block}norm1", width) | norm(f"{block}norm2", width)
+        shapes |= dense(f"{block}attn.qkv", width, 3 * width)
+        shapes |= dense(f"{block}attn.proj", width, width)
+        shapes |= dense(f"{block}mlp.fc1", width, 4 * width)
+        shapes |= dense(f"{block}mlp.fc2", 4 * width, width)
+    return drawn({before + name: shape for name, shape in (shapes | norm("norm", width)).items()})
+
+
+def image_reward(width=64, depth=2, layers=(64, 24, 1)):
+    """Tensors as ImageReward.pt names them, those of no use too."""
+    found = vit("blip.visual_encoder.", 64)
+    shapes = {"word_embeddings.weight": (30524, width), "position_embeddings.weight": (512, width)}
+    shapes = {f"embeddings.{name}": shape for name, shape in shapes.items()}
+    shapes |= norm("embeddings.LayerNorm", width)
+    for i in range(depth):
+        layer = f"encoder.layer.{i}."
+        for kind, seen in (("attention", width), ("crossattention", 128)):
+            shapes |= dense(f"{layer}{kind}.self.query", width, width)
+            shapes |= dense(f"{layer}{kind}.self.key", seen, width)
+            shapes |= dense(f"{layer}{kind}.self.value", seen, width)
+            shapes |= dense(f"{layer}{kind}.output.dense", width, width)
+            shapes |= norm(f"{layer}{kind}.output.LayerNorm", width)
+        shapes |= dense(f"{layer}intermediate.dense", width, 2 * width)
+        shapes |= dense(f"{layer}output.dense", 2 * width, width)
+        shapes |= norm(f"{layer}output.LayerNorm", width)
+    found |= drawn({f"blip.text_encoder.{name}": shape for name, shape in shapes.items()}, 1)
+    head = dense("mlp.layers.0", *layers[:2]) | dense("mlp.layers.2", *layers[1:])
+    found["blip.text_encoder.embeddings.position_ids"] = torch.arange(512)[None]
+    return found | drawn(
+        head | dense("blip.text_proj", width, 8) | dense("blip.vision_proj", 128, 8)
+    )
+
+
+class Formula:
+    """Transformers' formulas over tensors by name: 1706.03762, 1810.04805, 2010.11929."""
+
+    def __init__(self, tensors, before):
+        self.tensors, self.before = tensors, before
+
+    def dense(self, name, x):
+        w, b = (self.tensors[f"{self.before}{name}.{kind}"] for kind in ("weight", "bias"))
+        return x @ w.T + b
+
+    def norm(self, name, x, epsilon):
+        w, b = (self.tensors[f"{self.before}{name}.{kind}"] for kind in ("weight", "bias"))
+        spread = (x.var(-1, unbiased=False, keepdim=True) + epsilon).sqrt()
+        return (x - x.mean(-1, keepdim=True)) / spread * w + b
+
+    def gelu(self, x):
+        return x * (1 + torch.erf(x / 2**0.5)) / 2
+
+    def attention(self, query, key, value):
+        heads = [x.unflatten(-1, (-1, 64)).transpose(0, 1) for x in (query, key, value)]
+        weights = (heads[0] @ heads[1].mT / 8).softmax(-1)
+        return (weights @ heads[2]).transpose(0, 1).flatten(1)
+
+    def image(self, prepared):
+        """The tokens of one image (3, h, w)."""
+        own = lambda name: self.tensors[self.before + name]  # noqa: E731
+        patches = prepared.unfold(1, 16, 16).unfold(2, 16, 16).permute(1, 2, 0, 3, 4).flatten(2)
+        x = patches.flatten(0, 1) @ own("patch_embed.proj.weight").flatten(1).T
+        x = torch.cat([own("cls_token")[0], x + own("patch_embed.proj.bias")]) + own("pos_embed")[0]
+        for i in range(2):
+            three = self.dense(f"blocks.{i}.attn.qkv", self.norm(f"blocks.{i}.norm1", x, 1e-6))
+            x = x + self.dense(f"blocks.{i}.attn.proj", self.attention(*three.chunk(3, -1)))
+            wide = self.dense(f"blocks.{i}.mlp.fc1", self.norm(f"blocks.{i}.norm2", x, 1e-6))
+            x = x + self.dense(f"blocks.{i}.mlp.fc2", self.gelu(wide))
+        return self.norm("norm", x, 1e-6)
+
+    def text(self, tokens, seen):
+        """The hidden states of one caption's tokens, which look at an image's."""
+        x = self.tensors[f"{self.before}embeddings.word_embeddings.weight"][tokens]
+        x = x + self.tensors[f"{self.before}embeddings.position_embeddings.weight"][: len(x)]
+        x = self.norm("embeddings.LayerNorm", x, 1e-12)
+        for i in range(2):
+            for kind, other in (("attention", None), ("crossattention", seen)):
+                layer, other = f"encoder.layer.{i}.{kind}", x if other is None else other
+                parts = [self.dense(f"{layer}.self.query", x)]
+                parts += [self.dense(f"{layer}.self.{name}", other) for name in ("key", "value")]
+                added = self.dense(f"{layer}.output.dense", self.attention(*parts))
+                x = self.norm(f"{layer}.output.LayerNorm", x + added, 1e-12)
+            wide = self.gelu(self.dense(f"encoder.layer.{i}.intermediate.dense", x))
+            added = self.dense(f"encoder.layer.{i}.output.dense", wide)
+            x = self.norm(f"encoder.layer.{i}.output.LayerNorm", x + added, 1e-12)
+        return x
+
+
+def test_a_reward_is_its_formula(tmp_path):
+    """2304.05977, section 3: BLIP, linear layers on the first token, the package's constants."""
+    from fitspace.metrics import imagereward as ours
+
+    weights, path = image_reward(), tmp_path / "x.safetensors"
+    save_file(weights, path)
+    images = torch.from_numpy(pictures(3, 4).repeat(2, 1).repeat(2, 2))  # of its size, 64 px
+    captions = ["a red heart", "", "one " * 60]
+    tokens = ours.texts(captions, path)
+    assert tokens.shape == (3, 35) and tokens[2].min() > 0
+    assert tokens[0].tolist()[:6] == [101, 1037, 2417, 2540, 102, 0]  # bert-base-uncased's
+    mean, spread = (torch.tensor(v).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_SPREAD))
+    expected = []
+    for image, told in zip(images.permute(0, 3, 1, 2), tokens, strict=True):
+        seen = Formula(weights, "blip.visual_encoder.").image((image / 255 - mean) / spread)
+        first = Formula(weights, "blip.text_encoder.").text(told[told > 0], seen)[0]
+        head = Formula(weights, "mlp.layers.")
+        expected.append((head.dense("2", head.dense("0", first)) - 0.16717363) / 1.0333395)
+    found = ours.scores(images, tokens.float(), path)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-5)
+    assert found.std() > 1e-2
+    with pytest.raises(UserError, match="imagereward: .* holds other weights than ImageReward's"):
+        save_file({"x": torch.zeros(1)}, path)
+        ours.load_network(path)
+
+
+def test_dreamsim_is_its_package(tmp_path, monkeypatch):
+    """The whole ensemble, its LoRA merged by params/README.md's lines."""
+    from functools import partial
+
+    from peft import LoraConfig, get_peft_model
+
+    from fitspace.metrics import dreamsim as ours  # before theirs: it makes torchvision importable
+
+    from dreamsim import model as theirs  # isort: skip
+    from dreamsim.feature_extraction import (
+        extractor,
+        load_clip_as_dino,
+        load_open_clip_as_dino,
+        vision_transformer,
+    )
+
+    def small(**_):
+        norm = partial(torch.nn.LayerNorm, eps=1e-6)
+        return vision_transformer.VisionTransformer(
+            patch_size=16, embed_dim=64, depth=12, num_heads=1, qkv_bias=True, norm_layer=norm
+        )
+
+    def of_random_weights(network):
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        return network
+
+    def create(name, folder, of_clip=extractor.ViTExtractor.create_model):
+        return of_random_weights(small()) if name.startswith("dino") else of_clip(name, folder)
+
+    torch.manual_seed(0)
+    for module, name in ((load_clip_as_dino, "clip"), (load_open_clip_as_dino, "open_clip")):
+        monkeypatch.setattr(module, "vit_base", small)
+        network = small()
+        network.pos_drop = torch.nn.LayerNorm(64)
+        tensors = of_random_weights(network).state_dict() | {"proj": torch.randn(64, 32)}
+        torch.save({"state_dict": tensors}, tmp_path / f"{name}_vitb16_pretrain.pth.tar")
+    monkeypatch.setattr(extractor.ViTExtractor, "create_model", staticmethod(create))
+    form = theirs.dreamsim_args["model_config"]["ensemble"]
+    model = theirs.PerceptualModel(
+        **form, device="cpu", load_dir=str(tmp_path), normalize_embeds=True
+    )
+    lora = LoraConfig(r=2, lora_alpha=4, target_modules=["qkv"], init_lora_weights=False)
+    model = get_peft_model(model, lora).eval()
+    images = torch.from_numpy(pictures(3, 4).repeat(7, 1).repeat(7, 2))  # of its size, 224 px
+    batch = images.permute(0, 3, 1, 2) / 255
+    with torch.inference_mode():
+        expected, distance = model.embed(batch), model(batch[:2], batch[1:])
+    named = README.partition("merge_and_unload()")[2].partition("save_file")[0]
+    assert "model.extractor_list" in named
+    space = {"model": model.merge_and_unload()}
+    exec("\n".join(line.strip() for line in named.splitlines()), space)
+    path = tmp_path / "x.safetensors"
+    save_file(space["tensors"], path)
+    found = ours.features(images, path)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    reference = {"dreamsim": found[1:], "pairs": torch.tensor([(0, 0), (1, 1)])}
+    compared = Compared(images[:2], reference, lambda _: found[:2])
+    value = METRICS["dreamsim"].measure(compared)
+    assert value == pytest.approx(distance.mean().item(), rel=1e-2) and value > 1e-4
+    with pytest.raises(UserError, match="'dinov2_vitb14' is none of DreamSim's networks"):
+        save_file({"dinov2_vitb14.cls_token": torch.zeros(1)}, path)
+        ours.load_networks(path)
+
+
+CLIP_MEAN, CLIP_SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
@@ -350,6 +557,7 @@ def test_other_weights_are_refused(tmp_path, tensors, message):
 def whole(named, tmp_path_factory):
     """Every further metric of images by the real models; their features kept."""
     known = tuple(n for n in FURTHER if metrics.weights_for(n) in ("", *named))
+    known = tuple(n for n in known if n not in metrics.beside_untouched(known))  # test_drift.py
     shown, drawn = pictures(P, 2), pictures(N, 1)
     drawn[0] = shown[0]
     captions = [f"red square {i}" for i in range(P)]
@@ -524,5 +732,5 @@ def test_every_row_is_whole():
     for name in FURTHER:
         row = METRICS[name]
         assert row.label and row.definition.endswith(".") and set(row.needs) <= {
-            PAIRS, IMAGES, TRAINING, TEXTS,
+            PAIRS, IMAGES, TRAINING, TEXTS, UNTOUCHED,
         }  # fmt: skip

@@ -151,7 +151,7 @@ def test_bases_that_are_not_here(monkeypatch):
     # By point, task and seed: 20 x 3000 and 800 steps of an image and a class image; 3 x 32 images
     # of 25 guided steps for 20 x 6 checkpoints of adapters, 2 of full fine-tuning, and the base.
     train, sample = (12 * n * 10**9 for n in (3 * 2 * 60_800, 123 * 3 * 32 * 50))
-    assert described["cost"]["total"]["flop"] == {"train": train, "sample": sample}
+    assert described["cost"]["total"]["flop"] == {"train": train, "sample": sample, "explain": 0}
     assert f"hours: {train / 1e15:,.0f} PFLOP of training and 7 of sampling at 100" in said
     assert f"{(train + sample) / 1e14 / 3600:.2f}" in said
     assert {p["step_flop"] for p in described["points"]} == {6 * 10**9, None}
@@ -364,10 +364,44 @@ def test_hours_are_of_the_methods_median_step_times():
     assert found["seconds"] == {
         "train": pytest.approx(2 * 70 * (16 * 0.2 + 0.5)),
         "sample": pytest.approx(2 * 80 * 17 * 0.1),
+        "explain": 0,
         "unknown": ["none"],
     }
     # Its 80 images of 10 guided steps, of two seeds, are counted instead; nothing else is.
-    assert found["flop"] == {"train": 0, "sample": 2 * 80 * 10 * 2 * 10**9}
+    assert found["flop"] == {"train": 0, "sample": 2 * 80 * 10 * 2 * 10**9, "explain": 0}
+
+
+def test_hours_of_explaining_are_those_of_its_passes():
+    study_ = Study.model_validate(GOOD | {"explain": {"times": [0.2, 0.6], "images": 7}})
+    points, _ = expand(study_)
+    trainable = dict.fromkeys((p.name for p in points), 1000)
+    plan_ = build_plan(study_)
+    whole = described(study_, points, plan_, trainable)
+    # Two times, seven images, two conditions; of the untouched base one model, of others two. An
+    # image of 10 guided steps, of 20 passes, takes 0.1 s.
+    assert whole["total"]["seconds"]["explain"] == pytest.approx(2 * 17 * 56 * 0.1 / 20)
+    assert whole["total"]["flop"]["explain"] == 2 * 28 * 10**9
+    stage = plan_.runs[0].explain
+    stage.folder.mkdir(parents=True)
+    stage.sidecar.write_text("{}")
+    rest = described(study_, points, plan_, trainable)["to_run"]
+    assert rest["seconds"]["explain"] == pytest.approx((2 * 17 - 1) * 56 * 0.1 / 20)
+
+
+def test_levels_that_share_a_training_are_explained_once():
+    arms = [{"method": "none", "factors": {"sample.guidance": [1.0, 3.0]}}]
+    study_ = Study.model_validate(GOOD | {"explain": {}, "arms": [*GOOD["arms"][:2], *arms]})
+    points, _ = expand(study_)
+    todo = cost.jobs(study_, points, None)["total"]
+    base = [job.explain for job in todo if job.point.method == "none"]
+    assert sorted(base) == [0, 0, 80, 80]  # two seeds; 5 times, 8 images, 2 conditions
+
+
+def test_the_hours_say_what_they_are_of(capsys):
+    path = study(lambda content: content.update(name="new", explain={}))
+    said = text(capsys, path)
+    assert "hours: training, sampling and explaining, one job after another" in said
+    assert "0 PFLOP of training, 0 of sampling and 0 of explaining at 100 TFLOP/s" in said
 
 
 def test_memory_is_what_the_method_has_recorded_else_an_estimate(capsys, elsewhere):

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import project
 import pytest
 import report_study as made_up
+from PIL import Image
 
 from fitspace import stats
 from fitspace.core.errors import UserError
+from fitspace.core.files import sha256
+from fitspace.plan import build_plan
 from fitspace.report import explained, figures, inputs, page, results, summary
+from fitspace.results import table as collected
+from fitspace.study import Study
 
 LEVELS = {"input": ["SA_in", "CA_in", "FFN_in"], "output": ["FFN_in", "Trans_out"]}
 SEEN = {"SA_in": 0.9, "CA_in": 0.5, "FFN_in": 0.1}
@@ -202,3 +211,84 @@ def test_a_changed_table_is_told(made, tmp_path, file, column, cell, message):
     with pytest.raises(UserError) as caught:
         inputs.read(study, tmp_path)
     assert any(message in problem for problem in caught.value.problems)
+
+
+# --- pictures -----------------------------------------------------------------------------
+
+
+def paint(path, shade):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (30, 20), (shade, 0, 0)).save(path)
+
+
+def uri(path):
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def test_the_page_shows_the_pictures_of_best_and_worst(tmp_path):
+    study = made_up.study(
+        factors=LEVELS, responses=("clip_t", "fd_effnet"), explain={}, tasks=("blueprint", "night")
+    )
+    rows = table(study)
+    made_up.write(tmp_path, rows)
+    write(tmp_path, rows)
+    made_up.write_gallery(tmp_path, rows, ["a", "b"])
+    html, _ = rendered(study, tmp_path)
+    assert "<img" not in html
+    files = [
+        f"explained/{task}/{role}.png"
+        for task in ("blueprint", "night")
+        for role in ("best", "worst")
+    ]
+    for shade, file in enumerate(files):
+        paint(tmp_path / file, shade)
+    html, text = rendered(study, tmp_path)
+    section = html.partition('id="explain"')[2].partition("</section>")[0]
+    shown, folded = section.partition("<summary>Other tasks")[::2]
+    for file, part in zip(files, (shown, shown, folded, folded), strict=True):
+        assert uri(tmp_path / file) in part and f"]({file})" in text
+    assert "Best cell, blueprint: <code>adapter." in shown and 'width="30" height="20"' in shown
+    (tmp_path / files[0]).write_bytes(b"GIF")
+    with pytest.raises(UserError, match=r"best.png: no PNG \(UnidentifiedImageError\)"):
+        inputs.read(study, tmp_path)
+
+
+def rendered(study, folder):
+    given = inputs.read(study, folder)
+    return page.render(given, results.analyse(study, given), [])
+
+
+def test_the_pictures_are_those_of_the_record(tmp_path, monkeypatch):
+    """Copied from the results; without these kept, if the record has them, and else removed."""
+    project.images(tmp_path / "images")
+    (tmp_path / "models").symlink_to(Path(__file__).parents[2] / "models")
+    monkeypatch.chdir(tmp_path)
+    plan = build_plan(Study.model_validate(project.content() | {"explain": {}}))
+    rows = [
+        collected.identity(plan, run, "ok") | {"fd_effnet": float(i)}
+        for i, run in enumerate(plan.runs)
+    ]
+    records, folder = {}, tmp_path / "report"
+    for shade, run in enumerate(plan.runs):
+        path = run.explain.folder / "difference.png"
+        paint(path, shade)
+        record = SimpleNamespace(outputs={"difference.png": sha256(path)})
+        records["explain", run.explain.key] = record
+    monkeypatch.setattr(collected.lineage, "read", lambda folder: SimpleNamespace(records=records))
+    paint(folder / "explained/gone/best.png", 200)
+
+    def there():
+        collected.write_pictures(plan, rows, folder)
+        return {p.relative_to(folder).as_posix(): p for p in folder.rglob("*.png")}
+
+    found = there()
+    assert set(found) == {"explained/mine/best.png", "explained/mine/worst.png"}
+    best, worst = plan.runs[0], plan.runs[1]  # by the first seed; the lower distance is better
+    for run, path in ((best, found["explained/mine/best.png"]),
+                      (worst, found["explained/mine/worst.png"])):  # fmt: skip
+        assert path.read_bytes() == (run.explain.folder / "difference.png").read_bytes()
+    for run in plan.runs:
+        (run.explain.folder / "difference.png").unlink()
+    assert set(there()) == set(found)
+    paint(found["explained/mine/best.png"], 250)
+    assert set(there()) == {"explained/mine/worst.png"}

@@ -652,7 +652,7 @@ def test_numbers_are_written_alike(write, value, shown):
 def test_every_metric_has_its_words_and_its_direction():
     assert all(row.label and row.definition.endswith(".") for row in METRICS.values())
     lower = {name for name in METRICS if words.metric(name).lower}
-    kinds = ("fid", "fd", "kid", "prior", "cmmd", "perceptual", "copies")
+    kinds = ("fid", "fd", "kid", "prior", "drift", "cmmd", "perceptual", "dreamsim", "copies")
     assert lower == {name for name in METRICS if name.startswith(kinds)}
     depending = {name for name, row in METRICS.items() if row.depends_on_n}
     kinds = ("fid", "fd", "precision", "recall", "cmmd", "coverage", "vendi", "r_precision")

@@ -99,9 +99,8 @@ def test_made_again_it_has_the_same_bytes(made, runs):
 
 def test_diverged_training_is_an_outcome(made, runs, monkeypatch, capsys):
     run = by(runs, "bitfit")
-    monkeypatch.setattr(
-        "fitspace.stages.explain.rehashed", lambda stage: ([], {"diverged": "the loss is nan"})
-    )
+    facts = {"facts": {"diverged": "the loss is nan"}}
+    monkeypatch.setattr("fitspace.stages.explain.load_sidecar", lambda path: facts)
     _explained_as(made[1], run, "the loss is nan", capsys)
 
 

@@ -86,8 +86,9 @@ def audit(
 
     Each tier includes those before it, with one exception. ``hash`` rehashes every file that is
     present. ``regenerate`` makes the report again. ``reevaluate`` computes the metrics again from
-    the samples, for all runs unless some are named or drawn. ``retrain`` trains the named runs
-    again, or ``draw`` runs drawn with ``seed``; it needs no samples, so it skips ``reevaluate``.
+    the samples and the explanations from the adapters, for all runs unless some are named or drawn.
+    ``retrain`` trains the named runs again, or ``draw`` runs drawn with ``seed``; it needs no
+    samples, so it skips ``reevaluate``.
 
     Raises
     ------

@@ -1,4 +1,5 @@
-"""The tiers that compute again: metrics from the samples, and whole runs from the images.
+"""The tiers that compute again: metrics from the samples, explanations from the adapters, and whole
+runs from the images.
 
 Nothing here writes into ``results`` or ``reports``.
 """
@@ -27,6 +28,7 @@ from fitspace.core.files import digest, write_text
 from fitspace.core.paths import REPORTS
 from fitspace.core.reading import read_yaml
 from fitspace.explaining.reading import measured as explained
+from fitspace.explaining.reading import read_explanation
 from fitspace.metrics import INTERVAL, METRICS, NAMES, read_metrics
 from fitspace.plan import Plan, Run, Stage
 from fitspace.plan.models import MODELS
@@ -37,7 +39,7 @@ from fitspace.stages.slurm import GROUPED
 
 # Of a metric measured again on another kind of machine; relative, absolute below 1. 80 samples
 # moved by 3e-7 at most between AVX-512, AVX2 and SSE4, and by 5e-6 with noise of 1e-4 on every
-# feature.
+# feature; the 227 numbers of an explanation by 3e-7 between AVX-512 and AVX2.
 TOLERANCE = 1e-5
 # The base's images of a class are drawn again too: half their pixels one level off move it 1.6e-3.
 DRAWN_AGAIN = {"prior_drift": 2e-3}
@@ -76,11 +78,12 @@ def draw(runs: Sequence[str], n: int, seed: int) -> list[str]:
 
 
 def reevaluate(plan: Plan, runs: Sequence[str]) -> list[Finding]:
-    """Measure runs again from their samples and the prepared task; compare with their records.
+    """Measure runs again from their samples and the prepared task, and explain them again from
+    their adapters; compare with their records.
 
-    Reference features are computed again as well, once per task. If features and metrics were
-    recorded on this kind of machine (:func:`same_kind`), every number must be the same to the last
-    bit, otherwise within ``TOLERANCE``. ``runs`` are names as in runs.csv.
+    Reference features are computed again as well, once per task. If features, metrics and
+    explanations were recorded on this kind of machine (:func:`same_kind`), every number must be the
+    same to the last bit, otherwise within ``TOLERANCE``. ``runs`` are names as in runs.csv.
 
     Raises
     ------
@@ -88,9 +91,15 @@ def reevaluate(plan: Plan, runs: Sequence[str]) -> list[Finding]:
     """
     findings: list[Finding] = []
     features: dict[str, dict] = {}
+    looked: set[str] = set()
     for run in tqdm(_named(plan, runs), desc="measuring again", unit="run", disable=None):
-        unusable = [f for s in (run.prepare, run.sample, run.evaluate) for f in _unusable(s)]
+        read = [s for s in (run.untouched, run.prepare, run.sample, run.evaluate) if s is not None]
+        unusable = [f for s in read for f in _unusable(s)]
         findings += unusable or _measured_again(plan, run, features)
+        if run.explain is not None and run.explain.key not in looked:
+            looked.add(run.explain.key)  # runs that share a training share it
+            read = [s for s in (run.prepare, run.train, run.explain) if s is not None]
+            findings += [f for s in read for f in _unusable(s)] or _explained_again(plan, run)
     return list(dict.fromkeys(findings))  # a task's recur with its runs
 
 
@@ -113,25 +122,44 @@ def _measured_again(plan: Plan, run: Run, features: dict[str, dict]) -> list[Fin
     return differences(run.name, recorded, numbers(computed), limits)
 
 
+def _explained_again(plan: Plan, run: Run) -> list[Finding]:
+    from fitspace.stages.explain import explanation
+
+    folder = run.explain.folder.as_posix()
+    try:
+        recorded = numbers(read_explanation(run))
+        computed = numbers(explanation(plan.study, run)[0])
+    except UserError as error:
+        return [Finding("changed", folder, f"cannot be explained again: {error}")]
+    limits = dict.fromkeys(computed, 0.0)
+    if not made_here(run.explain):
+        limits = {n: TOLERANCE * max(1.0, abs(v)) for n, v in computed.items() if _number(v)}
+    return differences(folder, recorded, computed, limits)
+
+
 def measured_here(run: Run) -> bool:
     """Whether a run's features and metrics were made on this kind of machine."""
+    return made_here(run.reference, run.evaluate)
+
+
+def made_here(*stages: Stage) -> bool:
+    """Whether stages were made on this kind of machine."""
     try:
-        made_on = [load_sidecar(s.sidecar)["environment"] for s in (run.reference, run.evaluate)]
+        made_on = [load_sidecar(stage.sidecar)["environment"] for stage in stages]
     except UserError:
-        return False  # The reference is missing, so this is unknown.
+        return False  # One is missing, so this is unknown.
     return all(same_kind(machine, environment()) for machine in made_on)
 
 
-def numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """metrics.json in one level: a row of ``against_n`` becomes ``against_n[0].fd_effnet``."""
-    found = {}
-    for name, value in metrics.items():
-        if isinstance(value, list):
-            rows = [numbers(row) for row in value]
-            found |= {f"{name}[{i}].{k}": v for i, row in enumerate(rows) for k, v in row.items()}
-        else:
-            found[name] = value
-    return found
+def numbers(content: Any, name: str = "") -> dict[str, Any]:
+    """JSON in one level: a row of ``against_n`` becomes ``against_n[0].fd_effnet``."""
+    if isinstance(content, Mapping):
+        parts = {f"{name}.{key}" if name else key: value for key, value in content.items()}
+    elif isinstance(content, list):
+        parts = {f"{name}[{i}]": value for i, value in enumerate(content)}
+    else:
+        return {name: content}
+    return {key: v for part, value in parts.items() for key, v in numbers(value, part).items()}
 
 
 def tolerance(name: str, metrics: Mapping[str, Any]) -> float:

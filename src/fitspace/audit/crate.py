@@ -26,6 +26,7 @@ from fitspace.core.files import canonical, digest, read_json, sha256
 from fitspace.core.reading import Recorded, checked
 from fitspace.plan import ENDS, STAGES
 from fitspace.results.lineage import NAME, Lineage, Record
+from fitspace.results.table import picture
 
 WORKFLOW = "workflow/Snakefile"
 # Copied if present; of folders everything that is not hidden.
@@ -117,9 +118,14 @@ class _Given:
 
     @cached_property
     def attributions(self) -> dict[str, str]:
-        """Path in the crate of each strip of images -> the attribution that the images require."""
+        """Path in the crate of each strip of images, and of each picture of an explanation -> the
+        attribution that the images require."""
         strips = _read(self.report_folder / "gallery.json", _Gallery, list)
-        return {f"{self.report}/{strip['file']}": strip["attribution"] for strip in strips}
+        return {
+            f"{self.report}/{file}": strip["attribution"]
+            for strip in strips
+            for file in (strip["file"], picture(strip["task"], strip["role"]))
+        }
 
     @property
     def finished(self) -> str:
@@ -165,6 +171,8 @@ class _Design(Recorded):
 
 
 class _Strip(Recorded):
+    task: str
+    role: str
     file: str
     attribution: str
 

@@ -43,7 +43,7 @@ def check(study: Study, plan: Plan | None, folder: Path) -> list[Finding]:
         for file in INPUTS:
             if (folder / file).is_file():
                 shutil.copy(folder / file, again / file)
-        for name in ("gallery", rating.FOLDER):
+        for name in ("gallery", "explained", rating.FOLDER):
             if (folder / name).is_dir():
                 shutil.copytree(folder / name, again / name)
         try:
@@ -52,7 +52,7 @@ def check(study: Study, plan: Plan | None, folder: Path) -> list[Finding]:
                 table.write_design(plan, again / "design.json")
                 table.write_data_notes(plan, again)
                 tuning.write(plan, again)
-                _gallery(plan, again)
+                _pictures(plan, again)
         except UserError as error:
             return [
                 Finding("changed", folder.as_posix(), f"cannot be made again: {problem}")
@@ -61,22 +61,23 @@ def check(study: Study, plan: Plan | None, folder: Path) -> list[Finding]:
         return list(_compare(folder, again))
 
 
-def _gallery(plan: Plan, again: Path) -> None:
-    """Draw the gallery again. Missing samples are findings of the hash tier."""
+def _pictures(plan: Plan, again: Path) -> None:
+    """Draw the gallery again, and copy the pictures of explanations. Missing files are findings of
+    the hash tier."""
     by_name = {run.name: run for run in plan.runs}
     with (again / "runs.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     shown = [row for row in rows if row["run"] in by_name]
-    response = plan.study.analysis.responses[0]
+    response, factors = plan.study.analysis.responses[0], plan.study.analysis.factors
+    numbers = [
+        row | {response: float(row[response])} | {f: row[f] or None for f in factors}
+        for row in shown
+        if row[response]
+    ]
     stages = [s for row in shown for s in (by_name[row["run"]].sample, by_name[row["run"]].prepare)]
     if all(stage.sidecar.exists() for stage in stages):
-        factors = plan.study.analysis.factors
-        numbers = [
-            row | {response: float(row[response])} | {f: row[f] or None for f in factors}
-            for row in shown
-            if row[response]
-        ]
         table.write_gallery(plan, numbers, again)
+    table.write_pictures(plan, numbers, again)
 
 
 def _compare(folder: Path, again: Path) -> Iterator[Finding]:

@@ -130,7 +130,7 @@ def _otherwise(run: Run, name: str, lineage: Lineage) -> list[tuple[str, object,
     record = lineage.records.get(("evaluate", name.rpartition("~")[2]))
     if record is None:
         return [("key", name, run.name)]
-    made = {r.stage: r.material for r in lineage.behind(record)}
+    made = {name: r.material for name, r in lineage.of_run(record).items()}
     found = []
     for stage in run.stages:
         links = STAGES[stage.name].reads

@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
         choices=("hash", "regenerate", "reevaluate", "retrain"),
         default="regenerate",
         help="depth of the audit: rehash files; make the report again (the default); compute "
-        "metrics again; train runs again",
+        "metrics and explanations again; train runs again",
     )
     audit.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="runs to redo")
     audit.add_argument("--draw", type=int, default=0, metavar="N", help="redo N runs at random")

@@ -7,6 +7,7 @@ row. A metric takes its features by the row's name.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,20 +33,24 @@ class Extractor:
     Attributes
     ----------
     features : function of uint8 images (n, h, w, 3) and, if ``named``, the weights' file; returns
-        features, shape (n, d).
-    width : d, or a letter for any width, a letter of its own.
+        features, shape (n, d). None: an image has none without its caption.
+    width : d, or a letter for any width, a letter of its own; without ``features`` that of
+        ``texts``.
     named : if the study names its weights, what the study file's key means; else the code pins
         them.
     label : as reports write it; by default its name.
     texts : of one that also reads captions, function of captions and the weights' file; returns
         features, shape (n, d).
+    scores : of one that sees image and caption together, function of uint8 images, the ``texts``
+        of their captions and the weights' file; returns scores, shape (n, 1).
     """
 
-    features: Callable[..., Tensor]
+    features: Callable[..., Tensor] | None
     width: str
     named: str = ""
     label: str = ""
     texts: Callable[..., Tensor] | None = None
+    scores: Callable[..., Tensor] | None = None
 
 
 def _effnet(images: Tensor) -> Tensor:
@@ -64,6 +69,24 @@ def _dinov2(images: Tensor, weights: Path) -> Tensor:
     from fitspace.metrics import dinov2
 
     return dinov2.features(images, weights)
+
+
+def _dreamsim(images: Tensor, weights: Path) -> Tensor:
+    from fitspace.metrics import dreamsim
+
+    return dreamsim.features(images, weights)
+
+
+def _rewarded(images: Tensor, texts: Tensor, weights: Path) -> Tensor:
+    from fitspace.metrics import imagereward
+
+    return imagereward.scores(images, texts, weights)
+
+
+def _tokens(captions: list[str], weights: Path) -> Tensor:
+    from fitspace.metrics import imagereward
+
+    return imagereward.texts(captions, weights)
 
 
 def _preferred(name: str, label: str, width: str, source: str) -> Extractor:
@@ -100,20 +123,45 @@ EXTRACTORS = {
         "metrics that end in `_dinov2`; null: none of them.",
         "DINOv2",
     ),
+    "dreamsim": Extractor(
+        _dreamsim,
+        "w",
+        "DreamSim's weights, a safetensors file (params/README.md says how to make it), for "
+        "`dreamsim` and metrics that end in `_dreamsim`; null: none of them.",
+        "DreamSim",
+    ),
     "pickscore": _preferred("pickscore", "PickScore", "k1", "transformers' names"),
     "hpsv2": _preferred("hpsv2", "HPSv2", "k2", "open_clip's names"),
+    "imagereward": Extractor(
+        None,
+        "35",
+        "ImageReward's weights, a safetensors file with the tensors of ImageReward.pt, for "
+        "`imagereward_score`; null: without it.",
+        "ImageReward",
+        _tokens,
+        _rewarded,
+    ),
 }
 NAMED = {name: row for name, row in EXTRACTORS.items() if row.named}
 # Every space of features -> its label; models that score captions are none.
 SPACES = {JUDGE: "the judge"} | {
     name: row.label or name for name, row in EXTRACTORS.items() if row.texts is None
 }
-SCORERS = {name: row.label for name, row in EXTRACTORS.items() if row.texts is not None}
+SCORERS = {n: row.label for n, row in EXTRACTORS.items() if row.texts and row.features}
 
 
 def in_use(named: Collection[str]) -> dict[str, Extractor]:
-    """The extractors pinned here and those whose weights the study names."""
-    return {name: row for name, row in EXTRACTORS.items() if not row.named or name in named}
+    """The extractors of images pinned here and those whose weights the study names."""
+    return {
+        name: row
+        for name, row in EXTRACTORS.items()
+        if row.features is not None and (not row.named or name in named)
+    }
+
+
+def scoring(named: Collection[str]) -> list[str]:
+    """Those that see image and caption together, among some."""
+    return [name for name, row in EXTRACTORS.items() if row.scores is not None and name in named]
 
 
 class Extraction:
@@ -148,6 +196,18 @@ class Extraction:
 
             return clip.text_embeddings(self._judge, captions)
         return EXTRACTORS[name].texts(captions, *self._weights(name)).float()
+
+    def scores(self, name: str, images: Tensor, texts: Tensor) -> Tensor:
+        """Scores of uint8 images (n, h, w, 3) with what :meth:`texts` gave for their captions:
+        float32, shape (n, 1)."""
+
+        def compute(name: str, images: Tensor) -> Tensor:
+            return EXTRACTORS[name].scores(images, texts, *self._weights(name)).float()
+
+        if self._kept is None:
+            return compute(name, images)
+        captions = hashlib.sha256(texts.contiguous().numpy()).hexdigest()
+        return self._kept.of(name, [*self._identity(name), captions], images, compute)
 
     def _computed(self, name: str, images: Tensor) -> Tensor:
         if name == JUDGE:

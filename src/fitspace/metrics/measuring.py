@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fitspace.metrics.keeping import Kept
 
-from fitspace.metrics.extractors import JUDGE, Extraction, Weights, in_use
+from fitspace.metrics.extractors import JUDGE, Extraction, Weights, in_use, scoring
 from fitspace.metrics.metric import IMAGES, PAIRS, TEXTS, TRAINING, Compared
 from fitspace.metrics.table import INTERVAL, METRICS, NEIGHBOURHOOD, SHARES, extractors_of
 
@@ -122,6 +122,7 @@ def evaluate(
     weights: Weights = MappingProxyType({}),
     further: Sequence[str] = (),
     kept: Kept | None = None,
+    untouched: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Every metric of one run.
 
@@ -135,6 +136,8 @@ def evaluate(
     weights : name -> file of the extractors that the study names, such as ``inception`` for FID.
     further : the metrics that the study names beside the standard ones.
     kept : features of earlier calls.
+    untouched : for ``further`` ones that need them, features of what the untouched base draws from
+        the same noise and prompts, by extractor.
 
     Returns
     -------
@@ -160,6 +163,10 @@ def evaluate(
     computed = {name: extraction.images(name, samples) for name in (JUDGE, *in_use(weights))}
     embedded, effnet = (finite("samples", computed)[name] for name in (JUDGE, "effnet"))
     _same_widths(reference, computed)
+    computed |= {
+        name: extraction.scores(name, samples, reference[f"{name}_texts"][:n])
+        for name in scoring(extractors_of(further))
+    }
     by_named = {"fid": frechet_distance}
     measured = {
         name: by_named[name](computed[METRICS[name].extractor], reference[METRICS[name].extractor])
@@ -172,8 +179,16 @@ def evaluate(
         "clip_i_paired": clip.clip_i_paired(embedded, reference["judge_paired"][:n]),
         "diversity": clip.diversity(embedded),
         **of_features(effnet.double(), reference["effnet"].double()),
-        **_further(further, Compared(samples, reference, computed.__getitem__)),
+        **_further(further, Compared(samples, reference, computed.__getitem__, untouched)),
     }
+
+
+def features_of(
+    images, extractors: Iterable[str], judge: str | Path, weights: Weights, kept: Kept | None = None
+) -> dict[str, Tensor]:
+    """Features of uint8 images (n, h, w, 3) by some extractors: float32, shape (n, d)."""
+    extraction, images = Extraction(judge, weights, kept), _images("images", images)
+    return {name: extraction.images(name, images) for name in extractors}
 
 
 def _further(names: Sequence[str], compared: Compared) -> dict[str, float]:

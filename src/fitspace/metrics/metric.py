@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 HELD_OUT, SUBJECT = "held out", "subject"
 # What a further metric may need of the reference, beside features of the images compared with.
 PAIRS, IMAGES, TRAINING, TEXTS = "pairs", "images", "training", "texts"
+UNTOUCHED = "untouched"  # and of what the untouched base draws
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Metric:
     share : ``n`` or ``m`` if it counts samples or held-out images: one image more or less moves it
         by one over their number.
     measure : of a further metric, its value. None: a standard metric, always measured.
-    needs : of a further metric, what it looks at of ``PAIRS``, ``IMAGES``, ``TRAINING`` and
-        ``TEXTS``; the judge's texts are always there.
+    needs : of a further metric, what it looks at of ``PAIRS``, ``IMAGES``, ``TRAINING``, ``TEXTS``
+        and ``UNTOUCHED``; the judge's texts are always there.
     version : of a further metric; raise it when its numbers change.
     """
 
@@ -69,13 +71,22 @@ class Compared:
     """
 
     def __init__(
-        self, images: Tensor, reference: Mapping[str, Tensor], features: Callable[[str], Tensor]
+        self,
+        images: Tensor,
+        reference: Mapping[str, Tensor],
+        features: Callable[[str], Tensor],
+        untouched: Mapping[str, Tensor] = MappingProxyType({}),
     ):
-        self.images, self.reference, self._features = images, reference, features
+        self.images, self.reference = images, reference
+        self._features, self._untouched = features, untouched
 
     def samples(self, extractor: str) -> Tensor:
         """Features of the samples, (n, d)."""
         return self._features(extractor).double()
+
+    def untouched(self, extractor: str) -> Tensor:
+        """Features of what the untouched base draws from the samples' noise and prompts, (n, d)."""
+        return self._untouched[extractor].double()
 
     def others(self, extractor: str) -> Tensor:
         """Features of the images that samples are compared with, (m, d)."""

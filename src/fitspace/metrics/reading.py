@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fitspace.plan import Run
 from fitspace.metrics.extractors import EXTRACTORS, JUDGE, in_use
 from fitspace.metrics.measuring import finite
-from fitspace.metrics.metric import IMAGES, PAIRS, TEXTS, TRAINING
+from fitspace.metrics.metric import IMAGES, PAIRS, TEXTS, TRAINING, UNTOUCHED
 from fitspace.metrics.table import (
     INTERVAL,
     JUDGE_FEATURES,
@@ -56,7 +56,7 @@ def _form(of_subject: bool, named: Collection[str], further: Collection[str]) ->
     if of_subject:
         others = extractors_of(further) - {JUDGE}
         return SUBJECT_FEATURES | {name: f"F32 m {widths[name]}" for name in others}
-    needs = {need: [] for need in (PAIRS, IMAGES, TRAINING, TEXTS)}
+    needs = {need: [] for need in (PAIRS, IMAGES, TRAINING, TEXTS, UNTOUCHED)}
     for name in further:
         for need in METRICS[name].needs:
             needs[need].append(name)

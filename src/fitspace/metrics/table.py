@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from fitspace.metrics.extractors import NAMED
 from fitspace.metrics.further import discovered
-from fitspace.metrics.metric import HELD_OUT, SUBJECT, Metric
+from fitspace.metrics.metric import HELD_OUT, SUBJECT, UNTOUCHED, Metric
 
 STANDARD = {
     "fid": Metric(
@@ -162,6 +162,11 @@ def asked(names: Collection[str]) -> tuple[str, ...]:
 def extractors_of(further: Collection[str]) -> set[str]:
     """The extractors of whose features some further metrics are made."""
     return {METRICS[name].extractor for name in further} - {""}
+
+
+def beside_untouched(further: Collection[str]) -> list[str]:
+    """The further metrics among some that look at what the untouched base draws."""
+    return [name for name in further if UNTOUCHED in METRICS[name].needs]
 
 
 def weights_for(name: str) -> str:

@@ -31,15 +31,17 @@ Taken = dict[tuple[str, int, int], Footprint]
 
 @dataclass(frozen=True)
 class Job:
-    """The training and the sampling of one run, and whether each is still to do.
+    """The training, sampling and explanation of one run, and whether each is still to do.
 
-    Of runs that share a training the first one has it to do.
+    Of runs that share a training the first one has it and its explanation to do. ``explain`` is the
+    number of latents that the explanation passes through the denoiser; 0: nothing to do.
     """
 
     point: Point
     task: Task
     train: bool
     sample: bool
+    explain: int = 0
 
 
 def jobs(study: Study, points: Sequence[Point], plan: Plan | None) -> dict[str, list[Job]]:
@@ -49,8 +51,11 @@ def jobs(study: Study, points: Sequence[Point], plan: Plan | None) -> dict[str, 
     def trains(point: Point) -> bool:
         return point.train is not None and first[point.trained] == point
 
+    def explains(point: Point) -> int:
+        return asked(study, point) if first[point.trained] == point else 0
+
     every = [
-        Job(point, task, trains(point), True)
+        Job(point, task, trains(point), True, explains(point))
         for _ in study.seeds
         for task in study.tasks
         for point in points
@@ -63,10 +68,25 @@ def jobs(study: Study, points: Sequence[Point], plan: Plan | None) -> dict[str, 
             run.task,
             trains(run.point) and not run.train.sidecar.exists(),
             not run.sample.sidecar.exists(),
+            0 if run.explain and run.explain.sidecar.exists() else explains(run.point),
         )
         for run in plan.runs
     ]
-    return {"total": every, "to_run": [job for job in missing if job.train or job.sample]}
+    to_run = [job for job in missing if job.train or job.sample or job.explain]
+    return {"total": every, "to_run": to_run}
+
+
+def asked(study: Study, point: Point) -> int:
+    """Latents that the explanation of a run passes through the denoiser, if its task has as many
+    images as asked for: two conditions, of the tuned and of the untouched model."""
+    if study.explain is None:
+        return 0
+    return 2 * len(study.explain.times) * study.explain.images * (2 if point.train else 1)
+
+
+def passes(point: Point) -> int:
+    """Latents that an image passes through the denoiser."""
+    return point.sample["steps"] * (2 if point.sample["guidance"] > 1 else 1)
 
 
 def step_times(runs: pd.DataFrame) -> Times:
@@ -94,11 +114,12 @@ def step_times(runs: pd.DataFrame) -> Times:
 
 
 def seconds(todo: Sequence[Job], times: Times, prompts: int) -> dict:
-    """Seconds of training and sampling (``train``, ``sample``), by recorded times.
+    """Seconds of training, sampling and explaining (``train``, ``sample``, ``explain``), by
+    recorded times; a pass of a latent takes as long in explaining as in sampling.
 
     Jobs without recorded times are not in the sums; ``unknown`` lists their methods.
     """
-    found, unknown = {"train": 0.0, "sample": 0.0}, []
+    found, unknown = {"train": 0.0, "sample": 0.0, "explain": 0.0}, []
     for job in todo:
         of_method = times.get(job.point.method, {})
         parts = []
@@ -106,6 +127,8 @@ def seconds(todo: Sequence[Job], times: Times, prompts: int) -> dict:
             parts.append(("train", "step", job.point.train["steps"]))
         if job.sample:
             parts.append(("sample", "image", prompts))
+        if job.explain:
+            parts.append(("explain", "image", job.explain / passes(job.point)))
         for stage, unit, count in parts:
             if unit in of_method:
                 found[stage] += of_method[unit] * count
@@ -162,17 +185,18 @@ def step_flop(study: Study, point: Point, times: Times, taken: Taken) -> int | N
 
 
 def flop(study: Study, todo: Sequence[Job], times: Times, taken: Taken) -> dict[str, int]:
-    """FLOPs of training and sampling without recorded times; the decoder is not included."""
-    found = {"train": 0, "sample": 0}
+    """FLOPs of training, sampling and explaining without recorded times; the decoder is not
+    included."""
+    found = {"train": 0, "sample": 0, "explain": 0}
     for job in todo:
-        drawn = job.point.sample
-        passes = drawn["steps"] * (2 if drawn["guidance"] > 1 else 1)
         of_method = times.get(job.point.method, {})
         kind = _kind(job.point, job.task)
         if job.train and "step" not in of_method:
             found["train"] += taken[kind].step * kind[-1] * job.point.train["steps"]
         if job.sample and "image" not in of_method:
-            found["sample"] += taken[kind].forward * passes * images(study, job.task)
+            found["sample"] += taken[kind].forward * passes(job.point) * images(study, job.task)
+        if job.explain and "image" not in of_method:
+            found["explain"] += taken[kind].forward * job.explain
     return found
 
 

@@ -13,14 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fitspace import metrics
 from fitspace.core.errors import UserError
-from fitspace.core.files import digest
+from fitspace.core.files import canonical, digest
 from fitspace.core.paths import RESULTS
 from fitspace.plan import tuning
 from fitspace.plan.models import Models
 from fitspace.plan.points import Point
 from fitspace.plan.table import ENDS, STAGES, Making, Row
-from fitspace.study import Study, Task
+from fitspace.study import CHECKPOINT, Study, Task
 from fitspace.study.tuning import derived
 
 KEY_LENGTH = 12
@@ -46,12 +47,15 @@ class Run:
 
     Each stage is an attribute too. ``run.train`` is None if nothing is trained. ``run.prior``
     makes the class images of a DreamBooth task; it is None without prior preservation.
+    ``untouched`` is another run's: the samples of the untouched base of this seed, from the same
+    noise; None where no metric compares with them.
     """
 
     point: Point
     task: Task
     seed: int
     own: dict[str, Stage]
+    untouched: Stage | None = None
 
     def __getattr__(self, name: str) -> Stage | None:
         if name in STAGES:
@@ -77,8 +81,11 @@ class Run:
         return all(stage.sidecar.exists() for stage in self.ends)
 
     def upstream(self, stage: str) -> list[Stage]:
-        """The stages whose results one of this run's stages reads."""
-        return [self.own[name] for name in STAGES[stage].reads.values() if name in self.own]
+        """The stages whose results one of this run's stages reads, each once."""
+        material, every = self.own[stage].material, [*self.own.values(), self.untouched]
+        known = {found.key: found for found in every if found is not None}
+        keys = dict.fromkeys(material.get(entry) for entry in STAGES[stage].reads)
+        return [known[key] for key in keys if key in known]
 
 
 @dataclass(frozen=True)
@@ -138,17 +145,17 @@ def build_plan(study: Study, models: Models | None = None) -> Plan:
     models.held  # noqa: B018 - raises
     _same_tuning(study, models)
     shared = {task.name: _made(Making(study, models, task, {})) for task in study.tasks}
+    untouched = _untouched(study, models, points, shared)
+
+    def run(point: Point, task: Task, seed: int) -> Run:
+        other = untouched.get((task.name, seed, _drawing(point)))
+        keys = {} if other is None else {"untouched": other.key}
+        own = _made(Making(study, models, task, keys, point, seed), shared[task.name])
+        return Run(point, task, seed, own, other)
+
     # Seeds vary slowest: every point gets its first run before any point gets its second.
     runs = [
-        Run(
-            point,
-            task,
-            seed,
-            _made(Making(study, models, task, {}, point, seed), shared[task.name]),
-        )
-        for seed in study.seeds
-        for task in study.tasks
-        for point in points
+        run(point, task, seed) for seed in study.seeds for task in study.tasks for point in points
     ]
     return Plan(study, models, points, runs, dropped)
 
@@ -173,6 +180,30 @@ def _same_tuning(study: Study, models: Models) -> None:
             f"{len(found)} runs were made with other settings, models or images than the study's "
             "now; fitspace tune writes the study whose runs are needed"
         )
+
+
+def _untouched(
+    study: Study, models: Models, points: list[Point], shared: dict[str, dict[str, Stage]]
+) -> dict[tuple[str, int, str], Stage]:
+    """The untouched base's samples by task, seed and drawing, for tasks with a metric that compares
+    with them."""
+    return {
+        (task.name, seed, _drawing(point)): _stage(
+            STAGES["sample"],
+            Making(study, models, task, {"prepare": shared[task.name]["prepare"].key}, point, seed),
+        )
+        for task in study.tasks
+        if metrics.beside_untouched(study.further_of(task.dreambooth is not None))
+        for point in points
+        if point.train is None
+        for seed in study.seeds
+    }
+
+
+def _drawing(point: Point) -> str:
+    """How a point's images are drawn, without what concerns its adapter."""
+    adapter = ("strength", "blocks", CHECKPOINT)
+    return canonical({k: v for k, v in point.sample.items() if k not in adapter})
 
 
 def unchanged(study: Study, run: Run) -> bool:

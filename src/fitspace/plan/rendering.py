@@ -210,7 +210,10 @@ def _render_cost(overview: dict[str, Any]) -> list[str]:
         for name, scope in scopes.items()
     ]
     lines = ["cost", *_aligned(["", "runs", "hours", "adapters", "samples"], rows)]
-    lines.append("hours: training and sampling, one job after another, without evaluation")
+    work = found["total"]["flop"]
+    explained = bool(found["total"]["seconds"]["explain"] or work["explain"])
+    stages = "training, sampling and explaining" if explained else "training and sampling"
+    lines.append(f"hours: {stages}, one job after another, without evaluation")
     unknown = found["total"]["seconds"]["unknown"]
     if found["pilot"] is not None:
         lines += [
@@ -218,12 +221,14 @@ def _render_cost(overview: dict[str, Any]) -> list[str]:
             "on the hardware and with the batches of those runs",
         ]
     if unknown:
-        work = found["total"]["flop"]
+        parts = ["PFLOP of training", "of sampling", "of explaining"][: 3 if explained else 2]
+        counted = [
+            f"{flop / 1e15:,.0f} {of}" for flop, of in zip(work.values(), parts, strict=False)
+        ]
         others = "" if found["pilot"] is None else f" of {', '.join(unknown)}"
         lines += [
-            f"hours{others}: {work['train'] / 1e15:,.0f} PFLOP of training and "
-            f"{work['sample'] / 1e15:,.0f} of sampling at {found['flop_per_second'] / 1e12:g} "
-            "TFLOP/s;",
+            f"hours{others}: {', '.join(counted[:-1])} and {counted[-1]} at "
+            f"{found['flop_per_second'] / 1e12:g} TFLOP/s;",
             "for measured times name a runs.csv of finished runs with --pilot",
             f"memory{others}: estimate for a training step, with weights, gradients, AdamW's "
             "moments and",
@@ -235,8 +240,8 @@ def _render_cost(overview: dict[str, Any]) -> list[str]:
 
 def _hours(scope: dict[str, Any], flop_per_second: float) -> str:
     seconds, flop = scope["seconds"], scope["flop"]
-    counted = (flop["train"] + flop["sample"]) / flop_per_second
-    return f"{(seconds['train'] + seconds['sample'] + counted) / 3600:,.2f}"
+    timed = sum(seconds[stage] for stage in flop)
+    return f"{(timed + sum(flop.values()) / flop_per_second) / 3600:,.2f}"
 
 
 def in_bytes(count: int | None) -> str:

@@ -25,7 +25,8 @@ PRIOR_STEPS = 20  # DPM-Solver++ steps of a class image
 class Making:
     """Everything that can go into a stage's key.
 
-    ``keys`` holds the keys of earlier stages by name, without stages that the run does not have.
+    ``keys`` holds the keys of earlier stages by name, without stages that the run does not have;
+    ``untouched`` is that of the untouched base's samples, if a metric compares with them.
     A stage that all runs of a task share has neither point nor seed.
     """
 
@@ -169,7 +170,10 @@ def _sample(making: Making) -> dict[str, Any]:
 
 
 def _evaluate(making: Making) -> dict[str, Any]:
-    return {"samples": making.keys["sample"], "reference": making.keys["reference"]}
+    found = {"samples": making.keys["sample"], "reference": making.keys["reference"]}
+    if "untouched" in making.keys:
+        found["untouched"] = making.keys["untouched"]
+    return found
 
 
 def _explain(making: Making) -> dict[str, Any] | None:
@@ -271,7 +275,7 @@ STAGES = {
             version=2,
             does="Compute one run's metrics.",
             title="metrics",
-            reads={"samples": "sample", "reference": "reference"},
+            reads={"samples": "sample", "reference": "reference", "untouched": "sample"},
             outputs=("metrics.json",),
             material=_evaluate,
             slug=_of_run,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from pydantic import Field, ValidationError
@@ -18,7 +20,7 @@ from fitspace.metrics import INTERVAL, METRICS
 from fitspace.rating import Answers
 from fitspace.report import tuned, words
 from fitspace.results import lineage
-from fitspace.results.table import ANATOMY, DATA_NOTES, SENSITIVITY, VALIDATED
+from fitspace.results.table import ANATOMY, DATA_NOTES, SENSITIVITY, VALIDATED, picture
 from fitspace.study import CHECKPOINT, DRAWN, Study
 
 IDENTITY = ("run", "point", "arm", "method", "task", "seed", "status")
@@ -55,6 +57,18 @@ class Strip:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """The picture of a run's explanation, a PNG file; ``file`` is from the report's folder."""
+
+    task: str
+    role: str
+    point: str
+    file: str
+    size: tuple[int, int]
+    content: bytes
+
+
+@dataclass(frozen=True)
 class Inputs:
     """``text`` is runs.csv as text; ``drawn`` has ordered levels and numbers as floats, ``runs`` of
     them those that are analysed: one of each training (see `own_drawing`). Their index is the row
@@ -73,6 +87,7 @@ class Inputs:
     tuning: pd.DataFrame | None
     answers: Answers | None
     strips: list[Strip]
+    pictures: list[Picture]
     dropped: list[str]
     digests: dict[str, str]
     notes: list[str]
@@ -124,6 +139,8 @@ def read(study: Study, folder: Path) -> Inputs:
     tuning, odd = tuned.read(study, folder / tuned.NAME)
     odd_curves += odd
     found, more = strips(folder)
+    pictures, unseen = _pictures(folder, found)
+    more += unseen
     design, worse = _design(folder / "design.json")
     of_data, wrong = _data_notes(folder / DATA_NOTES)
     if problems or odd_curves or more or worse or wrong:
@@ -150,6 +167,7 @@ def read(study: Study, folder: Path) -> Inputs:
         tuning,
         answers,
         found,
+        pictures,
         dropped,
         digests,
         notes,
@@ -431,14 +449,39 @@ def strips(folder: Path) -> tuple[list[Strip], list[str]]:
     return found, problems
 
 
-def _no_strip(path: Path, entry: _Entry) -> str | None:
-    """Why a file is not the PNG that its entry describes; reads only the header."""
+def _pictures(folder: Path, strips: list[Strip]) -> tuple[list[Picture], list[str]]:
+    """The pictures that explain runs of the gallery, and what is wrong with them."""
+    found, problems = [], []
+    for strip in strips:
+        file = picture(strip.task, strip.role)
+        path = folder / file
+        # A gallery that names a task elsewhere has no picture.
+        inside = path.resolve().is_relative_to(folder.resolve())
+        if strip.point is None or not inside or not path.is_file():
+            continue
+        try:
+            content = path.read_bytes()
+            found.append(
+                Picture(strip.task, strip.role, strip.point, file, _png(BytesIO(content)), content)
+            )
+        except Exception as error:  # a decoder raises anything on damaged bytes
+            problems.append(f"{path}: no PNG ({type(error).__name__})")
+    return found, problems
+
+
+def _png(source: Any) -> tuple[int, int]:
+    """Width and height of a PNG [px]; reads only the header."""
     from PIL import Image
 
+    with Image.open(source, formats=["PNG"]) as image:
+        return image.size
+
+
+def _no_strip(path: Path, entry: _Entry) -> str | None:
+    """Why a file is not the PNG that its entry describes; reads only the header."""
     wanted = (entry.size * len(entry.captions), entry.size)
     try:
-        with Image.open(path, formats=["PNG"]) as image:
-            found = image.size
+        found = _png(path)
     except Exception as error:  # a decoder raises anything on damaged bytes
         return f"no PNG ({type(error).__name__})"
     return None if found == wanted else f"{found[0]}x{found[1]}; needed: {wanted[0]}x{wanted[1]}"

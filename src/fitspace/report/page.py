@@ -93,6 +93,7 @@ def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, s
         "notes": [*given.notes, *summary.notes(found)],
         "figures": figures,
         "galleries": _galleries(given, found),
+        "pictures": _pictures(given),
         "attributions": list(dict.fromkeys(strip.attribution for strip in given.strips)),
         "maps": _design_map(found),
         "parts": _parts(found),
@@ -162,7 +163,27 @@ def _data_uri(strip: Strip) -> str:
         buffer = BytesIO()
         small.save(buffer, "PNG", optimize=True)
         content = buffer.getvalue()
+    return _uri(content)
+
+
+def _uri(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def _pictures(given: Inputs) -> list[dict[str, object]]:
+    """The pictures that explain runs, each with its label and size."""
+    many = len({picture.task for picture in given.pictures}) > 1
+    return [
+        {
+            "label": _ROLES.get(picture.role, picture.role) + f", {picture.task}" * many,
+            "point": picture.point,
+            "file": picture.file,
+            "width": picture.size[0],
+            "height": picture.size[1],
+            "uri": _uri(picture.content),
+        }
+        for picture in given.pictures
+    ]
 
 
 # --- design -------------------------------------------------------------------------------

@@ -87,6 +87,11 @@ class Lineage:
         """
         return self._upstream([record, *self.beside(record)])
 
+    def of_run(self, record: Record) -> dict[str, Record]:
+        """What :meth:`behind` has, by stage; the run's own where it reads another run's too."""
+        # A run's own stand before those of others that its stages read.
+        return {r.stage: r for r in reversed(list(self.behind(record)))}
+
     def beside(self, record: Record) -> list[Record]:
         """The other ends of the run of which a record is an end."""
         if record.stage not in ENDS:
@@ -347,6 +352,7 @@ class _Material(Recorded):
     adapter: str | None = None
     samples: str | None = None
     reference: str | None = None
+    untouched: str | None = None
     source: dict[str, Any] = {}
     evaluator: _Evaluator = Field(None)
 

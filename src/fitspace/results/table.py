@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
 from fitspace.core.errors import UserError
-from fitspace.core.files import read_json, write_json, write_text
+from fitspace.core.files import read_json, replacing, sha256, write_json, write_text
 from fitspace.core.texts import cell
 from fitspace.explaining.reading import TUNED, UNTOUCHED, read_explanation
 from fitspace.explaining.reading import measured as explained
@@ -25,6 +26,7 @@ LOGS = Path("results/logs")
 
 
 GALLERY_IMAGES = 24
+PICTURED = 3  # tasks whose best and worst runs' explanations are shown
 AGAINST_N, DATA_NOTES = "against_n.csv", "notes.json"
 VALIDATED = "_validation"  # ends the column of a response on the captions of validation
 SENSITIVITY, ANATOMY = "sensitivity.csv", "anatomy.csv"
@@ -293,6 +295,40 @@ def _telling(plan: Plan, rows: list[dict[str, Any]], task: str) -> dict[str, str
     return shown
 
 
+def picture(task: str, role: str) -> str:
+    """Where in a report's folder the picture of a run's explanation is; roles as in the gallery."""
+    return f"explained/{task}/{role}.png"
+
+
+def write_pictures(plan: Plan, rows: list[dict[str, Any]], folder: Path) -> None:
+    """Copy the pictures that explain the best and the worst run of the gallery, of the first tasks.
+
+    A picture that is not here (only metrics were pulled) stays, if it is the one in the folder's
+    provenance.json.
+
+    Raises UserError for a provenance.json that cannot be read.
+    """
+    kept = set()
+    by_name = {run.name: run for run in plan.runs if own_drawing(plan.study, run.point)}
+    rows = [row for row in rows if row["run"] in by_name and row["status"] == "ok"]
+    tasks = dict.fromkeys(row["task"] for row in rows if plan.study.explain)
+    known = lineage.read(folder).records if tasks else {}
+    for task in list(tasks)[:PICTURED]:
+        shown = _telling(plan, rows, task)
+        for role in [role for role in ("best", "worst") if role in shown]:
+            stage, path = by_name[shown[role]].explain, folder / picture(task, role)
+            record = known.get(("explain", stage.key))
+            wanted = None if record is None else record.outputs.get("difference.png")
+            places = [stage.folder / "difference.png", path]
+            found = next((p for p in places if p.is_file() and sha256(p) == wanted), None)
+            if found is not None:
+                kept.add(path)
+                with replacing(path) as temporary:
+                    shutil.copyfile(found, temporary)
+    for path in set((folder / "explained").rglob("*.png")) - kept:
+        path.unlink()
+
+
 def write_design(plan: Plan, path: Path) -> None:
     """Write the design beside the table: points, planned runs, cells left out with reasons."""
     points = [
@@ -347,8 +383,6 @@ def _write_strip(images: Any, path: Path) -> None:
     import numpy as np
     from PIL import Image
 
-    from fitspace.core.files import replacing
-
     with replacing(path) as temporary:
         Image.fromarray(np.concatenate(list(images), axis=1)).save(temporary, "PNG")
 
@@ -375,8 +409,8 @@ def collect_into(plan: Plan, folder: Path, partial: bool = False) -> None:
     """Write all inputs of a report into its folder.
 
     runs.csv, against_n.csv, sensitivity.csv, anatomy.csv, tuning.csv, design.json, notes.json,
-    provenance.json and the gallery. With ``partial`` runs that have not finished are rows with
-    status missing; else they are an error.
+    provenance.json, the gallery and pictures of explanations. With ``partial`` runs that have not
+    finished are rows with status missing; else they are an error.
     """
     rows = collect(plan, partial)
     others = {AGAINST_N: against_n(plan), **explanations(plan)}
@@ -392,4 +426,5 @@ def collect_into(plan: Plan, folder: Path, partial: bool = False) -> None:
         else:
             (folder / name).unlink(missing_ok=True)  # of an earlier study file
     lineage.write(found, folder)
+    write_pictures(plan, rows, folder)
     write_table(rows, folder / "runs.csv")

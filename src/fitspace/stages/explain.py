@@ -19,7 +19,7 @@ from fitspace.stages.common import (
     say_diverged,
     seconds_since,
 )
-from fitspace.stages.sidecars import now, write_sidecar
+from fitspace.stages.sidecars import load_sidecar, now, write_sidecar
 from fitspace.study import Study
 
 
@@ -29,32 +29,23 @@ def explain(study: Study, run: Run) -> None:
     For a run that diverged, only the reason.
     """
     from fitspace.explaining import picture
-    from fitspace.training.sampling import NotFinite
 
     started, clock = now(), time.monotonic()
-    stage, diverged = run.explain, None
+    stage = run.explain
     if stage is None:
         raise UserError("explain: the study does not ask for it; allowed: the key explain")
     inputs, _ = rehashed(run.prepare)
     if run.train is not None:
-        files, facts = rehashed(run.train)
-        inputs, diverged = inputs + files, facts.get("diverged")
+        inputs += rehashed(run.train)[0]
     numbers, drawing = stage.folder / NAME, stage.folder / "difference.png"
-    if diverged is None:
-        try:
-            content, shown = explained(study, run)
-        except NotFinite as error:
-            if run.train is None:
-                raise
-            diverged = str(error)
-    if diverged is not None:
-        say_diverged(run, diverged)
-        write_json(numbers, {"diverged": diverged})
+    content, shown = explanation(study, run)
+    write_json(numbers, content)
+    if shown is None:
+        say_diverged(run, content["diverged"])
         picture.blank(drawing)
     else:
-        write_json(numbers, content)
         picture.draw(drawing, **shown)
-    outcome = {} if diverged is None else {"diverged": diverged}
+    outcome = content if shown is None else {}
     write_sidecar(
         stage,
         inputs=inputs,
@@ -62,6 +53,22 @@ def explain(study: Study, run: Run) -> None:
         started=started,
         facts={"seconds": seconds_since(clock), **outcome},
     )
+
+
+def explanation(study: Study, run: Run) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What :func:`explained` gives; for a run that diverged only the reason: ``{"diverged": ...}``
+    and None. Writes nothing."""
+    from fitspace.training.sampling import NotFinite
+
+    facts = {} if run.train is None else load_sidecar(run.train.sidecar)["facts"]
+    if "diverged" in facts:
+        return {"diverged": facts["diverged"]}, None
+    try:
+        return explained(study, run)
+    except NotFinite as error:
+        if run.train is None:
+            raise
+        return {"diverged": str(error)}, None
 
 
 def explained(study: Study, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:

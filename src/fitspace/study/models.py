@@ -33,7 +33,7 @@ from fitspace.core.reading import (
 )
 from fitspace.core.texts import PARTS, share
 from fitspace.metrics.extractors import NAMED
-from fitspace.metrics.table import METRICS, asked, measured, weights_for
+from fitspace.metrics.table import METRICS, asked, beside_untouched, measured, weights_for
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
 
@@ -602,6 +602,24 @@ class Study(_Weights):
         """All metrics of a kind of task, explanations' too."""
         return measured(of_subject, self.weights, self.further, self.explain is not None)
 
+    def _lacks_untouched(self) -> list[str]:
+        """What metrics that compare with the untouched base's images lack of them."""
+        asking = beside_untouched(self.further)
+        base = [arm for arm in self.arms if arm.method == "none"]
+        if asking and not base:
+            return [f"metrics: {asking[0]!r}: needs the untouched base, an arm of method none"]
+        found = []
+        for name in ("sample.guidance", "sample.steps") if asking else ():
+            drawn = {level for arm in base for level in arm.factors.get(name, [])}
+            drawn.add(getattr(self.sample, DRAWN[name]))
+            asked = [level for arm in self.arms for level in arm.factors.get(name, [])]
+            if lacking := [level for level in dict.fromkeys(asked) if level not in drawn]:
+                found.append(
+                    f"metrics: {asking[0]!r}: compares with images of the untouched base; needed: "
+                    f"{', '.join(map(str, lacking))} among its arm's own levels of {name}"
+                )
+        return found
+
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Study:
         lists = {
@@ -672,6 +690,7 @@ class Study(_Weights):
             for name in self.analysis.responses
             if self.explain is None and name in METRICS and METRICS[name].explains
         ]
+        wrong += self._lacks_untouched()
         if self.train.warmup_steps > self.train.steps:
             wrong.append(
                 f"train.warmup_steps: {self.train.warmup_steps}; allowed: at most train.steps"

@@ -76,7 +76,7 @@ def entries_of(plan: Plan) -> list[Entry]:
 
 
 def _entry(plan: Plan, run: Run, row: dict, curves: list[dict], found: lineage.Lineage) -> Entry:
-    behind = {r.stage: r for r in found.behind(found.records["evaluate", run.evaluate.key])}
+    behind = found.of_run(found.records["evaluate", run.evaluate.key])
     own = [behind[name] for name, row in STAGES.items() if name in behind and not row.by_task]
     files = {}
     shown = {"train": "history.csv", "sample": "sheet.png", "explain": "difference.png"}

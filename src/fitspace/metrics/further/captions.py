@@ -23,6 +23,11 @@ def score(of: Compared, scorer: str) -> float:
     return (samples * of.texts(scorer)[: len(samples)]).sum(1).mean().item()
 
 
+def reward(of: Compared) -> float:
+    """The mean reward of a sample with its own caption."""
+    return of.samples("imagereward").mean().item()
+
+
 SOURCES = {"pickscore": "2305.01569", "hpsv2": "2306.09341"}
 METRICS = {
     "r_precision": Metric(
@@ -37,7 +42,18 @@ METRICS = {
         shows_copies=True,
         share="n",
         measure=r_precision,
-    )
+    ),
+    "imagereward_score": Metric(
+        "ImageReward",
+        False,
+        "Mean reward of a sample with its caption by ImageReward (2304.05977), a BLIP fine-tuned "
+        "on what people ranked, shifted and scaled as its authors do.",
+        of=(HELD_OUT,),
+        extractor="imagereward",
+        shows_copies=True,
+        needs=(TEXTS,),
+        measure=reward,
+    ),
 } | {
     f"{scorer}_score": Metric(
         label,

@@ -37,7 +37,7 @@ METRICS = {
         measure=partial(paired, space=space),
     )
     for space, label in SPACES.items()
-    if space != JUDGE  # clip_i_paired
+    if space not in (JUDGE, "dreamsim")  # clip_i_paired, dreamsim
 } | {
     f"similarity_{space}": Metric(
         f"Similarity ({label})",

@@ -1,10 +1,11 @@
-"""A sample beside the held-out images of its caption, pixel by pixel and patch by patch."""
+"""Distances between a sample and the held-out images of its caption."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
+from fitspace.metrics.further.likeness import paired
 from fitspace.metrics.metric import HELD_OUT, IMAGES, PAIRS, Compared, Metric
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ def perceptual(of: Compared) -> float:
 
     network = effnet.load_network()
     return of.over_pairs(_by_pair(of, lambda a, b: _perceptual(network, a, b)))
+
+
+def dreamsim(of: Compared) -> float:
+    """One minus the cosine of DreamSim's features."""
+    return 1 - paired(of, "dreamsim")
 
 
 def _by_pair(of: Compared, measure) -> Tensor:
@@ -123,5 +129,16 @@ METRICS = {
         rewards_copies=True,
         needs=(PAIRS, IMAGES),
         measure=perceptual,
+    ),
+    "dreamsim": Metric(
+        "DreamSim distance",
+        True,
+        "One minus the cosine of DreamSim's features (2306.09344) of a sample and of the held-out "
+        "images of its caption, mean over pairs.",
+        of=(HELD_OUT,),
+        extractor="dreamsim",
+        rewards_copies=True,
+        needs=(PAIRS,),
+        measure=dreamsim,
     ),
 }
