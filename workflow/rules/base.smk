@@ -6,6 +6,7 @@ rule base:
         "models/emoji-dit/README.md",
         "models/emoji-clip/open_clip_model.safetensors",
         "models/world/vae/diffusion_pytorch_model.safetensors",
+        "models/world/emoji-unet/unet/diffusion_pytorch_model.safetensors",
     localrule: True
 
 
@@ -100,4 +101,25 @@ rule world_autoencoder:
         runtime=480,
     shell:
         "python -m fitspace.recipes.world autoencoder --work results/base --out models/world"
+        " > {log:q} 2>&1"
+
+
+rule world_unet:
+    input:
+        ancient("models/world/vae/diffusion_pytorch_model.safetensors"),
+    output:
+        "models/world/emoji-unet/unet/diffusion_pytorch_model.safetensors",
+        "models/world/emoji-unet/vae/diffusion_pytorch_model.safetensors",
+        "models/world/emoji-unet/model_index.json",
+    log:
+        "results/logs/base/world-unet.log",
+    benchmark:
+        "results/benchmarks/base/world-unet.tsv"
+    conda:
+        "../envs/fitspace.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=480,
+    shell:
+        "python -m fitspace.recipes.world unet --work results/base --out models/world"
         " > {log:q} 2>&1"
