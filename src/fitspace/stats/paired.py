@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
-from scipy.special import stdtrit
-from scipy.stats import chi2
+from scipy.special import chdtrc, stdtrit
 
 from fitspace.core.errors import UserError
 from fitspace.stats.digits import on_scale
@@ -86,10 +85,10 @@ def abilities(table: pd.DataFrame, rater: str | None = None) -> pd.DataFrame:
     found.attrs |= {
         "tie": fit.x[model.tie] if model.tie else -math.inf,
         "side": side,
-        "side_p": float(chi2.sf(side**2 / of_side, 1)) if of_side > 0 else math.nan,
+        "side_p": float(chdtrc(1, side**2 / of_side)) if of_side > 0 else math.nan,
         "LR": float(lr),
         "df": df,
-        "p": float(chi2.sf(lr, df)),
+        "p": float(chdtrc(df, lr)),
         "notes": notes,
     }
     return found.loc[order.sort_values(ascending=False, kind="stable").index].reset_index(drop=True)
