@@ -50,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse([_unknown(argv[0], commands.names)])
     arguments = top.parse_args(argv)
     try:
-        return arguments.run(arguments) or 0
+        code = arguments.run(arguments) or 0
+        print(end="", flush=True)  # here, and not as Python ends, where nobody catches it
+        return code
     except UserError as error:
         return _refuse(error.problems)
     except BrokenPipeError:
