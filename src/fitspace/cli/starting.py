@@ -13,7 +13,7 @@ FOLDER = Path("params")
 # Option -> what is asked where somebody can answer.
 ASKED = {
     "images": "A folder with your images and their captions (empty: the embedded drawings)",
-    "vary": "What to vary: positions, methods or rank",
+    "vary": "What to vary: {varied}",
     "base": "The base: a diffusers folder or a hub id",
     "seeds": "How many seeds",
 }
@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
     new.add_argument("name", metavar="NAME", help="writes params/NAME.yaml")
     new.add_argument("--images", metavar="FOLDER", help="captioned images; default: OpenMoji")
     new.add_argument("--style", help="OpenMoji's style; default: sepia")
-    new.add_argument("--vary", help="positions (default), methods or rank")
+    new.add_argument("--vary", help="what is varied; default: positions")
     new.add_argument("--base", help="a diffusers folder or a hub id; default: models/emoji-unet")
     new.add_argument("--judge", help="an open_clip folder; default: models/emoji-clip")
     new.add_argument("--seeds", type=int, metavar="N", help="default: 2")
@@ -36,12 +36,12 @@ def add(commands: Commands) -> None:
 def _new(arguments: argparse.Namespace) -> None:
     from fitspace.core.files import replacing
     from fitspace.plan import analysable, build_plan, checked
-    from fitspace.plan.drafting import Answers, draft
+    from fitspace.plan.drafting import VARIED, Answers, draft
 
     path = FOLDER / f"{arguments.name}.yaml"
     if path.exists():
         raise UserError(f"{path}: is there already; allowed: another name")
-    answers = Answers(arguments.name, **_answers(arguments, Answers))
+    answers = Answers(arguments.name, **_answers(arguments, Answers, ", ".join(VARIED)))
     text = draft(answers, path)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -55,7 +55,7 @@ def _new(arguments: argparse.Namespace) -> None:
     print(f"{path}: next: fitspace plan {path}, then: snakemake --cores all --config study={path}")
 
 
-def _answers(arguments: argparse.Namespace, model: type) -> dict:
+def _answers(arguments: argparse.Namespace, model: type, varied: str) -> dict:
     """The options that are given; where somebody can answer, what is missing is asked."""
     given = {
         n: getattr(arguments, n) for n in ("images", "style", "vary", "base", "judge", "seeds")
@@ -67,7 +67,7 @@ def _answers(arguments: argparse.Namespace, model: type) -> dict:
                 continue
             default = model.__dataclass_fields__[name].default
             shown = f" [{default}]" if default is not None else ""
-            if answer := input(f"{question}{shown}: ").strip():
+            if answer := input(f"{question.format(varied=varied)}{shown}: ").strip():
                 found[name] = answer
     if "images" in found:
         found["images"] = Path(found["images"])

@@ -310,6 +310,11 @@ def opened(path: Pathish, framework: str = "pt") -> Iterator[Any]:
         raise UserError(f"{path}: cannot be read as safetensors ({error})") from None
 
 
+def every_tensor(file: Any) -> dict[str, Any]:
+    """All tensors of an `opened` file, by name."""
+    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
 def read_tensors(
     path: Pathish, wanted: Mapping[str, str], framework: str = "pt", **sizes: int
 ) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fitspace import bases
 from fitspace.core.errors import UserError
-from fitspace.core.files import canonical, opened, parse_json, replacing
+from fitspace.core.files import canonical, every_tensor, opened, parse_json, replacing
 from fitspace.core.reading import checked
 from fitspace.methods.attachment import Attachment
 
@@ -65,7 +65,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     with opened(path) as file:
         said = (file.metadata() or {}).get(_METADATA, "null")
         facts = parse_json(said, path, what=_WHAT)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = every_tensor(file)
     checked(facts, _Facts, path, _WHAT)
     _check_sizes(path, facts, tensors)
     if "diverged" in facts["metadata"]:

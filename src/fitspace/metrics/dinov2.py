@@ -45,7 +45,7 @@ def load_network(path: Path) -> VisionTransformer:
     Raises UserError for a file that cannot be read or holds another network.
     """
     with files.opened(path) as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        weights = files.every_tensor(file)
     with named_network("dinov2", path, "other weights than timm's DINOv2"):
         network = _of_the_size(weights)
         network.load_state_dict(checkpoint_filter_fn(weights, network), strict=True)

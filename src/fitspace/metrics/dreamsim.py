@@ -92,9 +92,9 @@ def load_networks(path: Path) -> list[Network]:
     """
     parts: dict[str, dict[str, Tensor]] = {}
     with files.opened(path) as file:
-        for key in file.keys():  # noqa: SIM118
+        for key, tensor in files.every_tensor(file).items():
             name, _, own = key.partition(".")
-            parts.setdefault(name, {})[own] = file.get_tensor(key).float()
+            parts.setdefault(name, {})[own] = tensor.float()
     with named_network("dreamsim", path, "other weights than DreamSim's DINO and CLIP networks"):
         names = sorted(parts, key=lambda name: list(FORMS).index(_form(name)))
         found = [Network(name, parts[name]) for name in names]

@@ -113,7 +113,7 @@ def load_network(path: Path) -> Reward:
     Raises UserError for a file that cannot be read or holds another network.
     """
     with files.opened(path) as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        weights = files.every_tensor(file)
     with named_network("imagereward", path, "other weights than ImageReward's"):
         network = Reward(weights)
     return network.eval().requires_grad_(False)

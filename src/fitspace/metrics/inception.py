@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from fitspace.core.files import opened
+from fitspace.core.files import every_tensor, opened
 from fitspace.core.imports import import_torchvision
 from fitspace.metrics.weights import named_network
 
@@ -31,7 +31,7 @@ def load_network(path: Path) -> torch.nn.Module:
     Raises UserError for a file that cannot be read or holds other tensors.
     """
     with opened(path) as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        weights = every_tensor(file)
     # The constructor would download and load a pickle; give it these weights instead.
     with (
         patch.object(theirs, "load_state_dict_from_url", lambda *_, **__: weights),

@@ -51,7 +51,7 @@ def load_judge(path: Path, name: str) -> clip.Judge:
     network.
     """
     with files.opened(path) as file:
-        weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        weights = {n: tensor.float() for n, tensor in files.every_tensor(file).items()}
     with named_network(name, path, "another network than a CLIP ViT"):
         if any(tensor.startswith("vision_model.") for tensor in weights):
             weights = _as_open_clip(weights)

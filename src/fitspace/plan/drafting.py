@@ -10,6 +10,7 @@ import yaml
 
 from fitspace import bases, data, methods
 from fitspace.core.errors import UserError
+from fitspace.core.pages import templates
 from fitspace.data import openmoji
 from fitspace.study import Task
 
@@ -50,21 +51,12 @@ def draft(answers: Answers, path: Path) -> str:
     ------
     UserError : an unknown answer, no base, or a folder with too few held-out images.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     if problems := _problems(answers):
         raise UserError(problems)
     task = _task(answers)
     most = _held_out(task, bases.family(answers.base).by_class)
     question, factors = VARIED[answers.vary]
-    environment = Environment(
-        loader=PackageLoader("fitspace.plan"),
-        undefined=StrictUndefined,
-        autoescape=False,  # YAML
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("fitspace.plan", autoescape=False)  # YAML
     environment.filters["yaml"] = _scalar
     return environment.get_template("study.yaml.j2").render(
         path=path.as_posix(),

@@ -115,10 +115,11 @@ def chosen(study: Study, family: str) -> dict[tuple[str, str], dict[str, Any]]:
 def _by_run(study: Study) -> dict[tuple[str, ...], float | None]:
     """(Arm, task, seed, levels as text) -> response on its scale, None where it diverged."""
     own, found, problems = study.tuning, {}, []
+    factors = {name for arm in study.arms for name in arm.between} | set(own.factors)
     for row in rows(study):
         if row["status"] == "missing":
             continue
-        at = {name: text for name, text in row.items() if name in _factors(study) and text}
+        at = {name: text for name, text in row.items() if name in factors and text}
         value = None
         if row["status"] == "ok":
             value = _on_scale(study, row[own.response])
@@ -131,10 +132,6 @@ def _by_run(study: Study) -> dict[tuple[str, ...], float | None]:
     if problems:
         raise UserError(problems[:5])
     return found
-
-
-def _factors(study: Study) -> set[str]:
-    return {name for arm in study.arms for name in arm.between} | set(study.tuning.factors)
 
 
 def _texts(levels: dict[str, Any]) -> tuple[str, ...]:

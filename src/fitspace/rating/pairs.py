@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from fitspace.core import rng
 from fitspace.core.errors import UserError
 from fitspace.core.files import digest, write_json, write_text
+from fitspace.core.pages import png_uri, script_digest, templates
 from fitspace.plan import Plan, Run, own_drawing
 
 if TYPE_CHECKING:
@@ -89,7 +89,6 @@ def write(plan: Plan, folder: Path, count: int, seed: int) -> Path:
     ------
     UserError : a task of one subject, samples that are not here, or as `choose`.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     if subjects := [task.name for task in plan.study.tasks if task.dreambooth is not None]:
@@ -100,42 +99,60 @@ def write(plan: Plan, folder: Path, count: int, seed: int) -> Path:
         if own_drawing(plan.study, run.point)
     }
     pairs = choose(list(dict.fromkeys(name for name, _, _ in runs)), plan, count, seed)
-    shown = [_shown(plan, pair, runs) for pair in pairs]
+    shown = _shown(plan, pairs, runs)
     key = {"study": plan.study.name, "pairs": {pair.name: asdict(pair) for pair in pairs}}
     key["design"] = digest(key)[:12]
-    environment = Environment(
-        loader=PackageLoader("fitspace.rating"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
+    environment = templates("fitspace.rating", autoescape=True)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     script = (Path(__file__).parent / "templates" / "rate.js").read_text(encoding="utf-8")
     text = environment.get_template("rate.html.j2").render(
         title=plan.study.title,
         data={"study": plan.study.name, "design": key["design"], "pairs": shown},
         script=Markup(script),
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script_digest=script_digest(script),
     )
     write_json(folder / FOLDER / KEY, key)
     write_text(folder / FOLDER / PAGE, text)
     return folder / FOLDER / PAGE
 
 
-def _shown(plan: Plan, pair: Pair, runs: Mapping[tuple[str, str, int], Run]) -> dict[str, Any]:
-    """What the page has of a pair: its name, caption, both images and the held-out one."""
+def _shown(
+    plan: Plan, pairs: Sequence[Pair], runs: Mapping[tuple[str, str, int], Run]
+) -> list[dict[str, Any]]:
+    """What the page has of each pair: its name, caption, both images and the held-out one.
+
+    Files are read once each, and only what is shown is kept.
+    """
     from fitspace.data.prepared import read_images, read_manifest
     from fitspace.stages.evaluate import drawn
 
-    both = {side: runs[getattr(pair, side), pair.task, pair.seed] for side in ("left", "right")}
-    if missing := [r.sample.folder for r in both.values() if not r.sample.sidecar.exists()]:
+    wanted: dict[tuple[str, str, int], set[int]] = {}
+    for pair in pairs:
+        for point in (pair.left, pair.right):
+            wanted.setdefault((point, pair.task, pair.seed), set()).add(pair.prompt)
+    folders = [runs[who].sample for who in wanted]
+    if missing := [stage.folder for stage in folders if not stage.sidecar.exists()]:
         raise UserError(f"{folder}: no samples; snakemake draws them" for folder in missing)
-    manifest = read_manifest(both["left"].prepare)
-    of_each = plan.study.sample.images_per_prompt
-    images = {side: drawn(plan.study, run)[pair.prompt * of_each] for side, run in both.items()}
-    images["reference"] = read_images(both["left"].prepare, manifest)[
-        manifest["prompt_images"][pair.prompt]
+    of_each, samples, references = plan.study.sample.images_per_prompt, {}, {}
+    for who, prompts in wanted.items():
+        images = drawn(plan.study, runs[who])
+        samples |= {(*who, prompt): _uri(images[prompt * of_each]) for prompt in prompts}
+    for task, prepared in {who[1]: runs[who].prepare for who in wanted}.items():
+        manifest = read_manifest(prepared)
+        images = read_images(prepared, manifest)
+        for prompt in {pair.prompt for pair in pairs if pair.task == task}:
+            caption = manifest["captions"][manifest["prompts"][prompt]]
+            image = images[manifest["prompt_images"][prompt]]
+            references[task, prompt] = {"caption": caption, "reference": _uri(image)}
+    return [
+        {
+            "name": pair.name,
+            "left": samples[pair.left, pair.task, pair.seed, pair.prompt],
+            "right": samples[pair.right, pair.task, pair.seed, pair.prompt],
+            **references[pair.task, pair.prompt],
+        }
+        for pair in pairs
     ]
-    caption = manifest["captions"][manifest["prompts"][pair.prompt]]
-    return {"name": pair.name, "caption": caption} | {k: _uri(v) for k, v in images.items()}
 
 
 def _uri(image: np.ndarray) -> str:
@@ -143,4 +160,4 @@ def _uri(image: np.ndarray) -> str:
 
     buffer = BytesIO()
     Image.fromarray(image).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return png_uri(buffer.getvalue())

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from fitspace import bases, metrics
 from fitspace.core import rng
 from fitspace.core.files import canonical, replacing, write_text
+from fitspace.core.pages import templates
 from fitspace.data import openmoji, prepared
 from fitspace.recipes import embedded
 from fitspace.stages.prepare import prepare_task
@@ -150,15 +151,7 @@ def _training(out: Path, component: str) -> dict:
 
 
 def _card(out: Path, **measured: Any) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("fitspace.recipes"),
-        undefined=StrictUndefined,
-        autoescape=False,  # Markdown
-        keep_trailing_newline=True,
-        trim_blocks=True,
-    )
+    environment = templates("fitspace.recipes", autoescape=False)  # Markdown
     vae, denoiser = (_training(out, c) for c in ("vae", bases.denoiser(out)))
     settings = {
         "autoencoder": vae["settings"],

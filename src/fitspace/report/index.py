@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fitspace.core.errors import UserError
 from fitspace.core.files import read_json, write_text
+from fitspace.core.pages import png_uri, templates
 from fitspace.core.reading import explain
 from fitspace.report import headline, words
 from fitspace.report.inputs import strips
@@ -73,8 +73,6 @@ def write(reports: Path) -> Path:
     A report is a folder with design.json and summary.json. Raises UserError if there is none, and
     for files that hold anything else.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     folders = sorted(p.parent for p in reports.glob(f"*/{headline.NAME}"))
     found, problems = [], []
     for folder in folders:
@@ -86,14 +84,7 @@ def write(reports: Path) -> Path:
         problems.append(f"{reports}: no report in it; fitspace report makes one")
     if problems:
         raise UserError(problems)
-    environment = Environment(
-        loader=PackageLoader("fitspace.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates("fitspace.report", autoescape=True)
     style = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
     text = environment.get_template("index.html.j2").render(entries=found, style=style)
     write_text(reports / NAME, text)
@@ -136,7 +127,7 @@ def _samples(folder: Path) -> Iterable[tuple[str, str]]:
             with Image.open(strip.path, formats=["PNG"]) as image:
                 width = strip.size * min(TILES, len(strip.captions))
                 image.convert("RGB").crop((0, 0, width, strip.size)).save(buffer, "PNG")
-            yield label, "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+            yield label, png_uri(buffer.getvalue())
 
 
 def _means(path: Path, numbers: dict[str, Any]) -> Iterable[tuple[str, str]]:

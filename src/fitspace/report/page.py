@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import combinations
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fitspace.core.errors import UserError
 from fitspace.core.files import digest
+from fitspace.core.pages import png_uri, script_digest, templates
 from fitspace.report import (
     agreement,
     explained,
@@ -62,14 +60,10 @@ class Gallery:
 def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, str]:
     """report.html and report.md as text."""
     origin = origins.of(found)
-    env = Environment(
-        loader=PackageLoader("fitspace.report"),
+    env = templates(
+        "fitspace.report",
         autoescape=lambda name: name is None or not name.endswith(".md.j2"),
         finalize=origin.show,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
     )
     env.filters["md"] = escape_markdown
     env.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
@@ -101,7 +95,7 @@ def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, s
         "tables": tables_of(given, found),
         "style": Markup(_resource("style.css")),
         "script": Markup(script),
-        "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "script_digest": script_digest(script),
         "Markup": Markup,
     }
     html = env.get_template("report.html.j2").render(context)
@@ -163,11 +157,7 @@ def _data_uri(strip: Strip) -> str:
         buffer = BytesIO()
         small.save(buffer, "PNG", optimize=True)
         content = buffer.getvalue()
-    return _uri(content)
-
-
-def _uri(content: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(content).decode()
+    return png_uri(content)
 
 
 def _pictures(given: Inputs) -> list[dict[str, object]]:
@@ -180,7 +170,7 @@ def _pictures(given: Inputs) -> list[dict[str, object]]:
             "file": picture.file,
             "width": picture.size[0],
             "height": picture.size[1],
-            "uri": _uri(picture.content),
+            "uri": png_uri(picture.content),
         }
         for picture in given.pictures
     ]

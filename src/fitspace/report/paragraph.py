@@ -97,11 +97,8 @@ def of(given: Inputs, found: Results, form: str) -> Paragraph:
             return ""
         if form == "latex":
             return f" \0\\citep{{{','.join(keys)}}}\0"
-        return (
-            " " + "".join(f"@{k}" for k in keys)
-            if form == "typst"
-            else f" [{'; '.join(f'@{k}' for k in keys)}]"
-        )
+        marks = [f"@{key}" for key in keys]
+        return f" {''.join(marks)}" if form == "typst" else f" [{'; '.join(marks)}]"
 
     text = " ".join(_sentences(given, found, cite))
     if form == "latex":  # citations are commands, the rest is text

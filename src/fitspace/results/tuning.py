@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fitspace import bases
-from fitspace.core.files import write_text
+from fitspace.core.files import canonical, write_text
 from fitspace.core.texts import cell
 from fitspace.metrics import METRICS
 from fitspace.plan import Plan, own_drawing
@@ -43,13 +43,13 @@ def table(plan: Plan) -> pd.DataFrame:
     own = plan.study.tuning
     parts = tried(plan.study, bases.family(plan.study.base).name)
     names = {
-        (p.arm, _text(p.factors, p.within)): p.name
+        (p.arm, canonical({k: v for k, v in p.factors.items() if k not in p.within})): p.name
         for p in plan.points
         if own_drawing(plan.study, p)
     }
     units, long = [], []
     for part in parts:
-        point = names[part.arm, _text(part.cell)]
+        point = names[part.arm, canonical(part.cell)]
         for number, (levels, values) in enumerate(part.values.items()):
             at = part.cell | dict(zip(own.factors, levels, strict=True))
             units.append({"point": point, "arm": part.arm} | {k: cell(v) for k, v in at.items()})
@@ -69,8 +69,3 @@ def _ends(factors: dict[str, list]) -> dict[str, set[str]]:
     """The lowest and the highest level of each setting that is a number, as text."""
     numbers = {n: of for n, of in factors.items() if all(type(v) in (int, float) for v in of)}
     return {name: {cell(min(levels)), cell(max(levels))} for name, levels in numbers.items()}
-
-
-def _text(factors: dict, within: dict | None = None) -> str:
-    """A cell without what varies within a training."""
-    return " ".join(f"{k}={cell(v)}" for k, v in sorted(factors.items()) if k not in (within or {}))

@@ -35,7 +35,8 @@ from fitspace.core.texts import PARTS, share
 from fitspace.metrics.extractors import NAMED
 from fitspace.metrics.table import METRICS, asked, beside_untouched, measured, weights_for
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+LONGEST = 40  # characters of a name
+Name = Annotated[str, Field(pattern=rf"^[a-z0-9][a-z0-9_-]{{0,{LONGEST - 1}}}$")]
 
 
 def _scalar(value: Any) -> Any:
@@ -629,6 +630,7 @@ class Study(_Weights):
             "analysis.factors": self.analysis.factors,
             "analysis.responses": self.analysis.responses,
             "metrics": self.metrics or [],
+            "tuning.seeds": self.tuning.seeds if self.tuning else [],
         }
         repeated = [
             f"{key}: {value!r} stands more than once; each must be unique"
@@ -713,14 +715,10 @@ def _tuning_problems(study: Study) -> list[str]:
     own = study.tuning
     if own is None:
         return []
-    reported = {task.name: task for task in study.tasks}
+    reported = {task.name for task in study.tasks}
     contents = [task.model_dump(exclude={"name"}) for task in study.tasks]
     names = Counter(task.name for task in own.tasks)
-    wrong = [
-        f"tuning.seeds: {seed!r} stands more than once; each must be unique"
-        for seed, times in Counter(own.seeds).items()
-        if times > 1
-    ]
+    wrong = []
     for i, task in enumerate(own.tasks):
         if task.name in reported or names[task.name] > 1:
             wrong.append(
@@ -741,9 +739,9 @@ def _tuning_problems(study: Study) -> list[str]:
         for name in own.factors
         if name in DRAWN
     ]
-    if len(study.name) > 40 - len(TUNING):
+    if len(study.name) > (most := LONGEST - len(TUNING)):
         wrong.append(
-            f"name: {study.name!r}: with tuning at most {40 - len(TUNING)} characters, because its "
+            f"name: {study.name!r}: with tuning at most {most} characters, because its "
             f"runs are those of {study.name + TUNING!r}"
         )
     trained = [(i, arm) for i, arm in enumerate(study.arms) if arm.method != "none"]

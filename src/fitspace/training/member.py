@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from fitspace.core import devices
 from fitspace.core.errors import UserError
-from fitspace.core.files import canonical, opened, parse_json, replacing
+from fitspace.core.files import canonical, every_tensor, opened, parse_json, replacing
 
 BETAS = (0.9, 0.999)
 MOMENTS = ("exp_avg", "exp_avg_sq")  # as AdamW names them
@@ -172,7 +172,7 @@ class Member:
         try:
             with opened(path) as file:
                 text, expected = (file.metadata()[key] for key in ("fitspace", "sha256"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors = every_tensor(file)
             if checkpoint_digest(text, tensors) != expected:
                 raise ValueError("its SHA-256 differs")
             facts = parse_json(text, path)

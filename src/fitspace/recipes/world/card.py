@@ -9,6 +9,7 @@ import numpy as np
 
 from fitspace import bases
 from fitspace.core.files import canonical, read_json, replacing, write_text
+from fitspace.core.pages import templates
 from fitspace.data import openmoji
 from fitspace.recipes.world import denoiser, dit, judge, unet
 from fitspace.recipes.world.drawings import ALIKE, Drawings
@@ -76,15 +77,7 @@ def _parameters(model: Any) -> int:
 
 
 def _write(folder: Path, **facts: Any) -> None:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("fitspace.recipes.world"),
-        undefined=StrictUndefined,
-        autoescape=False,  # Markdown
-        keep_trailing_newline=True,
-        trim_blocks=True,
-    )
+    environment = templates("fitspace.recipes.world", autoescape=False)  # Markdown
     text = environment.get_template(f"{folder.name}.md").render(**facts)
     write_text(folder / "README.md", text)
 
