@@ -21,7 +21,7 @@ from open_clip.loss import ClipLoss  # noqa: E402
 
 from fitspace.recipes import judge  # noqa: E402
 
-SHIPPED = Path(__file__).parents[2] / "models" / "emoji-clip"
+SHIPPED = Path(__file__).parents[2] / "models" / "emoji-clip-32"
 
 
 def test_with_one_match_each_the_loss_is_open_clips():

@@ -410,7 +410,7 @@ def test_all_parts_are_made_once_and_their_cards_say_what_was_measured(tiny, tmp
     measured = json.loads((models / "measured.json").read_text())
     assert set(measured) == {"autoencoder", "judge", "emoji-unet", "emoji-dit"}
     assert "caption" in measured["emoji-unet"] and "caption" not in measured["emoji-dit"]
-    for name in ("emoji-unet", "emoji-dit", "emoji-clip"):
+    for name in ("vae", "emoji-unet", "emoji-dit", "emoji-clip"):
         card = (models / name / "README.md").read_text()
         assert "CC BY-SA 4.0" in card and "OpenMoji" in card and "None" not in card
         for line in card.splitlines():

@@ -1,32 +1,31 @@
 """The numbers of each stage, held in place: who changes them raises the stage's version.
 
-``python tests/stages/test_golden.py`` records them anew.
+``PYTHONPATH=tests python tests/stages/test_golden.py`` records them anew.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from embedded_base import BASE, LATENTS, SIDE
 
 from fitspace.core import rng
 from fitspace.plan import STAGES as TABLE
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parents[1] / "data" / "golden.json"
-BASE = ROOT / "models/emoji-unet"
 
 
 def _drawings():
     from fitspace.data import openmoji
 
     rows = [row for row in openmoji.catalogue() if "skin tone" not in row[1]][::200]
-    return rows, np.stack([openmoji.render(row[3], "blueprint", 32) for row in rows])
+    return rows, np.stack([openmoji.render(row[3], "blueprint", SIDE) for row in rows])
 
 
 def prior() -> list[float]:
@@ -72,7 +71,7 @@ def sample() -> list[float]:
     images = sampling.generate(
         bases.load_denoiser(BASE), bases.load_vae(BASE), bases.load_process(BASE),
         {"embeddings": text[1:]}, {"embeddings": text[:1]},
-        rng.initial_noise(7, 3, (8, 8, 8)), steps=4, guidance=3.0,
+        rng.initial_noise(7, 3, LATENTS), steps=4, guidance=3.0,
     )  # fmt: skip
     return [float(image.mean()) for image in images]
 
@@ -103,7 +102,6 @@ def test_numbers_change_only_with_the_version(stage):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     from fitspace.core.imports import import_torchvision
 
     import_torchvision()

@@ -3,93 +3,17 @@
 rule base:
     input:
         "models/emoji-unet/README.md",
+        "models/emoji-clip/README.md",
         "models/emoji-dit/README.md",
-        "models/emoji-clip/open_clip_model.safetensors",
-        "models/world/vae/diffusion_pytorch_model.safetensors",
-        "models/world/emoji-unet/unet/diffusion_pytorch_model.safetensors",
     localrule: True
 
 
-rule base_autoencoder:
-    output:
-        "models/{base}/vae/diffusion_pytorch_model.safetensors",
-    log:
-        "results/logs/base/{base}-autoencoder.log",
-    benchmark:
-        "results/benchmarks/base/{base}-autoencoder.tsv"
-    wildcard_constraints:
-        base="emoji-unet|emoji-dit",
-    conda:
-        "../envs/fitspace.yaml"
-    resources:
-        mem_mb=4000,
-        runtime=60,
-    shell:
-        "fitspace base autoencoder models/{wildcards.base:q} > {log:q} 2>&1"
-
-
-rule base_denoiser:
-    input:
-        ancient("models/{base}/vae/diffusion_pytorch_model.safetensors"),
-    output:
-        "models/{base}/{component}/diffusion_pytorch_model.safetensors",
-    log:
-        "results/logs/base/{base}-{component}.log",
-    benchmark:
-        "results/benchmarks/base/{base}-{component}.tsv"
-    wildcard_constraints:
-        component="unet|transformer",
-    conda:
-        "../envs/fitspace.yaml"
-    resources:
-        mem_mb=4000,
-        runtime=180,
-    shell:
-        "fitspace base denoiser models/{wildcards.base:q} > {log:q} 2>&1"
-
-
-rule base_judge:
-    output:
-        "models/emoji-clip/open_clip_model.safetensors",
-    log:
-        "results/logs/base/judge.log",
-    benchmark:
-        "results/benchmarks/base/judge.tsv"
-    conda:
-        "../envs/fitspace.yaml"
-    resources:
-        mem_mb=4000,
-        runtime=60,
-    shell:
-        "fitspace base judge models/emoji-clip > {log:q} 2>&1"
-
-
-rule base_card:
-    input:
-        denoiser,
-        ancient("models/emoji-clip/open_clip_model.safetensors"),
-    output:
-        "models/{base}/README.md",
-    log:
-        "results/logs/base/{base}-card.log",
-    benchmark:
-        "results/benchmarks/base/{base}-card.tsv"
-    wildcard_constraints:
-        base="emoji-unet|emoji-dit",
-    conda:
-        "../envs/fitspace.yaml"
-    resources:
-        mem_mb=4000,
-        runtime=30,
-    shell:
-        "fitspace base card models/{wildcards.base:q} > {log:q} 2>&1"
-
-
-# Of the second world. Its record is an output too: a part whose record is there is finished.
+# The world at 64 pixels: one autoencoder, a judge, and bases. A part's record is an output too: a
+# part whose record is there is finished.
 rule world_autoencoder:
     output:
-        "models/world/vae/diffusion_pytorch_model.safetensors",
-        "models/world/vae/training.json",
+        "models/vae/diffusion_pytorch_model.safetensors",
+        "models/vae/training.json",
     log:
         "results/logs/base/world-autoencoder.log",
     benchmark:
@@ -100,17 +24,34 @@ rule world_autoencoder:
         mem_mb=4000,
         runtime=480,
     shell:
-        "python -m fitspace.recipes.world autoencoder --work results/base --out models/world"
+        "python -m fitspace.recipes.world autoencoder --work results/base --out models"
         " > {log:q} 2>&1"
+
+
+rule world_judge:
+    output:
+        "models/emoji-clip/open_clip_model.safetensors",
+        "models/emoji-clip/training.json",
+    log:
+        "results/logs/base/world-judge.log",
+    benchmark:
+        "results/benchmarks/base/world-judge.tsv"
+    conda:
+        "../envs/fitspace.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=480,
+    shell:
+        "python -m fitspace.recipes.world judge --work results/base --out models" " > {log:q} 2>&1"
 
 
 rule world_unet:
     input:
-        ancient("models/world/vae/diffusion_pytorch_model.safetensors"),
+        ancient("models/vae/diffusion_pytorch_model.safetensors"),
     output:
-        "models/world/emoji-unet/unet/diffusion_pytorch_model.safetensors",
-        "models/world/emoji-unet/vae/diffusion_pytorch_model.safetensors",
-        "models/world/emoji-unet/model_index.json",
+        "models/emoji-unet/unet/diffusion_pytorch_model.safetensors",
+        "models/emoji-unet/vae/diffusion_pytorch_model.safetensors",
+        "models/emoji-unet/model_index.json",
     log:
         "results/logs/base/world-unet.log",
     benchmark:
@@ -121,5 +62,96 @@ rule world_unet:
         mem_mb=4000,
         runtime=480,
     shell:
-        "python -m fitspace.recipes.world unet --work results/base --out models/world"
-        " > {log:q} 2>&1"
+        "python -m fitspace.recipes.world unet --work results/base --out models > {log:q} 2>&1"
+
+
+rule world_cards:
+    input:
+        ancient("models/vae/diffusion_pytorch_model.safetensors"),
+        ancient("models/emoji-clip/open_clip_model.safetensors"),
+        ancient("models/emoji-unet/unet/diffusion_pytorch_model.safetensors"),
+    output:
+        "models/vae/README.md",
+        "models/emoji-clip/README.md",
+        "models/emoji-unet/README.md",
+    log:
+        "results/logs/base/world-cards.log",
+    benchmark:
+        "results/benchmarks/base/world-cards.tsv"
+    conda:
+        "../envs/fitspace.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    shell:
+        "python -m fitspace.recipes.world cards --work results/base --out models > {log:q} 2>&1"
+
+
+# The class-conditional base at 32 pixels, with its judge.
+rule base_autoencoder:
+    output:
+        "models/emoji-dit/vae/diffusion_pytorch_model.safetensors",
+    log:
+        "results/logs/base/emoji-dit-autoencoder.log",
+    benchmark:
+        "results/benchmarks/base/emoji-dit-autoencoder.tsv"
+    conda:
+        "../envs/fitspace.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    shell:
+        "fitspace base autoencoder models/emoji-dit > {log:q} 2>&1"
+
+
+rule base_denoiser:
+    input:
+        ancient("models/emoji-dit/vae/diffusion_pytorch_model.safetensors"),
+    output:
+        "models/emoji-dit/transformer/diffusion_pytorch_model.safetensors",
+    log:
+        "results/logs/base/emoji-dit-transformer.log",
+    benchmark:
+        "results/benchmarks/base/emoji-dit-transformer.tsv"
+    conda:
+        "../envs/fitspace.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=180,
+    shell:
+        "fitspace base denoiser models/emoji-dit > {log:q} 2>&1"
+
+
+rule base_judge:
+    output:
+        "models/emoji-clip-32/open_clip_model.safetensors",
+    log:
+        "results/logs/base/judge.log",
+    benchmark:
+        "results/benchmarks/base/judge.tsv"
+    conda:
+        "../envs/fitspace.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    shell:
+        "fitspace base judge models/emoji-clip-32 > {log:q} 2>&1"
+
+
+rule base_card:
+    input:
+        ancient("models/emoji-dit/transformer/diffusion_pytorch_model.safetensors"),
+        ancient("models/emoji-clip-32/open_clip_model.safetensors"),
+    output:
+        "models/emoji-dit/README.md",
+    log:
+        "results/logs/base/emoji-dit-card.log",
+    benchmark:
+        "results/benchmarks/base/emoji-dit-card.tsv"
+    conda:
+        "../envs/fitspace.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    shell:
+        "fitspace base card models/emoji-dit > {log:q} 2>&1"

@@ -107,9 +107,3 @@ def needs(stage):
         return [s.sidecar.as_posix() for s in run.upstream(stage)]
 
     return files
-
-
-def denoiser(wildcards):
-    """Input function: the denoiser's weights of an embedded base."""
-    component = {"emoji-unet": "unet", "emoji-dit": "transformer"}[wildcards.base]
-    return ancient(f"models/{wildcards.base}/{component}/diffusion_pytorch_model.safetensors")

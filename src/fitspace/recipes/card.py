@@ -21,7 +21,7 @@ from fitspace.stages.prepare import prepare_task
 from fitspace.stages.sidecars import verified
 from fitspace.training import sampling
 
-JUDGE = "models/emoji-clip"
+JUDGE = "models/emoji-clip-32"
 SAMPLING = dict(steps=20, guidance=3.0)
 COLUMNS = 8
 
@@ -29,8 +29,7 @@ COLUMNS = 8
 def write_card(out: Path, work: Path = embedded.WORK) -> None:
     """Measure the finished base and write ``out/README.md`` with its figures.
 
-    Samples all held-out captions and 48 training captions (a U-Net) or every category (a DiT), at
-    the settings that studies use.
+    Samples all held-out captions and every category, at the settings that studies use.
     """
     stage = embedded.source_stage(out, work / out.name)
     if not stage.sidecar.exists():
@@ -38,7 +37,8 @@ def write_card(out: Path, work: Path = embedded.WORK) -> None:
     verified(stage)
     data = prepared.load(stage)
     manifest = prepared.read_manifest(stage)
-    rows = _shown(bases.family(out).name, manifest) | {"held-out": data.prompts}
+    categories = list(range(1, len(manifest["captions"])))  # rows of the conditions
+    rows = {"categories": categories, "held-out": data.prompts}
     images = {name: _sample(out, data, chosen) for name, chosen in rows.items()}
     held_out = prepared.read_images(stage, manifest)
     captions = [manifest["captions"][row] for row in data.prompts]
@@ -62,16 +62,6 @@ def write_card(out: Path, work: Path = embedded.WORK) -> None:
 def _measured(images: Any, features: dict[str, Any]) -> dict[str, float]:
     found = metrics.evaluate(images, features, JUDGE)
     return {name: v for name, v in found.items() if name in (*metrics.OF_HELD_OUT, "n")}
-
-
-def _shown(family: str, manifest: dict[str, Any]) -> dict[str, list[int]]:
-    """Rows of the conditions that the first sheet shows."""
-    if family == "dit":
-        return {"categories": list(range(1, len(manifest["captions"])))}
-    seen = [e["caption"] for e in manifest["examples"] if e["split"] == "train"]
-    seen = list(dict.fromkeys(row for row in seen if "skin tone" not in manifest["captions"][row]))
-    shuffled = rng.generator(embedded.SEED, "card").permutation(len(seen))
-    return {"training": [seen[i] for i in shuffled[:48]]}
 
 
 def _sample(out: Path, data: prepared.PreparedTask, rows: list[int]) -> np.ndarray:
@@ -158,15 +148,12 @@ def _card(out: Path, **measured: Any) -> str:
         "denoiser": denoiser["settings"],
         "scheduler": embedded.SCHEDULER,
     }
-    by_class = bases.family(out).by_class
     return environment.get_template(f"{out.name}.md").render(
         size=embedded.SIZE,
-        tokens=embedded.TOKENS,
         seed=embedded.SEED,
         parameters=sum(p.numel() for p in bases.load_denoiser(out).parameters()),
-        text_package=embedded.TEXT_PACKAGE["package"],
         classes=len(bases.labels(out)),
-        source=openmoji.source_version(by_class),
+        source=openmoji.source_version(by_class=True),
         style=embedded.SOURCE.style,
         attribution=openmoji.ATTRIBUTION,
         vae=vae,

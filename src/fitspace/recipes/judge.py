@@ -2,7 +2,7 @@
 
 It measures the samples of the embedded studies (CLIP-T, CLIP-I). It shares neither weights nor
 vocabulary nor training data with the sentence encoder that conditions the embedded generators. It
-is an ordinary open_clip folder: ``local-dir:models/emoji-clip``.
+is an ordinary open_clip folder: ``local-dir:models/emoji-clip-32``.
 """
 
 from __future__ import annotations
@@ -345,7 +345,7 @@ license: cc-by-sa-4.0
 library_name: open_clip
 pipeline_tag: zero-shot-image-classification
 ---
-# emoji-clip: the embedded judge
+# emoji-clip-32: the judge of emoji-dit
 
 A small CLIP for 32x32 emoji: it measures CLIP-T and CLIP-I in the embedded studies.
 It shares no weights, vocabulary or training data with the sentence encoder that conditions
@@ -353,8 +353,8 @@ the embedded generators.
 
 ```python
 import open_clip
-model = open_clip.create_model("local-dir:models/emoji-clip")
-tokenizer = open_clip.get_tokenizer("local-dir:models/emoji-clip")
+model = open_clip.create_model("local-dir:models/emoji-clip-32")
+tokenizer = open_clip.get_tokenizer("local-dir:models/emoji-clip-32")
 ```
 
 ## Data
@@ -378,7 +378,7 @@ that describes an image counts as a positive. Drawings are shifted, scaled and t
 
 ![loss](loss.png)
 
-Made by `python -m fitspace.recipes.judge models/emoji-clip` with `OMP_NUM_THREADS=1`.
+Made by `python -m fitspace.recipes.judge models/emoji-clip-32` with `OMP_NUM_THREADS=1`.
 
 ## Retrieval on held-out emoji (percent)
 

@@ -53,9 +53,12 @@ def _vae(out: Path) -> Path:
 
 
 def _cards(work: Path, out: Path) -> None:
-    """Measure all finished parts together, and write what they are into their folders."""
+    """Measure all finished parts together, and write what they are into their folders.
+
+    The bases are those with this very autoencoder.
+    """
     from fitspace import bases
-    from fitspace.recipes.world import autoencoder, card, drawings, judge
+    from fitspace.recipes.world import autoencoder, card, denoiser, drawings, judge
 
     found = out.parent
     if missing := [n for n in ("vae", "emoji-clip") if not (found / n / "training.json").exists()]:
@@ -64,10 +67,16 @@ def _cards(work: Path, out: Path) -> None:
     report = {"autoencoder": autoencoder.measure(vae, world)}
     reconstructed = {"reconstructed": lambda images: autoencoder.copies(vae, images)}
     report["judge"] = judge.measure(found / "emoji-clip", world, reconstructed)
-    finished = [bases.resolve(found / n) for n in card.RECIPES if (found / n).exists()]
+    ours = denoiser.weights_digest(found / "vae")
+    finished = [
+        bases.resolve(base)
+        for base in (found / name for name in card.RECIPES)
+        if (base / "vae").exists() and denoiser.weights_digest(base / "vae") == ours
+    ]
     for base in finished:
         report[base.name] = card.RECIPES[base.name].measure(base, found / "emoji-clip", world)
     write_json(out, report)
+    card.write_autoencoder(found / "vae", world, report)
     card.write_judge(found / "emoji-clip", world, report)
     for base in finished:
         card.write_base(base, world, report)

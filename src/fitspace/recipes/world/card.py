@@ -11,7 +11,7 @@ from fitspace import bases
 from fitspace.core.files import canonical, read_json, replacing, write_text
 from fitspace.core.pages import templates
 from fitspace.data import openmoji
-from fitspace.recipes.world import denoiser, dit, judge, unet
+from fitspace.recipes.world import autoencoder, denoiser, dit, judge, unet
 from fitspace.recipes.world.drawings import ALIKE, Drawings
 from fitspace.training import sampling
 
@@ -45,6 +45,20 @@ def write_base(folder: Path, drawings: Drawings, measured: dict[str, Any]) -> No
         tokens=unet.TOKENS,
         told=_TOLD[name],
         vae=trained["vae"] | {"parameters": _parameters(vae)},
+    )
+
+
+def write_autoencoder(folder: Path, drawings: Drawings, measured: dict[str, Any]) -> None:
+    """Write the finished autoencoder's ``README.md``."""
+    vae = autoencoder.load(folder)
+    _write(
+        folder,
+        attribution=openmoji.ATTRIBUTION,
+        autoencoder=measured["autoencoder"],
+        drawings=len(drawings),
+        packages=openmoji.source_version(),
+        styles=openmoji.STYLES,
+        vae=read_json(folder / "training.json") | {"parameters": _parameters(vae)},
     )
 
 
