@@ -91,9 +91,7 @@ def test_a_merged_one_is_a_plain_model_of_diffusers(kind, name):
     else:
         copy = ControlNetModel.from_config(model.controlnet.config)
         copy.load_state_dict(model.controlnet.state_dict())
-        down, middle = copy.eval()(
-            x["sample"], x["t"], x["words"], x["given"], return_dict=False
-        )
+        down, middle = copy.eval()(x["sample"], x["t"], x["words"], x["given"], return_dict=False)
         more = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         found = asked(tiny.unet(), x, **more)
     assert torch.allclose(found, expected, atol=1e-5)

@@ -153,6 +153,4 @@ def test_a_style_does_not_give_itself_nor_a_subject_an_image():
         Task(name="a", source="openmoji", style="full", given={"style": "full"})
     subject = {"noun": "person", "prompts": ["{} in snow"]}
     with pytest.raises(ValueError, match="not with dreambooth"):
-        Task(
-            name="a", source="folder", path="x", dreambooth=subject, given={"degraded": "blur"}
-        )
+        Task(name="a", source="folder", path="x", dreambooth=subject, given={"degraded": "blur"})

@@ -128,7 +128,9 @@ def test_a_batch_is_told_the_images_of_its_examples(plan):
     one, turned = (pixels.given_with([0], [m])["given"] for m in (False, True))
     assert torch.equal(turned, one.flip(-1))
     latents = prepared.load(stage, Path("base"), control="concat")
-    assert torch.equal(latents.given_with([2], [True])["given"][0], latents.mirrored_given[2].float())
+    assert torch.equal(
+        latents.given_with([2], [True])["given"][0], latents.mirrored_given[2].float()
+    )
 
 
 def test_a_plain_controlnet_pipeline_draws_the_same(plan):

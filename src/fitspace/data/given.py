@@ -94,9 +94,7 @@ def beside(
         notes.append(f"given images of one colour alone: {shown(sorted(blank))}")
 
 
-def _loader(
-    task: Task, size: int, how: How
-) -> Callable[[Example], tuple[np.ndarray, list[str]]]:
+def _loader(task: Task, size: int, how: How) -> Callable[[Example], tuple[np.ndarray, list[str]]]:
     given = task.given
     if given.degraded is not None:
         degrade = DEGRADE[given.degraded]

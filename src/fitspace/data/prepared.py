@@ -98,7 +98,6 @@ class PreparedTask:
         found = picked(self.conditions, rows)
         return {name: v.float() if v.is_floating_point() else v for name, v in found.items()}
 
-
     def given_with(
         self, examples: list[int], mirrored: Sequence[bool] = (), without: Sequence[bool] = ()
     ) -> Conditions:

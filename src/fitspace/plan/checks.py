@@ -280,7 +280,8 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, models: Models | No
             for name, count in counts.items()
             if count > 1
         ]
-        problems += _too_short(study, points) + _within_problems(study) + _given_problems(study)
+        problems += _too_short(study, points) + _within_problems(study)
+        problems += _given_problems(study) + _one_unit(points)
         if (runs := len(points) * len(study.tasks) * len(study.seeds)) > MOST_RUNS:
             problems.append(f"seeds: {runs} runs in all; allowed: at most {MOST_RUNS}")
     return problems
@@ -418,6 +419,19 @@ def _given_problems(study: Study) -> list[str]:
             "leave it out"
         )
     return problems
+
+
+def _one_unit(points: list[Point]) -> list[str]:
+    """Levels within a training at which points of two controls stand, as img2img and none."""
+    found: dict[tuple[str, str], set[str | None]] = {}
+    for point in points:
+        for name in point.within if point.train else ():
+            found.setdefault((point.trained, name), set()).add(point.control)
+    return [
+        f"arms: {name} varies in one training with control: img2img and without, which are one "
+        "unit; allowed: in one of the two arms"
+        for name in dict.fromkeys(name for (_, name), own in found.items() if len(own) > 1)
+    ]
 
 
 def _too_short(study: Study, points: list[Point]) -> list[str]:

@@ -24,9 +24,9 @@ def count(
     """How many parameters a method trains on a base; no weights are read or allocated.
 
     ``base`` is as :func:`fitspace.bases.from_config` takes it; ``control`` is how its denoiser is
-    told of an image, whose parameters are counted too (see :mod:`fitspace.bases.control`). Returns ``trainable``, ``total``
-    (the base's own parameters, shared ones once) and ``percent`` (trainable of total). Counts are
-    cached in `CACHE` until the methods or their libraries change.
+    told of an image, whose parameters are counted too (see :mod:`fitspace.bases.control`). Returns
+    ``trainable``, ``total`` (the base's own parameters, shared ones once) and ``percent``
+    (trainable of total). Counts are cached in `CACHE` until the methods or their libraries change.
 
     Raises
     ------

@@ -194,9 +194,7 @@ def _points(
         # Points that differ only in training settings share one count.
         form = json.dumps([point.method, point.settings, point.learnt], sort_keys=True)
         if form not in counts:
-            counts[form] = counting.count(
-                study.base, point.method, point.settings, point.learnt
-            )
+            counts[form] = counting.count(study.base, point.method, point.settings, point.learnt)
         rows.append(
             {
                 "point": point.name,

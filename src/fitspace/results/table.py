@@ -188,7 +188,7 @@ def write_table(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def write_gallery(plan: Plan, rows: list[dict[str, Any]], folder: Path) -> None:
-    """Write strips of first samples of selected points, with their targets, captions and given images.
+    """Write strips of first samples of selected points, with targets, captions and given images.
 
     For the first seed of each task these are the best and the worst point of the analysed arms,
     by the study's first response averaged over seeds, and every baseline. Writes

@@ -217,9 +217,7 @@ class Task(_InKeys):
 
     name: Name = Field(description="Short name, part of result paths.")
     source: Literal["openmoji", "folder", "hub"] = Field(description="Where the images come from.")
-    style: Style | None = Field(
-        None, description="The visual style; only with `source: openmoji`."
-    )
+    style: Style | None = Field(None, description="The visual style; only with `source: openmoji`.")
     path: PathText | None = Field(
         None,
         description="Image folder with metadata.jsonl or .csv, or with one subject's images; only "
@@ -457,8 +455,7 @@ class SampleSettings(_InKeys):
 OF_CONTROL = {"given_guidance": "concat", "noised": "img2img"}
 # Factor that varies within a training -> the setting of `sample` whose levels it has.
 DRAWN = {
-    f"sample.{name}": name
-    for name in ("guidance", "steps", "strength", "blocks", *OF_CONTROL)
+    f"sample.{name}": name for name in ("guidance", "steps", "strength", "blocks", *OF_CONTROL)
 }
 CONTROL = "control"  # the factor whose levels are `CONTROLS`
 CHECKPOINT = "checkpoint"  # the factor whose levels are `train.checkpoints`
