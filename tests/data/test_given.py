@@ -115,6 +115,8 @@ def test_given_images_that_cannot_be_read_are_named_and_blank_ones_noted(folder)
     list(found)
     assert notes == ["given images of one colour alone: '02.png'"]
     (folder / "images-given/04.bmp").write_bytes(b"none")
+    (found,) = given.problems(Task(**content()), 64)
+    assert found.startswith("given with '04.png': not an image")
     with pytest.raises(UserError, match="given with '04.png'"):
         list(data.stream(Task(**content()), 32)[0])
 

@@ -119,6 +119,12 @@ def test_a_missing_pair_is_found_before_anything_runs(folder):
         checked(written([LORA]))
 
 
+def test_levels_of_one_training_with_and_without_a_start_are_refused(folder):
+    both = {"method": "lora", "factors": {"sample.guidance": [1.0, 2.0]}}
+    with pytest.raises(UserError, match="sample.guidance varies in one training"):
+        checked(written([both, both | {"name": "start", "control": "img2img"}]))
+
+
 def test_what_a_control_does_not_concern_keeps_its_keys(folder):
     """Of the others: their training, and of img2img the training as well."""
 

@@ -241,7 +241,7 @@ def test_the_gallery_shows_what_was_given(plan):
 
 
 @pytest.mark.parametrize("point", ["full.controlnet", "lora.concat"])
-def test_a_killed_training_ends_with_the_same_bits(plan, point, tmp_path, monkeypatch):
+def test_a_killed_training_ends_with_the_same_bits(plan, point, tmp_path):
     run, base = run_of(plan, point), Path("base")
     task = prepared.load(run.prepare, base, control=run.point.learnt)
 
@@ -269,7 +269,7 @@ def test_a_killed_training_ends_with_the_same_bits(plan, point, tmp_path, monkey
 
 
 @pytest.mark.parametrize("control", bases.FAMILIES["unet"].controls[:2])
-def test_runs_fold_with_what_they_are_told(plan, control, tmp_path, monkeypatch):
+def test_runs_fold_with_what_they_are_told(plan, control, tmp_path):
     """Two runs in one batch end as each alone, nearly: sums are taken in another order."""
     chosen = study(
         [{"method": "lora", "control": control, "factors": {"train.lr": [0.01, 0.03]}}],
@@ -277,11 +277,9 @@ def test_runs_fold_with_what_they_are_told(plan, control, tmp_path, monkeypatch)
         train={"steps": 2, "batch_size": 4, "lr": 0.02},
     )
     runs, base = build_plan(chosen).runs, Path("base")
-    monkeypatch.setattr("fitspace.core.devices.device", lambda: "cuda")
-    assert folds(*runs)
-    monkeypatch.undo()
-    monkeypatch.chdir(plan_folder := Path.cwd())
-    assert plan_folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fitspace.core.devices.device", lambda: "cuda")
+        assert folds(*runs)
     told = prepared.load(runs[0].prepare, base, control=control)
     shared = _attached(bases.load_denoiser(base), runs[0], told, base)
 

@@ -64,6 +64,20 @@ def _stem(name: str) -> str:
     return PurePosixPath(name).with_suffix("").as_posix()
 
 
+def problems(task: Task, size: int) -> list[str]:
+    """What is wrong with the images of a folder that are given, each decoded once; other tasks'
+    images are made from their own."""
+    if task.given is None or task.given.path is None:
+        return []
+    found = []
+    for name, path in pairs(task).items():
+        try:
+            load_image(path, size)
+        except Unusable as error:
+            found.append(f"given with {name!r}: {error}")
+    return found
+
+
 def beside(
     task: Task, examples: Iterator[Example], size: int, how: How, notes: list[str]
 ) -> Iterator[Example]:

@@ -107,6 +107,8 @@ def _check_sizes(path: str | Path, facts: dict[str, Any], tensors: dict[str, Any
         raise UserError(f"{path}: {p}" for p in error.problems) from None
     largest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
     said = {"classes + 1": facts["classes"] + 1} if "classes" in facts else {}
+    channels = facts.get("control", {}).get("channels", [])
+    said |= {f"control.channels[{i}]": count for i, count in enumerate(channels)}
     if (width := knob(facts["method"])) is not None:
         said[width] = getattr(settings, width)
     said |= getattr(get(facts["method"]), "sizes", lambda _: {})(settings)

@@ -171,6 +171,8 @@ def looked(study: Study, models: Models) -> list[str]:
     ------
     UserError : everything that would fail a job.
     """
+    from fitspace.data import given
+
     problems, lines = analysis_problems(models), []
     if models.here("base"):
         problems += _base_problems(study, models)
@@ -179,6 +181,8 @@ def looked(study: Study, models: Models) -> list[str]:
     if models.here("base") and not problems:
         problems = _unbuilt(models)
     for task in study.tasks:
+        if models.here(task.name):
+            problems += [f"task {task.name!r}: {p}" for p in given.problems(task, ANY_SIZE)]
         if models.here(task.name) and (found := _survey(study, models, task)):
             problems += [f"task {task.name!r}: {problem}" for problem in found.refused]
             lines += _said(task.name, found)
