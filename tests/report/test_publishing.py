@@ -140,6 +140,7 @@ def test_every_method_and_metric_has_its_works():
     assert set(paragraph.METHODS) == set(methods.METHODS)
     every = [key for keys in paragraph.METHODS.values() for key in keys]
     every += [key for name in METRICS for key in paragraph.of_metric(name)]
+    every += [key for _, key in paragraph.CONTROLS.values()]
     assert paragraph.bibliography(every).count("@") >= len(set(every))
 
 

@@ -3,6 +3,15 @@
 Only local files are read, only safetensors, and never code that came with a model.
 """
 
+from fitspace.bases.control import (
+    Control,
+    add_control,
+    control_for,
+    control_of,
+    control_parameters,
+    fold_control,
+    taught_part,
+)
 from fitspace.bases.dit import (
     at_scale,
     class_table,
@@ -46,15 +55,20 @@ from fitspace.bases.usable import tokens_of
 __all__ = [
     "CONFIGS",
     "Conditions",
+    "Control",
     "DENOISERS",
     "FAMILIES",
     "Family",
+    "add_control",
     "architecture",
     "at_scale",
     "caption_tokens",
     "class_table",
     "complete",
     "config",
+    "control_for",
+    "control_of",
+    "control_parameters",
     "cut_captions",
     "denoiser",
     "denoiser_config",
@@ -65,6 +79,7 @@ __all__ = [
     "family_of",
     "fetch",
     "files",
+    "fold_control",
     "from_config",
     "image_size",
     "labels",
@@ -79,6 +94,7 @@ __all__ = [
     "problems",
     "resolve",
     "scale",
+    "taught_part",
     "to_model",
     "tokens_of",
 ]

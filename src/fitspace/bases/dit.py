@@ -150,6 +150,7 @@ DIT = Family(
     blank=_blank,
     sizes={"classes": "num_embeds_ada_norm"},
     scales=True,
+    controls=("img2img",),
     also=_is_early,
     settle=share_embedders,
     problems=_problems,

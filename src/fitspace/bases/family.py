@@ -48,6 +48,8 @@ class Family:
     blank : conditions without content, for a denoiser's configuration, so many images and tokens.
     sizes : of the letters in ``told``: the configuration's keys that hold them.
     scales : whether it makes images of a multiple of its own side.
+    controls : how it can be told of an image, see :mod:`fitspace.bases.control`; ``img2img`` tells
+        it nothing.
     also : whether a denoiser saved as another class, with this configuration, is one of these.
     settle : called once with a model as diffusers loads it.
     problems : what in a denoiser's configuration nothing here knows how to use, as ``key: value;
@@ -64,6 +66,7 @@ class Family:
     blank: Callable[[Any, int, int, torch.dtype], Conditions]
     sizes: dict[str, str]
     scales: bool
+    controls: tuple[str, ...] = ()
     also: Callable[[str, dict[str, Any]], bool] = _never
     settle: Callable[[nn.Module], None] = _nothing
     problems: Callable[[dict[str, Any]], list[str]] = _no_problems

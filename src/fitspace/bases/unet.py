@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 
 def _hand(conditions: Conditions) -> dict[str, torch.Tensor]:
-    return {"encoder_hidden_states": conditions["embeddings"]}
+    given = {"given": conditions["given"]} if "given" in conditions else {}
+    return {"encoder_hidden_states": conditions["embeddings"], **given}
 
 
 def _blank(config: Any, images: int, tokens: int, dtype: torch.dtype) -> Conditions:
@@ -47,5 +48,6 @@ UNET = Family(
     blank=_blank,
     sizes={"dim": "cross_attention_dim"},
     scales=False,
+    controls=("controlnet", "concat", "img2img"),
     problems=_problems,
 )

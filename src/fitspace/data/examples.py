@@ -24,6 +24,7 @@ class Example:
     split : ``"train"`` or ``"test"``; ``"class"`` for a DreamBooth task's class images.
     image : uint8 array, shape (size, size, 3), sRGB.
     category : what a class-conditional model is told instead of the caption; "": the caption.
+    given : the image that is given beside the caption, as ``image``; None: none.
     """
 
     name: str
@@ -32,11 +33,12 @@ class Example:
     split: str
     image: np.ndarray
     category: str = ""
+    given: np.ndarray | None = None
 
     def told(self, by_class: bool) -> Example:
-        """Without its image, and with what a base is told of it as its caption."""
+        """Without its images, and with what a base is told of it as its caption."""
         caption = (by_class and self.category) or self.caption
-        return replace(self, caption=caption, image=None)
+        return replace(self, caption=caption, image=None, given=None)
 
 
 @dataclass(frozen=True)

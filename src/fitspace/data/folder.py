@@ -265,6 +265,16 @@ def pictures_digest(folder: Path, root: Path = Path()) -> str:
     return digest(_hashed(base, names))
 
 
+def picture_names(folder: Path, root: Path = Path()) -> list[str]:
+    """The images in a folder, by name. Raises UserError as :func:`pictures_digest`."""
+    return _pictures(Path(folder), Path(root))[1]
+
+
+def names(folder: Path, root: Path = Path(), published: str = "") -> list[str]:
+    """The captioned images of a folder, by name. Raises UserError as :func:`outline`."""
+    return [row.name for row in _sound(folder, root, published).rows]
+
+
 def _pictures(folder: Path, root: Path) -> tuple[Path, list[str]]:
     base = _checked(folder, root, "a folder of images")
     names = sorted(name for name in _walk(base) if IMAGES.search(name))

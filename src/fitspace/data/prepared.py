@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 
 MIRRORED = ("mirrored_mean", "mirrored_std")  # as the file of latents names them
+GIVEN = "given.safetensors"  # of a task that gives images: their pixels and latents
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ class PreparedTask:
         without ``flip``.
     held_out : float16, shape (k, c, h, w): the means of the held-out images' latents.
     shown : for each of ``prompts``, the row of ``held_out`` that it describes.
+    given, mirrored_given, given_held_out : the images that are given with the training examples,
+        with their mirror images and with the held-out images, as the denoiser is told of them:
+        pixels, uint8 (n, s, s, 3), or latents, float16 (n, c, h, w); None: it is not.
     """
 
     mean: torch.Tensor
@@ -74,6 +78,9 @@ class PreparedTask:
     mirrored: tuple[torch.Tensor, torch.Tensor] | None = None
     held_out: torch.Tensor | None = None
     shown: Sequence[int] = ()
+    given: torch.Tensor | None = None
+    mirrored_given: torch.Tensor | None = None
+    given_held_out: torch.Tensor | None = None
 
     def latents(
         self, examples: list[int], mirrored: Sequence[bool] = ()
@@ -90,6 +97,35 @@ class PreparedTask:
         """These rows of each condition, as a denoiser takes them; ``rows`` is a slice or a list."""
         found = picked(self.conditions, rows)
         return {name: v.float() if v.is_floating_point() else v for name, v in found.items()}
+
+    def given_with(
+        self, examples: list[int], mirrored: Sequence[bool] = (), without: Sequence[bool] = ()
+    ) -> Conditions:
+        """What the denoiser is told of the images given with these training examples; nothing of
+        those ``without``: zeros."""
+        if self.given is None:
+            return {}
+        found = _told_image(self.given[examples])
+        turned = [i for i, mirror in enumerate(mirrored) if mirror]
+        if turned and self.mirrored_given is not None:
+            found[turned] = _told_image(self.mirrored_given[[examples[i] for i in turned]])
+        elif turned:
+            found[turned] = found[turned].flip(-1)
+        found[[i for i, none in enumerate(without) if none]] = 0
+        return {"given": found}
+
+    def given_for(self, prompts: Sequence[int]) -> Conditions:
+        """The same of the images given with held-out images: those of these of ``prompts``."""
+        if self.given_held_out is None:
+            return {}
+        return {"given": _told_image(self.given_held_out[[self.shown[i] for i in prompts]])}
+
+
+def _told_image(values: torch.Tensor) -> torch.Tensor:
+    """Pixels (n, s, s, 3) as (n, 3, s, s) from 0 to 1; latents as they are. Float32, a copy."""
+    if values.dtype != torch.uint8:
+        return values.float()
+    return values.permute(0, 3, 1, 2).float() / 255
 
 
 class _Example(Recorded):
@@ -173,8 +209,33 @@ def read_images(stage: Stage, manifest: dict[str, Any]) -> np.ndarray:
     return read_tensors(path, IMAGES, "np", n=count)["images"]
 
 
-def load(stage: Stage, base: Path | None = None, scale: int = 1) -> PreparedTask:
+def read_given(stage: Stage, manifest: dict[str, Any]) -> np.ndarray | None:
+    """The images given with the held-out images, as `read_images`; None if the task gives none."""
+    if not _gives(stage):
+        return None
+    splits = [example["split"] for example in manifest["examples"]]
+    images = _read_given(stage, len(splits), manifest.get("flip"))["images"].numpy()
+    return images[[split == "test" for split in splits]]
+
+
+def _gives(stage: Stage) -> bool:
+    return "given" in stage.material["source"]
+
+
+def _read_given(
+    stage: Stage, count: int, flip: float | None, **sizes: int
+) -> dict[str, torch.Tensor]:
+    names = ("mean", *([MIRRORED[0]] if flip else ()))
+    wanted = {"images": "U8 n s s 3"} | dict.fromkeys(names, "F16 n c h h")
+    return read_tensors(stage.folder / GIVEN, wanted, n=count, **sizes)
+
+
+def load(
+    stage: Stage, base: Path | None = None, scale: int = 1, control: str | None = None
+) -> PreparedTask:
     """Read a prepared task; that its files are those of its sidecar is for the caller to see to.
+
+    ``control``: how a denoiser is told of the images that the task gives.
 
     Raises
     ------
@@ -195,6 +256,13 @@ def load(stage: Stage, base: Path | None = None, scale: int = 1) -> PreparedTask
     latents = read_tensors(path, wanted, n=len(manifest["examples"]), **sizes)
     path = stage.folder / "text.safetensors"
     conditions = read_tensors(path, _told(path, base), n=len(manifest["captions"]), **sizes)
+    given: dict[str, torch.Tensor] = {}
+    if control is not None:
+        every = _read_given(stage, len(manifest["examples"]), flip, **sizes)
+        by_pixels = control == "controlnet"
+        of_all = every["images" if by_pixels else "mean"]
+        given = {"given": of_all[: len(training)], "given_held_out": of_all[len(training) :]}
+        given["mirrored_given"] = None if by_pixels else every.get(MIRRORED[0])
     classes, labels = manifest.get("own_classes", sizes.get("classes")), conditions.get("labels")
     if labels is not None and classes and not 0 <= labels.min() <= labels.max() <= classes:
         raise UserError(f"{path}: labels: needed: from 0 to {classes}")
@@ -213,6 +281,7 @@ def load(stage: Stage, base: Path | None = None, scale: int = 1) -> PreparedTask
         mirrored=tuple(latents[name][: len(training)] for name in MIRRORED) if flip else None,
         held_out=latents["mean"][len(training) :],
         shown=manifest.get("prompt_images", ()),
+        **given,
     )
 
 
@@ -221,8 +290,10 @@ def latents(stage: Stage, base: Path, scale: int = 1) -> dict[str, torch.Tensor]
 
     Raises UserError as :func:`load`.
     """
-    splits = [example["split"] for example in read_manifest(stage)["examples"]]
-    wanted = dict.fromkeys(("mean", "std"), "F16 n c h h")
+    manifest = read_manifest(stage)
+    splits = [example["split"] for example in manifest["examples"]]
+    names = ("mean", "std", *(MIRRORED if manifest.get("flip") else ()))
+    wanted = dict.fromkeys(names, "F16 n c h h")
     path = stage.folder / "latents.safetensors"
     mean = read_tensors(path, wanted, n=len(splits), **_sizes(base, scale))["mean"]
     rows = {"training": "train", "held_out": "test"}

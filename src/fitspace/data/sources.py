@@ -22,6 +22,15 @@ def identity(task: Task, by_class: bool = False) -> dict[str, Any]:
     Raises UserError when a folder of images or its captions are not there;
     :class:`fitspace.core.hub.NotHere` when a hub data set is not.
     """
+    found = _identity(task, by_class)
+    if task.given is not None:
+        from fitspace.data import given
+
+        found["given"] = given.identity(task.given)
+    return found
+
+
+def _identity(task: Task, by_class: bool) -> dict[str, Any]:
     if task.source == "openmoji":
         from fitspace.data import openmoji
 
@@ -70,8 +79,10 @@ def outline(task: Task, by_class: bool = False) -> Outline | None:
         from fitspace.data import openmoji
 
         return openmoji.outline(task.style, by_class, figure=task.subject)
-    from fitspace.data import folder
+    from fitspace.data import folder, given
 
+    if task.given is not None and task.given.path is not None:
+        given.pairs(task)
     path, root, published = _folder(task)
     return folder.outline(path, root, published) if task.dreambooth is None else None
 
@@ -106,8 +117,18 @@ def stream(task: Task, size: int) -> tuple[Iterator[Example], list[str], str]:
     """As :func:`load_examples` for a task with captions, one example after another.
 
     Those for training come first, then they are sorted by name. The notes are whole, and what is
-    wrong with an image is raised, when the last was taken.
+    wrong with an image is raised, when the last was taken. Each has the image that is given with
+    it, if the task gives one.
     """
+    found, notes, attribution = _stream(task, size)
+    if task.given is not None:
+        from fitspace.data import given
+
+        found = given.beside(task, found, size, _how(task), notes)
+    return found, notes, attribution
+
+
+def _stream(task: Task, size: int) -> tuple[Iterator[Example], list[str], str]:
     if task.source == "openmoji":
         from fitspace.data import openmoji
 

@@ -19,6 +19,8 @@ def attach(
 ) -> Attachment:
     """Freeze a denoiser and attach a method to it, in place.
 
+    On a denoiser that is told of an image (:mod:`fitspace.bases.control`) what the control needs is
+    trained too; with a copy of the encoder the method is put into the copy, and all else is frozen.
     Initial values depend only on the seed and the parameter's name. The model's mode (training
     or evaluation) does not change.
 
@@ -40,7 +42,10 @@ def attach(
         )
     model.requires_grad_(False)
     family.settle(model)
-    attachment = get(method).attach(model, settings, seed)
+    part = bases.taught_part(model)
+    attachment = get(method).attach(model.get_submodule(part), settings, seed)
+    if bases.control_of(model):
+        _train_control(attachment, model, part)
     attachment.method, attachment.settings = method, settings
     if family.by_class and getattr(settings, "class_embedding", False):
         _train_class_table(attachment)
@@ -48,6 +53,27 @@ def attach(
         parameter.requires_grad_(True)
     model._fitspace_method = method
     return attachment
+
+
+def _train_control(attachment: Attachment, model: nn.Module, part: str) -> None:
+    """Let an attachment to a part of a model be one to the model, and train the control too."""
+    own = bases.control_parameters(model)
+    undo, fold = ExitStack(), attachment.fold
+    undo.callback(restoring(own))
+    undo.callback(attachment.undo)
+
+    def fold_both() -> None:
+        fold()
+        bases.fold_control(model)
+
+    for name in ("trainable", "frozen", "rates"):
+        found = getattr(attachment, name)
+        setattr(attachment, name, {f"{part}.{n}" if part else n: v for n, v in found.items()})
+    attachment.model, attachment.undo = model, undo.close
+    attachment.fold = None if fold is None else fold_both
+    attachment.trainable = dict(sorted((attachment.trainable | own).items()))
+    # What a copy of the encoder adds goes through convolutions that are zero.
+    attachment.identity_at_start |= bool(part)
 
 
 def _train_class_table(attachment: Attachment) -> None:

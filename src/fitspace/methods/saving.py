@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -43,6 +43,8 @@ def save(attachment: Attachment, path: str | Path, metadata: dict[str, str]) -> 
         facts["classes"] = classes
     if (scale := bases.scale(attachment.model)) != 1:
         facts["scale"] = scale
+    if control := bases.control_of(attachment.model):
+        facts["control"] = {"kind": control.kind, "channels": [*control.channels]}
     held = attachment.trainable | attachment.frozen
     tensors = {n: p.detach().cpu().contiguous() for n, p in held.items()}
     with replacing(path) as temporary:
@@ -53,7 +55,8 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Read what :func:`save` wrote: its facts, and the parameters by name.
 
     The facts are ``method``, ``settings`` (a dict) and ``metadata``; also ``classes`` if the model
-    had a class table of its own, and ``scale`` if it was not at its base's size.
+    had a class table of its own, ``scale`` if it was not at its base's size, and ``control`` if it
+    was told of an image.
 
     Raises
     ------
@@ -73,6 +76,13 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return facts, tensors
 
 
+class _Control(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    kind: Literal["controlnet", "concat"]
+    channels: list[Annotated[int, Field(ge=1, le=4096)]] = Field(max_length=8)
+
+
 class _Facts(BaseModel):
     """The facts that `save` writes into a file."""
 
@@ -83,6 +93,7 @@ class _Facts(BaseModel):
     metadata: dict[str, str]
     classes: int = Field(1, ge=1)
     scale: int = Field(1, ge=1, le=4)
+    control: _Control | None = None
 
 
 def _check_sizes(path: str | Path, facts: dict[str, Any], tensors: dict[str, Any]) -> None:
@@ -96,6 +107,8 @@ def _check_sizes(path: str | Path, facts: dict[str, Any], tensors: dict[str, Any
         raise UserError(f"{path}: {p}" for p in error.problems) from None
     largest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
     said = {"classes + 1": facts["classes"] + 1} if "classes" in facts else {}
+    channels = facts.get("control", {}).get("channels", [])
+    said |= {f"control.channels[{i}]": count for i, count in enumerate(channels)}
     if (width := knob(facts["method"])) is not None:
         said[width] = getattr(settings, width)
     said |= getattr(get(facts["method"]), "sizes", lambda _: {})(settings)
@@ -121,7 +134,8 @@ def load(
 
     facts, tensors = read(path)
     if strength != 1 or blocks is not None:
-        found = problems_of_strength(facts["method"], facts["settings"])
+        control = facts.get("control", {}).get("kind")
+        found = problems_of_strength(facts["method"], facts["settings"], control)
         if blocks is not None:
             found += unknown_blocks(blocks, (name for name, _ in model.named_modules()))
         if found:
@@ -129,6 +143,10 @@ def load(
     of_base = {name for name, _ in model.named_parameters()}
     undo = ExitStack()
     try:
+        if "control" in facts:
+            told = bases.Control(facts["control"]["kind"], tuple(facts["control"]["channels"]))
+            undo.callback(bases.add_control(model, told, seed=0))
+            of_base |= bases.control_parameters(model).keys()  # at zero, where it is untrained
         if "classes" in facts:
             undo.callback(bases.new_classes(model, facts["classes"], seed=0))
         if "scale" in facts:
@@ -155,6 +173,23 @@ def load(
     return attachment
 
 
+def _tell_pipeline(
+    pipeline: Any, model: nn.Module, control: bases.Control, attachment: Attachment
+) -> None:
+    """Let a pipeline know how its denoiser is told of an image, until the adapter is removed."""
+    undo = ExitStack()
+    undo.callback(attachment.undo)
+    if control.kind == "concat":
+        channels = model.config.in_channels
+        model.register_to_config(in_channels=2 * channels)
+        undo.callback(model.register_to_config, in_channels=channels)
+    elif hasattr(pipeline, "controlnet"):
+        before = pipeline.controlnet
+        pipeline.register_modules(controlnet=model.controlnet)
+        undo.callback(pipeline.register_modules, controlnet=before)
+    attachment.undo = undo.close
+
+
 def _differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     found = [f"{n}: missing, but the model has it" for n in sorted(wanted.keys() - saved.keys())]
     found += [f"{n}: the model has no such parameter" for n in sorted(saved.keys() - wanted.keys())]
@@ -170,11 +205,18 @@ def _differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 def load_adapter(pipeline: Any, path: str | Path) -> Attachment:
     """Attach a trained adapter to a diffusers pipeline; ``.remove()`` removes it again.
 
+    One that was trained with ``control: controlnet`` has its ControlNetModel at
+    ``pipeline.unet.controlnet`` then, for a StableDiffusionControlNetPipeline; one with ``control:
+    concat`` makes the U-Net one of a StableDiffusionInstructPix2PixPipeline.
+
     Raises
     ------
     UserError : as :func:`load`, or a pipeline with neither a U-Net nor a transformer.
     """
     for name in bases.DENOISERS:
         if (model := getattr(pipeline, name, None)) is not None:
-            return load(model, path)
+            attachment = load(model, path)
+            if control := bases.control_of(model):
+                _tell_pipeline(pipeline, model, control, attachment)
+            return attachment
     raise UserError(f"pipeline: {type(pipeline).__name__} has neither `unet` nor `transformer`")

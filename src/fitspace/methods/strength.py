@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     import torch
 
 
-def problems_of_strength(method: str, settings: MethodSettings | dict[str, Any]) -> list[str]:
+def problems_of_strength(
+    method: str, settings: MethodSettings | dict[str, Any], control: str | None = None
+) -> list[str]:
     """Why a method has no strength to be sampled at; empty if it has."""
+    if control == "controlnet":
+        return ["a copy of the encoder has its own zero convolutions: no change is linear in it"]
     if isinstance(settings, MethodSettings):
         settings = settings.model_dump()
     if not get(method).trains:

@@ -16,7 +16,7 @@ from fitspace.metrics.measuring import (
     reference_features,
     subject_features,
 )
-from fitspace.metrics.metric import TRAINING, Compared, Metric
+from fitspace.metrics.metric import GIVEN, TRAINING, Compared, Metric
 from fitspace.metrics.reading import read_features, read_metrics
 from fitspace.metrics.table import (
     INTERVAL,
@@ -51,6 +51,7 @@ __all__ = [
     "Compared",
     "EXTRACTOR",
     "EXTRACTOR_SHA256",
+    "GIVEN",
     "JUDGE_FEATURES",
     "INTERVAL",
     "JUDGE",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fitspace.metrics.keeping import Kept
 
 from fitspace.metrics.extractors import JUDGE, Extraction, Weights, in_use, scoring
-from fitspace.metrics.metric import IMAGES, PAIRS, TEXTS, TRAINING, Compared
+from fitspace.metrics.metric import GIVEN, IMAGES, PAIRS, TEXTS, TRAINING, Compared
 from fitspace.metrics.table import INTERVAL, METRICS, NEIGHBOURHOOD, SHARES, extractors_of
 
 
@@ -28,6 +28,7 @@ def reference_features(
     further: Sequence[str] = (),
     decoded: Iterable[tuple[str, Any]] = (),
     kept: Kept | None = None,
+    given=None,
 ) -> dict[str, Tensor]:
     """The features of a task's held-out images that all its runs' evaluations share.
 
@@ -42,6 +43,9 @@ def reference_features(
     decoded : for those that need ``TRAINING``, parts of the training and of all held-out images as
         the autoencoder gives them back: ``training`` or ``held_out``, and uint8 (k, h, w, 3).
     kept : features of earlier calls.
+    given : uint8, shape (m, h, w, 3), the images that the task gives with ``images``. There are as
+        many prompts of each image, one image after another, and a prompt's own image is the one
+        that its samples are compared with.
 
     Returns
     -------
@@ -49,7 +53,7 @@ def reference_features(
     ``judge_paired`` (p, e), the mean embedding of the images with the prompt as their caption;
     ``effnet`` (m, 1280); and one tensor for each extractor in ``weights``. For ``further`` ones
     that need them ``pairs``, int64 (k, 2), all pairs of a prompt and an image with this caption;
-    ``images``, uint8 (m, h, w, 3); ``NAME_texts`` (p, d), of the prompts;
+    ``images`` and ``given``, uint8 (m, h, w, 3); ``NAME_texts`` (p, d), of the prompts;
     ``NAME_training`` (t, d) and ``NAME_held_out`` (q, d), of ``decoded``, for the extractors of
     whose features these metrics are made.
 
@@ -59,10 +63,17 @@ def reference_features(
     import torch
 
     images = _images("reference images", images)
-    where = {p: [i for i, c in enumerate(captions) if c == p] for p in dict.fromkeys(prompts)}
+    found_by = {p: [i for i, c in enumerate(captions) if c == p] for p in dict.fromkeys(prompts)}
     problems = [
-        f"prompt {p!r}: no held-out image has this caption" for p, i in where.items() if not i
+        f"prompt {p!r}: no held-out image has this caption" for p, i in found_by.items() if not i
     ]
+    where = [found_by[prompt] for prompt in prompts]  # the images of each prompt
+    if given is not None:
+        given = _images("given images", given)
+        if len(given) != len(images) or len(prompts) % len(images):
+            problems.append(f"given: {len(given)} for {len(images)} images, {len(prompts)} prompts")
+        each = max(1, len(prompts) // len(images))
+        where = [[i // each] for i in range(len(prompts))]
     if len(captions) != len(images):
         problems.insert(0, f"captions: {len(captions)} for {len(images)} reference images")
     if problems:
@@ -72,14 +83,16 @@ def reference_features(
     found = {
         "judge_images": embedded,
         "judge_texts": extraction.texts(JUDGE, prompts),
-        "judge_paired": torch.stack([embedded[where[p]].mean(0) for p in prompts]),
+        "judge_paired": torch.stack([embedded[own].mean(0) for own in where]),
         **{name: extraction.images(name, images) for name in in_use(weights)},
     }
     needs = {need for name in further for need in METRICS[name].needs}
     if PAIRS in needs:
-        found["pairs"] = torch.tensor([(i, j) for i, p in enumerate(prompts) for j in where[p]])
+        found["pairs"] = torch.tensor([(i, j) for i, own in enumerate(where) for j in own])
     if IMAGES in needs:
         found["images"] = images
+    if GIVEN in needs:
+        found["given"] = given
     for name in extractors_of([n for n in further if TEXTS in METRICS[n].needs]):
         found[f"{name}_texts"] = extraction.texts(name, prompts)
     if TRAINING in needs:

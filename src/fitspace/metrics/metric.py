@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 HELD_OUT, SUBJECT = "held out", "subject"
 # What a further metric may need of the reference, beside features of the images compared with.
 PAIRS, IMAGES, TRAINING, TEXTS = "pairs", "images", "training", "texts"
+GIVEN = "given"  # of a task that gives an image beside the caption
 UNTOUCHED = "untouched"  # and of what the untouched base draws
 
 
@@ -37,8 +38,8 @@ class Metric:
     share : ``n`` or ``m`` if it counts samples or held-out images: one image more or less moves it
         by one over their number.
     measure : of a further metric, its value. None: a standard metric, always measured.
-    needs : of a further metric, what it looks at of ``PAIRS``, ``IMAGES``, ``TRAINING``, ``TEXTS``
-        and ``UNTOUCHED``; the judge's texts are always there.
+    needs : of a further metric, what it looks at of ``PAIRS``, ``IMAGES``, ``TRAINING``, ``TEXTS``,
+        ``GIVEN`` and ``UNTOUCHED``; the judge's texts are always there.
     version : of a further metric; raise it when its numbers change.
     """
 
@@ -110,9 +111,15 @@ class Compared:
         """The held-out images, uint8 (m, h, w, 3)."""
         return self.reference["images"]
 
+    @property
+    def given(self) -> Tensor:
+        """The images that are given with the held-out ones, uint8 (m, h, w, 3)."""
+        return self.reference["given"]
+
     @cached_property
     def pairs(self) -> Tensor:
-        """Every pair of a sample and a held-out image of its caption: int64 (k, 2)."""
+        """Every pair of a sample and a held-out image of its caption: int64 (k, 2). Where an image
+        is given with each caption, a sample and the one held-out image it is given with."""
         pairs = self.reference["pairs"]
         return pairs[pairs[:, 0] < len(self.images)]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fitspace.plan import Run
 from fitspace.metrics.extractors import EXTRACTORS, JUDGE, in_use
 from fitspace.metrics.measuring import finite
-from fitspace.metrics.metric import IMAGES, PAIRS, TEXTS, TRAINING, UNTOUCHED
+from fitspace.metrics.metric import GIVEN, IMAGES, PAIRS, TEXTS, TRAINING, UNTOUCHED
 from fitspace.metrics.table import (
     INTERVAL,
     JUDGE_FEATURES,
@@ -56,13 +56,14 @@ def _form(of_subject: bool, named: Collection[str], further: Collection[str]) ->
     if of_subject:
         others = extractors_of(further) - {JUDGE}
         return SUBJECT_FEATURES | {name: f"F32 m {widths[name]}" for name in others}
-    needs = {need: [] for need in (PAIRS, IMAGES, TRAINING, TEXTS, UNTOUCHED)}
+    needs = {need: [] for need in (PAIRS, IMAGES, GIVEN, TRAINING, TEXTS, UNTOUCHED)}
     for name in further:
         for need in METRICS[name].needs:
             needs[need].append(name)
     form = JUDGE_FEATURES | {name: f"F32 m {row.width}" for name, row in in_use(named).items()}
     form |= {"pairs": "I64 k 2"} if needs[PAIRS] else {}
     form |= {"images": "U8 m h h 3"} if needs[IMAGES] else {}
+    form |= {"given": "U8 m h h 3"} if needs[GIVEN] else {}
     form |= {f"{name}_texts": f"F32 p {widths[name]}" for name in extractors_of(needs[TEXTS])}
     for name in extractors_of(needs[TRAINING]):
         form |= {f"{name}_training": f"F32 t {widths[name]}"}

@@ -19,10 +19,13 @@ from fitspace.plan import counting
 TOLERANCE = 0.01
 
 
-def width(base: str, method: str, settings: dict[str, Any], target: int) -> int:
+def width(
+    base: str, method: str, settings: dict[str, Any], target: int, control: str | None = None
+) -> int:
     """The width at which a method's number of trainable parameters is nearest to ``target``.
 
-    ``base`` is as :func:`fitspace.bases.architecture` takes it; ``settings`` are all others.
+    ``base`` is as :func:`fitspace.bases.architecture` takes it; ``settings`` are all others;
+    ``control`` as :func:`fitspace.plan.counting.count` has it.
 
     Raises
     ------
@@ -31,7 +34,7 @@ def width(base: str, method: str, settings: dict[str, Any], target: int) -> int:
     name = knob(method)
 
     def count(value: int) -> int:
-        return counting.count(base, method, settings | {name: value})["trainable"]
+        return counting.count(base, method, settings | {name: value}, control)["trainable"]
 
     counts = around(count, *_limits(method), target)
     value, trainable = counts[0]

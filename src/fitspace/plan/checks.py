@@ -28,7 +28,11 @@ from fitspace.plan.points import (
 from fitspace.plan.table import PRIOR_STEPS
 from fitspace.study import (
     CHECKPOINT,
+    CONTROL,
+    CONTROLS,
     DRAWN,
+    LEARNT,
+    OF_CONTROL,
     Arm,
     SampleSettings,
     Study,
@@ -167,6 +171,8 @@ def looked(study: Study, models: Models) -> list[str]:
     ------
     UserError : everything that would fail a job.
     """
+    from fitspace.data import given
+
     problems, lines = analysis_problems(models), []
     if models.here("base"):
         problems += _base_problems(study, models)
@@ -175,6 +181,8 @@ def looked(study: Study, models: Models) -> list[str]:
     if models.here("base") and not problems:
         problems = _unbuilt(models)
     for task in study.tasks:
+        if models.here(task.name):
+            problems += [f"task {task.name!r}: {p}" for p in given.problems(task, ANY_SIZE)]
         if models.here(task.name) and (found := _survey(study, models, task)):
             problems += [f"task {task.name!r}: {problem}" for problem in found.refused]
             lines += _said(task.name, found)
@@ -210,9 +218,12 @@ def _unbuilt(models: Models) -> list[str]:
     problems = []
     for point in models.points[0]:
         try:
-            counting.count(models.study.base, point.method, point.settings)
+            counting.count(models.study.base, point.method, point.settings, point.learnt)
         except UserError as error:
-            problems += [f"arm {point.arm!r}, point {point.name!r}: {p}" for p in error.problems]
+            where = f"arm {point.arm!r}, point {point.name!r}"
+            if point.learnt == "controlnet":
+                where += ", in the copy of the encoder"
+            problems += [f"{where}: {p}" for p in error.problems]
         except Exception as error:  # of a denoiser that nobody tried this on, anything
             problems.append(f"arm {point.arm!r}, point {point.name!r} cannot be built: {error!r}")
     parts = dict.fromkeys(b for p in models.points[0] if (b := p.sample.get("blocks")))
@@ -245,11 +256,13 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, models: Models | No
     family = None
     if isinstance(base, str):
         try:
-            family = bases.family(base).name
+            family = bases.family(base)
         except UserError as error:
             problems += error.problems
     for index, arm in arms:
-        problems += [f"arms[{index}].{p}" for p in _problems_of(arm, base, family)]
+        own = _problems_of(arm, base, family.name if family else None)
+        own += _control_problems(arm, family)
+        problems += [f"arms[{index}].{p}" for p in own]
     if models is not None and not problems:
         study, (points, _) = models.study, models.points
         columns = sorted({c for p in points for c in p.factors} | {"method", "arm"})
@@ -272,6 +285,7 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, models: Models | No
             if count > 1
         ]
         problems += _too_short(study, points) + _within_problems(study)
+        problems += _given_problems(study) + _one_unit(points)
         if (runs := len(points) * len(study.tasks) * len(study.seeds)) > MOST_RUNS:
             problems.append(f"seeds: {runs} runs in all; allowed: at most {MOST_RUNS}")
     return problems
@@ -317,6 +331,111 @@ def _within_problems(study: Study) -> list[str]:
             if of_subject and DRAWN[factor] in ("guidance", "steps")
         ]
     return problems
+
+
+def _control_problems(arm: Arm, family: bases.Family | None) -> list[str]:
+    """Why an arm's points cannot be told of a given image as they should be."""
+    key = f"factors.{CONTROL}" if CONTROL in arm.factors else CONTROL
+    asked = [control for control in arm.controls if control in CONTROLS]
+    problems = []
+    if CONTROL in arm.factors and arm.control is not None:
+        problems.append(f"{CONTROL}: is also a factor of this arm; keep one of the two")
+    if family is not None:
+        problems += [
+            f"{key}: {control!r}: nobody here tells a {family.title} of an image so; allowed: "
+            f"{', '.join(family.controls) or 'null'}"
+            for control in asked
+            if control not in family.controls
+        ]
+    if arm.method in methods.METHODS and not methods.get(arm.method).trains:
+        problems += [
+            f"{key}: {control!r}: method {arm.method!r} trains nothing, and what is new here adds "
+            "nothing before it is trained; allowed: img2img, null"
+            for control in asked
+            if control in LEARNT
+        ]
+    if "controlnet" in asked:
+        (why,) = methods.problems_of_strength(arm.method, {}, "controlnet")
+        problems += [
+            f"factors.{factor}: with control 'controlnet': {why}; allowed: leave it out"
+            for factor in arm.within
+            if DRAWN[factor] in OF_METHOD
+        ]
+    return problems + [
+        f"factors.{factor}: has a meaning with control {OF_CONTROL[DRAWN[factor]]!r} alone; "
+        f"this arm has {', '.join(map(str, arm.controls))}"
+        for factor in arm.within
+        if DRAWN[factor] in OF_CONTROL and set(arm.controls) != {OF_CONTROL[DRAWN[factor]]}
+    ]
+
+
+def _given_problems(study: Study) -> list[str]:
+    """What is wrong with given images, and with settings that need them."""
+    controls = {control for arm in study.arms for control in arm.controls}
+    bare = [task.name for task in study.tasks if task.given is None]
+    problems = [
+        f"arms[{i}].control: task {bare[0]!r} gives no image; needed: the key given in every task"
+        for i, arm in enumerate(study.arms)
+        if bare and any(arm.controls)
+    ]
+    problems += [
+        f"metrics: {name!r}: task {bare[0]!r} gives no image; needed: the key given in every task"
+        for name in study.further
+        if bare and metrics.GIVEN in metrics.METRICS[name].needs
+    ]
+    fields = SampleSettings.model_fields
+    problems += [
+        f"sample.{name}: {getattr(study.sample, name):g}: no arm has control: {control}; leave it "
+        "out"
+        for name, control in OF_CONTROL.items()
+        if getattr(study.sample, name) != fields[name].default and control not in controls
+    ]
+    if study.explain is not None and (learnt := sorted(controls & {*LEARNT})):
+        problems.append(
+            f"explain: asks a denoiser about its words alone, not with control: {learnt[0]}; "
+            "allowed: leave it out"
+        )
+    for i, arm in enumerate(study.arms):
+        own = arm.train | {k.removeprefix("train."): v for k, v in arm.between.items()}
+        dropped = own.get("given_dropout", study.train.given_dropout)
+        scales = arm.factors.get("sample.given_guidance", [study.sample.given_guidance])
+        if "concat" not in arm.controls:
+            if "given_dropout" in own:
+                problems.append(
+                    f"arms[{i}].train.given_dropout: no point has control: concat; leave it out"
+                )
+        elif max(scales) > 1 and 0 in (dropped if isinstance(dropped, list) else [dropped]):
+            problems.append(
+                f"arms[{i}]: sample.given_guidance: {max(scales):g} compares with nothing given, "
+                "which train.given_dropout: 0 never trains; allowed: above 0, as 0.05"
+            )
+        if "img2img" in arm.controls:
+            steps = min(arm.factors.get("sample.steps", [study.sample.steps]))
+            share = min(arm.factors.get("sample.noised", [study.sample.noised]))
+            if int(steps * share) < 1:
+                problems.append(
+                    f"arms[{i}]: sample.noised: {share:g} of {steps} steps is less than one; "
+                    f"allowed: at least {1 / steps:g}"
+                )
+    if study.train.given_dropout and "concat" not in controls:
+        problems.append(
+            f"train.given_dropout: {study.train.given_dropout:g}: no arm has control: concat; "
+            "leave it out"
+        )
+    return problems
+
+
+def _one_unit(points: list[Point]) -> list[str]:
+    """Levels within a training at which points of two controls stand, as img2img and none."""
+    found: dict[tuple[str, str], set[str | None]] = {}
+    for point in points:
+        for name in point.within if point.train else ():
+            found.setdefault((point.trained, name), set()).add(point.control)
+    return [
+        f"arms: {name} varies in one training with control: img2img and without, which are one "
+        "unit; allowed: in one of the two arms"
+        for name in dict.fromkeys(name for (_, name), own in found.items() if len(own) > 1)
+    ]
 
 
 def _too_short(study: Study, points: list[Point]) -> list[str]:
@@ -480,6 +599,8 @@ def _problems_of(arm: Arm, base: Any, family: str | None) -> list[str]:
             model, name = TrainSettings, factor.removeprefix("train.")
         elif factor in DRAWN:
             model, name = SampleSettings, DRAWN[factor]
+        elif factor == CONTROL:
+            model = Arm
         elif factor.startswith("sample."):
             problems.append(f"factors.{factor}: unknown; allowed: {', '.join(DRAWN)}")
             continue

@@ -86,7 +86,12 @@ def asked(study: Study, point: Point) -> int:
 
 def passes(point: Point) -> int:
     """Latents that an image passes through the denoiser."""
-    return point.sample["steps"] * (2 if point.sample["guidance"] > 1 else 1)
+    drawn, steps = point.sample, point.sample["steps"]
+    if point.control == "img2img":  # the others are left out
+        steps = int(steps * drawn["noised"])
+    if drawn.get("given_guidance", 1) > 1:
+        return 3 * steps
+    return steps * (2 if drawn["guidance"] > 1 else 1)
 
 
 def step_times(runs: pd.DataFrame) -> Times:

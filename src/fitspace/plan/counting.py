@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
 CACHE = Path("results/.cache/counts.json")
 
 
-def count(base: str, method: str, settings: dict[str, Any]) -> dict[str, Any]:
+def count(
+    base: str, method: str, settings: dict[str, Any], control: str | None = None
+) -> dict[str, Any]:
     """How many parameters a method trains on a base; no weights are read or allocated.
 
-    ``base`` is as :func:`fitspace.bases.from_config` takes it. Returns ``trainable``, ``total``
-    (the base's own parameters, shared ones once) and ``percent`` (trainable of total). Counts are
-    cached in `CACHE` until the methods or their libraries change.
+    ``base`` is as :func:`fitspace.bases.from_config` takes it; ``control`` is how its denoiser is
+    told of an image, whose parameters are counted too (see :mod:`fitspace.bases.control`). Returns
+    ``trainable``, ``total`` (the base's own parameters, shared ones once) and ``percent``
+    (trainable of total). Counts are cached in `CACHE` until the methods or their libraries change.
 
     Raises
     ------
@@ -30,21 +34,31 @@ def count(base: str, method: str, settings: dict[str, Any]) -> dict[str, Any]:
     """
     settings = methods.validated(method, settings)
     given = settings.model_dump(mode="json", exclude_unset=True)
-    key = digest([bases.architecture(base), method, given, code()])
+    told = bases.control_for(base, control)
+    key = digest([bases.architecture(base), method, given, code(), *_named(told)])
     known = remembered(CACHE)
     if key not in known:
-        known[key] = _count(base, method, settings)
+        known[key] = _count(base, method, settings, told)
         remember(CACHE, known)
     trainable, total = known[key]
     return {"trainable": trainable, "total": total, "percent": 100 * trainable / total}
 
 
-def _count(base: str, method: str, settings: dict[str, Any]) -> list[int]:
+def _named(told: bases.Control | None) -> list[Any]:
+    return [] if told is None else [told.kind, *told.channels]
+
+
+def _count(
+    base: str, method: str, settings: dict[str, Any], told: bases.Control | None
+) -> list[int]:
     model = _built(base, digest(bases.architecture(base)))
     total = sum(p.numel() for p in model.parameters())
-    attachment = methods.attach(model, method, settings, seed=0)
-    trainable = sum(p.numel() for p in attachment.trainable.values())
-    attachment.remove()
+    with ExitStack() as undo:
+        if told is not None:
+            undo.callback(bases.add_control(model, told, seed=0))
+        attachment = methods.attach(model, method, settings, seed=0)
+        undo.callback(attachment.remove)
+        trainable = sum(p.numel() for p in attachment.trainable.values())
     return [trainable, total]
 
 
@@ -64,4 +78,5 @@ def _built(base: str, architecture: str) -> nn.Module:
 def code() -> str:
     """Digest of what determines counts besides their arguments: methods and libraries."""
     sources = sorted(Path(methods.__file__).parent.glob("*.py"))
+    sources.append(Path(bases.__file__).with_name("control.py"))
     return digest([[version("diffusers"), version("peft")], [sha256(p) for p in sources]])

@@ -71,7 +71,9 @@ def of(study: Study, point: Point, task: Task) -> Footprint:
     """
     precision = (point.train or {"precision": "fp32"})["precision"]
     batch = latents(point, task)
-    return measure(study.base, point.method, point.settings, batch, precision, task.scale)
+    return measure(
+        study.base, point.method, point.settings, batch, precision, task.scale, point.learnt
+    )
 
 
 def latents(point: Point, task: Task) -> int:
@@ -89,19 +91,21 @@ def measure(
     batch: int = 1,
     precision: str = "fp32",
     scale: int = 1,
+    control: str | None = None,
 ) -> Footprint:
     """Run one step of a method on a base, on the meta device; cached in `CACHE`.
 
     ``base`` is as :func:`fitspace.bases.from_config` takes it; the step has ``batch`` latents of
-    ``scale`` times the base's side.
+    ``scale`` times the base's side; ``control`` is how the denoiser is told of an image.
 
     Raises UserError as :func:`fitspace.plan.counting.count`.
     """
-    tokens = text_tokens(base)
+    tokens, told = text_tokens(base), bases.control_for(base, control)
     given = [bases.architecture(base), method, settings, batch, precision, scale, tokens]
+    given += [] if told is None else [told.kind, *told.channels]
     key, known = digest([*given, _code()]), remembered(CACHE)
     if key not in known:
-        known[key] = asdict(_measure(base, method, settings, batch, precision, scale, tokens))
+        known[key] = asdict(_measure(base, method, settings, batch, precision, scale, tokens, told))
         remember(CACHE, known)
     return Footprint(**known[key])
 
@@ -131,6 +135,7 @@ def _measure(
     precision: str,
     scale: int,
     tokens: int,
+    told: bases.Control | None,
 ) -> Footprint:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -138,18 +143,20 @@ def _measure(
     model = bases.from_config(base)
     if scale != 1:
         bases.at_scale(model, scale)
+    if told is not None:
+        bases.add_control(model, told, seed=0)
     attachment = methods.attach(model, method, settings, seed=0)
     for layer in attachment.dropouts:
         layer.train()
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     torch.nn.Module.to(model, dtype)  # diffusers' own `to` warns about layers it keeps in fp32
-    latents, t, told = _inputs(model, batch, tokens, dtype)
+    latents, t, conditions = _inputs(model, batch, tokens, dtype)
     kept = _Kept(model)
     backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
     attention = _attention_mode()
     with attention, FlopCounterMode(display=False, custom_mapping={backward: _backward}) as flops:
         with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
-            predicted = model(latents, t, **told).sample
+            predicted = model(latents, t, **conditions).sample
         forward = flops.get_total_flops()
         if attachment.trainable:
             predicted.backward(torch.empty_like(predicted))
@@ -173,11 +180,14 @@ def _inputs(
     config, family = model.config, bases.family_of(model)
     side = config.sample_size
     with torch.device("meta"):
-        return (
-            torch.empty(batch, config.in_channels, side, side, dtype=dtype),
-            torch.empty(batch, dtype=torch.long),
-            family.hand(family.blank(config, batch, tokens, dtype)),
-        )
+        latents = torch.empty(batch, config.in_channels, side, side, dtype=dtype)
+        conditions = family.blank(config, batch, tokens, dtype)
+        if control := bases.control_of(model):
+            conditions["given"] = latents
+            if control.channels:  # pixels
+                side *= 2 ** (len(control.channels) - 1)
+                conditions["given"] = torch.empty(batch, 3, side, side, dtype=dtype)
+        return latents, torch.empty(batch, dtype=torch.long), family.hand(conditions)
 
 
 class _Kept:

@@ -202,8 +202,9 @@ def _untouched(
 
 def _drawing(point: Point) -> str:
     """How a point's images are drawn, without what concerns its adapter."""
-    adapter = ("strength", "blocks", CHECKPOINT)
-    return canonical({k: v for k, v in point.sample.items() if k not in adapter})
+    adapter = ("strength", "blocks", CHECKPOINT, "given_guidance")
+    starts = [] if point.learnt or not point.control else [point.control]
+    return canonical([{k: v for k, v in point.sample.items() if k not in adapter}, *starts])
 
 
 def unchanged(study: Study, run: Run) -> bool:

@@ -192,9 +192,9 @@ def _points(
     rows = []
     for point in points:
         # Points that differ only in training settings share one count.
-        form = json.dumps([point.method, point.settings], sort_keys=True)
+        form = json.dumps([point.method, point.settings, point.learnt], sort_keys=True)
         if form not in counts:
-            counts[form] = counting.count(study.base, point.method, point.settings)
+            counts[form] = counting.count(study.base, point.method, point.settings, point.learnt)
         rows.append(
             {
                 "point": point.name,

@@ -13,7 +13,16 @@ from fitspace import bases, methods
 from fitspace.core.errors import UserError
 from fitspace.core.files import canonical, digest
 from fitspace.plan import budget
-from fitspace.study import CHECKPOINT, DRAWN, Arm, SampleSettings, Study, TrainSettings
+from fitspace.study import (
+    CHECKPOINT,
+    CONTROL,
+    DRAWN,
+    LEARNT,
+    Arm,
+    SampleSettings,
+    Study,
+    TrainSettings,
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,7 @@ class Point:
     and ``train`` the complete training settings (None where nothing is trained); ``sample`` how its
     images are drawn; ``within`` the levels of the factors that vary within a training, which are
     among ``factors`` too; ``apart`` what tells it from a point of the study that would be called
-    the same.
+    the same; ``control`` how the denoiser is told of the image that a task gives.
     """
 
     arm: str
@@ -36,23 +45,35 @@ class Point:
     slug: str
     within: dict[str, Any] = field(default_factory=dict)
     apart: str = ""
+    control: str | None = None
+
+    @property
+    def learnt(self) -> str | None:
+        """Its control, if that adds parameters to the denoiser."""
+        return self.control if self.control in LEARNT else None
+
+    @property
+    def _told(self) -> list[str]:
+        return [self.learnt] if self.learnt else []
 
     @cached_property
     def trained(self) -> str:
-        """What identifies its training: method, settings, training settings."""
-        return canonical([self.method, self.settings, self.train])
+        """What identifies its training: method, settings, training settings, learnt control."""
+        return canonical([self.method, self.settings, self.train, *self._told])
 
     @cached_property
     def identity(self) -> str:
         """What identifies the point, whatever its name."""
-        return canonical([self.method, self.settings, self.train, self.sample])
+        own = [self.control] if self.control else []
+        return canonical([self.method, self.settings, self.train, self.sample, *own])
 
     @property
     def drawn(self) -> str:
-        """Its levels within a training as a part of names; empty for a point that has none."""
-        return re.sub(r"[^A-Za-z0-9_.+-]", "_", ".".join(
-            f"{name.removeprefix('sample.')}{level}" for name, level in self.within.items()
-        ))  # fmt: skip
+        """What of its name its training does not have: a control that is not learnt, its levels
+        within the training; empty for a point that has none."""
+        own = [self.control] if self.control and not self.learnt else []
+        own += [f"{name.removeprefix('sample.')}{level}" for name, level in self.within.items()]
+        return re.sub(r"[^A-Za-z0-9_.+-]", "_", ".".join(own))
 
     @property
     def name(self) -> str:
@@ -119,11 +140,13 @@ def _d_optimal(factors: tuple[str, ...], cells: tuple[tuple, ...], n: int) -> tu
 def settings_of(arm: Arm, factors: dict[str, Any], base: str | None = None) -> Any:
     """The method's settings in a cell; with a base, the width follows from the arm's budget.
 
-    Levels of training settings among ``factors`` are no settings of the method.
+    Levels of training settings and of the control among ``factors`` are no settings of the method.
     """
-    own = {k: v for k, v in factors.items() if not k.startswith("train.")} | arm.settings
+    own = {k: v for k, v in factors.items() if k != CONTROL and not k.startswith("train.")}
+    own |= arm.settings
     if arm.match_trainable is not None and base is not None:
-        width = budget.width(base, arm.method, own, arm.match_trainable)
+        control = factors.get(CONTROL, arm.control)
+        width = budget.width(base, arm.method, own, arm.match_trainable, control)
         own[methods.knob(arm.method)] = width
     return methods.get(arm.method).Settings(**own)
 
@@ -145,11 +168,13 @@ def expand(
         for factors in chosen_cells(arm, legal):
             taken = factors | tuned.get((arm.title, canonical(factors)), {})
             settings = settings_of(arm, taken, study.base)
-            train = None
+            train, control = None, factors.get(CONTROL, arm.control)
             if method.trains:
                 own = {
                     k.removeprefix("train."): v for k, v in taken.items() if k.startswith("train.")
                 }
+                if control != "concat":  # where nothing else is told a latent
+                    own["given_dropout"] = 0.0
                 train = TrainSettings(**(study.train.model_dump() | arm.train | own)).model_dump()
             points += [
                 Point(
@@ -158,9 +183,10 @@ def expand(
                     factors | within,
                     settings.resolved(family),
                     train,
-                    _drawing(study, within, train),
-                    _slug(settings, arm),
+                    _drawing(study, within, train, control),
+                    _slug(settings, arm, control),
                     within,
+                    control=control,
                 )
                 for within in _within(study, arm, train)
             ]
@@ -178,11 +204,16 @@ def _within(study: Study, arm: Arm, train: dict[str, Any] | None) -> list[dict[s
     return [own, *(levels for levels in varied if levels != own)]
 
 
-def _drawing(study: Study, within: dict[str, Any], train: dict[str, Any] | None) -> dict[str, Any]:
+def _drawing(
+    study: Study,
+    within: dict[str, Any],
+    train: dict[str, Any] | None,
+    control: str | None,
+) -> dict[str, Any]:
     """How a point's images are drawn: the settings of ``sample``, and the ``checkpoint`` if it is
     not the training's last."""
     own = {DRAWN[name]: level for name, level in within.items() if name in DRAWN}
-    found = SampleSettings(**(study.sample.model_dump() | own)).model_dump()
+    found = SampleSettings(**(study.sample.model_dump() | own)).of(control)
     step = within.get(CHECKPOINT)
     return found | ({CHECKPOINT: step} if step is not None and step < train["steps"] else {})
 
@@ -190,7 +221,7 @@ def _drawing(study: Study, within: dict[str, Any], train: dict[str, Any] | None)
 def own_drawing(study: Study, point: Point) -> bool:
     """Whether a point's images are drawn as the study's ``sample`` has it, of the last step: the
     one of the points of a training that the analysis takes."""
-    return point.sample == study.sample.model_dump()
+    return point.sample == study.sample.of(point.control)
 
 
 def _told_apart(points: list[Point]) -> list[Point]:
@@ -213,7 +244,7 @@ def _told_apart(points: list[Point]) -> list[Point]:
     return [replace(p, apart=apart.get(p.trained, "")) for p in points]
 
 
-def _slug(settings: Any, arm: Arm) -> str:
+def _slug(settings: Any, arm: Arm, control: str | None) -> str:
     """``method.required-settings.changed-settings``: depends on the content, not on the study."""
     required, other = [], []
     for name, item in type(settings).model_fields.items():
@@ -222,5 +253,6 @@ def _slug(settings: Any, arm: Arm) -> str:
             required.append(f"{value}")
         elif value != item.default:
             other.append(f"{name}{value}" if not isinstance(value, str) else value)
-    parts = [arm.method, "-".join(required), *other]
+    told = control if control in LEARNT else ""
+    parts = [arm.method, told, "-".join(required), *other]
     return re.sub(r"[^A-Za-z0-9_.+-]", "_", ".".join(p for p in parts if p))[:80]

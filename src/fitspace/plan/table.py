@@ -156,16 +156,19 @@ def _train(making: Making) -> dict[str, Any] | None:
         "settings": point.settings,
         "train": point.train,
         "seed": making.seed,
+        **({"control": point.learnt} if point.learnt else {}),
     }
 
 
 def _sample(making: Making) -> dict[str, Any]:
+    point = making.point
     return {
         "base": making.models.digest,
         "task": making.keys["prepare"],
         "adapter": making.keys.get("train"),
-        "sample": making.point.sample,
+        "sample": point.sample,
         "seed": making.seed,
+        **({"control": point.control} if point.control else {}),
     }
 
 

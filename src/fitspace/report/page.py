@@ -32,7 +32,7 @@ from fitspace.report.tables import Column, Table
 # Larger images are reduced on the page; the strips beside the page keep their size.
 LARGEST_TILE = 128
 TILES_IN_BAND = 4
-_ROLES = {"target": "Target", "best": "Best cell", "worst": "Worst cell"}
+_ROLES = {"given": "Given", "target": "Target", "best": "Best cell", "worst": "Worst cell"}
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _resource(name: str) -> str:
 
 def _galleries(given: Inputs, found: Results) -> list[Gallery]:
     galleries = []
-    order = ["target", "best", "worst", "none", "full"]
+    order = ["given", "target", "best", "worst", "none", "full"]
     for task in dict.fromkeys(strip.task for strip in given.strips):
         strips = [strip for strip in given.strips if strip.task == task]
         captions = strips[0].captions

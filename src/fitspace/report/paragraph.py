@@ -32,6 +32,12 @@ METHODS = {
     "svdiff": ("han2023svdiff",),
     "vpt": ("jia2022vpt",),
 }
+# Control -> how it tells of a given image, and the key of what it comes from.
+CONTROLS = {
+    "controlnet": ("a ControlNet", "zhang2023controlnet"),
+    "concat": ("input channels of its own", "brooks2022instructpix2pix"),
+    "img2img": ("sampling that starts from it", "meng2021sdedit"),
+}
 # Beginning of a metric's name -> keys.
 _BEGINNINGS = {
     "fid": ("heusel2017fid",),
@@ -131,6 +137,11 @@ def _sentences(given: Inputs, found: Results, cite: Cite) -> list[str]:
     ]
     if any(task.dreambooth for task in study.tasks):
         every.append(f"Subjects were taught as in DreamBooth{cite('ruiz2022dreambooth')}.")
+    controls = {control for arm in study.arms for control in arm.controls}
+    if told := [f"{how}{cite(key)}" for name, (how, key) in CONTROLS.items() if name in controls]:
+        every.append(
+            f"Each task gives an image beside the caption, which arms tell by {words.listed(told)}."
+        )
     responses = [f"{words.metric(name).label}{cite(*of_metric(name))}" for name in found.responses]
     primary, others = responses[0], responses[1:]
     every.append(

@@ -188,7 +188,7 @@ def write_table(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def write_gallery(plan: Plan, rows: list[dict[str, Any]], folder: Path) -> None:
-    """Write strips of first samples of selected points, with their targets and captions.
+    """Write strips of first samples of selected points, with targets, captions and given images.
 
     For the first seed of each task these are the best and the worst point of the analysed arms,
     by the study's first response averaged over seeds, and every baseline. Writes
@@ -233,12 +233,12 @@ def _shown_already(folder: Path, names: set[str]) -> bool:
 
 def _task_gallery(plan: Plan, task: str, runs: dict[str, Run], folder: Path) -> list[dict]:
     from fitspace.data.dreambooth import gallery
-    from fitspace.data.prepared import read_images, read_manifest
+    from fitspace.data.prepared import read_given, read_images, read_manifest
     from fitspace.stages.evaluate import drawn
 
     prepared = next(iter(runs.values())).prepare
     manifest = read_manifest(prepared)
-    targets = read_images(prepared, manifest)
+    targets, given = read_images(prepared, manifest), read_given(prepared, manifest)
     samples, of_each = plan.study.sample.prompts, 1
     if manifest.get("roles"):
         numbers, captions, target = gallery(manifest, targets, samples, GALLERY_IMAGES)
@@ -246,8 +246,10 @@ def _task_gallery(plan: Plan, task: str, runs: dict[str, Run], folder: Path) -> 
         of_each = plan.study.sample.images_per_prompt
         numbers = list(range(min(GALLERY_IMAGES, samples)))
         captions = [manifest["captions"][manifest["prompts"][i]] for i in numbers]
-        target = targets[[manifest["prompt_images"][i] for i in numbers]]
-    strips = {"target": target}
+        shown = [manifest["prompt_images"][i] for i in numbers]
+        target = targets[shown]
+    strips = {} if given is None else {"given": given[shown]}
+    strips["target"] = target
     for role, run in runs.items():
         strips[role] = drawn(plan.study, run)[[i * of_each for i in numbers]]
     entries = []

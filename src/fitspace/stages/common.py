@@ -52,9 +52,21 @@ def forget_peak() -> None:
 
 
 def generated(
-    study: Study, model, task, rows: list[int], noise, description: str, drawn: dict[str, Any]
+    study: Study,
+    model,
+    task,
+    rows: list[int],
+    noise,
+    description: str,
+    drawn: dict[str, Any],
+    given: dict[str, Any] | None = None,
+    start=None,
 ):
-    """Sample with the settings ``drawn``: one image per given row of ``task.conditions``."""
+    """Sample with the settings ``drawn``: one image per given row of ``task.conditions``.
+
+    ``given`` are conditions beside those of the rows; ``start`` are latents to start from, not yet
+    scaled.
+    """
     from fitspace.training import sampling
 
     base = bases.resolve(study.base)
@@ -62,22 +74,33 @@ def generated(
         model,
         bases.load_vae(base).to(devices.device()),
         bases.load_process(base),
-        task.told(rows),
+        task.told(rows) | (given or {}),
         task.told(slice(1)),
         noise,
         drawn["steps"],
         drawn["guidance"],
         description=description,
+        given_guidance=drawn.get("given_guidance", 1.0),
+        start=None if start is None else start * scaling(base),
+        noised=drawn.get("noised", 1.0),
     )
 
 
-def fit_task(model, run: Run, task) -> None:
-    """Set the base to the task's size, and give it the task's own classes, if it has any.
+def scaling(base: Path) -> float:
+    """The factor that a resolved pipeline's latents are multiplied by."""
+    return bases.config(base, "vae").get("scaling_factor", SD_SCALING_FACTOR)
+
+
+def fit_task(model, run: Run, task, base: Path) -> None:
+    """Set the base to the task's size, let it be told of the images that the task gives, if the
+    run's point says so, and give it the task's own classes, if it has any.
 
     Raises UserError if the run does not train these.
     """
     if run.task.scale != 1:
         bases.at_scale(model, run.task.scale)
+    if control := bases.control_for(base, run.point.learnt):
+        bases.add_control(model, control, run.seed)
     if task.own_classes is None:
         return
     if not trains_classes(run.point.method, run.point.settings):

@@ -13,10 +13,10 @@ from fitspace.core.rng import initial_noise
 from fitspace.explaining.reading import NAME, TUNED, UNTOUCHED
 from fitspace.plan import Run
 from fitspace.stages.common import (
-    SD_SCALING_FACTOR,
     fit_task,
     rehashed,
     say_diverged,
+    scaling,
     seconds_since,
 )
 from fitspace.stages.sidecars import load_sidecar, now, write_sidecar
@@ -96,7 +96,6 @@ def explained(study: Study, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     noise = initial_noise(0, shape[0], shape[1:], stream)
     steps = [min(int(share * process.steps + 0.5), process.steps - 1)
              for share in study.explain.times]  # fmt: skip
-    scaling = bases.config(base, "vae").get("scaling_factor", SD_SCALING_FACTOR)
     captions = read_manifest(run.prepare)["captions"]
     words, tokens = ("", []) if by_class else taught_tokens(base, task, captions, probe)
 
@@ -106,7 +105,7 @@ def explained(study: Study, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
             moved = measure(
                 model,
                 process,
-                probe.latents * scaling,
+                probe.latents * scaling(base),
                 noise,
                 steps,
                 lambda image: task.told(list(probe.rows[image])),
@@ -115,7 +114,7 @@ def explained(study: Study, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
             )
         return moved, attention
 
-    fit_task(model, run, task)
+    fit_task(model, run, task, base)
     found, changed = {UNTOUCHED: asked(model)}, {"changes": [], "gamma": [], "rank": []}
     if run.train is None:
         found[TUNED] = found[UNTOUCHED]

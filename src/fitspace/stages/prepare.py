@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from fitspace.data import identity, load_examples, stream
 from fitspace.data.dreambooth import ROLES
 from fitspace.data.encoding import BATCH, conditions, encode_images, joined
 from fitspace.data.examples import Example, leaks
-from fitspace.data.prepared import MIRRORED, read_manifest
+from fitspace.data.prepared import GIVEN, MIRRORED, read_manifest
 from fitspace.plan import STAGES, Run, Stage
 from fitspace.stages.common import (
     check_prompts,
@@ -65,14 +66,23 @@ def prepare_task(task: Task, base: str, stage: Stage) -> None:
     found, notes, attribution = stream(task, size)
     by_class = bases.family(source).by_class
     examples, digests = [], []
-    with (
-        growing(stage.folder / "latents.safetensors") as latents,
-        growing(stage.folder / "images.safetensors") as images,
-    ):
+    with ExitStack() as files:
+        latents, images = (
+            files.enter_context(growing(stage.folder / f"{name}.safetensors"))
+            for name in ("latents", "images")
+        )
+        if task.given is not None:
+            given = files.enter_context(growing(stage.folder / GIVEN))
         for batch in _batches(found, size):
             pictures = np.stack([e.image for e in batch])
             for name, values in encoded(source, pictures, task.flip).items():
                 latents.append(name, values.numpy())
+            if task.given is not None:
+                pictures = np.stack([e.given for e in batch])
+                given.append("images", pictures)
+                for name, values in encoded(source, pictures, task.flip).items():
+                    if name in ("mean", MIRRORED[0]):
+                        given.append(name, values.numpy())
             for example in batch:
                 if example.split == "test":
                     images.append("images", example.image[None])
@@ -111,7 +121,8 @@ def prepare_task(task: Task, base: str, stage: Stage) -> None:
         "conversions": len(notes),
         "seconds": round(time.monotonic() - clock, 3),
     }
-    write(stage, {}, manifest, inputs=[], started=started, facts=facts)
+    more = [] if task.given is None else [stage.folder / GIVEN]
+    write(stage, {}, manifest, inputs=[], started=started, facts=facts, more=more)
 
 
 def encoded(base: Path, images: np.ndarray, flip: float) -> dict[str, torch.Tensor]:
@@ -162,15 +173,16 @@ def write(
     inputs: Sequence[Path],
     started: str,
     facts: dict[str, Any],
+    more: Sequence[Path] = (),
 ) -> None:
     """Write a prepared task: ``files`` (name -> tensors) that are not yet there, the manifest, the
-    sidecar last."""
+    sidecar last; ``more`` are files that not every task has."""
     manifest["digest"] = digest(manifest)
     for name, tensors in files.items():
         with replacing(stage.folder / f"{name}.safetensors") as temporary:
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
     write_json(stage.folder / "manifest.json", manifest)
-    outputs = [stage.folder / name for name in STAGES["prepare"].outputs]
+    outputs = [*(stage.folder / name for name in STAGES["prepare"].outputs), *more]
     write_sidecar(stage, inputs=inputs, outputs=outputs, started=started, facts=facts)
 
 

@@ -66,16 +66,17 @@ def reference_features(study: Study, run: Run, kept: Kept | None = None) -> dict
 
 def _held_out_features(study: Study, run: Run, kept: Kept | None) -> dict[str, Any]:
     from fitspace import metrics
-    from fitspace.data.prepared import read_images, read_manifest
+    from fitspace.data.prepared import read_given, read_images, read_manifest
 
     manifest = read_manifest(run.prepare)
-    images = read_images(run.prepare, manifest)
+    images, given = read_images(run.prepare, manifest), read_given(run.prepare, manifest)
     captions = [manifest["captions"][row] for row in manifest["prompts"]]
     shown, further = images[manifest["prompt_images"]], study.further_of(of_subject=False)
     prompts = [caption for caption in captions for _ in range(study.sample.images_per_prompt)]
     return metrics.reference_features(
-        shown, captions, prompts, study.judge, study.weights, further, _decoded(study, run), kept
-    )
+        shown, captions, prompts, study.judge, study.weights, further, _decoded(study, run), kept,
+        None if given is None else given[manifest["prompt_images"]],
+    )  # fmt: skip
 
 
 def _decoded(study: Study, run: Run) -> Iterator[tuple[str, Any]]:

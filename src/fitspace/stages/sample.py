@@ -31,6 +31,9 @@ def sample(study: Study, run: Run) -> None:
     The adapter is that of the training's last step or of an earlier one, at the strength and in the
     parts of the model that the run's point says.
 
+    With ``control: img2img`` sampling starts from the image that the task gives with each caption;
+    with another control the denoiser is told of it.
+
     For a DreamBooth task, equal numbers of images of the subject, of the subject elsewhere and of
     its class. For a run that diverged, no images.
     """
@@ -52,7 +55,7 @@ def sample(study: Study, run: Run) -> None:
         inputs += files
         cost.pop("trainables", None)  # a long list, which nobody reads further on
         diverged = cost.get("diverged")
-    task = load(run.prepare, base, run.task.scale)
+    task = load(run.prepare, base, run.task.scale, run.point.control)
     if not task.roles:
         check_prompts(study, run, task.prompts)
     clock = time.monotonic()
@@ -60,7 +63,7 @@ def sample(study: Study, run: Run) -> None:
     images = np.zeros((0, side, side, 3), np.uint8)
     if diverged is None:
         try:
-            images = _draw(study, run, model, task)
+            images = _draw(study, run, model, task, base)
         except sampling.NotFinite as error:
             if run.train is None:
                 raise
@@ -84,7 +87,7 @@ def sample(study: Study, run: Run) -> None:
     )
 
 
-def _draw(study: Study, run: Run, model, task) -> Any:
+def _draw(study: Study, run: Run, model, task, base) -> Any:
     """A run's images, uint8 (n, h, w, 3); for a DreamBooth task role by role."""
     import numpy as np
 
@@ -95,19 +98,23 @@ def _draw(study: Study, run: Run, model, task) -> Any:
         path = run.train.folder / adapter_file(drawn.get(CHECKPOINT))
         methods.load(model, path, drawn.get("strength", 1.0), drawn.get("blocks"))
     else:
-        fit_task(model, run, task)
-    count = study.sample.prompts
+        fit_task(model, run, task, base)
+    count, given, start = study.sample.prompts, {}, None
     if task.roles:
         requests = [*dreambooth.requests(task, run.seed, count).values()]
     else:
-        last = task.prompts[len(task.prompts) - study.sample.validation :]
-        rows = [
-            row
-            for row in [*task.prompts[:count], *last]
+        every = range(len(task.prompts))
+        last = every[len(every) - study.sample.validation :]
+        asked = [
+            prompt
+            for prompt in [*every[:count], *last]
             for _ in range(study.sample.images_per_prompt)
         ]
+        rows, given = [task.prompts[prompt] for prompt in asked], task.given_for(asked)
+        if run.point.learnt is None:
+            start, given = given.get("given"), {}
         requests = [(rows, initial_noise(run.seed, len(rows), tuple(task.mean.shape[1:])))]
     name = f"sample {run.sample.folder.name}"
     return np.concatenate(
-        [generated(study, model, task, *request, name, drawn) for request in requests]
+        [generated(study, model, task, *request, name, drawn, given, start) for request in requests]
     )

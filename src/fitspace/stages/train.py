@@ -15,7 +15,6 @@ from fitspace.core.files import write_text
 from fitspace.core.paths import RESULTS
 from fitspace.plan import Run
 from fitspace.stages.common import (
-    SD_SCALING_FACTOR,
     adapter_file,
     count,
     fit_task,
@@ -23,6 +22,7 @@ from fitspace.stages.common import (
     peak_memory_mb,
     rehashed,
     say_diverged,
+    scaling,
 )
 from fitspace.stages.sidecars import now, write_sidecar
 from fitspace.study import Study
@@ -65,17 +65,19 @@ def train(
     forget_peak()
     inputs, _ = rehashed(run.prepare)
     base = bases.resolve(study.base)
-    task = load(run.prepare, base, run.task.scale)
+    task = load(run.prepare, base, run.task.scale, run.point.learnt)
     model = bases.load_denoiser(base).to(devices.device())
     total = count(model.parameters())
-    attachment = _attached(model, run, task)
+    attachment = _attached(model, run, task, base)
     precision = run.point.train["precision"]
     prepared = devices.prepare(model, precision, gradient_checkpointing, compiled)
 
     def member(each: Run) -> training.Member:
         own = attachment.trainable
         if len(runs) > 1:  # all of the model is shared, but what is trained
-            mine = attachment if each is run else _attached(bases.load_denoiser(base), each, task)
+            mine = attachment
+            if each is not run:
+                mine = _attached(bases.load_denoiser(base), each, task, base)
             own = training.leaves(mine.trainable, devices.device())
         on_loss = curves.enter_context(live(study, each))
         return training.Member(
@@ -88,7 +90,7 @@ def train(
             [member(each) for each in runs],
             task,
             bases.load_process(base),
-            bases.config(base, "vae").get("scaling_factor", SD_SCALING_FACTOR),
+            scaling(base),
             description=f"train {run.train.folder.name}",
             dropouts=attachment.dropouts,
             folded=len(runs) > 1,
@@ -119,15 +121,16 @@ def folds(run: Run, other: Run) -> bool:
         devices.device() == "cuda"
         and getattr(methods.get(a.method), "folds", False)
         and (a.method, a.settings) == (b.method, b.settings)
+        and a.learnt == b.learnt
         and not a.settings.get("dropout")
         and all(a.train[key] == b.train[key] for key in training.COMMON)
         and training.steps_done(_checkpoint(run)) == training.steps_done(_checkpoint(other))
     )
 
 
-def _attached(model, run: Run, task) -> methods.Attachment:
+def _attached(model, run: Run, task, base: Path) -> methods.Attachment:
     """A run's method on a fresh base, brought to its task."""
-    fit_task(model, run, task)
+    fit_task(model, run, task, base)
     return methods.attach(model, run.point.method, run.point.settings, run.seed)
 
 

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections import Counter
 from pathlib import PurePosixPath
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -135,6 +135,77 @@ class DreamBooth(_InKeys):
         return [prompt.replace("{}", self.noun) for prompt in self.prompts]
 
 
+CONTROLS = ("controlnet", "concat", "img2img")
+LEARNT = ("controlnet", "concat")  # the controls that add parameters to the denoiser
+Control = Literal["controlnet", "concat", "img2img"]
+Style = Literal["full", "line", "flat", "blueprint", "night", "sepia", "pixel", "invert"]
+
+
+class Degradation(NamedTuple):
+    """What a degradation takes away: its ``amount``, in words and in numbers."""
+
+    amount: str
+    default: float
+    low: float
+    high: float
+
+
+# None depends on how many pixels an image has.
+DEGRADATIONS = {
+    "downscale": Degradation("by how much its side is divided", 4.0, 2.0, 64.0),
+    "blur": Degradation("standard deviation, as a share of the side", 0.03, 0.001, 0.5),
+    "noise": Degradation("standard deviation, as a share of white", 0.2, 0.01, 2.0),
+    "jpeg": Degradation("quality", 10.0, 1.0, 95.0),
+    "mask": Degradation("share of the area that is hidden", 0.25, 0.01, 0.9),
+}
+
+
+class Given(_Strict):
+    """The image that is given beside the caption: of a style, of a folder, or degraded."""
+
+    style: Style | None = Field(
+        None, description="The same drawing in this style; only with `source: openmoji`."
+    )
+    path: PathText | None = Field(
+        None,
+        description="Folder with the images of the same names, whatever their endings; only with "
+        "`source: folder`.",
+    )
+    degraded: Literal["downscale", "blur", "noise", "jpeg", "mask"] | None = Field(
+        None, description="What is done to the image itself."
+    )
+    amount: float | None = Field(
+        None,
+        description="How much of it: "
+        + "; ".join(f"`{k}`: {d.amount} ({d.default:g})" for k, d in DEGRADATIONS.items())
+        + ".",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Given:
+        kinds = [k for k in ("style", "path", "degraded") if getattr(self, k) is not None]
+        if len(kinds) != 1:
+            found = ", ".join(kinds) or "none"
+            raise ValueError(f"{found}; needed: one of style, path, degraded")
+        if self.amount is not None and self.degraded is None:
+            raise ValueError(f"amount: {self.amount:g}: only with degraded")
+        if self.amount is not None:
+            kind = DEGRADATIONS[self.degraded]
+            if not kind.low <= self.amount <= kind.high:
+                raise ValueError(
+                    f"amount: {self.amount:g}; allowed with {self.degraded}: {kind.low:g} to "
+                    f"{kind.high:g}, {kind.amount}"
+                )
+            if self.degraded == "jpeg" and self.amount != int(self.amount):
+                raise ValueError(f"amount: {self.amount:g}; allowed with jpeg: a whole number")
+        return self
+
+    @property
+    def much(self) -> float:
+        """The degradation's amount, its own or the default."""
+        return DEGRADATIONS[self.degraded].default if self.amount is None else self.amount
+
+
 class Task(_InKeys):
     """One target domain: a style of the embedded OpenMoji set, a folder, or a hub data set.
 
@@ -142,13 +213,11 @@ class Task(_InKeys):
     folder of a hub data set.
     """
 
-    LATER = ("fit", "resample", "flip")
+    LATER = ("fit", "resample", "flip", "given")
 
     name: Name = Field(description="Short name, part of result paths.")
     source: Literal["openmoji", "folder", "hub"] = Field(description="Where the images come from.")
-    style: (
-        Literal["full", "line", "flat", "blueprint", "night", "sepia", "pixel", "invert"] | None
-    ) = Field(None, description="The visual style; only with `source: openmoji`.")
+    style: Style | None = Field(None, description="The visual style; only with `source: openmoji`.")
     path: PathText | None = Field(
         None,
         description="Image folder with metadata.jsonl or .csv, or with one subject's images; only "
@@ -193,6 +262,11 @@ class Task(_InKeys):
         description="A figure, whose skin tones are the images, by its name; only with "
         "`source: openmoji` and `dreambooth`.",
     )
+    given: Given | None = Field(
+        None,
+        description="The image that is given beside the caption; an arm's `control` says how the "
+        "denoiser is told of it.",
+    )
 
     @model_validator(mode="after")
     def _source_has_what_it_needs(self) -> Task:
@@ -225,15 +299,31 @@ class Task(_InKeys):
                 if figure
                 else f"subject: {self.subject!r} is only for source: openmoji with dreambooth"
             )
+        if self.given is not None:
+            wrong += self._given_wrongly(self.given)
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
+
+    def _given_wrongly(self, given: Given) -> list[str]:
+        wrong = [
+            f"given.{key}: source: {self.source} does not take it; allowed with source: {source}"
+            for key, source in (("style", "openmoji"), ("path", "folder"))
+            if getattr(given, key) is not None and self.source != source
+        ]
+        if given.style is not None and given.style == self.style:
+            wrong.append(f"given.style: {given.style!r} is the task's own style; allowed: another")
+        if self.dreambooth is not None:
+            wrong.append(
+                "given: not with dreambooth, whose prompts put the subject where no image shows it"
+            )
+        return wrong
 
 
 class TrainSettings(_InKeys):
     """How one adapter is trained. Everything here is part of the run's key."""
 
-    LATER = ("checkpoints",)
+    LATER = ("checkpoints", "given_dropout")
 
     steps: int = Field(ge=1, le=10_000_000, description="Optimizer steps.")
     batch_size: int = Field(ge=1, le=65_536, description="Examples per step.")
@@ -251,6 +341,13 @@ class TrainSettings(_InKeys):
     )
     caption_dropout: float = Field(
         0.1, ge=0, le=1, description="Share of captions replaced by the empty one."
+    )
+    given_dropout: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of given images replaced by none; only with `control: concat`, for "
+        "`sample.given_guidance`.",
     )
     min_snr_gamma: float | None = Field(
         None, gt=0, description="Min-SNR loss weighting (2303.09556); null weighs steps equally."
@@ -284,7 +381,9 @@ class TrainSettings(_InKeys):
 class SampleSettings(_InKeys):
     """How images are generated. Everything here is part of the sample key."""
 
-    LATER = ("images_per_prompt", "validation", "strength", "blocks")
+    LATER = (
+        "images_per_prompt", "validation", "strength", "blocks", "given_guidance", "noised",
+    )  # fmt: skip
 
     prompts: int = Field(
         ge=4,
@@ -318,6 +417,20 @@ class SampleSettings(_InKeys):
         "modules' names, joined by `+`, with a range of numbers if need be, as in "
         "`down_blocks+mid_block` or `transformer_blocks.0-2`; or `all`.",
     )
+    given_guidance: float = Field(
+        1.0,
+        ge=1,
+        le=100,
+        description="Guidance scale of the given image, of arms with `control: concat`; 1 turns "
+        "it off.",
+    )
+    noised: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="Share of the steps that the given image is noised by and denoised again, of "
+        "arms with `control: img2img`; 1: it starts from noise.",
+    )
 
     @field_validator("validation")
     @classmethod
@@ -331,9 +444,20 @@ class SampleSettings(_InKeys):
         """How many held-out captions a task needs: those reported, and those of validation."""
         return self.prompts + self.validation
 
+    def of(self, control: str | None) -> dict[str, Any]:
+        """How images of a point with this control are drawn: without what has no meaning there."""
+        own = {name: getattr(self, name) for name, of in OF_CONTROL.items() if of == control}
+        others = {name: v for name, v in self.model_dump().items() if name not in OF_CONTROL}
+        return others | own
 
+
+# Setting of `sample` -> the control without which it has no meaning.
+OF_CONTROL = {"given_guidance": "concat", "noised": "img2img"}
 # Factor that varies within a training -> the setting of `sample` whose levels it has.
-DRAWN = {f"sample.{name}": name for name in ("guidance", "steps", "strength", "blocks")}
+DRAWN = {
+    f"sample.{name}": name for name in ("guidance", "steps", "strength", "blocks", *OF_CONTROL)
+}
+CONTROL = "control"  # the factor whose levels are `CONTROLS`
 CHECKPOINT = "checkpoint"  # the factor whose levels are `train.checkpoints`
 TUNING = "-tuning"  # ends the name of the study that a study's tuning is
 
@@ -385,14 +509,20 @@ class Arm(_Strict):
 
     name: Name | None = Field(None, description="Shown in tables; defaults to the method's name.")
     method: Name = Field(description="Any method of fitspace.")
+    control: Control | None = Field(
+        None,
+        description="How the denoiser is told of the image that the tasks give: a copy of its "
+        "encoder, input channels of its own, or sampling that starts from it; null: not at all. "
+        "Also a factor.",
+    )
     settings: dict[str, Level] = Field(
         default_factory=dict, description="Settings of the method that all points share."
     )
     factors: dict[str, Annotated[list[Level], Field(max_length=10_000)]] = Field(
         default_factory=dict,
-        description="Factor -> levels: a setting of the method, `train.<key>`, or one of "
-        "`sample.guidance`, `sample.steps`, `sample.strength` and `sample.blocks`, whose levels "
-        "share their training.",
+        description="Factor -> levels: a setting of the method, `train.<key>`, `control`, or one "
+        "of `sample.guidance`, `sample.steps`, `sample.strength`, `sample.blocks`, "
+        "`sample.given_guidance` and `sample.noised`, whose levels share their training.",
     )
     illegal_cells: Literal["error", "drop"] = Field(
         "error", description="What to do with crossed cells that the method cannot build."
@@ -416,6 +546,11 @@ class Arm(_Strict):
     @property
     def title(self) -> str:
         return self.name or self.method
+
+    @property
+    def controls(self) -> list[str | None]:
+        """How its points are told of the given image."""
+        return self.factors.get(CONTROL, [self.control])
 
     @property
     def between(self) -> dict[str, list[Any]]:
@@ -610,7 +745,17 @@ class Study(_Weights):
         if asking and not base:
             return [f"metrics: {asking[0]!r}: needs the untouched base, an arm of method none"]
         found = []
-        for name in ("sample.guidance", "sample.steps") if asking else ():
+        starts, own = (
+            {control == "img2img" for arm in arms for control in arm.controls}
+            for arms in (self.arms, base)
+        )
+        if asking and (lacking := starts - own):
+            how = "with" if True in lacking else "without"
+            found.append(
+                f"metrics: {asking[0]!r}: compares with images of the untouched base; needed: an "
+                f"arm of method none {how} control: img2img"
+            )
+        for name in ("sample.guidance", "sample.steps", "sample.noised") if asking else ():
             drawn = {level for arm in base for level in arm.factors.get(name, [])}
             drawn.add(getattr(self.sample, DRAWN[name]))
             asked = [level for arm in self.arms for level in arm.factors.get(name, [])]
@@ -697,7 +842,7 @@ class Study(_Weights):
             wrong.append(
                 f"train.warmup_steps: {self.train.warmup_steps}; allowed: at most train.steps"
             )
-        reserved = ("target", "best", "worst")
+        reserved = ("given", "target", "best", "worst")
         wrong += [
             f"arms[{i}].name: {arm.title!r} is a name of the report; allowed: any but "
             f"{', '.join(reserved)}"

@@ -91,6 +91,7 @@ def _entry(plan: Plan, run: Run, row: dict, curves: list[dict], found: lineage.L
     params |= {f"settings.{name}": value for name, value in run.point.settings.items()}
     params |= {f"train.{name}": value for name, value in (run.point.train or {}).items()}
     params |= {f"sample.{name}": v for name, v in run.point.sample.items()}
+    params |= {"control": run.point.control} if run.point.control else {}
     metrics = [
         (f"system/{name}" if name in _SYSTEM else name, value, 0)
         for name, value in row.items()

@@ -60,11 +60,12 @@ def make_batch(
 ) -> Batch:
     """Draw one step's batch: the same for every point of a seed.
 
-    If the task has class images, as many of them follow. ``weight`` is set so that the mean over
+    If a denoiser is told of images that the task gives, they are among the conditions. If the task
+    has class images, as many of them follow. ``weight`` is set so that the mean over
     the batch equals the mean of the task's examples plus ``prior_weight`` times the mean of the
     class images (2208.12242, section 3.3).
     """
-    chosen, captions, times, resample, noise, mirrored = [], [], [], [], [], []
+    chosen, captions, times, resample, noise, mirrored, without = [], [], [], [], [], [], []
     size, shape = settings["batch_size"], task.mean.shape[1:]
     items = rng.order(seed, step, size, len(task.groups))
     sources = [("train", i, task.groups[item]) for i, item in enumerate(items)]
@@ -78,7 +79,9 @@ def make_batch(
         times.append(process.draw_time(draw))
         resample.append(draw.standard_normal(shape, dtype=np.float32))
         noise.append(draw.standard_normal(shape, dtype=np.float32))
-        mirrored.append(draw.random() < task.flip)  # drawn last: nothing else depends on it
+        # Drawn last: nothing else depends on them.
+        mirrored.append(draw.random() < task.flip)
+        without.append(draw.random() < settings.get("given_dropout", 0.0))
     t = torch.tensor(times)
     epsilon = torch.from_numpy(np.stack(noise))
     mean, std = task.latents(chosen, mirrored)
@@ -92,6 +95,6 @@ def make_batch(
         noise=epsilon,
         noisy=process.mix(latents, epsilon, t),
         t=t,
-        conditions=task.told(captions),
+        conditions=task.told(captions) | task.given_with(chosen, mirrored, without),
         weight=weight,
     )

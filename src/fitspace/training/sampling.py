@@ -35,15 +35,24 @@ def generate(
     steps: int,
     guidance: float,
     description: str = "sampling",
+    given_guidance: float = 1.0,
+    start: torch.Tensor | None = None,
+    noised: float = 1.0,
 ) -> np.ndarray:
     """Sample by DPM-Solver++ (2M) with classifier-free guidance; uint8 (n, h, w, 3).
+
+    With the scales s and g of guidance and of the given image's guidance, a prediction is
+    ``e(0, 0) + g (e(0, given) - e(0, 0)) + s (e(text, given) - e(0, given))`` (2211.09800, eq. 3).
 
     Parameters
     ----------
     model : the denoiser; the solver ignores learned variances.
     conditions : name -> tensor, first axis n.
-    unconditional : the same for the empty caption or for no class, first axis 1.
+    unconditional : the same for the empty caption or for no class, first axis 1; what it lacks,
+        such as a given image, is the same without a caption.
     noise : starting noise, shape (n, c, h, w).
+    start, noised : latents, scaled, as ``noise``: instead of from noise alone sampling starts from
+        these, noised as they are when this share of the steps is left (2108.01073).
 
     Raises
     ------
@@ -58,12 +67,28 @@ def generate(
     def draw(rows: slice) -> torch.Tensor:
         solver = process.solver(steps, device)
         x = noise[rows].to(device) * solver.init_noise_sigma
+        times = solver.timesteps
+        if start is not None:
+            first = skipped(steps, noised)
+            solver.set_begin_index(first)
+            times = times[first:]
+            x = solver.add_noise(start[rows].to(device), noise[rows].to(device), times[:1])
         told = {name: v.to(device) for name, v in picked(conditions, rows).items()}
-        if guidance > 1:
-            none = {n: unconditional[n].to(device).expand_as(v) for n, v in told.items()}
-            told = {n: torch.cat([none[n], v]) for n, v in told.items()}
-        for t in solver.timesteps:
-            if guidance > 1:
+        if guidance > 1 or given_guidance > 1:
+            none = {
+                n: unconditional[n].to(device).expand_as(v) if n in unconditional else v
+                for n, v in told.items()
+            }
+            every = [none, told]
+            if given_guidance > 1:
+                every.insert(0, none | {"given": torch.zeros_like(none["given"])})
+            told = {n: torch.cat([part[n] for part in every]) for n in told}
+        for t in times:
+            if given_guidance > 1:
+                nothing, without, given = denoise(torch.cat([x, x, x]), t, told).chunk(3)
+                predicted = nothing + given_guidance * (without - nothing)
+                predicted = predicted + guidance * (given - without)
+            elif guidance > 1:
                 without, given = denoise(torch.cat([x, x]), t, told).chunk(2)
                 predicted = without + guidance * (given - without)
             else:
@@ -78,7 +103,8 @@ def generate(
     device = next(model.parameters()).device
     images: list[torch.Tensor] = []
     done, at_once = 0, BATCH
-    progress = tqdm(total=len(noise) * steps, desc=description, disable=None)
+    taken = steps if start is None else steps - skipped(steps, noised)
+    progress = tqdm(total=len(noise) * taken, desc=description, disable=None)
     while done < len(noise):
         try:
             found = draw(slice(done, done + at_once))
@@ -93,6 +119,11 @@ def generate(
         done += len(found)
     progress.close()
     return torch.cat(images).contiguous().numpy()
+
+
+def skipped(steps: int, noised: float) -> int:
+    """How many of the solver's first steps sampling leaves out that starts from an image."""
+    return max(steps - int(steps * noised), 0)
 
 
 @torch.no_grad()
