@@ -380,8 +380,10 @@ def test_what_dvc_recorded_is_held_to_it(recorded, tmp_path, monkeypatch, alone)
 
 
 def test_a_clone_gets_its_results_back_and_is_verified(project, light, clone, capsys):
-    assert audit(Path(STUDY), tier="hash").verdict == "absent"
-    assert main(["restore", str(light)]) == 0
+    shutil.copy(light, "reports/two.zip")
+    assert main(["audit", STUDY, "--tier", "hash"]) == EXIT["absent"]
+    assert "`fitspace restore reports/two.zip` gets results" in capsys.readouterr().out
+    assert main(["restore", "reports/two.zip"]) == 0
     assert "18 stages are in results" in capsys.readouterr().out
     found = audit(Path(STUDY), tier="hash")
     assert (found.verdict, found.rehashed) == ("verified", 49)

@@ -14,6 +14,7 @@ from fitspace.core.errors import UserError
 from fitspace.core.files import sha256
 from fitspace.results import lineage as lineages
 
+
 @pytest.fixture(scope="module")
 def lineage(origin):
     return lineages.read(origin / "reports/two")

@@ -325,11 +325,13 @@ def restore(path: Path) -> Restored:
         problems += _contradicting(lineage, folder, study)
         if problems:
             raise UserError(f"{path}: {problem}" for problem in problems)
-        missing = {}
+        missing = {
+            record.folder: why
+            for record in lineage.records.values()
+            if _lacks(record, folder) and (why := _prepared_again(unpacked.study, record, folder))
+        }
         for record in lineage.records.values():
-            if why := _lacks(record, folder) and _prepared_again(unpacked.study, record, folder):
-                missing[record.folder] = why
-            else:
+            if record.folder not in missing:
                 _put(record, folder)
         for listing in (folder / _CACHE).rglob("*.dir"):
             Lock().keep(listing)
@@ -368,7 +370,10 @@ def _prepared_again(study_file: Path, record: Record, folder: Path) -> str:
 
     run = planned(study_file, in_job=True).run_of("prepare", Path(record.folder).name)
     scratch = replace(run.prepare, folder=folder / "again")
-    prepare(form(study_file), replace(run, own=run.own | {"prepare": scratch}))
+    own = run.own | {"prepare": scratch}
+    if run.prior is not None:  # class images, which it reads
+        own["prior"] = replace(run.prior, folder=folder / run.prior.folder)
+    prepare(form(study_file), replace(run, own=own))
     if any(sha256(scratch.folder / name) != sha for name, sha in record.outputs.items()):
         return "made again on this kind of machine it has other bits; Snakemake makes it"
     for name in record.outputs:

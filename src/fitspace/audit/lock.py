@@ -86,8 +86,7 @@ class Lock:
         """Put a listing into DVC's cache, if dvc.lock names its content and the cache lacks it."""
         content = listing.read_bytes()
         md5 = f"{_md5(content)}.dir"
-        path = self._cache / _in_cache(md5)
-        if md5 in self.outs.values() and not path.exists():
+        if md5 in self.outs.values() and not (path := self._cache / _in_cache(md5)).exists():
             write_bytes(path, content)
 
     def _listing(self, out: str) -> dict[str, str] | None:
