@@ -6,28 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-import requests
 from rocrate.rocrate import ROCrate
+from validator import NOT_KNOWN, validated
 
 from fitspace.audit import crate
 from fitspace.core.errors import UserError
 from fitspace.core.files import sha256
 from fitspace.results import lineage as lineages
-
-# The terms that a crate uses, of https://w3id.org/ro/crate/1.1/context (CC0).
-CONTEXT = Path(__file__).parents[1] / "data/ro-crate-1.1-context.json"
-# What the profiles recommend and nothing records: who ran it, where fitspace is published, when and
-# with which version the report was made.
-NOT_KNOWN = {
-    "The Action SHOULD have an agent that is a Person or Organization",
-    "The Action SHOULD have an endTime in ISO 8601 format",
-    "The Application SHOULD have a url",
-    "The SoftwareApplication SHOULD have a version or softwareVersion",
-    "The SoftwareApplication id SHOULD be an absolute URI",
-    "The Root Data Entity SHOULD have a link to a Contextual Entity representing the `author` of "
-    "the RO-Crate",
-    "The `publisher` property of a `Root Data Entity` SHOULD be an `Organization`",
-}
 
 
 @pytest.fixture(scope="module")
@@ -86,35 +71,8 @@ def _files(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
 
 
-def _validate(folder, tmp_path, monkeypatch):
-    """Messages of the validator, by severity; without any network."""
-    from rocrate_validator import models, services
-    from rocrate_validator.utils.http import HttpRequester
-
-    def get(self, url, **_):
-        response = requests.Response()
-        response.url, response.status_code = url, 504
-        if url == "https://w3id.org/ro/crate/1.1/context":
-            response.status_code, response._content = 200, CONTEXT.read_bytes()
-            response.headers["Content-Type"] = "application/ld+json"
-        return response
-
-    monkeypatch.setattr(HttpRequester, "get", get, raising=False)
-    settings = models.ValidationSettings(
-        rocrate_uri=str(folder),
-        profile_identifier="provenance-run-crate",
-        requirement_severity=models.Severity.RECOMMENDED,
-        offline=True,
-        cache_path=tmp_path / "http",
-    )
-    found = {"REQUIRED": set(), "RECOMMENDED": set()}
-    for issue in services.validate(settings).get_issues():
-        found[issue.severity.name].add(issue.message)
-    return found
-
-
 def test_the_public_validator_accepts_it(written, tmp_path, monkeypatch):
-    found = _validate(written, tmp_path, monkeypatch)
+    found = validated(written, tmp_path, monkeypatch)
     assert found["REQUIRED"] == set()
     assert found["RECOMMENDED"] <= NOT_KNOWN
 
@@ -132,7 +90,7 @@ def test_the_public_validator_refuses_a_broken_one(written, tmp_path, monkeypatc
     path = broken / "ro-crate-metadata.json"
     content = json.loads(path.read_text()) | {"@graph": list(found.values())}
     path.write_text(json.dumps(content))
-    messages = "\n".join(_validate(broken, tmp_path, monkeypatch)["REQUIRED"])
+    messages = "\n".join(validated(broken, tmp_path, monkeypatch)["REQUIRED"])
     for expected in (
         "does not include the Data Entity 'reports/two/report.html'",
         "must specify a license",

@@ -1,6 +1,7 @@
 """The whole way: a study of two points and the base, by Snakemake, to its report."""
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -82,6 +83,48 @@ def test_report_is_there_self_contained_and_escaped(project):
     assert 'src="http' not in page and 'href="http' not in page.replace('href="https://arxiv', "")
     for name in ("anova.csv", "effects.csv", "gallery.json", "design.json"):
         assert (project / "reports/two" / name).stat().st_size > 0
+
+
+def _after(text: str, *marks: str) -> str:
+    for mark in marks:
+        text = text.partition(mark)[2]
+    return text
+
+
+def test_snakemakes_own_report_has_tables_figures_and_every_runs_samples(project, tmp_path):
+    page = tmp_path / "page.html"
+    done = _snakemake(project, "--report", str(page))
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    shown, results = (
+        json.JSONDecoder().raw_decode(_after(text, f'<script id="{name}">', "= "))[0]
+        for name in ("categories", "results")
+    )
+    files = {name: [f for part in parts.values() for f in part] for name, parts in shown.items()}
+    pictures = (
+        "reports/two/figures/*.svg",
+        "reports/two/gallery/*/*.png",
+        "results/sample/*/*.png",
+    )
+    own = [
+        sorted(path.relative_to(project.folder).as_posix() for path in project.folder.glob(pattern))
+        for pattern in pictures
+    ]
+    tables = [f"reports/two/{name}" for name in ("anova.csv", "effects.csv", "runs.csv")]
+    assert {name: sorted(found) for name, found in files.items()} == {
+        "Report": ["reports/two/report.html"],
+        "Tables": tables,
+        **dict(zip(("Figures", "Gallery", "Samples"), own, strict=True)),
+    }
+    assert len(files["Samples"]) == 6 and all(own)
+    assert all(len(results[name]["caption"]) > 50 for found in files.values() for name in found)
+    assert "analyses of variance of study two" in results["reports/two/anova.csv"]["caption"]
+    assert {results[name]["labels"]["run"] for name in files["Samples"]} == {
+        Path(name).parent.name for name in files["Samples"]
+    }
+    assert "A designed experiment" in text
+    # Explanations, which this study does not ask for, have their caption too.
+    assert (project / "workflow/report/explain.rst").is_file()
 
 
 def test_stages_leave_what_they_declare_and_no_trace_of_work_in_progress(project):

@@ -5,10 +5,26 @@ rule report:
     # update(): Snakemake would delete the old report before it is made anew. `fitspace report`
     # puts a new one in its place when it is whole.
     output:
-        update("reports/{study}/runs.csv"),
-        update("reports/{study}/anova.csv"),
-        update("reports/{study}/effects.csv"),
-        update("reports/{study}/report.html"),
+        report(
+            update("reports/{study}/runs.csv"),
+            caption="../report/runs.rst",
+            category="Tables",
+        ),
+        report(
+            update("reports/{study}/anova.csv"),
+            caption="../report/anova.rst",
+            category="Tables",
+        ),
+        report(
+            update("reports/{study}/effects.csv"),
+            caption="../report/effects.rst",
+            category="Tables",
+        ),
+        report(
+            update("reports/{study}/report.html"),
+            caption="../report/report.rst",
+            category="Report",
+        ),
     log:
         "results/logs/report/{study}.log",
     benchmark:

@@ -11,15 +11,27 @@ wildcard_constraints:
     folder=r"[^/]+",
 
 
+# Stage -> the picture that Snakemake's report shows of each of its runs, and in which category.
+PICTURES = {
+    "sample": ("sheet.png", "Samples"),
+    "explain": ("difference.png", "Explanations"),
+}
+
+
 def made(stage):
     """The output of a stage's rule: its files, and the sidecar last.
 
     They are flagged update(). Otherwise Snakemake would delete them before a job that it is told to
     repeat, and after a job that fails. A finished stage stays, and its command says so. An unfinished
-    stage is made again, file by file, each in one step.
+    stage is made again, file by file, each in one step. Snakemake's report shows the pictures.
     """
     names = [*STAGES[stage].outputs, f"{stage}.json"]
-    return [update(f"results/{STAGES[stage].room}/{{folder}}/{name}") for name in names]
+    files = {name: update(f"results/{STAGES[stage].room}/{{folder}}/{name}") for name in names}
+    if stage in PICTURES:
+        name, category = PICTURES[stage]
+        caption, labels = f"../report/{stage}.rst", {"run": "{folder}"}
+        files[name] = report(files[name], caption=caption, category=category, labels=labels)
+    return list(files.values())
 
 
 @cache
@@ -61,6 +73,23 @@ def report_files(*names):
         except UserError as error:
             raise WorkflowError(*error.problems)
         return [f"reports/{plan().study.name}/{name}" for name in names]
+
+    return files
+
+
+def pictured(pattern, category):
+    """Input function: the pictures in the study's report, for Snakemake's own report alone.
+
+    Which ones there are is known when the report is there, so no rule names them as outputs. Each
+    is flagged by itself: Snakemake 9 loses the flags of a function that gives plain paths.
+    """
+    caption = workflow.current_basedir.join(f"report/{category.lower()}.rst")
+
+    def files(wildcards):
+        if workflow.executor_plugin:  # jobs are run, which may change what is there
+            return []
+        found = sorted((Path("reports") / plan().study.name).glob(pattern))
+        return [report(path.as_posix(), caption=caption, category=category) for path in found]
 
     return files
 

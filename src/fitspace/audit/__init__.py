@@ -7,7 +7,7 @@ DVC recorded. It writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -81,6 +81,7 @@ def audit(
     runs: Sequence[str] = (),
     draw: int = 0,
     seed: int = 0,
+    findings: Iterable[Finding] = (),
 ) -> Audit:
     """Audit a study, its report, a table or one value, up to a tier.
 
@@ -88,7 +89,7 @@ def audit(
     present. ``regenerate`` makes the report again. ``reevaluate`` computes the metrics again from
     the samples and the explanations from the adapters, for all runs unless some are named or drawn.
     ``retrain`` trains the named runs again, or ``draw`` runs drawn with ``seed``; it needs no
-    samples, so it skips ``reevaluate``.
+    samples, so it skips ``reevaluate``. ``findings`` are those of a bundle's own files.
 
     Raises
     ------
@@ -111,7 +112,7 @@ def audit(
     lock = Lock()
     other = anew.look(where.folder, lineage, records, lock)
     made = [lineage.environments[r.environment] for r in records if r.environment is not None]
-    findings = sources.check(where.study, lineage, made + other.environments)
+    findings = [*findings, *sources.check(where.study, lineage, made + other.environments)]
     findings += sources.uncommitted(where.folder)
     if plan is not None:
         findings += rows.check(plan, where.folder, lineage, where.keys)

@@ -1,8 +1,8 @@
 """A study as an RO-Crate, by the Provenance Run Crate profile.
 
 https://w3id.org/ro/wfrun/provenance/0.5 on https://w3id.org/ro/crate/1.1. The crate holds the
-report and its tables, the study, the workflow and the pins. Results of runs are not copied; the
-crate names them by ``#`` and their path, with their SHA-256.
+report and its tables, the study, the workflow and the pins. A bundle also holds results, models
+and code. What a crate does not hold it names by ``#`` and its path, with its SHA-256.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ from fitspace.plan import ENDS, STAGES
 from fitspace.results.lineage import NAME, Lineage, Record
 from fitspace.results.table import picture
 
+METADATA, README = "ro-crate-metadata.json", "README.md"
 WORKFLOW = "workflow/Snakefile"
+LOCK = "dvc.lock"
 # Copied if present; of folders everything that is not hidden.
 PROJECT = (
-    "Snakefile", "workflow", "profiles/default", "dvc.yaml", "dvc.lock", "constraints.txt",
+    "Snakefile", "workflow", "profiles/default", "dvc.yaml", LOCK, "constraints.txt",
     "pyproject.toml", "LICENSE",
 )  # fmt: skip
 PROFILES = {
@@ -57,6 +59,7 @@ FORMATS = {
     ".sh": "text/x-shellscript", ".smk": "text/plain", ".svg": "image/svg+xml",
     ".toml": "application/toml", ".txt": "text/plain", ".yaml": "application/yaml",
 }  # fmt: skip
+_IMAGES = ("images.safetensors", "samples.safetensors", "latents.safetensors")
 _SHORT = 12
 _LONG = 60
 
@@ -83,6 +86,28 @@ def write(study_file: Path, lineage: Lineage, report_folder: Path, target: Path)
     return sorted(path for path in Path(target).rglob("*") if path.is_file())
 
 
+def contents(
+    study_file: Path,
+    lineage: Lineage,
+    report_folder: Path,
+    held: Mapping[str, Path],
+    without: Collection[str] = (),
+) -> dict[str, Path | bytes]:
+    """The files of a crate that holds more, ``held``: path in the crate -> file or content.
+
+    Called in the project's folder; ``without`` are files of the project to leave out.
+
+    Raises
+    ------
+    UserError : as :func:`write`, but for the folder.
+    """
+    given = _Given(Path(study_file), lineage, Path(report_folder), held, without)
+    if problems := list(given.missing()):
+        raise UserError(problems)
+    made = _Crate(given)
+    return {**given.files, README: made.readme.encode(), METADATA: made.metadata}
+
+
 @dataclass(frozen=True)
 class _Given:
     """The inputs of a crate."""
@@ -90,6 +115,8 @@ class _Given:
     study_file: Path
     lineage: Lineage
     report_folder: Path
+    held: Mapping[str, Path] = field(default_factory=dict)
+    without: Collection[str] = ()
 
     @property
     def study(self) -> str:
@@ -110,7 +137,8 @@ class _Given:
         found = {self.study: self.study_file} | dict(_walk(self.report_folder, self.report))
         for part in PROJECT:
             found |= dict(_walk(Path(part), part))
-        return dict(sorted(found.items()))
+        found = {name: path for name, path in found.items() if name not in self.without}
+        return dict(sorted({**found, **self.held}.items()))
 
     @cached_property
     def design(self) -> dict[str, Any]:
@@ -126,6 +154,19 @@ class _Given:
             for strip in strips
             for file in (strip["file"], picture(strip["task"], strip["role"]))
         }
+
+    def attribution(self, path: str) -> str | None:
+        """The attribution that a file of images requires; None for other files.
+
+        Of what a task's runs made, it is the task's own.
+        """
+        if path in self.attributions:
+            return self.attributions[path]
+        of_task = {file.split("/")[3]: said for file, said in self.attributions.items()}
+        parts = path.split("/")
+        if parts[0] == "results" and path.endswith((".png", *_IMAGES)):
+            return next((of_task[n] for n in parts[2].split("~") if n in of_task), "")
+        return None
 
     @property
     def finished(self) -> str:
@@ -227,8 +268,8 @@ class _Crate:
         for path, file in self.given.files.items():
             if path != WORKFLOW:
                 self.crate.add_file(file, path, properties=self._facts(path, file))
-        readme = {"name": "README.md", "encodingFormat": FORMATS[".md"], "about": {"@id": "./"}}
-        self.crate.add_file(io.StringIO(self._readme()), "README.md", properties=readme)
+        readme = {"name": README, "encodingFormat": FORMATS[".md"], "about": {"@id": "./"}}
+        self.crate.add_file(io.StringIO(self.readme), README, properties=readme)
         inside = f"{self.given.report}/"
         return [{"@id": quote(path)} for path in self.given.files if path.startswith(inside)]
 
@@ -240,8 +281,7 @@ class _Crate:
             "encodingFormat": FORMATS.get(file.suffix, "application/octet-stream"),
         }
         attributions = set(self.given.attributions.values())
-        if path in self.given.attributions:
-            attribution = self.given.attributions[path]
+        if (attribution := self.given.attribution(path)) is not None:
             facts |= {"license": _licence(attribution), "description": attribution or "Images"}
         elif path == f"{self.given.report}/report.html":  # the strips are in the page
             licences = [_licence(text) for text in sorted(attributions) if text]
@@ -391,10 +431,11 @@ class _Crate:
         self.actions.append(action)
 
     def _folder(self, path: str, files: Mapping[str, str]) -> Reference:
-        """Add a folder that is not in the crate, with its files' SHA-256."""
+        """Add a folder with its files' SHA-256; those that are in the crate are there already."""
+        held = self.given.held
         parts = [
             self._add(
-                f"#{quote(f'{path}/{name}')}",
+                f"{'' if f'{path}/{name}' in held else '#'}{quote(f'{path}/{name}')}",
                 "File",
                 name=f"{path}/{name}",
                 sha256=value,
@@ -479,8 +520,21 @@ class _Crate:
             additionalProperty=[self._property(k, v) for k, v in flat(others).items()],
         )
 
-    def _readme(self) -> str:
+    @property
+    def metadata(self) -> bytes:
+        return b"".join(part for _, part in self.crate.metadata.stream())
+
+    @property
+    def readme(self) -> str:
         design, report = self.given.design, self.given.report
+        results = (
+            "What the runs made is in `results`. A run's samples are all on its `sheet.png`. To "
+            "verify\neverything: `fitspace audit FILE.zip`, with the packages of "
+            "`constraints.txt`.\n"
+            if self.given.held
+            else "What the runs made is not in the crate. In a clone of the project with these "
+            f"files,\n`fitspace audit {self.given.study}` verifies it.\n"
+        )
         return (
             f"# {design['title']}\n\n"
             "An RO-Crate of a designed experiment on parameter-efficient fine-tuning, made by "
@@ -488,9 +542,8 @@ class _Crate:
             f"- `{report}/report.html`: the report; beside it its tables and figures\n"
             f"- `{report}/{NAME}`: every stage behind the numbers, with the SHA-256 of its files\n"
             f"- `{self.given.study}`: the study\n"
-            "- `ro-crate-metadata.json`: all of it, and every execution, as linked data\n\n"
-            "What the runs made is not in the crate. In a clone of the project with these files,\n"
-            f"`fitspace audit {self.given.study}` verifies it.\n"
+            f"- `{METADATA}`: all of it, and every execution, as linked data\n\n"
+            f"{results}"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from fitspace.audit.findings import Anew, Finding
 from fitspace.core.errors import UserError
-from fitspace.core.files import parse_json
+from fitspace.core.files import parse_json, write_bytes
 from fitspace.core.reading import checked, read_yaml
 
 LOCK = Path("dvc.lock")
@@ -75,6 +76,19 @@ class Lock:
             if self._listing(out) is None
         ]
 
+    def listings(self, outs: Iterable[str]) -> dict[str, Path]:
+        """The files of DVC's cache that list these folders, by their path in a cache."""
+        kept = {self.outs[out] for out in outs if self.outs.get(out, "").endswith(".dir")}
+        found = {_in_cache(md5): self._cache / _in_cache(md5) for md5 in sorted(kept)}
+        return {name: path for name, path in found.items() if path.is_file()}
+
+    def keep(self, listing: Path) -> None:
+        """Put a listing into DVC's cache, if dvc.lock names its content and the cache lacks it."""
+        content = listing.read_bytes()
+        md5 = f"{_md5(content)}.dir"
+        if md5 in self.outs.values() and not (path := self._cache / _in_cache(md5)).exists():
+            write_bytes(path, content)
+
     def _listing(self, out: str) -> dict[str, str] | None:
         if out not in self._listings:
             self._listings[out] = self._read(self.outs[out])
@@ -85,7 +99,7 @@ class Lock:
         return {}
 
     def _read(self, md5: str) -> dict[str, str] | None:
-        path = self._cache / "files" / "md5" / md5[:2] / md5[2:]
+        path = self._cache / _in_cache(md5)
         try:
             content = path.read_bytes()
         except OSError:
@@ -105,6 +119,10 @@ class Lock:
         if done.returncode != 0:
             raise UserError(f"dvc cache dir: {done.stderr.strip()}")
         return Path(done.stdout.strip())
+
+
+def _in_cache(md5: str) -> str:
+    return f"files/md5/{md5[:2]}/{md5[2:]}"
 
 
 def _md5(content: bytes) -> str:

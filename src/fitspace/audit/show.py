@@ -156,10 +156,7 @@ def verdict(audit: Audit) -> str:
         changed = sum(f.kind == "changed" for f in audit.findings)
         return f"CHANGED: {changed} contradiction{'s' * (changed != 1)} ({counts})"
     if audit.verdict == "absent":
-        return (
-            f"Absent: no contradiction, but some files are missing ({counts})"
-            f"{_cures(audit.findings)}"
-        )
+        return f"Absent: no contradiction, but some files are missing ({counts}){_cures(audit)}"
     if audit.verdict == "anew":
         study = audit.target.path
         return (
@@ -169,13 +166,14 @@ def verdict(audit: Audit) -> str:
     return f"Verified: everything is as it was recorded ({counts})"
 
 
-def _cures(findings: list[Finding]) -> str:
+def _cures(audit: Audit) -> str:
     """What gets here what is not: of each kind the command that does."""
-    absent = [f for f in findings if f.kind == "absent"]
+    absent = [f for f in audit.findings if f.kind == "absent"]
+    results = any(f.message == "not here" or "DVC's cache" in f.message for f in absent)
+    bundle = audit.target.folder.with_name(f"{audit.target.folder.name}.zip")
     said = {
-        "`dvc pull` gets results that were recorded": any(
-            f.message == "not here" or "DVC's cache" in f.message for f in absent
-        ),
+        f"`fitspace restore {bundle}` gets results": results and bundle.is_file(),
+        "`dvc pull` gets results that were recorded": results and Path(".dvc").is_dir(),
         "`git fetch --unshallow` gets the commits that this shallow clone lacks": any(
             f.subject.startswith("commit ") for f in absent
         )

@@ -24,6 +24,8 @@ from fitspace.study import Study
 
 PINS = "constraints.txt"
 SOURCE = "src/fitspace"
+# In an unpacked bundle, which has no git: the package's files and the pins, by commit.
+COMMITS = Path("commits")
 
 
 def check(study: Study, lineage: Lineage, environments: Iterable[dict[str, Any]]) -> list[Finding]:
@@ -124,23 +126,37 @@ def _environment(made: dict[str, Any]) -> list[Finding]:
     return findings
 
 
+def files_at(commit: str) -> dict[str, bytes]:
+    """The package's files and the pins at a commit, by path: as git has them, else as a bundle
+    does.
+
+    Raises LookupError if neither has the commit.
+    """
+    try:
+        content = _git("archive", "--format=tar", commit, SOURCE, PINS)
+    except LookupError:
+        folder = COMMITS / commit
+        if not folder.is_dir():
+            raise
+        found = (path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        return {m.name: tar.extractfile(m).read() for m in tar if m.isfile()}
+
+
 def source_at(commit: str) -> str:
     """The digest of the package's source (`provenance.source_digest`) at a commit.
 
-    Raises LookupError if the commit is not in this repository.
+    Raises LookupError as `files_at`.
     """
-    found = {}
-    with tarfile.open(fileobj=io.BytesIO(_git("archive", "--format=tar", commit, SOURCE))) as tar:
-        for member in tar:
-            if member.isfile() and member.name.endswith(".py"):
-                name = Path(member.name).relative_to(SOURCE).as_posix()
-                found[name] = hashlib.sha256(tar.extractfile(member).read()).hexdigest()
-    return digest(found)
+    code = {n: c for n, c in files_at(commit).items() if n != PINS and n.endswith(".py")}
+    own = {n.removeprefix(f"{SOURCE}/"): hashlib.sha256(c).hexdigest() for n, c in code.items()}
+    return digest(own)
 
 
 def pins_at(commit: str) -> dict[str, str]:
-    """Package -> pinned version, at a commit. Raises LookupError as `source_at`."""
-    lines = _git("cat-file", "blob", f"{commit}:./{PINS}").decode().splitlines()
+    """Package -> pinned version, at a commit. Raises LookupError as `files_at`."""
+    lines = files_at(commit).get(PINS, b"").decode().splitlines()
     pins = (line.partition("==") for line in lines if not line.startswith("#"))
     return {_normal(name): version.strip() for name, equals, version in pins if equals}
 

@@ -25,7 +25,10 @@ def add(commands: Commands) -> None:
         _audit, "audit", "Trace a number, a table or a report and verify it.", study=False
     )
     audit.add_argument(
-        "target", type=Path, nargs="?", help="a study file, a report, or one of its tables"
+        "target",
+        type=Path,
+        nargs="?",
+        help="a study file, a report, one of its tables, or a bundle (.zip)",
     )
     audit.add_argument(
         "--value",
@@ -46,6 +49,32 @@ def add(commands: Commands) -> None:
     form.add_argument("--json", action="store_true", help="print the whole chain as JSON")
     form.add_argument("--prov", action="store_true", help="print the whole chain as W3C PROV-JSON")
     form.add_argument("--crate", type=Path, metavar="FOLDER", help="write an RO-Crate")
+
+    bundle = commands.add(
+        _bundle, "bundle", "Write a study with its results as one file that can be audited alone."
+    )
+    bundle.add_argument(
+        "--light",
+        action="store_true",
+        help="for git: without what a clone has, or makes again from what it has",
+    )
+    bundle.add_argument(
+        "--largest", type=_mebibytes, metavar="MIB", help="leave out results larger than this"
+    )
+    restore = commands.add(
+        _restore, "restore", "Put a bundle's results into this project.", study=False
+    )
+    restore.add_argument("bundle", type=Path, metavar="BUNDLE.zip")
+
+
+def _mebibytes(text: str) -> int:
+    try:
+        value = int(float(text) * 2**20)
+    except (ValueError, OverflowError):
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a number of MiB above 0")
+    return value
 
 
 def _record(arguments: argparse.Namespace) -> int:
@@ -74,15 +103,28 @@ def _audit(arguments: argparse.Namespace) -> int:
     if arguments.tier == "reevaluate":  # as in a job, so that the bits can be the same
         process.limit_threads()
         process.set_up_torch()
+    target = arguments.target
+    if target is None or target.suffix != ".zip":
+        return _audited(arguments, target, [])
+    from fitspace.audit import bundle
+
+    if arguments.crate:
+        arguments.crate = arguments.crate.resolve()
+    with bundle.working_in(target, deep=arguments.tier != "hash") as (study, findings):
+        return _audited(arguments, study, findings)
+
+
+def _audited(arguments: argparse.Namespace, target: Path | None, findings: list) -> int:
     from fitspace import audit
 
     found = audit.audit(
-        arguments.target,
+        target,
         value=arguments.value,
         tier=arguments.tier,
         runs=arguments.runs,
         draw=arguments.draw,
         seed=arguments.seed,
+        findings=findings,
     )
     if arguments.json:
         print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
@@ -106,3 +148,28 @@ def _audit(arguments: argparse.Namespace) -> int:
         )
         print(f"{arguments.crate}: an RO-Crate of {len(written)} files")
     return audit.EXIT[found.verdict]
+
+
+def _bundle(arguments: argparse.Namespace) -> None:
+    from fitspace.audit import bundle
+
+    made = bundle.write(arguments.study, arguments.light, arguments.largest)
+    size = made.path.stat().st_size / 2**20
+    print(f"{made.path}: {size:.1f} MiB, {made.files} files")
+    if made.left_out:
+        left = sum(made.left_out.values()) / 2**20
+        print(f"left out: {len(made.left_out)} files of results, {left:.1f} MiB")
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    process.limit_threads()  # as in a job, so that the bits can be the same
+    process.set_up_torch()
+    from fitspace import audit
+    from fitspace.audit import bundle
+
+    found = bundle.restore(arguments.bundle)
+    print(f"{arguments.bundle}: {found.stages} stages are in results")
+    for folder, why in found.missing.items():
+        print(f"absent   {folder}: {why}")
+    print(f"next: fitspace audit {found.study}")
+    return audit.EXIT["absent"] if found.missing else 0

@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors.torch import save_file
 
 from fitspace import bases
 from fitspace.core import devices
 from fitspace.core.errors import UserError
-from fitspace.core.files import replacing
 from fitspace.core.rng import initial_noise
 from fitspace.data.encoding import conditions, joined
 from fitspace.plan import Run
+from fitspace.stages import pictures
 from fitspace.stages.common import seconds_since
 from fitspace.stages.sidecars import now, write_sidecar
 from fitspace.study import Study
-from fitspace.training.sampling import generate, sheet
+from fitspace.training.sampling import generate
 
 
 def prior(study: Study, run: Run) -> None:
@@ -31,12 +29,9 @@ def prior(study: Study, run: Run) -> None:
     if stage is None:
         raise UserError(f"prior: task {run.task.name!r} is without prior preservation")
     images = class_images(bases.resolve(study.base), stage.material, devices.device())
-    path, overview = stage.folder / "images.safetensors", stage.folder / "sheet.png"
-    with replacing(path) as temporary:
-        save_file({"images": torch.from_numpy(images)}, temporary)
-    sheet(images, overview)
+    made = pictures.write(stage.name, stage.folder, images, stage.key, stage.material)
     facts = {"images": len(images), "seconds": seconds_since(clock)}
-    write_sidecar(stage, inputs=[], outputs=[path, overview], started=started, facts=facts)
+    write_sidecar(stage, inputs=[], outputs=made, started=started, facts=facts)
 
 
 def class_images(base: Path, asked: dict[str, Any], device: str) -> np.ndarray:

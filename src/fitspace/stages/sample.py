@@ -7,7 +7,6 @@ from typing import Any
 
 from fitspace import bases, methods
 from fitspace.core import devices
-from fitspace.core.files import canonical, replacing
 from fitspace.core.rng import initial_noise
 from fitspace.plan import Run
 from fitspace.stages.common import (
@@ -38,14 +37,13 @@ def sample(study: Study, run: Run) -> None:
     its class. For a run that diverged, no images.
     """
     import numpy as np
-    import torch
-    from safetensors.torch import save_file
 
     from fitspace.data.prepared import load
+    from fitspace.stages import pictures
     from fitspace.training import sampling
 
     started = now()
-    stage, settings = run.sample, run.point.sample
+    stage = run.sample
     inputs, _ = rehashed(run.prepare)
     base = bases.resolve(study.base)
     model = bases.load_denoiser(base).to(devices.device())
@@ -72,16 +70,10 @@ def sample(study: Study, run: Run) -> None:
     outcome = {} if diverged is None else {"diverged": diverged}
     if outcome:
         say_diverged(run, diverged)
-    samples, sheet = stage.folder / "samples.safetensors", stage.folder / "sheet.png"
-    with replacing(samples) as temporary:
-        # One metadata key: safetensors writes several in an order that varies.
-        facts = canonical({"key": stage.key, "settings": settings})
-        save_file({"images": torch.from_numpy(images)}, temporary, metadata={"fitspace": facts})
-    sampling.sheet(images, sheet)
     write_sidecar(
         stage,
         inputs=inputs,
-        outputs=[samples, sheet],
+        outputs=pictures.write(stage.name, stage.folder, images, stage.key, stage.material),
         started=started,
         facts={"images": len(images), "sample_seconds": seconds, "train": cost, **outcome},
     )

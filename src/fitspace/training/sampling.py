@@ -142,19 +142,52 @@ def _pixels(images: torch.Tensor) -> torch.Tensor:
     return pixels.cpu().permute(0, 2, 3, 1)
 
 
-def sheet(images: np.ndarray, path: Path, columns: int = 12, scale: int = 2) -> None:
-    """Draw uint8 images (n, h, w, 3) as a contact sheet, PNG."""
+_COLUMNS, _SCALE, _GAP = 12, 2, 2  # of a sheet; the gap before the images are enlarged [px]
+
+
+def sheet(images: np.ndarray, path: Path) -> None:
+    """Draw uint8 images (n, h, w, 3) as a contact sheet, PNG: each image whole, twice as large."""
     from PIL import Image
 
     from fitspace.core.files import replacing
 
     n, h, w, _ = images.shape
-    rows = -(-n // columns)
-    page = np.full((rows * (h + 2) + 2, columns * (w + 2) + 2, 3), 255, np.uint8)
+    rows = -(-n // _COLUMNS)
+    page = np.full((rows * (h + _GAP) + _GAP, _COLUMNS * (w + _GAP) + _GAP, 3), 255, np.uint8)
     for i, image in enumerate(images):
-        y, x = (i // columns) * (h + 2) + 2, (i % columns) * (w + 2) + 2
-        page[y : y + h, x : x + w] = image
+        page[_place(i, h, w)] = image
     picture = Image.fromarray(page)
-    picture = picture.resize((picture.width * scale, picture.height * scale), Image.NEAREST)
+    picture = picture.resize((picture.width * _SCALE, picture.height * _SCALE), Image.NEAREST)
     with replacing(path) as temporary:
         picture.save(temporary, "PNG")
+
+
+def of_sheet(path: Path, n: int) -> np.ndarray:
+    """The ``n`` images of a sheet, as `sheet` got them: uint8 (n, h, w, 3).
+
+    Raises
+    ------
+    UserError : no PNG, a very large one, or none that shows ``n`` images.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            width, height = (size // _SCALE - _GAP for size in picture.size)
+            rows = max(1, -(-n // _COLUMNS))
+            h, w = height // rows - _GAP, width // _COLUMNS - _GAP
+            if min(n, h, w) < 1 or picture.mode != "RGB":
+                raise ValueError(f"{picture.size} pixels, {picture.mode}, for {n} images")
+            page = np.asarray(picture)[::_SCALE, ::_SCALE]
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a sheet of images ({error})") from None
+    images = np.zeros((n, h, w, 3), np.uint8)
+    for i in range(n):
+        images[i] = page[_place(i, h, w)]
+    return images
+
+
+def _place(i: int, h: int, w: int) -> tuple[slice, slice]:
+    """Where a sheet shows an image, before it is enlarged."""
+    y, x = (i // _COLUMNS) * (h + _GAP) + _GAP, (i % _COLUMNS) * (w + _GAP) + _GAP
+    return slice(y, y + h), slice(x, x + w)
