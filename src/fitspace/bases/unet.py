@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fitspace.bases.blocks import CROSS, RESNET
 from fitspace.bases.family import Conditions, Family
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ UNET = Family(
     hand=_hand,
     blank=_blank,
     sizes={"dim": "cross_attention_dim"},
-    scales=False,
+    blocks=(CROSS, RESNET),
+    norms=True,
     problems=_problems,
 )

@@ -6,6 +6,7 @@ any size can therefore be measured on any machine. A multiply-add counts as two 
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 # A step of Stable Diffusion takes one to three seconds to measure.
 CACHE = Path("results/.cache/footprints.json")
 WIDTH = {"fp32": 4, "bf16": 2}  # bytes
-TOKENS = 77  # of CLIP's text encoder, if the base's own is not on this machine
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,12 @@ def measure(
 
 
 def text_tokens(base: str) -> int:
-    """Number of text tokens that a U-Net is conditioned on."""
-    if base in bases.CONFIGS:
-        return TOKENS
-    try:
-        folder = bases.resolve(base)
-    except hub.NotHere:
-        return TOKENS
-    return TOKENS if bases.family(folder).by_class else bases.tokens_of(folder)
+    """Number of text tokens that a base is conditioned on; where the base is not on this machine,
+    that of its family."""
+    if base not in bases.CONFIGS:
+        with contextlib.suppress(hub.NotHere):
+            return bases.text_tokens(bases.resolve(base))
+    return bases.family_by(bases.architecture(base)).tokens
 
 
 @cache
@@ -149,7 +147,7 @@ def _measure(
     attention = _attention_mode()
     with attention, FlopCounterMode(display=False, custom_mapping={backward: _backward}) as flops:
         with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
-            predicted = model(latents, t, **told).sample
+            predicted = bases.family_of(model).predict(model, latents, t, told)
         forward = flops.get_total_flops()
         if attachment.trainable:
             predicted.backward(torch.empty_like(predicted))
@@ -176,7 +174,7 @@ def _inputs(
         return (
             torch.empty(batch, config.in_channels, side, side, dtype=dtype),
             torch.empty(batch, dtype=torch.long),
-            family.hand(family.blank(config, batch, tokens, dtype)),
+            family.blank(config, batch, tokens, dtype),
         )
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from fitspace.metrics import Kept
 
 FEATURES = RESULTS / ".features"
-SD_SCALING_FACTOR = 0.18215  # diffusers' default, for configurations older than the key
 
 
 def peak_memory_mb() -> float:

@@ -13,7 +13,6 @@ from fitspace.core.rng import initial_noise
 from fitspace.explaining.reading import NAME, TUNED, UNTOUCHED
 from fitspace.plan import Run
 from fitspace.stages.common import (
-    SD_SCALING_FACTOR,
     fit_task,
     rehashed,
     say_diverged,
@@ -89,16 +88,18 @@ def explained(study: Study, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     base = bases.resolve(study.base)
     task, process = load(run.prepare, base, run.task.scale), bases.load_process(base)
     model = bases.load_denoiser(base).to(devices.device())
-    by_class = bases.family_of(model).by_class
-    probe = probe_of(task, by_class, study.explain.images)
+    family = bases.family_of(model)
+    probe = probe_of(task, family.by_class, study.explain.images)
     # The same noise for all points and seeds: only what a run was taught differs.
     shape, stream = tuple(probe.latents.shape), f"explain/{run.prepare.key}"
     noise = initial_noise(0, shape[0], shape[1:], stream)
     steps = [min(int(share * process.steps + 0.5), process.steps - 1)
              for share in study.explain.times]  # fmt: skip
-    scaling = bases.config(base, "vae").get("scaling_factor", SD_SCALING_FACTOR)
+    scaling, shift = bases.scaling_of(bases.config(base, "vae"))
     captions = read_manifest(run.prepare)["captions"]
-    words, tokens = ("", []) if by_class else taught_tokens(base, task, captions, probe)
+    words, tokens = ("", [])
+    if family.has("CA_c") and family.has("CA_in"):  # or there is no cross-attention to map
+        words, tokens = taught_tokens(base, task, captions, probe)
 
     def asked(model) -> tuple[Moved, Attention]:
         attention = Attention(model, tokens, picture.MOST)
@@ -106,7 +107,7 @@ def explained(study: Study, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
             moved = measure(
                 model,
                 process,
-                probe.latents * scaling,
+                (probe.latents - shift) * scaling,
                 noise,
                 steps,
                 lambda image: task.told(list(probe.rows[image])),

@@ -15,7 +15,6 @@ from fitspace.core.files import write_text
 from fitspace.core.paths import RESULTS
 from fitspace.plan import Run
 from fitspace.stages.common import (
-    SD_SCALING_FACTOR,
     adapter_file,
     count,
     fit_task,
@@ -82,16 +81,18 @@ def train(
             own, each.point.train, each.seed, _checkpoint(each), on_loss, attachment.rates
         )
 
+    scaling, shift = bases.scaling_of(bases.config(base, "vae"))
     with ExitStack() as curves:
         results = training.fit_members(
             model,
             [member(each) for each in runs],
             task,
             bases.load_process(base),
-            bases.config(base, "vae").get("scaling_factor", SD_SCALING_FACTOR),
+            scaling,
             description=f"train {run.train.folder.name}",
             dropouts=attachment.dropouts,
             folded=len(runs) > 1,
+            shift=shift,
         )
     facts = {
         "trainable": count(attachment.trainable.values()),

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fitspace.bases import family_of
+from fitspace.bases import family_of, scaling_of
 from fitspace.bases.family import Conditions, picked
-from fitspace.bases.process import Diffusion
+from fitspace.bases.process import Process
 from fitspace.core import devices
 from fitspace.core.errors import UserError
 from fitspace.core.memory import fewer_at_once
@@ -28,7 +28,7 @@ BATCH = 32
 def generate(
     model: torch.nn.Module,
     vae: torch.nn.Module,
-    process: Diffusion,
+    process: Process,
     conditions: Conditions,
     unconditional: Conditions,
     noise: torch.Tensor,
@@ -36,7 +36,7 @@ def generate(
     guidance: float,
     description: str = "sampling",
 ) -> np.ndarray:
-    """Sample by DPM-Solver++ (2M) with classifier-free guidance; uint8 (n, h, w, 3).
+    """Sample by the process's solver with classifier-free guidance; uint8 (n, h, w, 3).
 
     Parameters
     ----------
@@ -50,14 +50,16 @@ def generate(
     NotFinite : some values of the images are not finite.
     UserError : device memory too small for one image.
     """
-    hand = family_of(model).hand
+    predict = family_of(model).predict
+    scaling, shift = scaling_of(vae.config)
 
     def denoise(x: torch.Tensor, t: torch.Tensor, told: Conditions) -> torch.Tensor:
-        return model(x, t.expand(len(x)), **hand(told)).sample[:, : noise.shape[1]]
+        return predict(model, x, t.expand(len(x)), told)[:, : noise.shape[1]]
 
     def draw(rows: slice) -> torch.Tensor:
         solver = process.solver(steps, device)
-        x = noise[rows].to(device) * solver.init_noise_sigma
+        # A flow starts from the noise itself, and its solver names no scale.
+        x = noise[rows].to(device) * getattr(solver, "init_noise_sigma", 1.0)
         told = {name: v.to(device) for name, v in picked(conditions, rows).items()}
         if guidance > 1:
             none = {n: unconditional[n].to(device).expand_as(v) for n, v in told.items()}
@@ -72,7 +74,7 @@ def generate(
             progress.update(len(x))
         # Large images a few at a time: decoding takes more memory than denoising.
         side = 2 ** (len(vae.config.block_out_channels) - 1) * noise.shape[-1]
-        parts = (x / vae.config.scaling_factor).split(devices.images_at_once(BATCH, side))
+        parts = (x / scaling + shift).split(devices.images_at_once(BATCH, side))
         return torch.cat([vae.decode(part).sample for part in parts])
 
     device = next(model.parameters()).device
