@@ -136,3 +136,60 @@ def sd3(folder):
     )  # fmt: skip
     pipeline.save_pretrained(folder / "base")
     return folder / "base"
+
+
+def sdxl_denoiser(**changes):
+    torch.manual_seed(0)
+    settings = dict(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=1,
+        transformer_layers_per_block=(1, 2), cross_attention_dim=24, attention_head_dim=(2, 4),
+        norm_num_groups=4, use_linear_projection=True, addition_embed_type="text_time",
+        addition_time_embed_dim=4, projection_class_embeddings_input_dim=12 + 6 * 4,
+    )  # fmt: skip
+    return diffusers.UNet2DConditionModel(**settings | changes).eval()
+
+
+def sdxl(folder):
+    """Stable Diffusion XL, which guides away from zeros where there is no prompt."""
+    torch.manual_seed(0)
+    folder.mkdir()
+    parts = {}
+    for suffix, text in {"": clip, "_2": pooling}.items():
+        own = folder / f"parts{suffix}"
+        own.mkdir()
+        parts[f"tokenizer{suffix}"], parts[f"text_encoder{suffix}"] = text(own)
+    pipeline = diffusers.StableDiffusionXLPipeline(
+        unet=sdxl_denoiser(), vae=vae(scaling_factor=0.5),
+        scheduler=diffusers.EulerDiscreteScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
+            timestep_spacing="leading", steps_offset=1,
+        ),
+        **parts,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder / "base")
+    return folder / "base"
+
+
+def pixart_denoiser(**changes):
+    torch.manual_seed(0)
+    settings = dict(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=8, num_layers=2,
+        num_attention_heads=2, attention_head_dim=4, cross_attention_dim=8, caption_channels=12,
+        use_additional_conditions=False,
+    )  # fmt: skip
+    return diffusers.PixArtTransformer2DModel(**settings | changes).eval()
+
+
+def pixart(folder):
+    """PixArt-Σ, with learned variances."""
+    torch.manual_seed(0)
+    tokenizer, encoder = t5(12)
+    pipeline = diffusers.PixArtSigmaPipeline(
+        tokenizer=tokenizer, text_encoder=encoder, vae=vae(scaling_factor=0.5),
+        transformer=pixart_denoiser(), scheduler=diffusers.DPMSolverMultistepScheduler(),
+    )  # fmt: skip
+    folder.mkdir()
+    pipeline.save_pretrained(folder / "base")
+    return folder / "base"

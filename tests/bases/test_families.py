@@ -21,11 +21,15 @@ from fitspace.training import sampling
 import_torchvision()
 import diffusers  # noqa: E402
 
-BUILT = {"sd3": pipelines.sd3}
+BUILT = {"sd3": pipelines.sd3, "sdxl": pipelines.sdxl, "pixart": pipelines.pixart}
+# One family always: it has all that others have.
+FAMILIES = [n if n == "sd3" else pytest.param(n, marks=pytest.mark.slow) for n in BUILT]
+# PixArt's pipeline by itself cleans captions of HTML and resizes to one of its trained sizes.
+CALLED = {"PixArtSigmaPipeline": {"clean_caption": False, "use_resolution_binning": False}}
 CAPTIONS, STEPS, GUIDANCE = ["red apple", "a green tree"], 3, 3.0
 
 
-@pytest.fixture(scope="module", params=BUILT)
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
     """A family's name and its pipeline's folder."""
     return request.param, BUILT[request.param](tmp_path_factory.mktemp("families") / request.param)
@@ -53,7 +57,7 @@ def drawn_by(pipeline, folder):
     theirs.set_progress_bar_config(disable=True)
     images = theirs(
         CAPTIONS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, latents=noise(folder),
-        height=side, width=side, output_type="np",
+        height=side, width=side, output_type="np", **CALLED.get(type(pipeline).__name__, {}),
     ).images  # fmt: skip
     return (images * 255).round().astype(np.uint8)
 
@@ -80,8 +84,12 @@ def test_conditions_are_the_pipelines_own(family, pipeline):
     _, folder = family
     told = bases.load_teller(folder)(["", *CAPTIONS])
     assert told.keys() == bases.family(folder).told.keys()
-    if isinstance(pipeline, diffusers.StableDiffusion3Pipeline):
-        own = pipeline.encode_prompt(CAPTIONS, None, None)
+    if family[0] == "pixart":
+        own = pipeline.encode_prompt(CAPTIONS)
+        wanted = {"embeddings": (own[2][:1], own[0]), "mask": (own[3][:1], own[1])}
+    else:
+        third = (None, None) if family[0] == "sd3" else ()
+        own = pipeline.encode_prompt(CAPTIONS, *third)
         wanted = {"embeddings": (own[1][:1], own[0]), "pooled": (own[3][:1], own[2])}
     for key, (empty, captions) in wanted.items():
         torch.testing.assert_close(told[key], torch.cat([empty, captions]), rtol=0, atol=1e-4)
@@ -122,9 +130,11 @@ def test_an_adapter_works_in_the_plain_pipeline(family, pipeline, tmp_path):
 
     export(tmp_path / "lora", tmp_path / "out")
     wanted = drawn_by_us(exported.model, folder)
-    pipeline.load_lora_weights(tmp_path / "out")
+    if hasattr(pipeline, "load_lora_weights"):
+        pipeline.load_lora_weights(tmp_path / "out")
+    else:
+        getattr(pipeline, bases.denoiser(folder)).load_lora_adapter(tmp_path / "out")
     apart = np.abs(drawn_by(pipeline, folder).astype(int) - wanted)
-    pipeline.unload_lora_weights()
     assert apart.max() <= 1 and (wanted != before).any()
 
 
@@ -144,7 +154,7 @@ SD3_EDITS = {
         "scheduler/scheduler_config.json", {"stochastic_sampling": True},
         "stochastic_sampling: true; allowed: false",
     ),
-    "no shift": ("vae/config.json", {"shift_factor": None}, "shift_factor: None; allowed: a number"),
+    "no shift": ("vae/config.json", {"shift_factor": None}, "shift_factor: None; allowed: a num"),
     "no text encoder": ("model_index.json", {"text_encoder_2": [None, None]}, "no text_encoder_2"),
     "a stranger": (
         "model_index.json", {"text_encoder_4": ["transformers", "T5EncoderModel"]},
@@ -244,12 +254,12 @@ def sd3_inputs(batch=2):
 def test_joint_blocks_have_the_positions_of_the_image_and_of_the_text():
     positions = ["SA_in", "SA_out", "FFN_in", "FFN_out", "Trans_out"]
     outputs = ["SA_in", "FFN_in", "Trans_out"]
-    cells = [
-        (i, o) for i in positions for o in outputs if positions.index(o) >= positions.index(i)
-    ]
+    cells = [(i, o) for i in positions for o in outputs if positions.index(o) >= positions.index(i)]
     assert sorted(JOINT_CELLS) == sorted([*cells, ("CA_c", "CA_c")])
     with pytest.raises(UserError, match="a Stable Diffusion 3 has no cross-attention"):
-        methods.attach(pipelines.sd3_denoiser(), "adapter", {"input": "CA_in", "output": "FFN_in"}, 0)
+        methods.attach(
+            pipelines.sd3_denoiser(), "adapter", {"input": "CA_in", "output": "FFN_in"}, 0
+        )
 
 
 @pytest.mark.parametrize("cell", JOINT_CELLS, ids="-".join)
@@ -278,10 +288,64 @@ def test_adapters_reach_the_positions_of_joint_blocks(cell):
     assert (found - plain).abs().max() > 1e-2
 
 
+def pixart_forward(block, at, h, c, mask, timestep):
+    """A block from PixArt's paper (2310.00426, figure 4), position by position."""
+    import torch.nn.functional as F
+
+    def norm(x):
+        return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+    rows = block.scale_shift_table[None] + timestep.reshape(len(timestep), 6, -1)
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = rows.chunk(6, dim=1)
+    h = at("SA_in", h)
+    h = at("CA_in", h + at("SA_out", gate_1 * block.attn1(norm(h) * (1 + scale_1) + shift_1)))
+    c = at("CA_c", c)
+    given = {"encoder_hidden_states": c, "attention_mask": mask}
+    h = at("FFN_in", h + at("CA_out", block.attn2(h, **given)))
+    fed = block.ff(norm(h) * (1 + scale_2) + shift_2)
+    return at("Trans_out", h + at("FFN_out", gate_2 * fed))
+
+
+@pytest.mark.parametrize("cell", methods.get("adapter").legal_cells("pixart"), ids="-".join)
+def test_adapters_reach_the_positions_of_pixarts_blocks(cell):
+    base = pipelines.pixart_denoiser()
+    with torch.no_grad():
+        for p in base.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    ours, plain = copy.deepcopy(base), copy.deepcopy(base)
+    own = {"input": cell[0], "output": cell[1], "width": 3, "init": "default"}
+    methods.attach(ours, "adapter", own, seed=0)
+    for path, block in base.transformer_blocks.named_children():
+
+        def forward(h, encoder_hidden_states, encoder_attention_mask, timestep, _b=block, _n=path,
+                    **_):  # fmt: skip
+            at = Positions(ours.transformer_blocks.get_submodule(f"{_n}.adapter"), *cell)
+            return pixart_forward(
+                _b, at, h, encoder_hidden_states, encoder_attention_mask, timestep
+            )
+
+        block.forward = forward
+    g = torch.Generator().manual_seed(1)
+    told = {"embeddings": torch.randn(2, 5, 12, generator=g)}
+    told["mask"] = torch.tensor([[1] * 5, [1, 1, 0, 0, 0]])
+    inputs = torch.randn(2, 4, 8, 8, generator=g), torch.tensor([3, 700]), told
+    predict = bases.FAMILIES["pixart"].predict
+    with torch.no_grad():
+        found, wanted, before = (predict(model, *inputs) for model in (ours, base, plain))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert (found - before).abs().max() > 1e-2
+
+
 # --- counted and costed at full size ------------------------------------------------------
 
 # Of the published models, from their cards and files.
-PARAMETERS = {"sd3-medium": 2.03e9, "sd35-medium": 2.24e9, "sd35-large": 8.06e9}
+PARAMETERS = {
+    "sdxl": 2_567_463_684,
+    "pixart-sigma": 0.61e9,
+    "sd3-medium": 2.03e9,
+    "sd35-medium": 2.24e9,
+    "sd35-large": 8.06e9,
+}
 
 
 @pytest.mark.parametrize("name, billions", PARAMETERS.items())
@@ -289,6 +353,8 @@ def test_full_size_is_counted_without_weights(name, billions, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     found = counting.count(name, "lora", {"rank": 8})
     assert found["total"] == pytest.approx(billions, rel=0.03)
+    if not name.startswith("sd3"):
+        return
     config = bases.named_config(name)
     dim, blocks = config["caption_projection_dim"], config["num_layers"]
     # q, k and v of both streams, and of second attentions; the last text query leads nowhere.

@@ -99,6 +99,20 @@ CASES = [
     Case("dit", "svdiff", {"layers": "linear"}),
     Case("dit", "full"),
     Case("dit", "none"),
+    Case("pixart", "adapter", {"input": "SA_out", "output": "CA_in", "width": 3}, merges=False),
+    Case("pixart", "adaptformer", {"form": "sequential", "width": 3}, merges=False),
+    Case("pixart", "bitfit"),
+    Case("pixart", "custom_diffusion"),
+    Case("pixart", "difffit"),
+    Case("pixart", "lora", {"rank": 2, "target": "attention+ff", "fused": True}),
+    Case("pixart", "loha", {"rank": 2}),
+    Case("pixart", "lokr", {"rank": 1}),
+    Case("pixart", "ia3"),
+    Case("pixart", "oft", {"block_size": 4}),
+    Case("pixart", "peft", {"peft_type": "VERA", "r": 4}),
+    Case("pixart", "svdiff"),
+    Case("pixart", "full"),
+    Case("pixart", "none"),
     Case("sd3", "adapter", {"input": "SA_out", "output": "FFN_in", "width": 3}, merges=False),
     Case("sd3", "adapter", {"input": "CA_c", "output": "CA_c", "width": 3}, merges=False),
     Case("sd3", "adaptformer", {"width": 3}, merges=False),
@@ -123,7 +137,10 @@ CASES = [
     ),
 ]  # fmt: skip
 # Method and family that do not go together.
-REFUSED = [("vpt", "unet"), ("vpt", "sd3"), ("custom_diffusion", "dit")]
+REFUSED = [
+    ("vpt", "unet"), ("vpt", "sdxl"), ("vpt", "pixart"), ("vpt", "sd3"),
+    ("custom_diffusion", "dit"),
+]  # fmt: skip
 every_case = pytest.mark.parametrize(
     "case", CASES, ids=lambda c: "-".join([c.family, c.method, *map(str, c.settings.values())])
 )
@@ -175,12 +192,21 @@ def _dit():
 
 @pytest.fixture(scope="module")
 def _sd3():
-    model = pipelines.sd3_denoiser()
-    with torch.no_grad():  # as after a training, in which gates leave zero
+    return trained_somewhat(pipelines.sd3_denoiser())
+
+
+@pytest.fixture(scope="module")
+def _pixart():
+    return trained_somewhat(pipelines.pixart_denoiser())
+
+
+def trained_somewhat(model):
+    """The model after a walk that takes gates away from zero; frozen, as bases are loaded."""
+    with torch.no_grad():
         for i, parameter in enumerate(model.parameters()):
             drawn = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
             parameter.add_(0.1 * drawn)
-    return model
+    return model.requires_grad_(False)
 
 
 @pytest.fixture
@@ -535,6 +561,12 @@ def inputs_of(family, batch):
     """Latents, time steps and the condition: text (2, 5, 12), the second and the empty class, or
     text and what is pooled of it."""
     latents, times, text = batch
+    if family == "pixart":
+        return (
+            latents,
+            times,
+            {"embeddings": text, "mask": torch.tensor([[1] * 5, [1, 1, 1, 0, 0]])},
+        )
     if family == "dit":
         return latents, times, torch.tensor([1, 3])
     if family == "sd3":
@@ -599,6 +631,9 @@ def train(attachment, inputs, steps=3):
 def test_every_method_has_a_case_on_every_family():
     cases = {(case.method, case.family) for case in CASES}
     assert cases.isdisjoint(REFUSED)
+    # Stable Diffusion XL has the U-Net's blocks, and so far everything that methods look at.
+    assert bases.FAMILIES["sdxl"].blocks == bases.FAMILIES["unet"].blocks
+    cases |= {(method, "sdxl") for method, family in cases if family == "unet"}
     assert cases | set(REFUSED) == {(m, f) for m in methods.METHODS for f in bases.FAMILIES}
 
 
@@ -629,6 +664,7 @@ def test_training_reaches_exactly_the_trainables(case, base, inputs, attachment)
     dead = [".to_k.bias"]
     if case.family == "sd3":
         dead += ["2.attn.add_q_proj.weight", "2.attn.add_q_proj.bias", "2.attn.norm_added_q.weight"]
+        dead += ["2.attn.add_q_proj.shift"]
     assert {n for n in attachment.trainable if n not in reached} <= {
         n for n in attachment.trainable if n.endswith(tuple(dead))
     }
@@ -753,7 +789,7 @@ def test_equal_content_gives_equal_bytes(trained, tmp_path):
         assert again.read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("family", ["unet", "dit", "sd3"])
+@pytest.mark.parametrize("family", ["unet", "dit", "pixart", "sd3"])
 def test_a_stream_of_adapters_changes_no_earlier_output_by_a_bit(family, request, batch, tmp_path):
     """One base, many small files: each draws the same whenever it comes, and the base too."""
     model = copy.deepcopy(request.getfixturevalue(f"_{family}"))

@@ -60,9 +60,13 @@ class Block:
     orders : what has a row at a position -> the positions that can be added to each other, in the
         order in which a block computes them.
     read, write : position -> where its tensor is read, and where is added to it.
+    again : position -> where the same is added once more: a branch reads the stream there and
+        returns what is added to it.
     before : position -> the places whose sum is the stream in front of the branch at whose output
         is added to it; only there an adapter from a position to itself needs the sum.
     gates : branch -> which of the values that ``norm1`` returns is its gate.
+    table : branch -> which row of the block's ``scale_shift_table``, and of the time's embedding,
+        which are added, is its gate. Nobody adds to the output of such a branch.
     width_at : position -> linear layer whose inputs are as wide as the position's tensor; at all
         others it is as wide as the outputs of ``ff``.
     stream : where the block returns its image's stream.
@@ -75,8 +79,10 @@ class Block:
     orders: dict[str, tuple[str, ...]]
     read: dict[str, Place]
     write: dict[str, Place]
+    again: dict[str, Place] = field(default_factory=dict)
     before: dict[str, tuple[Place, ...]] = field(default_factory=dict)
     gates: dict[str, int] = field(default_factory=dict)
+    table: dict[str, int] = field(default_factory=dict)
     width_at: dict[str, str] = field(default_factory=dict)
     stream: Place = Place("", "output")
     norms: dict[str, tuple[str, tuple[tuple[int, int], ...]]] = field(default_factory=dict)
@@ -155,6 +161,24 @@ ADALN_ZERO = Block(
     gates={"attn1": 1, "ff": 4},
     norms={"norm1.norm": ("norm1.linear", ((0, 1),)), "norm3": ("norm1.linear", ((3, 4),))},
     has={"attn2": False},
+)  # fmt: skip
+# As PixArt's: h = gate·attn1(...) + h, then h = attn2(h, c) + h without a norm before, then
+# h = gate·ff(norm2(h)·...) + h, with gates from a table.
+ADALN_SINGLE = Block(
+    kind="BasicTransformerBlock",
+    orders={
+        "patch token of a transformer block": (
+            "SA_in", "SA_out", "CA_in", "CA_out", "FFN_in", "FFN_out", "Trans_out",
+        ),
+        "text token": ("CA_c",),
+    },
+    read=CROSS.read | {"CA_in": given("attn2"), "FFN_in": given("norm2")},
+    write=CROSS.write | {"CA_in": given("attn2")},
+    again={"CA_in": returned("attn2")},
+    before={"FFN_in": (given("attn2"),)},
+    table={"attn1": 2, "ff": 5},
+    width_at=CROSS.width_at,
+    has={"attn2": True, "scale_shift_table": True},
 )  # fmt: skip
 RESNET = Block(
     kind="ResnetBlock2D",

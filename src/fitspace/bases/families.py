@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from fitspace.bases.dit import DIT
 from fitspace.bases.family import Family
+from fitspace.bases.pixart import PIXART
 from fitspace.bases.sd3 import SD3
+from fitspace.bases.sdxl import SDXL
 from fitspace.bases.unet import UNET
 from fitspace.core.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
 
-FAMILIES = {family.name: family for family in (UNET, DIT, SD3)}
+FAMILIES = {family.name: family for family in (UNET, SDXL, DIT, PIXART, SD3)}
 DENOISERS = tuple(dict.fromkeys(family.component for family in FAMILIES.values()))
 KINDS = tuple(dict.fromkeys(family.kind for family in FAMILIES.values()))
 

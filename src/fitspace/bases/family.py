@@ -65,8 +65,8 @@ class Family:
     tokens : how many text tokens it is told, where the pipeline's own number is not known.
     pipeline : the class of diffusers whose ``encode_prompt`` makes the conditions; None: what the
         one text encoder gives last.
-    encode : that pipeline with only what reads text, captions and a device -> conditions. The
-        empty caption is what the pipeline guides away from.
+    encode : that pipeline with only what reads text, captions, a device and the images' side [px]
+        -> conditions. The empty caption is what the pipeline guides away from.
     tokens_in : a pipeline's folder -> how many text tokens it tells; None: as many as its one
         tokenizer keeps.
     readers : a pipeline's folder -> tokenizer's component and how many tokens it keeps, for each.
@@ -95,7 +95,7 @@ class Family:
     final: tuple[str, ...] = ()
     tokens: int = 77
     pipeline: str | None = None
-    encode: Callable[[Any, Sequence[str], Any], Conditions] | None = None
+    encode: Callable[[Any, Sequence[str], Any, int], Conditions] | None = None
     tokens_in: Callable[[Path], int] | None = None
     readers: Callable[[Path], dict[str, int]] | None = None
     optional: tuple[str, ...] = ()
@@ -108,6 +108,11 @@ class Family:
     def by_class(self) -> bool:
         """Whether it is told classes, not words."""
         return "labels" in self.told
+
+    @property
+    def maps(self) -> bool:
+        """Whether it looks for words by a cross-attention of its own, to all tokens alike."""
+        return self.has("CA_in") and "mask" not in self.told
 
     @property
     def components(self) -> tuple[str, ...]:

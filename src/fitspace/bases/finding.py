@@ -24,7 +24,8 @@ COMPONENTS = tuple(
     )
 )
 CONFIGS = (
-    "sd15", "emoji-unet", "dit-xl", "emoji-dit", "sd3-medium", "sd35-medium", "sd35-large",
+    "sd15", "emoji-unet", "dit-xl", "emoji-dit", "sdxl", "pixart-sigma", "sd3-medium",
+    "sd35-medium", "sd35-large",
 )  # fmt: skip
 _SUFFIXES = (".json", ".safetensors", ".txt", ".model")  # the last: of sentencepiece
 # About the weights, not part of them: where they come from and how they were trained.
@@ -41,6 +42,8 @@ _KNOWN = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": ("sd15", {}),
     "facebook/DiT-XL-2-256": ("dit-xl", {"num_embeds_ada_norm": 1000}),
     "facebook/DiT-XL-2-512": ("dit-xl", {"num_embeds_ada_norm": 1000, "sample_size": 64}),
+    "stabilityai/stable-diffusion-xl-base-1.0": ("sdxl", {}),
+    "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": ("pixart-sigma", {}),
     "stabilityai/stable-diffusion-3-medium-diffusers": ("sd3-medium", {}),
     "stabilityai/stable-diffusion-3.5-medium": ("sd35-medium", {}),
     "stabilityai/stable-diffusion-3.5-large": ("sd35-large", {}),

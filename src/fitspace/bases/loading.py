@@ -23,9 +23,10 @@ from fitspace.bases.finding import (
     architecture,
     config,
     family_in,
+    image_size,
     index_of,
 )
-from fitspace.bases.usable import tokens_of, tokens_read
+from fitspace.bases.usable import FLOW, tokens_of, tokens_read
 from fitspace.core.files import read_json
 
 SD_SCALING_FACTOR = 0.18215  # diffusers' default, for configurations older than the key
@@ -103,18 +104,19 @@ def load_process(folder: Path) -> Process:
 
     Raises
     ------
-    UserError : a scheduler of another kind of process (no ``beta_schedule``).
+    UserError : a scheduler of another kind of process.
     """
     from fitspace.bases.process import Diffusion, FlowMatching
 
-    settings, found = config(folder, "scheduler"), family_in(folder)
-    if found.flows:
-        own = config(folder, found.component)
-        return FlowMatching(settings, (own["sample_size"] // own["patch_size"]) ** 2)
-    if "beta_schedule" not in settings:
-        name, path = settings.get("_class_name"), folder / "scheduler" / "scheduler_config.json"
+    settings = config(folder, "scheduler")
+    name, path = settings.get("_class_name"), folder / "scheduler" / "scheduler_config.json"
+    if "beta_schedule" in settings:
+        return Diffusion(settings)
+    found = family_in(folder)
+    if name != FLOW or not found.flows:
         raise UserError(f"{path}: {name} has no beta_schedule; allowed: DDPM and its solvers")
-    return Diffusion(settings)
+    own = config(folder, found.component)
+    return FlowMatching(settings, (own["sample_size"] // own["patch_size"]) ** 2)
 
 
 def load_teller(
@@ -133,7 +135,7 @@ def load_teller(
     for part in pipeline.components.values():
         if hasattr(part, "get_input_embeddings"):
             part.to(device)
-    return lambda captions: found.encode(pipeline, captions, device)
+    return lambda captions: found.encode(pipeline, captions, device, image_size(folder))
 
 
 def load_reading(folder: Path) -> Any:

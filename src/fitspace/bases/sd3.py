@@ -33,7 +33,7 @@ def _blank(config: Any, images: int, tokens: int, dtype: torch.dtype) -> Conditi
     }
 
 
-def _encode(pipeline: Any, captions: Sequence[str], device: Any) -> Conditions:
+def _encode(pipeline: Any, captions: Sequence[str], device: Any, side: int) -> Conditions:
     """Both CLIPs' second last states side by side, padded to T5's width, then T5's; and both
     CLIPs' pooled states."""
     returned = {"embeddings": (0, 1), "pooled": (2, 3)}

@@ -28,8 +28,10 @@ _TOLD = (
 )  # fmt: skip
 
 
-def _problems(config: dict[str, Any]) -> list[str]:
-    found = [f"{k}: {config[k]!r}; allowed: null" for k in _TOLD if config.get(k) is not None]
+def problems(config: dict[str, Any], told: tuple[str, ...] = ()) -> list[str]:
+    """What in a U-Net's configuration nobody here can use; ``told``: keys that somebody can."""
+    others = [key for key in _TOLD if key not in told]
+    found = [f"{k}: {config[k]!r}; allowed: null" for k in others if config.get(k) is not None]
     if config.get("attention_type", "default") != "default":
         found.append(f"attention_type: {config['attention_type']!r}; allowed: 'default'")
     if not isinstance(width := config.get("cross_attention_dim"), int):
@@ -49,5 +51,6 @@ UNET = Family(
     sizes={"dim": "cross_attention_dim"},
     blocks=(CROSS, RESNET),
     norms=True,
-    problems=_problems,
+    form=lambda config: config.get("addition_embed_type") != "text_time",
+    problems=problems,
 )

@@ -14,6 +14,7 @@ from fitspace.core.files import POINTER_CURE, is_pointer, read_json
 _HARMLESS = ("safety_checker", "feature_extractor", "image_encoder")
 # How diffusers and transformers call a component's weights; in parts, an index names them.
 _OF_TRANSFORMERS = "model"
+FLOW = "FlowMatchEulerDiscreteScheduler"
 _OF_DIFFUSERS = "diffusion_pytorch_model"
 MOST_TOKENS = 100_000  # transformers writes 1e30 where a tokenizer has no limit
 # Their positions are numbered after that of the padding.
@@ -165,8 +166,8 @@ def _scheduler(config: dict[str, Any], learns_variance: bool) -> list[str]:
 
 def _flow(config: dict[str, Any]) -> list[str]:
     name = config.get("_class_name")
-    if name != "FlowMatchEulerDiscreteScheduler":
-        return [f"_class_name: {name}; allowed: FlowMatchEulerDiscreteScheduler"]
+    if name != FLOW:
+        return [f"_class_name: {name}; allowed: {FLOW}"]
     return [
         f"{key}: true; allowed: false"
         for key in ("invert_sigmas", "stochastic_sampling")

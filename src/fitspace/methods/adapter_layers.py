@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -103,17 +102,24 @@ def wire(
     before = block.before.get(target, ()) if source == target else ()
     places, writing = before or (block.read[source],), block.write[target]
     held: dict[Place, torch.Tensor] = {}  # what was read, until it is written in the same pass
+    added: dict[str, torch.Tensor] = {}
 
     def write(tensor: torch.Tensor) -> torch.Tensor:
         x, *others = [held.pop(place) for place in places]
-        return tensor + adapter(sum([*others, tensor], x) if before else x)
+        added["it"] = adapter(sum([*others, tensor], x) if before else x)
+        return tensor + (added["it"] if target in block.again else added.pop("it"))
 
+    def again(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor + added.pop("it")
+
+    more = [block.again[target]] if target in block.again else []
     # A module's hooks run in the order of their registration: the gate, then reading.
     gated = sorted(block.gates.keys() & {place.part for place in (*places, writing)})
     return [
         *(handle for part in gated for handle in gate(module, part, block)),
-        *(_reading(module, place, partial(held.__setitem__, place)) for place in places),
+        *(handle for p in places for handle in _reading(module, p, held, block.table.get(p.part))),
         _writing(module, writing, write),
+        *(_writing(module, place, again) for place in more),
     ]
 
 
@@ -142,18 +148,31 @@ def gate(module: nn.Module, part: str, block: Block) -> list[RemovableHandle]:
 
 
 def _reading(
-    module: nn.Module, place: Place, take: Callable[[torch.Tensor], None]
-) -> RemovableHandle:
+    module: nn.Module, place: Place, held: dict[Place, torch.Tensor], row: int | None
+) -> list[RemovableHandle]:
+    """Hold a place's tensor; ``row``: that of its gate in the block's table, for an output."""
+    gates: list[torch.Tensor] = []
+
     def read_input(_, args, kwargs) -> None:
-        take(kwargs[place.name] if place.name in kwargs else args[place.at])
+        held[place] = kwargs[place.name] if place.name in kwargs else args[place.at]
 
     def read_output(_, args, output) -> None:
-        take(output if place.at is None else output[place.at])
+        held[place] = output if place.at is None else output[place.at]
+        if gates:
+            held[place] = gates.pop() * held[place]
+
+    def read_gate(_, args, kwargs) -> None:
+        time = kwargs["timestep"] if "timestep" in kwargs else args[4]  # as checkpoints give it
+        rows = module.scale_shift_table[None] + time.reshape(len(time), 6, -1)
+        gates[:] = [rows[:, row, None]]
 
     part = module.get_submodule(place.part)
     if place.side == "input":
-        return part.register_forward_pre_hook(read_input, with_kwargs=True)
-    return part.register_forward_hook(read_output)
+        return [part.register_forward_pre_hook(read_input, with_kwargs=True)]
+    handles = [part.register_forward_hook(read_output)]
+    if row is not None:
+        handles.append(module.register_forward_pre_hook(read_gate, with_kwargs=True))
+    return handles
 
 
 def _writing(

@@ -209,10 +209,9 @@ def _attention_mode() -> torch.overrides.TorchFunctionMode:
 
     class Fused(TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):
-            kwargs = kwargs or {}
-            if function is scaled_dot_product_attention and kwargs.get("attn_mask") is None:
+            if function is scaled_dot_product_attention:  # a mask costs next to nothing
                 return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
-            return function(*args, **kwargs)
+            return function(*args, **(kwargs or {}))
 
     return Fused()
 

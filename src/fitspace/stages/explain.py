@@ -98,7 +98,7 @@ def explained(study: Study, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     scaling, shift = bases.scaling_of(bases.config(base, "vae"))
     captions = read_manifest(run.prepare)["captions"]
     words, tokens = ("", [])
-    if family.has("CA_c") and family.has("CA_in"):  # or there is no cross-attention to map
+    if family.maps:
         words, tokens = taught_tokens(base, task, captions, probe)
 
     def asked(model) -> tuple[Moved, Attention]:
