@@ -1,4 +1,4 @@
-"""Tiny pipelines on disk, as diffusers writes them: Stable Diffusions and a DiT."""
+"""Tiny pipelines on disk, as diffusers writes them: one or more of each family."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def bert(folder):
     return tokenizer, transformers.BertModel(config)
 
 
-def clip(folder):
+def clip(folder, kind=transformers.CLIPTextModel):
     letters = sorted(set("".join(WORDS)))
     tokens = [*letters, *(f"{x}</w>" for x in letters), "<|startoftext|>", "<|endoftext|>"]
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
@@ -47,14 +47,30 @@ def clip(folder):
         intermediate_size=16, max_position_embeddings=TOKENS, projection_dim=12,
         bos_token_id=len(tokens) - 2, eos_token_id=len(tokens) - 1,
     )  # fmt: skip
-    return tokenizer, transformers.CLIPTextModel(config)
+    return tokenizer, kind(config)
 
 
-def vae():
+def pooling(folder):
+    """A CLIP text encoder with a projection, as pooled conditions come from."""
+    return clip(folder, transformers.CLIPTextModelWithProjection)
+
+
+def t5(width):
+    letters = sorted(set("".join(WORDS)))
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *letters, *(f"\u2581{word}" for word in WORDS)]
+    vocabulary = [(piece, -1.0 if len(piece) > 1 else -2.0) for piece in pieces]
+    tokenizer = transformers.T5Tokenizer(vocabulary, extra_ids=0)
+    config = transformers.T5Config(
+        vocab_size=len(pieces), d_model=width, d_kv=4, d_ff=16, num_layers=1, num_heads=2,
+    )  # fmt: skip
+    return tokenizer, transformers.T5EncoderModel(config)
+
+
+def vae(**others):
     return diffusers.AutoencoderKL(
         block_out_channels=(4, 8), down_block_types=["DownEncoderBlock2D"] * 2,
         up_block_types=["UpDecoderBlock2D"] * 2, latent_channels=4, norm_num_groups=4,
-        sample_size=16,
+        sample_size=16, **others,
     )  # fmt: skip
 
 
@@ -90,3 +106,90 @@ def dit(folder):
     pipeline = diffusers.DiTPipeline(model, vae(), diffusers.DDIMScheduler(), {0: "cat"})
     pipeline.save_pretrained(folder)
     return folder
+
+
+def sd3_denoiser(**changes):
+    """Three blocks of two streams: the first has a second attention, the last ends the text's."""
+    torch.manual_seed(0)
+    settings = dict(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=3,
+        attention_head_dim=4, num_attention_heads=2, joint_attention_dim=28,
+        caption_projection_dim=8, pooled_projection_dim=24, pos_embed_max_size=8,
+        dual_attention_layers=(0,), qk_norm="rms_norm",
+    )  # fmt: skip
+    return diffusers.SD3Transformer2DModel(**settings | changes).eval()
+
+
+def sd3(folder):
+    """Stable Diffusion 3.5 with two CLIPs and T5."""
+    torch.manual_seed(0)
+    folder.mkdir()
+    parts = {}
+    for suffix in ("", "_2"):
+        own = folder / f"parts{suffix}"
+        own.mkdir()
+        parts[f"tokenizer{suffix}"], parts[f"text_encoder{suffix}"] = pooling(own)
+    parts["tokenizer_3"], parts["text_encoder_3"] = t5(28)
+    pipeline = diffusers.StableDiffusion3Pipeline(
+        transformer=sd3_denoiser(), vae=vae(shift_factor=0.1, scaling_factor=1.5),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), **parts,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder / "base")
+    return folder / "base"
+
+
+def sdxl_denoiser(**changes):
+    torch.manual_seed(0)
+    settings = dict(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=1,
+        transformer_layers_per_block=(1, 2), cross_attention_dim=24, attention_head_dim=(2, 4),
+        norm_num_groups=4, use_linear_projection=True, addition_embed_type="text_time",
+        addition_time_embed_dim=4, projection_class_embeddings_input_dim=12 + 6 * 4,
+    )  # fmt: skip
+    return diffusers.UNet2DConditionModel(**settings | changes).eval()
+
+
+def sdxl(folder):
+    """Stable Diffusion XL, which guides away from zeros where there is no prompt."""
+    torch.manual_seed(0)
+    folder.mkdir()
+    parts = {}
+    for suffix, text in {"": clip, "_2": pooling}.items():
+        own = folder / f"parts{suffix}"
+        own.mkdir()
+        parts[f"tokenizer{suffix}"], parts[f"text_encoder{suffix}"] = text(own)
+    pipeline = diffusers.StableDiffusionXLPipeline(
+        unet=sdxl_denoiser(), vae=vae(scaling_factor=0.5),
+        scheduler=diffusers.EulerDiscreteScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
+            timestep_spacing="leading", steps_offset=1,
+        ),
+        **parts,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder / "base")
+    return folder / "base"
+
+
+def pixart_denoiser(**changes):
+    torch.manual_seed(0)
+    settings = dict(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=8, num_layers=2,
+        num_attention_heads=2, attention_head_dim=4, cross_attention_dim=8, caption_channels=12,
+        use_additional_conditions=False,
+    )  # fmt: skip
+    return diffusers.PixArtTransformer2DModel(**settings | changes).eval()
+
+
+def pixart(folder):
+    """PixArt-Σ, with learned variances."""
+    torch.manual_seed(0)
+    tokenizer, encoder = t5(12)
+    pipeline = diffusers.PixArtSigmaPipeline(
+        tokenizer=tokenizer, text_encoder=encoder, vae=vae(scaling_factor=0.5),
+        transformer=pixart_denoiser(), scheduler=diffusers.DPMSolverMultistepScheduler(),
+    )  # fmt: skip
+    folder.mkdir()
+    pipeline.save_pretrained(folder / "base")
+    return folder / "base"

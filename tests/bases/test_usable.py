@@ -45,9 +45,9 @@ FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps":
 # File, its new content (None: keys are changed in it), and what is said.
 EDITS = {
     "inpainting": ("unet/config.json", {"in_channels": 9}, "in_channels: 9; allowed: 4"),
-    "SDXL": (
-        "unet/config.json", {"addition_embed_type": "text_time"},
-        "addition_embed_type: 'text_time'; allowed: null",
+    "pictures": (
+        "unet/config.json", {"addition_embed_type": "text_image"},
+        "addition_embed_type: 'text_image'; allowed: null",
     ),
     "classes": (
         "unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type: 'timestep'",

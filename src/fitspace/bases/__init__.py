@@ -19,7 +19,7 @@ from fitspace.bases.dit import (
     own_classes,
     scale,
 )
-from fitspace.bases.families import DENOISERS, FAMILIES, family_of
+from fitspace.bases.families import DENOISERS, FAMILIES, family_by, family_of
 from fitspace.bases.family import Conditions, Family, picked
 from fitspace.bases.finding import (
     CONFIGS,
@@ -45,12 +45,14 @@ from fitspace.bases.loading import (
     from_config,
     load_denoiser,
     load_process,
+    load_teller,
     load_text,
     load_vae,
+    scaling_of,
+    text_tokens,
     to_model,
 )
 from fitspace.bases.trying import problems
-from fitspace.bases.usable import tokens_of
 
 __all__ = [
     "CONFIGS",
@@ -75,6 +77,7 @@ __all__ = [
     "digest",
     "encode_captions",
     "family",
+    "family_by",
     "family_in",
     "family_of",
     "fetch",
@@ -85,6 +88,7 @@ __all__ = [
     "labels",
     "load_denoiser",
     "load_process",
+    "load_teller",
     "load_text",
     "load_vae",
     "named_config",
@@ -94,7 +98,8 @@ __all__ = [
     "problems",
     "resolve",
     "scale",
+    "scaling_of",
     "taught_part",
+    "text_tokens",
     "to_model",
-    "tokens_of",
 ]

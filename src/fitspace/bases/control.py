@@ -165,7 +165,8 @@ def _copied(model: nn.Module, told: Control, seed: int) -> _Carried:
             return None
         kwargs = dict(kwargs)
         given, words = kwargs.pop("given"), kwargs["encoder_hidden_states"]
-        down, middle = unet.controlnet(*args, words, given, return_dict=False)
+        t = args[1] if len(args) > 1 else kwargs["timestep"]
+        down, middle = unet.controlnet(args[0], t, words, given, return_dict=False)
         kwargs["down_block_additional_residuals"] = down
         kwargs["mid_block_additional_residual"] = middle
         return args, kwargs

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from fitspace.bases.blocks import ADALN_ZERO
 from fitspace.bases.family import Conditions, Family
 from fitspace.core.errors import UserError
 
@@ -75,8 +76,9 @@ def new_classes(model: nn.Module, count: int, seed: int) -> Callable[[], None]:
 
 def scale(model: nn.Module) -> int:
     """Side of the images that a denoiser makes, as a multiple of its base's own."""
-    positions = getattr(model, "pos_embed", None)  # a U-Net has none
-    return positions.height // positions.base_size if positions is not None else 1
+    if type(model).__name__ != DIT.kind:
+        return 1
+    return model.pos_embed.height // model.pos_embed.base_size
 
 
 def at_scale(model: nn.Module, factor: int) -> Callable[[], None]:
@@ -149,8 +151,10 @@ DIT = Family(
     hand=_hand,
     blank=_blank,
     sizes={"classes": "num_embeds_ada_norm"},
+    blocks=(ADALN_ZERO,),
     scales=True,
     controls=("img2img",),
+    final=("proj_out_1", "proj_out_2"),
     also=_is_early,
     settle=share_embedders,
     problems=_problems,

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from fitspace.bases.dit import DIT
 from fitspace.bases.family import Family
+from fitspace.bases.pixart import PIXART
+from fitspace.bases.sd3 import SD3
+from fitspace.bases.sdxl import SDXL
 from fitspace.bases.unet import UNET
 from fitspace.core.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
 
-FAMILIES = {family.name: family for family in (UNET, DIT)}
+FAMILIES = {family.name: family for family in (UNET, SDXL, DIT, PIXART, SD3)}
 DENOISERS = tuple(dict.fromkeys(family.component for family in FAMILIES.values()))
-BY_KIND = {family.kind: family for family in FAMILIES.values()}
+KINDS = tuple(dict.fromkeys(family.kind for family in FAMILIES.values()))
+
+
+def family_by(config: Mapping[str, Any], kind: str | None = None) -> Family | None:
+    """The family of a denoiser of this configuration; None for no family.
+
+    ``kind``: the class that it is saved as, if the configuration's ``_class_name`` does not say it.
+    """
+    kind = kind or config["_class_name"]
+    return next((f for f in FAMILIES.values() if f.matches(kind, config)), None)
 
 
 def family_of(model: nn.Module) -> Family:
     """The family of a denoiser. Raises UserError for a model that is none."""
-    try:
-        return BY_KIND[type(model).__name__]
-    except KeyError:
-        raise UserError(f"model: {type(model).__name__}; allowed: {', '.join(BY_KIND)}") from None
+    found = family_by(getattr(model, "config", {}), type(model).__name__)
+    if found is None:
+        raise UserError(f"model: {type(model).__name__}; allowed: {', '.join(KINDS)}")
+    return found

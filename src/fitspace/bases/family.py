@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fitspace.bases.blocks import Block
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import nn
 
@@ -21,6 +25,10 @@ def picked(conditions: Conditions, rows: Any) -> Conditions:
 
 def _nothing(model: nn.Module) -> None:
     """Most models are what they should be as diffusers loads them."""
+
+
+def _always(config: dict[str, Any]) -> bool:
+    return True
 
 
 def _never(kind: str, config: dict[str, Any]) -> bool:
@@ -47,9 +55,25 @@ class Family:
     hand : conditions as the denoiser's keyword arguments.
     blank : conditions without content, for a denoiser's configuration, so many images and tokens.
     sizes : of the letters in ``told``: the configuration's keys that hold them.
+    blocks : the forms of its blocks.
     scales : whether it makes images of a multiple of its own side.
     controls : how it can be told of an image, see :mod:`fitspace.bases.control`; ``img2img`` tells
         it nothing.
+    flows : whether its process is flow matching, not diffusion.
+    shifted : whether its autoencoder's latents are shifted before they are scaled.
+    norms : whether the norms of its transformer blocks have parameters.
+    final : the layers after its last transformer block, where prompts can be put before the tokens
+        of each block.
+    tokens : how many text tokens it is told, where the pipeline's own number is not known.
+    pipeline : the class of diffusers whose ``encode_prompt`` makes the conditions; None: what the
+        one text encoder gives last.
+    encode : that pipeline with only what reads text, captions, a device and the images' side [px]
+        -> conditions. The empty caption is what the pipeline guides away from.
+    tokens_in : a pipeline's folder -> how many text tokens it tells; None: as many as its one
+        tokenizer keeps.
+    readers : a pipeline's folder -> tokenizer's component and how many tokens it keeps, for each.
+    optional : components that its pipeline may have beside those it needs.
+    form : whether a configuration of ``kind`` is one of this family.
     also : whether a denoiser saved as another class, with this configuration, is one of these.
     settle : called once with a model as diffusers loads it.
     problems : what in a denoiser's configuration nothing here knows how to use, as ``key: value;
@@ -65,8 +89,20 @@ class Family:
     hand: Callable[[Conditions], dict[str, torch.Tensor]]
     blank: Callable[[Any, int, int, torch.dtype], Conditions]
     sizes: dict[str, str]
-    scales: bool
+    blocks: tuple[Block, ...]
+    scales: bool = False
     controls: tuple[str, ...] = ()
+    flows: bool = False
+    shifted: bool = False
+    norms: bool = False
+    final: tuple[str, ...] = ()
+    tokens: int = 77
+    pipeline: str | None = None
+    encode: Callable[[Any, Sequence[str], Any, int], Conditions] | None = None
+    tokens_in: Callable[[Path], int] | None = None
+    readers: Callable[[Path], dict[str, int]] | None = None
+    optional: tuple[str, ...] = ()
+    form: Callable[[dict[str, Any]], bool] = _always
     also: Callable[[str, dict[str, Any]], bool] = _never
     settle: Callable[[nn.Module], None] = _nothing
     problems: Callable[[dict[str, Any]], list[str]] = _no_problems
@@ -75,3 +111,32 @@ class Family:
     def by_class(self) -> bool:
         """Whether it is told classes, not words."""
         return "labels" in self.told
+
+    @property
+    def maps(self) -> bool:
+        """Whether it looks for words by a cross-attention of its own, to all tokens alike."""
+        return self.has("CA_in") and "mask" not in self.told
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components of its pipeline that are used, needed or not."""
+        return (self.component, "vae", *self.needs, *self.optional, "scheduler")
+
+    def matches(self, kind: str, config: dict[str, Any]) -> bool:
+        """Whether a denoiser saved as this class, with this configuration, is one of these."""
+        return (kind == self.kind and self.form(config)) or self.also(kind, config)
+
+    def has(self, position: str) -> bool:
+        """Whether its blocks have a position."""
+        return any(position in block.positions for block in self.blocks)
+
+    def block_of(self, module: nn.Module) -> Block | None:
+        """The form of a block of the denoiser; None for a module that is no block."""
+        return next((block for block in self.blocks if block.fits(module)), None)
+
+    def predict(
+        self, model: Callable, noisy: torch.Tensor, t: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
+        """What a denoiser, or a function that calls it, predicts of noisy latents (n, c, h, w) at
+        time steps (n,)."""
+        return model(noisy, timestep=t, **self.hand(conditions)).sample

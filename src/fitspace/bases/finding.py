@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fitspace.bases import usable
-from fitspace.bases.families import BY_KIND, DENOISERS, FAMILIES
+from fitspace.bases.families import DENOISERS, FAMILIES, family_by
 from fitspace.bases.family import Family
 from fitspace.bases.usable import config
 from fitspace.core import hub
@@ -20,11 +20,14 @@ from fitspace.core.hashes import hashes
 
 COMPONENTS = tuple(
     dict.fromkeys(
-        [*DENOISERS, "vae", *(c for f in FAMILIES.values() for c in f.needs), "scheduler"]
+        [*DENOISERS, "vae", *(c for f in FAMILIES.values() for c in f.components), "scheduler"]
     )
 )
-CONFIGS = ("sd15", "emoji-unet", "dit-xl", "emoji-dit")
-_SUFFIXES = (".json", ".safetensors", ".txt")
+CONFIGS = (
+    "sd15", "emoji-unet", "dit-xl", "emoji-dit", "sdxl", "pixart-sigma", "sd3-medium",
+    "sd35-medium", "sd35-large",
+)  # fmt: skip
+_SUFFIXES = (".json", ".safetensors", ".txt", ".model")  # the last: of sentencepiece
 # About the weights, not part of them: where they come from and how they were trained.
 _NOTES = ("package.json", "training.json")
 # Of a hub id: only safetensors, and of them the main variant.
@@ -39,6 +42,11 @@ _KNOWN = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": ("sd15", {}),
     "facebook/DiT-XL-2-256": ("dit-xl", {"num_embeds_ada_norm": 1000}),
     "facebook/DiT-XL-2-512": ("dit-xl", {"num_embeds_ada_norm": 1000, "sample_size": 64}),
+    "stabilityai/stable-diffusion-xl-base-1.0": ("sdxl", {}),
+    "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": ("pixart-sigma", {}),
+    "stabilityai/stable-diffusion-3-medium-diffusers": ("sd3-medium", {}),
+    "stabilityai/stable-diffusion-3.5-medium": ("sd35-medium", {}),
+    "stabilityai/stable-diffusion-3.5-large": ("sd35-large", {}),
 }
 
 
@@ -158,17 +166,19 @@ def _lacks(folder: Path) -> list[str]:
     problems = []
     component = next((c for c in DENOISERS if c in index), None)
     family = None if component is None else family_in(folder)
-    problems += usable.strangers(read_json(folder / "model_index.json"), COMPONENTS)
+    known = COMPONENTS if family is None else family.components
+    problems += usable.strangers(read_json(folder / "model_index.json"), known)
     needed = {"vae", "scheduler"}
     if component is None:
         problems.append(f"model_index.json names no denoiser; allowed: {', '.join(DENOISERS)}")
     elif family is None:
-        kinds = " or ".join(f.kind for f in FAMILIES.values() if f.component == component)
+        kinds = dict.fromkeys(f.kind for f in FAMILIES.values() if f.component == component)
+        kinds = " or ".join(kinds)
         problems.append(f"{component} is a {index[component][1]}; allowed: {kinds}")
     else:
         needed |= {*family.needs}
     problems += [f"model_index.json names no {c}" for c in sorted(needed - index.keys())]
-    weighted = {*DENOISERS, "vae", "text_encoder"}
+    weighted = {*DENOISERS, "vae", *(c for c in index if usable.reads_text(c))}
     for component in index:
         if not any((folder / component).glob("*.json")):
             problems.append(f"{component}: no folder with its configuration")
@@ -182,15 +192,8 @@ def family_in(folder: Path) -> Family | None:
     index = index_of(folder)
     component = _denoiser_of(index)
     kind, settings = index[component][1], _config_or_none(folder, component)
-    return next(
-        (
-            family
-            for family in FAMILIES.values()
-            if family.component == component
-            and (kind == family.kind or family.also(kind, settings))
-        ),
-        None,
-    )
+    found = family_by(settings, kind)
+    return found if found is not None and found.component == component else None
 
 
 def _config_or_none(folder: Path, component: str) -> dict[str, Any]:
@@ -202,7 +205,7 @@ def _config_or_none(folder: Path, component: str) -> dict[str, Any]:
 
 def family(ref: str | Path) -> Family:
     """The family of a base's denoiser; ``ref`` and errors as :func:`denoiser_config` has them."""
-    return BY_KIND[denoiser_config(ref)["_class_name"]]
+    return family_by(denoiser_config(ref))
 
 
 def denoiser_config(ref: str | Path) -> dict[str, Any]:
@@ -278,7 +281,7 @@ def architecture(name: str) -> dict[str, Any]:
     """The configuration of a denoiser, by name.
 
     ``name`` is one of ``CONFIGS`` (``sd15``: Stable Diffusion 1.x; ``dit-xl``: DiT-XL/2 at
-    256 px with 101 classes and the empty one; ``emoji-unet``), or what
+    256 px with 101 classes and the empty one; ``emoji-unet``; ``sd3-medium``, ...), or what
     :func:`denoiser_config` takes.
 
     Raises

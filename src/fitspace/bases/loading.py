@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +14,22 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from fitspace.bases.process import Diffusion
+    from fitspace.bases.family import Conditions
+    from fitspace.bases.process import Process
 
+from fitspace.bases import usable
 from fitspace.bases.families import family_of
 from fitspace.bases.finding import (
     architecture,
     config,
     family_in,
+    image_size,
     index_of,
 )
-from fitspace.bases.usable import tokens_of, tokens_read
+from fitspace.bases.usable import FLOW, tokens_of, tokens_read
+from fitspace.core.files import read_json
 
+SD_SCALING_FACTOR = 0.18215  # diffusers' default, for configurations older than the key
 _ODD = ("missing", "mismatched", "unexpected")  # weights, as libraries tell of their loading
 
 
@@ -40,7 +45,7 @@ def load_denoiser(folder: Path, dtype: str = "float32") -> nn.Module:
 
 
 def load_vae(folder: Path) -> nn.Module:
-    """The pipeline's AutoencoderKL, frozen, float32, in evaluation mode."""
+    """The pipeline's autoencoder, frozen, float32, in evaluation mode."""
     return _load(folder, "vae", "AutoencoderKL", "float32")
 
 
@@ -88,36 +93,91 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def load_process(folder: Path) -> Diffusion:
+def scaling_of(vae: Mapping[str, Any]) -> tuple[float, float]:
+    """Factor and shift by an autoencoder's configuration: a denoiser's latents are
+    ``factor·(latents - shift)``."""
+    return vae.get("scaling_factor", SD_SCALING_FACTOR), vae.get("shift_factor") or 0.0
+
+
+def load_process(folder: Path) -> Process:
     """The process the pipeline was trained with.
 
     Raises
     ------
-    UserError : a scheduler of another kind of process (no ``beta_schedule``).
+    UserError : a scheduler of another kind of process.
     """
-    from fitspace.bases.process import Diffusion
+    from fitspace.bases.process import Diffusion, FlowMatching
 
     settings = config(folder, "scheduler")
-    if "beta_schedule" not in settings:
-        name, path = settings.get("_class_name"), folder / "scheduler" / "scheduler_config.json"
+    name, path = settings.get("_class_name"), folder / "scheduler" / "scheduler_config.json"
+    if "beta_schedule" in settings:
+        return Diffusion(settings)
+    found = family_in(folder)
+    if name != FLOW or not found.flows:
         raise UserError(f"{path}: {name} has no beta_schedule; allowed: DDPM and its solvers")
-    return Diffusion(settings)
+    own = config(folder, found.component)
+    return FlowMatching(settings, (own["sample_size"] // own["patch_size"]) ** 2)
+
+
+def load_teller(
+    folder: Path, device: str | torch.device = "cpu"
+) -> Callable[[Sequence[str]], Conditions]:
+    """What makes of captions what the pipeline's denoiser is told, float32, on the CPU.
+
+    A family that names a pipeline of diffusers asks its ``encode_prompt``.
+    """
+    found = family_in(folder)
+    if found.encode is None:
+        tokenizer, encoder = load_text(folder)
+        encoder.to(device)
+        return lambda captions: {"embeddings": encode_captions(tokenizer, encoder, captions).cpu()}
+    pipeline = load_reading(folder)
+    for part in pipeline.components.values():
+        if hasattr(part, "get_input_embeddings"):
+            part.to(device)
+    return lambda captions: found.encode(pipeline, captions, device, image_size(folder))
+
+
+def load_reading(folder: Path) -> Any:
+    """The pipeline of diffusers that a family names, with only what reads text."""
+    _prepare_imports()
+    import inspect
+
+    import diffusers
+
+    found, index = family_in(folder), index_of(folder)
+    kind = getattr(diffusers, found.pipeline)
+    wanted = inspect.signature(kind.__init__).parameters
+    parts = {name: None for name, p in wanted.items() if p.default is p.empty and name != "self"}
+    options = read_json(folder / "model_index.json")
+    parts |= {n: v for n, v in options.items() if n in wanted and isinstance(v, bool)}
+    for component in found.components:
+        if component in index and usable.reads_text(component):
+            parts[component] = _load_encoder(folder, component)
+        elif component in index and component.startswith("tokenizer"):
+            parts[component] = load_tokenizer(folder, component)
+        elif usable.reads_text(component):  # its width is the denoiser's to say
+            parts[found.component] = from_config(str(folder))
+    return kind(**parts)
 
 
 def load_text(folder: Path) -> tuple[Any, nn.Module]:
     """The pipeline's tokenizer and text encoder; the encoder frozen, float32, evaluating."""
+    return load_tokenizer(folder), _load_encoder(folder, "text_encoder")
+
+
+def _load_encoder(folder: Path, component: str) -> nn.Module:
     import torch
 
-    tokenizer = load_tokenizer(folder)
     extra = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
-    encoder, info = _of_transformers(folder, "text_encoder", "PreTrainedModel", **extra)
-    _all_loaded(folder / "text_encoder", info)
-    return tokenizer, encoder.requires_grad_(False).eval()
+    encoder, info = _of_transformers(folder, component, "PreTrainedModel", **extra)
+    _all_loaded(folder / component, info)
+    return encoder.requires_grad_(False).eval()
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The pipeline's tokenizer."""
-    return _of_transformers(folder, "tokenizer", "PreTrainedTokenizerBase")
+def load_tokenizer(folder: Path, component: str = "tokenizer") -> Any:
+    """One of the pipeline's tokenizers."""
+    return _of_transformers(folder, component, "PreTrainedTokenizerBase")
 
 
 def _of_transformers(folder: Path, component: str, parent: str, **extra: Any) -> Any:
@@ -186,15 +246,33 @@ def token_limit(tokenizer: Any, encoder: nn.Module) -> int:
 
 def cut_captions(folder: Path, captions: Sequence[str]) -> list[str]:
     """Notes on captions that a pipeline's text encoder, if it has one, does not read to the end."""
-    if family_in(folder).by_class:
+    found = family_in(folder)
+    if found.by_class:
         return []
-    tokenizer, encoder = load_text(folder)
-    limit = token_limit(tokenizer, encoder)
+    if found.readers is None:
+        tokenizer, encoder = load_text(folder)
+        return _cut("the text encoder", tokenizer, token_limit(tokenizer, encoder), captions)
+    notes = []
+    for component, limit in found.readers(folder).items():
+        who = f"the text encoder{component.removeprefix('tokenizer').replace('_', ' ')}"
+        notes += _cut(who, load_tokenizer(folder, component), limit, captions)
+    return notes
+
+
+def _cut(who: str, tokenizer: Any, limit: int, captions: Sequence[str]) -> list[str]:
     # Where texts are padded, by how much tells nothing of them.
     read = tokenizer(list(captions), max_length=limit, truncation=True)["input_ids"]
     whole = tokenizer(list(captions), truncation=False, verbose=False)["input_ids"]
     lengths = [len(tokens) for tokens in whole]
-    return texts.cut("the text encoder", limit, captions, [tuple(ids) for ids in read], lengths)
+    return texts.cut(who, limit, captions, [tuple(ids) for ids in read], lengths)
+
+
+def text_tokens(folder: Path) -> int:
+    """How many text tokens a pipeline tells its denoiser."""
+    found = family_in(folder)
+    if found.by_class:
+        return found.tokens
+    return tokens_of(folder) if found.tokens_in is None else found.tokens_in(folder)
 
 
 def to_model(images: np.ndarray) -> torch.Tensor:

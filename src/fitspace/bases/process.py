@@ -43,8 +43,8 @@ class Diffusion:
         """How many time steps there are."""
         return self.scheduler.config.num_train_timesteps
 
-    def draw_time(self, draw: np.random.Generator) -> int:
-        """A time step of a training example, uniform."""
+    def draw_time(self, draw: np.random.Generator, density: str | None = None) -> int:
+        """A time step of a training example, uniform; there is no other density."""
         return int(draw.integers(self.steps))
 
     def mix(self, clean: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -171,6 +171,110 @@ class Diffusion:
         likelihood = -_log_likelihood(clean, estimate, 0.5 * log_variance)
         nats = torch.where((t == 0).reshape(-1, 1, 1, 1), likelihood, divergence)
         return nats.mean((1, 2, 3)) / math.log(2)
+
+
+class FlowMatching:
+    """Flow matching (2210.02747) along straight lines, as a pipeline's scheduler is configured.
+
+    A noisy latent is ``(1 - σ)·clean + σ·noise``; the denoiser predicts the velocity
+    ``noise - clean`` (2403.03206, eq. 12 to 14). A time step is σ times `steps`. The scheduler's
+    ``shift`` s moves all σ towards the noise, ``s·σ/(1 + (s - 1)·σ)``, as larger images need
+    (section 5.3.2), in training and in sampling. A dynamic shift depends on the number of image
+    tokens, and is one of sampling alone, as in diffusers' training scripts.
+
+    Parameters
+    ----------
+    settings : configuration of diffusers' FlowMatchEulerDiscreteScheduler.
+    tokens : how many tokens an image has in the denoiser, for a dynamic shift.
+    """
+
+    def __init__(self, settings: dict[str, Any], tokens: int = 0):
+        import_torchvision()
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        self.settings, self.tokens = settings, tokens
+        self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(settings)
+        self.times = self.scheduler.timesteps.tolist()  # from noise to clean
+
+    @property
+    def steps(self) -> int:
+        """How many time steps there are."""
+        return self.scheduler.config.num_train_timesteps
+
+    def draw_time(self, draw: np.random.Generator, density: str | None = None) -> float:
+        """A time step of a training example, by one of `DENSITIES`; None: logit-normal."""
+        place = DENSITIES[density or "logit_normal"](draw)
+        return self.times[min(int(place * self.steps), self.steps - 1)]
+
+    def _sigma(self, t: torch.Tensor) -> torch.Tensor:
+        return (t.float() / self.steps).reshape(-1, 1, 1, 1)
+
+    def mix(self, clean: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Noisy latents, shape (n, c, h, w), at time steps ``t`` (n,)."""
+        sigma = self._sigma(t)
+        return (1 - sigma) * clean + sigma * noise
+
+    def solver(self, steps: int, device: str | torch.device) -> Any:
+        """Euler's method, with its time steps set."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        solver = FlowMatchEulerDiscreteScheduler.from_config(self.settings)
+        shift = {"mu": self.mu} if solver.config.use_dynamic_shifting else {}
+        solver.set_timesteps(steps, device=device, **shift)
+        return solver
+
+    @property
+    def mu(self) -> float:
+        """Logarithm of a dynamic shift: linear in the number of tokens, as pipelines have it."""
+        c = self.scheduler.config
+        slope = (c.max_shift - c.base_shift) / (c.max_image_seq_len - c.base_image_seq_len)
+        return c.base_shift + slope * (self.tokens - c.base_image_seq_len)
+
+    def target(self, clean: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """What the denoiser should predict: the velocity from clean to noise."""
+        return noise - clean
+
+    def noise(self, predicted: torch.Tensor, noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The noise that a predicted velocity stands for; shapes as :meth:`mix` has them."""
+        return noisy + (1 - self._sigma(t)) * predicted
+
+    def weights(self, t: torch.Tensor, min_snr_gamma: float | None) -> torch.Tensor:
+        """Per-example loss weights, shape (n,): ones. Min-SNR is defined for diffusion alone."""
+        if min_snr_gamma is not None:
+            raise ValueError(f"min_snr_gamma: {min_snr_gamma}; allowed with flow matching: None")
+        return torch.ones(len(t))
+
+    def losses(
+        self,
+        predicted: torch.Tensor,
+        clean: torch.Tensor,
+        noise: torch.Tensor,
+        noisy: torch.Tensor,
+        t: torch.Tensor,
+        weight: torch.Tensor,
+    ) -> torch.Tensor:
+        """Loss of each example, shape (n,): weighted squared error, averaged over the latent."""
+        return (predicted - self.target(clean, noise, t)).square().mean((1, 2, 3)) * weight
+
+
+def _logit_normal(draw: np.random.Generator) -> float:
+    return 1 / (1 + math.exp(-draw.standard_normal()))
+
+
+def _mode(draw: np.random.Generator) -> float:
+    u = draw.random()
+    return 1 - u - MODE_SCALE * (math.cos(math.pi * u / 2) ** 2 - 1 + u)
+
+
+MODE_SCALE = 1.29  # of diffusers' scripts; the best of 2403.03206, table 1
+# Density of time steps in training (2403.03206, section 3.1) -> a place in [0, 1] of it. All are
+# symmetric: middle steps are as likely from either end.
+DENSITIES = {
+    "uniform": lambda draw: float(draw.random()),
+    "logit_normal": _logit_normal,
+    "mode": _mode,
+}
+Process = Diffusion | FlowMatching
 
 
 def _log_likelihood(x: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:

@@ -6,11 +6,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fitspace.bases.family import Conditions
 from fitspace.bases.finding import config, denoiser, digest, family, image_size
 from fitspace.bases.loading import (
     encode_captions,
     load_denoiser,
     load_process,
+    load_teller,
     load_text,
     load_vae,
 )
@@ -60,12 +62,14 @@ def _attempt(found: list[str], component: str, act: Any) -> Any:
     return None
 
 
-def _told(folder: Path) -> Any:
-    """What the denoiser is told of nothing: the condition of the empty caption, or of no class."""
+def _told(folder: Path) -> Conditions:
+    """What the denoiser is told of nothing: the conditions of the empty caption, or of no class."""
     import torch
 
     if family(folder).by_class:
-        return torch.tensor([config(folder, denoiser(folder))["num_embeds_ada_norm"]])
+        return {"labels": torch.tensor([config(folder, denoiser(folder))["num_embeds_ada_norm"]])}
+    if family(folder).encode is not None:
+        return load_teller(folder)([""])
     tokenizer, encoder = load_text(folder)
     rows = encoder.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
@@ -78,7 +82,7 @@ def _told(folder: Path) -> Any:
             f"text_encoder: gives {tuple(condition.shape)} for one caption; allowed: (1, tokens, "
             "width), a vector for each token"
         )
-    return condition
+    return {"embeddings": condition}
 
 
 def _latents(folder: Path) -> None:
@@ -96,13 +100,14 @@ def _latents(folder: Path) -> None:
         raise UserError(f"vae: makes {shape} of its own latents; needed: {(1, 3, size, size)}")
 
 
-def _predicted(folder: Path, told: Any) -> None:
+def _predicted(folder: Path, told: Conditions) -> None:
     import torch
 
     model, side = load_denoiser(folder).to("meta"), config(folder, denoiser(folder))["sample_size"]
     x = torch.zeros(1, model.config.in_channels, side, side, device="meta")
+    told = {name: value.to("meta") for name, value in told.items()}
     with torch.no_grad():
-        predicted = model(x, torch.zeros(1, device="meta").long(), told.to("meta")).sample
+        predicted = family(folder).predict(model, x, torch.zeros(1, device="meta").long(), told)
     channels = {x.shape[1], 2 * x.shape[1]}
     if predicted.shape[1] not in channels or predicted.shape[2:] != x.shape[2:]:
         raise UserError(
@@ -117,7 +122,7 @@ def _solver(folder: Path, steps: int) -> None:
 
     process = load_process(folder)
     x = torch.zeros(1, 1, 2, 2)
-    process.mix(x, x, torch.tensor([process.scheduler.config.num_train_timesteps - 1]))
+    process.mix(x, x, torch.tensor([process.steps - 1]))
     solver = process.solver(steps, "cpu")
     for t in solver.timesteps:
         x = solver.step(torch.zeros_like(x), t, x).prev_sample

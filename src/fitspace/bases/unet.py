@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fitspace.bases.blocks import CROSS, RESNET
 from fitspace.bases.family import Conditions, Family
 
 if TYPE_CHECKING:
@@ -28,8 +29,10 @@ _TOLD = (
 )  # fmt: skip
 
 
-def _problems(config: dict[str, Any]) -> list[str]:
-    found = [f"{k}: {config[k]!r}; allowed: null" for k in _TOLD if config.get(k) is not None]
+def problems(config: dict[str, Any], told: tuple[str, ...] = ()) -> list[str]:
+    """What in a U-Net's configuration nobody here can use; ``told``: keys that somebody can."""
+    others = [key for key in _TOLD if key not in told]
+    found = [f"{k}: {config[k]!r}; allowed: null" for k in others if config.get(k) is not None]
     if config.get("attention_type", "default") != "default":
         found.append(f"attention_type: {config['attention_type']!r}; allowed: 'default'")
     if not isinstance(width := config.get("cross_attention_dim"), int):
@@ -47,7 +50,9 @@ UNET = Family(
     hand=_hand,
     blank=_blank,
     sizes={"dim": "cross_attention_dim"},
-    scales=False,
+    blocks=(CROSS, RESNET),
+    norms=True,
+    form=lambda config: config.get("addition_embed_type") != "text_time",
     controls=("controlnet", "concat", "img2img"),
-    problems=_problems,
+    problems=problems,
 )

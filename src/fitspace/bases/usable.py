@@ -13,11 +13,17 @@ from fitspace.core.files import POINTER_CURE, is_pointer, read_json
 # Components that make no image other: a filter of what is drawn, and an adapter for pictures.
 _HARMLESS = ("safety_checker", "feature_extractor", "image_encoder")
 # How diffusers and transformers call a component's weights; in parts, an index names them.
-_WEIGHTS = {"text_encoder": "model"}
+_OF_TRANSFORMERS = "model"
+FLOW = "FlowMatchEulerDiscreteScheduler"
 _OF_DIFFUSERS = "diffusion_pytorch_model"
 MOST_TOKENS = 100_000  # transformers writes 1e30 where a tokenizer has no limit
 # Their positions are numbered after that of the padding.
 _PADDED = ("camembert", "roberta", "xlm-roberta", "xlm-roberta-xl")
+
+
+def reads_text(component: str) -> bool:
+    """Whether a component is one of a pipeline's text encoders."""
+    return component.startswith("text_encoder")
 
 
 def config(folder: Path, component: str) -> dict[str, Any]:
@@ -47,7 +53,7 @@ def problems(folder: Path, family: Family, index: dict[str, Any]) -> list[str]:
     ]
     if found:
         return found
-    components = (family.component, "vae", *(c for c in index if c in _WEIGHTS))
+    components = (family.component, "vae", *(c for c in index if reads_text(c)))
     found = [problem for c in components for problem in _unread(folder, c)]
     read = {}
     for component in (*components, "scheduler"):
@@ -59,8 +65,10 @@ def problems(folder: Path, family: Family, index: dict[str, Any]) -> list[str]:
         return found
     checks = {
         family.component: [*family.problems(read[family.component]), *_latents(read, family)],
-        "vae": _vae(read["vae"], index["vae"][1]),
-        "scheduler": _scheduler(read["scheduler"], _learns_variance(read, family)),
+        "vae": _vae(read["vae"], index["vae"][1], family),
+        "scheduler": _flow(read["scheduler"])
+        if family.flows
+        else _scheduler(read["scheduler"], _learns_variance(read, family)),
         "text_encoder": _text(folder, read, family) if "text_encoder" in read else [],
     }
     file = {"scheduler": "scheduler/scheduler_config.json"}
@@ -73,7 +81,8 @@ def problems(folder: Path, family: Family, index: dict[str, Any]) -> list[str]:
 
 def _unread(folder: Path, component: str) -> list[str]:
     """Weights under names that are not looked for: a variant such as fp16 alone, a missing part."""
-    name = f"{_WEIGHTS.get(component, _OF_DIFFUSERS)}.safetensors"
+    kind = _OF_TRANSFORMERS if reads_text(component) else _OF_DIFFUSERS
+    name = f"{kind}.safetensors"
     here = folder / component
     if (here / name).exists():
         return []
@@ -92,7 +101,7 @@ def _channels(read: dict[str, Any], family: Family) -> tuple[Any, Any]:
     denoiser = read[family.component]
     taken = denoiser.get("in_channels", 4)
     given = denoiser.get("out_channels")
-    return taken, given if given is not None else taken if family.by_class else 4
+    return taken, taken if given is None else given
 
 
 def _learns_variance(read: dict[str, Any], family: Family) -> bool:
@@ -116,14 +125,20 @@ def _latents(read: dict[str, Any], family: Family) -> list[str]:
     return found
 
 
-def _vae(config: dict[str, Any], kind: str) -> list[str]:
+def _vae(config: dict[str, Any], kind: str, family: Family) -> list[str]:
     found = [] if kind == "AutoencoderKL" else [f"_class_name: {kind}; allowed: AutoencoderKL"]
     for key in ("in_channels", "out_channels"):
         if (channels := config.get(key, 3)) != 3:
             found.append(f"{key}: {channels!r}; allowed: 3")
-    for key in ("shift_factor", "latents_mean", "latents_std"):
+    shift = config.get("shift_factor")
+    if family.shifted and not isinstance(shift, int | float):
+        found.append(f"shift_factor: {shift!r}; allowed: a number")
+    for key in ("latents_mean", "latents_std", *(() if family.shifted else ("shift_factor",))):
         if config.get(key) not in (None, 0):
-            found.append(f"{key}: {config[key]!r}; allowed: null, as nobody here shifts latents")
+            found.append(
+                f"{key}: {config[key]!r}; allowed: null, as nobody shifts latents so for a "
+                f"{family.title}"
+            )
     factor = config.get("scaling_factor", 1.0)
     if not isinstance(factor, int | float) or not factor > 0:
         found.append(f"scaling_factor: {factor!r}; allowed: a number above 0")
@@ -149,7 +164,20 @@ def _scheduler(config: dict[str, Any], learns_variance: bool) -> list[str]:
     return found
 
 
+def _flow(config: dict[str, Any]) -> list[str]:
+    name = config.get("_class_name")
+    if name != FLOW:
+        return [f"_class_name: {name}; allowed: {FLOW}"]
+    return [
+        f"{key}: true; allowed: false"
+        for key in ("invert_sigmas", "stochastic_sampling")
+        if config.get(key)
+    ]
+
+
 def _text(folder: Path, read: dict[str, Any], family: Family) -> list[str]:
+    if family.encode is not None:  # whether it fits is found out by running it
+        return _kept(folder, family)
     config, found = read["text_encoder"], []
     width = next((config[k] for k in ("hidden_size", "d_model", "n_embd") if k in config), None)
     wanted = read[family.component].get("cross_attention_dim")
@@ -160,6 +188,14 @@ def _text(folder: Path, read: dict[str, Any], family: Family) -> list[str]:
     except UserError as error:
         found += error.problems
     return found
+
+
+def _kept(folder: Path, family: Family) -> list[str]:
+    try:
+        family.readers(folder)
+    except UserError as error:
+        return error.problems
+    return []
 
 
 def tokens_of(folder: Path) -> int:

@@ -34,13 +34,13 @@ def encode_images(base: Path, images: np.ndarray) -> tuple[torch.Tensor, torch.T
 def conditions(base: Path, captions: Sequence[str]) -> tuple[Iterator[Conditions], int | None]:
     """What a base's denoiser is told of the captions, in parts that memory holds, in their order.
 
-    Text embeddings are float32, labels int64. The second value is the number of classes where they
+    Embeddings are float32, labels int64. The second value is the number of classes where they
     are not the base's own; then its table of class embeddings has to be new as well.
     """
     if bases.family(base).by_class:
         labels, own = _class_labels(base, captions)
         return iter([{"labels": labels}]), own
-    return ({"embeddings": part} for part in _embeddings(base, captions)), None
+    return _parts(base, captions), None
 
 
 def joined(parts: Iterable[Conditions]) -> Conditions:
@@ -51,15 +51,13 @@ def joined(parts: Iterable[Conditions]) -> Conditions:
 
 def encode_captions(base: Path, captions: Sequence[str]) -> torch.Tensor:
     """What the pipeline's own text encoder makes of the captions, (m, tokens, dim)."""
-    return torch.cat(list(_embeddings(base, captions)))
+    return joined(_parts(base, captions))["embeddings"]
 
 
-def _embeddings(base: Path, captions: Sequence[str]) -> Iterator[torch.Tensor]:
-    tokenizer, encoder = bases.load_text(base)
-    encoder.to(devices.device())
+def _parts(base: Path, captions: Sequence[str]) -> Iterator[Conditions]:
+    tell = bases.load_teller(base, devices.device())
     for start in tqdm(range(0, len(captions), BATCH), desc="encoding text", disable=None):
-        part = captions[start : start + BATCH]
-        yield bases.encode_captions(tokenizer, encoder, part).cpu()
+        yield tell(captions[start : start + BATCH])
 
 
 def _class_labels(base: Path, names: Sequence[str]) -> tuple[torch.Tensor, int | None]:

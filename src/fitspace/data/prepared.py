@@ -307,7 +307,7 @@ def _told(path: Path, base: Path | None) -> dict[str, str]:
     with opened(path) as file:
         names = {*file.keys()}
     families = bases.FAMILIES.values()
-    return next((f.told for f in families if f.told.keys() <= names), next(iter(families)).told)
+    return next((f.told for f in families if f.told.keys() == names), next(iter(families)).told)
 
 
 def _sizes(base: Path, scale: int) -> dict[str, int]:

@@ -22,15 +22,15 @@ class Attention:
     """
 
     def __init__(self, model: nn.Module, tokens: Sequence[Sequence[int]], shown: int = 0):
-        """``tokens``: positions of the tokens in question in each image's taught condition;
-        ``shown``: of how many of the first images to keep maps."""
+        """``tokens``: positions of the tokens in question in each image's taught condition, empty
+        to look at nothing; ``shown``: of how many of the first images to keep maps."""
         from diffusers.models import attention_processor
 
         kind = attention_processor.Attention
         self.layers = {
             path: module
             for path, module in model.named_modules()
-            if isinstance(module, kind) and module.is_cross_attention
+            if tokens and isinstance(module, kind) and module.is_cross_attention
         }
         self.tokens, self.shown = tokens, shown
         self._held: dict[tuple[str, str], torch.Tensor] = {}

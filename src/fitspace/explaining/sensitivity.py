@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from fitspace.bases import Conditions, family_of
-from fitspace.bases.process import Diffusion
+from fitspace.bases.process import Process
 from fitspace.training.sampling import NotFinite
 
 
@@ -69,7 +69,7 @@ def ratios(difference: np.ndarray, reference: np.ndarray) -> list[float | None]:
 @torch.no_grad()
 def measure(
     model: nn.Module,
-    process: Diffusion,
+    process: Process,
     latents: torch.Tensor,
     noise: torch.Tensor,
     steps: Sequence[int],
@@ -94,7 +94,7 @@ def measure(
     ------
     NotFinite : a prediction has NaN or infinite values.
     """
-    device, hand = next(model.parameters()).device, family_of(model).hand
+    device, predict = next(model.parameters()).device, family_of(model).predict
     count, channels, *side = latents.shape
     shape = (len(steps), count)
     maps = np.zeros((min(shown, count), len(steps), *side), np.float32)
@@ -107,7 +107,7 @@ def measure(
                 noisy = process.mix(latents[pair], noise[pair], t).to(device)
                 own = {name: value.to(device) for name, value in told(i).items()}
                 hidden.clear()
-                predicted = model(noisy, t.to(device), **hand(own)).sample[:, :channels]
+                predicted = predict(model, noisy, t.to(device), own)[:, :channels]
                 predicted = process.noise(predicted, noisy, t.to(device))
                 if not bool(predicted.isfinite().all()):
                     raise NotFinite(f"explain: the prediction at time step {step} is not finite")
@@ -136,19 +136,21 @@ def watched(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     """
     hidden: dict[str, torch.Tensor] = {}
 
-    def keep(path: str) -> Callable:
-        return lambda module, args, output: hidden.__setitem__(path, output)
+    def keep(path: str, at: int | None) -> Callable:
+        def hook(module, args, output) -> None:
+            hidden[path] = output if at is None else output[at]
 
+        return hook
+
+    family = family_of(model)
     with ExitStack() as handles:
         for path, block in blocks_of(model).items():
-            handles.callback(block.register_forward_hook(keep(path)).remove)
+            at = family.block_of(block).stream.at
+            handles.callback(block.register_forward_hook(keep(path, at)).remove)
         yield hidden
 
 
 def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
     """Path -> block, for every transformer and ResNet block of a denoiser."""
-    from diffusers.models.attention import BasicTransformerBlock
-    from diffusers.models.resnet import ResnetBlock2D
-
-    kinds = (BasicTransformerBlock, ResnetBlock2D)
-    return {path: module for path, module in model.named_modules() if isinstance(module, kinds)}
+    family = family_of(model)
+    return {path: m for path, m in model.named_modules() if family.block_of(m) is not None}

@@ -4,8 +4,13 @@ An adapter reads the tensor at its input position and adds to the tensor at its 
 position, in every transformer block or in every ResNet block. The paper defines the positions
 for a U-Net. A DiT's blocks have the same positions except those of cross-attention and ResNet
 blocks. There FFN_in is the stream after the addition of ``attn1``, and SA_out and FFN_out are
-what a branch adds to the stream, after its gate (``gate·attn(...)``). On both families the
+what a branch adds to the stream, after its gate (``gate·attn(...)``). On all families the
 stream after a branch therefore equals the stream before it plus the branch's *_out.
+
+Blocks of two streams (Stable Diffusion 3) have these positions in the image's stream, of which
+SA_out is the image's part of what the joint attention returns. CA_c is the text's stream at the
+block's input; what is added there stays in it. :mod:`fitspace.bases.blocks` says for each class of
+blocks which positions there are.
 
 The layers are in :mod:`fitspace.methods.adapter_layers`. This module holds the settings and their
 checks, without torch.
@@ -17,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from fitspace.bases.families import FAMILIES
 from fitspace.methods.attachment import Attachment, PartialSettings
 
 if TYPE_CHECKING:
@@ -32,23 +38,6 @@ Input = Literal[
     "Res_in", "Res_out",
 ]  # fmt: skip
 Output = Literal["SA_in", "CA_in", "FFN_in", "Trans_out", "CA_c", "Res_in", "Res_out"]
-
-# Family -> unit of a position's rows -> positions that can be added to each other, in the order
-# in which a block computes them.
-_ORDERS = {
-    "unet": {
-        "pixel token of a transformer block": (
-            "SA_in", "SA_out", "CA_in", "CA_out", "FFN_in", "FFN_out", "Trans_out",
-        ),
-        "text token": ("CA_c",),
-        "pixel of a ResNet block": ("Res_in", "Res_out"),
-    },
-    "dit": {
-        "patch token of a transformer block": (
-            "SA_in", "SA_out", "FFN_in", "FFN_out", "Trans_out",
-        ),
-    },
-}  # fmt: skip
 
 
 class Settings(PartialSettings):
@@ -68,18 +57,22 @@ class Settings(PartialSettings):
     )
 
 
+def _orders(family: str) -> dict[str, tuple[str, ...]]:
+    """What has a row at a position -> positions that can be added to each other, in order."""
+    return {rows: order for b in FAMILIES[family].blocks for rows, order in b.orders.items()}
+
+
 def _positions(family: str) -> list[str]:
-    present = {position for order in _ORDERS[family].values() for position in order}
-    return [p for p in Input.__args__ if p in present]
+    return [position for position in Input.__args__ if FAMILIES[family].has(position)]
 
 
 def _kind(position: str, family: str) -> str:
-    return next(kind for kind, order in _ORDERS[family].items() if position in order)
+    return next(kind for kind, order in _orders(family).items() if position in order)
 
 
 def _outputs(source: str, family: str) -> list[str]:
     """The outputs that an adapter may add to if it reads at ``source``."""
-    order = _ORDERS[family][_kind(source, family)]
+    order = _orders(family)[_kind(source, family)]
     reachable = order[order.index(source) :]
     return [p for p in Output.__args__ if p in reachable]
 
@@ -87,7 +80,7 @@ def _outputs(source: str, family: str) -> list[str]:
 def legal_cells(family: str = "unet") -> list[tuple[str, str]]:
     """The (input, output) pairs whose output does not precede the input, in a fixed order.
 
-    The 20 of the paper on a U-Net, 9 on a DiT.
+    The 20 of the paper on a U-Net, 9 on a DiT, 10 on Stable Diffusion 3.
     """
     return [
         (source, target) for source in _positions(family) for target in _outputs(source, family)
@@ -114,14 +107,15 @@ def problems(settings: Settings, family: str) -> list[str]:
 
 
 def _absent(settings: Settings, family: str) -> list[str]:
-    """Positions that this family's blocks lack: those of cross-attention and ResNet on a DiT."""
+    """Positions that this family's blocks lack, such as those of cross-attention on a DiT."""
     present, found = _positions(family), []
     for key, choices in (("input", Input), ("output", Output)):
         position = getattr(settings, key)
         if position not in present:
             part = "ResNet block" if position.startswith("Res") else "cross-attention"
             allowed = ", ".join(p for p in choices.__args__ if p in present)
-            found.append(f"{key}: {position!r}: a DiT has no {part}; allowed: {allowed}")
+            title = FAMILIES[family].title
+            found.append(f"{key}: {position!r}: a {title} has no {part}; allowed: {allowed}")
     return found
 
 

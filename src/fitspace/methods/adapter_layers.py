@@ -1,30 +1,24 @@
 """The layers of adapters at positions, and the hooks that connect them to diffusers' blocks.
 
-diffusers' ``BasicTransformerBlock`` computes ``h = attn1(norm1(h)) + h``, then
-``h = attn2(norm2(h), c) + h``, then ``h = ff(norm3(h)) + h``, and gives no access to the
-stream ``h`` in between. An adapter only adds to the stream, and addition commutes: adding to the
-output of ``attn1`` is adding to the stream at CA_in, and adding to the output of ``attn2`` is
-adding to it at FFN_in. The stream itself is read as the argument of ``norm2`` and ``norm3``. Hooks
-on the block's own parts therefore reach every position, with any attention processor and with
-gradient checkpointing (which calls the block again, hooks included).
-
-A DiT's block has no ``attn2``, and computes ``h = gate·attn1(...) + h``, then
-``h = gate·ff(...) + h``, with gates that ``norm1`` returns. The adapter's addition to the output
-of ``attn1`` must not be gated, so :func:`gate` moves the gate from the block to the branch.
+:mod:`fitspace.bases.blocks` says where a position's tensor is read and changed. Hooks on a block's
+own parts reach every position, with any attention processor and with gradient checkpointing (which
+calls the block again, hooks included). The adapter's addition to a branch's output must not be
+gated, so :func:`gate` moves the gate from the block to the branch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from fitspace.bases import family_of
+from fitspace.bases.blocks import Block, Place
 from fitspace.core import rng
 from fitspace.core.errors import UserError
 from fitspace.methods.attachment import Attachment
@@ -36,28 +30,6 @@ if TYPE_CHECKING:
 ACTIVATIONS = {
     "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "silu": nn.SiLU, "identity": nn.Identity,
 }  # fmt: skip
-# Position -> part of the block ("" is the block itself) and side of it.
-READ = {
-    "SA_in": ("", "input"),
-    "SA_out": ("attn1", "output"),
-    "CA_in": ("norm2", "input"),
-    "CA_out": ("attn2", "output"),
-    "FFN_in": ("norm3", "input"),
-    "FFN_out": ("ff", "output"),
-    "Trans_out": ("", "output"),
-    "Res_in": ("", "input"),
-    "Res_out": ("", "output"),
-}
-WRITE = {
-    "SA_in": ("", "input"),
-    "CA_in": ("attn1", "output"),
-    "FFN_in": ("attn2", "output"),
-    "Trans_out": ("", "output"),
-    "Res_in": ("", "input"),
-    "Res_out": ("", "output"),
-}
-# Branch of a DiT's block -> index of its gate among the values that norm1 returns.
-GATES = {"attn1": 1, "ff": 4}
 # If these start at zero, training starts from the base.
 UP = frozenset({"up.weight", "up.bias"})
 
@@ -122,81 +94,104 @@ def initialise(adapter: Adapter, path: str, seed: int, zeros: frozenset[str]) ->
                     parameter.copy_(torch.from_numpy(uniform * bound))
 
 
-def wire(block: nn.Module, adapter: Adapter, source: str, target: str) -> list[RemovableHandle]:
-    """Connect an adapter between two positions of a block."""
-    if source == "CA_c":
-        return [block.attn2.register_forward_pre_hook(_change_condition(adapter), with_kwargs=True)]
-    # Without cross-attention the feed-forward reads the stream after self-attention.
-    written = "CA_in" if target == "FFN_in" and block.attn2 is None else target
-    # The stream after a sub-layer can only be changed before the sum, so sum it here.
-    before = {"CA_in": "SA_in", "FFN_in": "CA_in"}.get(written) if source == target else None
-    places = READ[before or source], WRITE[written]
-    held: dict[str, torch.Tensor] = {}  # what was read, until it is written in the same pass
+def wire(
+    module: nn.Module, adapter: Adapter, source: str, target: str, block: Block
+) -> list[RemovableHandle]:
+    """Connect an adapter between two positions of a module, which is a ``block``."""
+    # The stream after a branch can only be changed before the sum, so sum it here.
+    before = block.before.get(target, ()) if source == target else ()
+    places, writing = before or (block.read[source],), block.write[target]
+    held: dict[Place, torch.Tensor] = {}  # what was read, until it is written in the same pass
+    added: dict[str, torch.Tensor] = {}
 
-    def read_input(_, args) -> None:
-        held["x"] = args[0]
+    def write(tensor: torch.Tensor) -> torch.Tensor:
+        x, *others = [held.pop(place) for place in places]
+        added["it"] = adapter(sum([*others, tensor], x) if before else x)
+        return tensor + (added["it"] if target in block.again else added.pop("it"))
 
-    def read_output(_, args, output) -> None:
-        held["x"] = output
+    def again(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor + added.pop("it")
 
-    def write_input(_, args):
-        return args[0] + adapter(held.pop("x")), *args[1:]
-
-    def write_output(_, args, output):
-        x = held.pop("x")
-        return output + adapter(x + output if before else x)
-
+    more = [block.again[target]] if target in block.again else []
     # A module's hooks run in the order of their registration: the gate, then reading.
+    gated = sorted(block.gates.keys() & {place.part for place in (*places, writing)})
     return [
-        *(handle for part in _gated(block, places) for handle in gate(block, part)),
-        _hook(block, places[0], read_input, read_output),
-        _hook(block, places[1], write_input, write_output),
+        *(handle for part in gated for handle in gate(module, part, block)),
+        *(handle for p in places for handle in _reading(module, p, held, block.table.get(p.part))),
+        _writing(module, writing, write),
+        *(_writing(module, place, again) for place in more),
     ]
 
 
-def _gated(block: nn.Module, places: Iterable[tuple[str, str]]) -> list[str]:
-    """The branches whose output is read or written before the block gates it."""
-    if not (isinstance(block, BasicTransformerBlock) and block.norm_type == "ada_norm_zero"):
-        return []
-    return sorted(GATES.keys() & {part for part, _ in places})
-
-
-def gate(block: BasicTransformerBlock, part: str) -> list[RemovableHandle]:
+def gate(module: nn.Module, part: str, block: Block) -> list[RemovableHandle]:
     """Move a branch's gate from the block to the branch's output; the bits stay, because 1·x is x.
 
     Hooks on the branch that are registered later see what the branch adds to the stream.
     """
     held: dict[str, torch.Tensor] = {}
-    place = GATES[part]
+    place = block.gates[part]
 
     def keep(_, args, output):
         held["gate"] = output[place]
         return *output[:place], torch.ones_like(output[place]), *output[place + 1 :]
 
     def apply(_, args, output):
-        return held.pop("gate").unsqueeze(1) * output
+        gate = held.pop("gate").unsqueeze(1)
+        if isinstance(output, tuple):  # of two streams: the image's is the first
+            return gate * output[0], *output[1:]
+        return gate * output
 
     return [
-        block.norm1.register_forward_hook(keep),
-        block.get_submodule(part).register_forward_hook(apply),
+        module.norm1.register_forward_hook(keep),
+        module.get_submodule(part).register_forward_hook(apply),
     ]
 
 
-def _hook(
-    block: nn.Module, place: tuple[str, str], on_input: Callable, on_output: Callable
+def _reading(
+    module: nn.Module, place: Place, held: dict[Place, torch.Tensor], row: int | None
+) -> list[RemovableHandle]:
+    """Hold a place's tensor; ``row``: that of its gate in the block's table, for an output."""
+    gates: list[torch.Tensor] = []
+
+    def read_input(_, args, kwargs) -> None:
+        held[place] = kwargs[place.name] if place.name in kwargs else args[place.at]
+
+    def read_output(_, args, output) -> None:
+        held[place] = output if place.at is None else output[place.at]
+        if gates:
+            held[place] = gates.pop() * held[place]
+
+    def read_gate(_, args, kwargs) -> None:
+        time = kwargs["timestep"] if "timestep" in kwargs else args[4]  # as checkpoints give it
+        rows = module.scale_shift_table[None] + time.reshape(len(time), 6, -1)
+        gates[:] = [rows[:, row, None]]
+
+    part = module.get_submodule(place.part)
+    if place.side == "input":
+        return [part.register_forward_pre_hook(read_input, with_kwargs=True)]
+    handles = [part.register_forward_hook(read_output)]
+    if row is not None:
+        handles.append(module.register_forward_pre_hook(read_gate, with_kwargs=True))
+    return handles
+
+
+def _writing(
+    module: nn.Module, place: Place, change: Callable[[torch.Tensor], torch.Tensor]
 ) -> RemovableHandle:
-    part = block.get_submodule(place[0])
-    if place[1] == "input":
-        return part.register_forward_pre_hook(on_input)
-    return part.register_forward_hook(on_output)
+    def write_input(_, args, kwargs):
+        if place.name in kwargs:
+            return args, kwargs | {place.name: change(kwargs[place.name])}
+        return (*args[: place.at], change(args[place.at]), *args[place.at + 1 :]), kwargs
 
+    def write_output(_, args, output):
+        if place.at is None:
+            return change(output)
+        return *output[: place.at], change(output[place.at]), *output[place.at + 1 :]
 
-def _change_condition(adapter: Adapter) -> Callable:
-    def hook(_, args, kwargs):
-        condition = kwargs["encoder_hidden_states"]
-        return args, kwargs | {"encoder_hidden_states": condition + adapter(condition)}
-
-    return hook
+    part = module.get_submodule(place.part)
+    if place.side == "input":
+        return part.register_forward_pre_hook(write_input, with_kwargs=True)
+    return part.register_forward_hook(write_output)
 
 
 def insert(
@@ -217,7 +212,7 @@ def insert(
     cell : the positions that the adapter reads at and adds to.
     zeros : names of the adapter's parameters that start at zero.
     """
-    device = next(model.parameters()).device
+    device, form = next(model.parameters()).device, family_of(model).block_of
     trainable, handles, dropouts = {}, [], []
     for path, block in blocks.items():
         with torch.device("meta"):  # or PyTorch would draw from its global generator
@@ -226,7 +221,7 @@ def insert(
             adapter.to_empty(device=device)
             initialise(adapter, f"{path}.{name}", seed, zeros)
         block.add_module(name, adapter)
-        handles += wire(block, adapter, *cell)
+        handles += wire(block, adapter, *cell, form(block))
         trainable |= {f"{path}.{name}.{n}": p for n, p in adapter.named_parameters()}
         dropouts += [m for m in adapter.modules() if isinstance(m, nn.Dropout)]
 
@@ -239,15 +234,19 @@ def insert(
     return Attachment(model, trainable, zeros >= UP, undo, dropouts=dropouts)
 
 
-def blocks_of(model: nn.Module, kind: type[nn.Module], where: str) -> dict[str, nn.Module]:
-    """Path -> block, for every block of this kind in the parts ``where``.
+def blocks_of(model: nn.Module, position: str, where: str) -> dict[str, nn.Module]:
+    """Path -> block, for every block with this position in the parts ``where``.
 
     Raises UserError if there is none.
     """
-    chosen = inside(model, where)
-    blocks = {n: m for n, m in model.named_modules() if isinstance(m, kind) and chosen(n)}
+    chosen, form = inside(model, where), family_of(model).block_of
+    blocks = {
+        name: module
+        for name, module in model.named_modules()
+        if (block := form(module)) and position in block.positions and chosen(name)
+    }
     if not blocks:
-        raise UserError(f"blocks: {where!r}: no {kind.__name__} is there")
+        raise UserError(f"blocks: {where!r}: no block with the position {position} is there")
     return blocks
 
 
@@ -259,17 +258,18 @@ def attach_layers(model: nn.Module, settings: Settings, seed: int) -> Attachment
     UserError : no such block, or a ResNet block whose output and input differ in size.
     """
     cell = settings.input, settings.output
-    kind = ResnetBlock2D if cell[0].startswith("Res") else BasicTransformerBlock
-    blocks = blocks_of(model, kind, settings.blocks)
+    blocks = blocks_of(model, settings.input, settings.blocks)
     if cell == ("Res_in", "Res_out"):
         resampling = [name for name, block in blocks.items() if block.up or block.down]
         if resampling:
             raise UserError(f"adapter: Res_in and Res_out differ in size in {resampling}")
 
+    form = family_of(model).block_of
+
     def build(block: nn.Module) -> Adapter:
         if isinstance(block, ResnetBlock2D):
             return convolutions(block, settings)
-        dim = block.attn2.to_k.in_features if settings.input == "CA_c" else block.dim
+        dim = form(block).width(block, settings.input)
         activation = ACTIVATIONS[settings.activation]()
         return bottleneck(dim, settings.width, activation, settings.scale)
 

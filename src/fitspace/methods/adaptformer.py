@@ -42,7 +42,7 @@ class Settings(PartialSettings):
 
 
 def problems(settings: Settings, family: str) -> list[str]:
-    """None: the transformer blocks of both families have a feed-forward layer."""
+    """None: the transformer blocks of all families have a feed-forward layer."""
     return []
 
 
@@ -52,15 +52,19 @@ def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     ``down.weight`` starts Kaiming-uniform with a = √5, PyTorch's default; ``up`` and both biases
     start at zero.
     """
-    from diffusers.models.attention import BasicTransformerBlock
     from torch import nn
 
+    from fitspace.bases import family_of
     from fitspace.methods.adapter_layers import UP, Adapter, blocks_of, bottleneck, insert
 
-    def build(block: BasicTransformerBlock) -> Adapter:
+    form = family_of(model).block_of
+
+    def build(block: nn.Module) -> Adapter:
         activation = nn.Sequential(nn.ReLU(), nn.Dropout(settings.dropout))
-        return bottleneck(block.dim, settings.width, activation, settings.scale)
+        return bottleneck(
+            form(block).width(block, cell[0]), settings.width, activation, settings.scale
+        )
 
     cell = ("FFN_in" if settings.form == "parallel" else "FFN_out", "Trans_out")
-    blocks = blocks_of(model, BasicTransformerBlock, settings.blocks)
+    blocks = blocks_of(model, cell[0], settings.blocks)
     return insert(model, blocks, "adaptformer", build, cell, UP | {"down.bias"}, seed)

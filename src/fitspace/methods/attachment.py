@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fitspace.bases.families import FAMILIES
 from fitspace.core.errors import UserError
 from fitspace.methods.blocks import ALL, PATTERN
 
@@ -29,9 +30,10 @@ class MethodSettings(BaseModel):
 
     @classmethod
     def foreign(cls, family: str) -> set[str]:
-        """The fields that have no meaning on this family of denoisers."""
+        """The fields that have no meaning on this family: about what it is not told."""
         extras = {n: f.json_schema_extra or {} for n, f in cls.model_fields.items()}
-        return {n for n, extra in extras.items() if extra.get("family", family) != family}
+        needs = {n: extra["told"] for n, extra in extras.items() if "told" in extra}
+        return {n for n, condition in needs.items() if condition not in FAMILIES[family].told}
 
     def resolved(self, family: str) -> dict[str, Any]:
         """Every setting that has a meaning on this family, defaults included but `LATER`'s."""
@@ -63,7 +65,7 @@ class PartialSettings(BlockSettings):
         True,
         description="Also train the table of class embeddings; only with a DiT base. Where the "
         "task has classes of its own the table is new, and has to be trained.",
-        json_schema_extra={"family": "dit"},
+        json_schema_extra={"told": "labels"},
     )
 
 

@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from fitspace.bases.families import family_of
 from fitspace.core.errors import UserError
 from fitspace.core.texts import PARTS
 
 if TYPE_CHECKING:
-    from diffusers.models.attention import BasicTransformerBlock
     from torch import nn
 
 ALL = "all"
@@ -87,10 +87,9 @@ def at_end(blocks: list[str], end: str, share: float, key: str) -> list[str]:
     return blocks[:count] if end == "first" else blocks[-count:]
 
 
-def blocks_in_order(model: nn.Module) -> dict[str, BasicTransformerBlock]:
+def blocks_in_order(model: nn.Module) -> dict[str, nn.Module]:
     """Path -> transformer block, in the order in which the model computes them."""
-    from diffusers.models.attention import BasicTransformerBlock
-
-    found = {n: m for n, m in model.named_modules() if isinstance(m, BasicTransformerBlock)}
+    form = family_of(model).block_of
+    found = {n: m for n, m in model.named_modules() if (b := form(m)) and b.transformer}
     rank = {part: i for i, part in enumerate(UNET_ORDER)}
     return dict(sorted(found.items(), key=lambda item: rank.get(item[0].partition(".")[0], 0)))

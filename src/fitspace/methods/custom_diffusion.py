@@ -1,7 +1,8 @@
 """Custom Diffusion: only how the text is read is trained, the keys and values of cross-attention.
 
 2212.04488: of a U-Net's parameters W_k and W_v of every cross-attention are trained,
-about 2% of Stable Diffusion 1.x. The paper trains the embedding of a new word with them; the text
+about 2% of Stable Diffusion 1.x. Where text and image attend together those of the text are
+meant. The paper trains the embedding of a new word with them; the text
 encoder is no part of a denoiser, so that a word which it knows already has to do.
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fitspace.bases.blocks import layers
+from fitspace.bases.families import FAMILIES
 from fitspace.core.errors import UserError
 from fitspace.methods.attachment import Attachment, PartialSettings, nothing, restoring
 from fitspace.methods.blocks import inside
@@ -27,27 +30,25 @@ class Settings(PartialSettings):
 
 def problems(settings: Settings, family: str) -> list[str]:
     """Why these settings cannot be built on this family of denoisers; empty if they can."""
-    if family == "dit":
-        return ["custom_diffusion: a DiT has no cross-attention; allowed on a base with one"]
-    return []
+    if FAMILIES[family].has("CA_c"):
+        return []
+    title = FAMILIES[family].title
+    return [f"custom_diffusion: a {title} has no cross-attention; allowed on a base with one"]
 
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
-    """Make the keys and values of every cross-attention in the blocks trainable.
+    """Make the keys and values of the text trainable in every attention in the blocks.
 
     Raises
     ------
     UserError : there is none.
     """
-    from diffusers.models.attention_processor import Attention
-
     chosen = inside(model, settings.blocks)
     trainable = {
-        f"{path}.{part}.{name}": parameter
-        for path, module in model.named_modules()
-        if isinstance(module, Attention) and module.is_cross_attention and chosen(path)
-        for part in ("to_k", "to_v")
-        for name, parameter in module.get_submodule(part).named_parameters()
+        f"{path}.{name}": parameter
+        for path, layer in layers(model, ("text_k", "text_v")).items()
+        if chosen(path)
+        for name, parameter in layer.named_parameters()
     }
     if not trainable:
         raise UserError(f"blocks: {settings.blocks!r}: no cross-attention is there")

@@ -5,6 +5,9 @@ factors, each of the block's width D: on the attention's q, k, v and projection,
 two branches add to the stream (``x + γ1·gate·attn(...)``, ``x + γ2·gate·mlp(...)``). A U-Net's
 block has two attentions and therefore eleven vectors.
 
+A block of two streams has those of both, and on what the attention adds to the text's stream
+factors under the name ``gamma_text``.
+
 The norms of a DiT's blocks have no affine part. They get one, ``γ·norm(x) + β``, in front of the
 modulation. With the biases, the class table and the factors in the first half of the blocks this
 makes 832,928 parameters on DiT-XL/2 with 101 classes, the paper's 0.83 M. This reading of the
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
 trains = True
 folds = True
-AT_REST = {"gamma": 1.0, "beta": 0.0}
+AT_REST = {"gamma": 1.0, "gamma_text": 1.0, "beta": 0.0}
 
 
 class Settings(PartialSettings):

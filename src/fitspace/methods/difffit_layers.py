@@ -7,30 +7,29 @@ are linear, so merging is exact:
   those of the branch's last layer (a DiT's gate multiplies afterwards, which commutes);
 - the modulation follows a norm's affine part ``γ·n + β``: ``(1 + s)·(γ·n + β) + t``. This equals
   ``(1 + s')·n + t'`` with ``s' = γ·s + γ - 1`` and ``t' = t + β·s + β``, which is linear in s and
-  t, two sixths of the output of ``norm1.linear``.
+  t, two parts of the modulation's output (:mod:`fitspace.bases.blocks` says which).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
-from diffusers.models.normalization import AdaLayerNormZero
 from torch import nn
 
+from fitspace.bases import family_of
+from fitspace.bases.blocks import layers
 from fitspace.core.errors import UserError
 from fitspace.methods.attachment import Attachment, restoring
 from fitspace.methods.bitfit import biases
 from fitspace.methods.blocks import ENDS, at_end, blocks_in_order, inside, within
 
 if TYPE_CHECKING:
+    from fitspace.bases.blocks import Block
     from fitspace.methods.difffit import Settings
-
-# Norm of a DiT's block -> which sixths of the modulation shift and scale what it returns.
-MODULATION = {"norm1.norm": (0, 1), "norm3": (3, 4)}
 
 
 def attach_layers(model: nn.Module, settings: Settings) -> Attachment:
@@ -43,7 +42,9 @@ def attach_layers(model: nn.Module, settings: Settings) -> Attachment:
     parts: dict[str, Factors | Affine] = {}
     if settings.norms:
         own |= affine_parameters(model)
-        parts |= {f"{path}.{name}": part for path, b in blocks.items() for name, part in norms(b)}
+        form = family_of(model).block_of
+        for path, block in blocks.items():
+            parts |= {f"{path}.{name}": part for name, part in norms(block, form(block))}
     own = {name: parameter for name, parameter in own.items() if wanted(name)}
     parts = {name: part for name, part in parts.items() if wanted(name)}
     if settings.gamma != "none":
@@ -91,61 +92,69 @@ def affine_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def norms(block: BasicTransformerBlock) -> Iterator[tuple[str, Affine]]:
-    """The norms of a DiT's block, which have no affine part; empty for a U-Net's."""
-    if not isinstance(block.norm1, AdaLayerNormZero):
-        return
-    for name, sixths in MODULATION.items():
-        norm = block.get_submodule(name)
+def norms(module: nn.Module, block: Block) -> Iterator[tuple[str, Affine]]:
+    """The modulated norms of a block, which have no affine part; empty for a U-Net's."""
+    for name, (modulation, pairs) in block.norms.items():
+        norm = module.get_submodule(name)
         if not norm.elementwise_affine:
-            yield name, Affine(norm, block.norm1.linear, *sixths)
+            yield name, Affine(norm, module.get_submodule(modulation), pairs)
 
 
-def factors(block: BasicTransformerBlock, where: str) -> Iterator[tuple[str, Factors]]:
+def factors(block: nn.Module, where: str) -> Iterator[tuple[str, Factors]]:
     """The modules to scale in a block: its branches; with ``all`` also its attentions' layers."""
-    yield "ff", Factors(block.ff, [m for m in block.ff.modules() if isinstance(m, nn.Linear)][-1])
+    for name, branch in block.named_children():
+        if isinstance(branch, FeedForward):
+            yield name, Factors(branch, branch.net[2])
     for name, attention in block.named_children():
         if not isinstance(attention, Attention):
             continue
-        yield name, Factors(attention, attention.to_out[0])
+        # Of two streams, what it adds to the text's as well.
+        last = (attention.to_out[0], attention.to_add_out)
+        yield name, Factors(attention, *(layer for layer in last if layer is not None))
         if where == "all":
-            for layer in ("to_q", "to_k", "to_v", "to_out.0"):
-                linear = attention.get_submodule(layer)
-                yield f"{name}.{layer}", Factors(linear, linear)
+            for layer, linear in layers(attention, ("q", "k", "v", "out")).items():
+                yield f"{name}{layer}", Factors(linear, linear)
 
 
 class Factors:
-    """``γ·y`` for a module's output y (..., d), the output of its linear layer."""
+    """``γ·y`` for each output y (..., d) of a module, the output of one of its linear layers."""
 
-    def __init__(self, module: nn.Module, layer: nn.Linear):
-        self.module, self.layer = module, layer
+    NAMES = ("gamma", "gamma_text")
+
+    def __init__(self, module: nn.Module, *layers: nn.Linear):
+        self.module, self.layers = module, dict(zip(self.NAMES, layers, strict=False))
 
     def attach(self) -> dict[str, nn.Parameter]:
         """Put the factors, all 1, on the module; returns them by name, shape (d,)."""
-        device = self.layer.weight.device
-        self.module.gamma = nn.Parameter(torch.ones(self.layer.out_features, device=device))
+        for name, layer in self.layers.items():
+            ones = torch.ones(layer.out_features, device=layer.weight.device)
+            self.module.register_parameter(name, nn.Parameter(ones))
         self.handle = self.module.register_forward_hook(_scale)
-        return {"gamma": self.module.gamma}
+        return {name: getattr(self.module, name) for name in self.layers}
 
     def detach(self) -> None:
         """Remove the factors and their hook."""
         self.handle.remove()
-        del self.module.gamma
+        for name in self.layers:
+            delattr(self.module, name)
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Multiply the factors into the linear layer."""
-        gamma = self.module.gamma
-        self.layer.weight.mul_(gamma[:, None])
-        if self.layer.bias is not None:
-            self.layer.bias.mul_(gamma)
+        """Multiply the factors into the linear layers."""
+        for name, layer in self.layers.items():
+            gamma = getattr(self.module, name)
+            layer.weight.mul_(gamma[:, None])
+            if layer.bias is not None:
+                layer.bias.mul_(gamma)
 
 
 class Affine:
     """``γ·n + β`` for a norm's output n (..., d), and the layer that modulates it afterwards."""
 
-    def __init__(self, norm: nn.LayerNorm, modulation: nn.Linear, shift: int, scale: int):
-        self.norm, self.modulation, self.shift, self.scale = norm, modulation, shift, scale
+    def __init__(
+        self, norm: nn.LayerNorm, modulation: nn.Linear, pairs: tuple[tuple[int, int], ...]
+    ):
+        self.norm, self.modulation, self.pairs = norm, modulation, pairs
 
     def attach(self) -> dict[str, nn.Parameter]:
         """Put γ = 1 and β = 0 on the norm; returns them by name, shape (d,)."""
@@ -164,18 +173,26 @@ class Affine:
     def fold(self) -> None:
         """Fold γ and β into the modulation's shift and scale, see the module's docstring."""
         gamma, beta = self.norm.gamma, self.norm.beta
-        weights = self.modulation.weight.chunk(6)
-        biases = self.modulation.bias.chunk(6)
-        weights[self.shift].add_(beta[:, None] * weights[self.scale])
-        biases[self.shift].add_(beta * biases[self.scale] + beta)
-        weights[self.scale].mul_(gamma[:, None])
-        biases[self.scale].mul_(gamma).add_(gamma - 1)
+        weights = self.modulation.weight.split(len(gamma))
+        biases = self.modulation.bias.split(len(gamma))
+        for shift, scale in self.pairs:
+            weights[shift].add_(beta[:, None] * weights[scale])
+            biases[shift].add_(beta * biases[scale] + beta)
+            weights[scale].mul_(gamma[:, None])
+            biases[scale].mul_(gamma).add_(gamma - 1)
 
 
 # Computed in single precision for any base: near 1, a factor in half precision would lose the
 # small steps of training.
-def _scale(module: nn.Module, _, output: torch.Tensor) -> torch.Tensor:
-    return (output * module.gamma).to(output.dtype)
+def _scale(module: nn.Module, _, output: Any) -> Any:
+    if not isinstance(output, tuple):
+        return _scale_one(output, module.gamma)
+    named = zip(Factors.NAMES, output, strict=True)
+    return tuple(_scale_one(own, getattr(module, name, None)) for name, own in named)
+
+
+def _scale_one(output: torch.Tensor, gamma: torch.Tensor | None) -> torch.Tensor:
+    return output if gamma is None else (output * gamma).to(output.dtype)
 
 
 def _scale_and_shift(module: nn.Module, _, output: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fitspace.bases.blocks import PROJECTIONS
 from fitspace.core.errors import UserError
 from fitspace.core.files import replacing
 from fitspace.methods import registry, saving
-from fitspace.methods.peft_layers import ADAPTER, QKV
+from fitspace.methods.peft_layers import ADAPTER
 from fitspace.methods.tuners import TUNERS
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
 
     The scale is in the tensors: whoever reads them without the configuration has the same change.
     Methods of peft become ``adapter_config.json`` and ``adapter_model.safetensors``, for
-    ``PeftModel.from_pretrained(denoiser, out)``. LoRA of a U-Net also becomes
+    ``PeftModel.from_pretrained(denoiser, out)``. LoRA of a base that is told words also becomes
     ``pytorch_lora_weights.safetensors``, for ``pipeline.load_lora_weights(out)``.
 
     Parameters
@@ -69,8 +70,8 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
         f"{layer}.{name}": tensor for layer, own in parts.items() for name, tensor in own.items()
     }
     written = _write_peft(config, state, shared, out)
-    on_unet = "class_embedding" not in facts["settings"]  # a setting that only a DiT has
-    if method == "lora" and on_unet:
+    by_words = "class_embedding" not in facts["settings"]  # which diffusers has no loader without
+    if method == "lora" and by_words:
         written.append(_write_diffusers(config, state, out))
     return written
 
@@ -128,7 +129,8 @@ def _by_layer(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Ten
     for layer, own in parts.items():
         if "lora_B.weight" in own and "lora_A.weight" not in own:
             parent, _, part = layer.rpartition(".")
-            first = parts[f"{parent}.{QKV[QKV.index(part) - 1]}"]
+            alike = next(group for group in PROJECTIONS if part in group)
+            first = parts[f"{parent}.{alike[alike.index(part) - 1]}"]
             own["lora_A.weight"] = first["lora_A.weight"].clone()
     return parts
 
@@ -149,12 +151,18 @@ def _write_peft(
 
 
 def _write_diffusers(config, state: dict[str, torch.Tensor], out: Path) -> Path:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
     from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
     # diffusers leaves loaded layers in training mode, so a dropout would be active.
     facts = config.to_dict() | {"lora_dropout": 0.0}
-    StableDiffusionPipeline.save_lora_weights(
-        out, unet_lora_layers=state, unet_lora_adapter_metadata=facts
-    )
+    # Only the denoiser's name is in the file: all pipelines with a transformer write alike.
+    if all(name.startswith("transformer_blocks.") for name in state):
+        StableDiffusion3Pipeline.save_lora_weights(
+            out, transformer_lora_layers=state, transformer_lora_adapter_metadata=facts
+        )
+    else:
+        StableDiffusionPipeline.save_lora_weights(
+            out, unet_lora_layers=state, unet_lora_adapter_metadata=facts
+        )
     return out / LORA_WEIGHT_NAME_SAFE

@@ -28,7 +28,7 @@ class Settings(PartialSettings):
 
 
 def problems(settings: Settings, family: str) -> list[str]:
-    """None: both families have attention and feed-forward layers."""
+    """None: all families have attention and feed-forward layers."""
     return []
 
 
@@ -45,5 +45,5 @@ def peft_config(settings: Settings, layers: Iterable[str]) -> IA3Config:
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     """Put factors on every attention's keys and values, and on every feed-forward's units."""
-    layers = linear_layers(model, ("to_k", "to_v"), (FEED_FORWARD,), settings.blocks)
+    layers = linear_layers(model, ("k", "v", "ff_out"), settings.blocks)
     return attachment(inject(model, peft_config(settings, layers), seed), seed)

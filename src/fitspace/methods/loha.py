@@ -39,7 +39,7 @@ class Settings(TargetedSettings):
 
 
 def problems(settings: Settings, family: str) -> list[str]:
-    """None: both families have attention layers."""
+    """None: all families have attention layers."""
     return []
 
 
@@ -59,6 +59,6 @@ def scale(settings: Settings) -> tuple[float, tuple[str, ...]]:
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     """Give every layer of the target its two pairs of matrices."""
-    layers = linear_layers(model, *TARGETS[settings.target], settings.blocks)
+    layers = linear_layers(model, TARGETS[settings.target], settings.blocks)
     tuner = inject(model, peft_config(settings, layers), seed)
     return attachment(tuner, seed)

@@ -67,6 +67,6 @@ def scale(settings: Settings) -> tuple[float, tuple[str, ...]]:
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     """Give every layer of the target its factors."""
-    layers = linear_layers(model, *TARGETS[settings.target], settings.blocks)
+    layers = linear_layers(model, TARGETS[settings.target], settings.blocks)
     tuner = inject(model, peft_config(settings, layers), seed)
     return attachment(tuner, seed)

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
+from fitspace.bases.blocks import PROJECTIONS
 from fitspace.methods.attachment import Attachment
 from fitspace.methods.peft_layers import (
     ADAPTER,
-    QKV,
     TARGETS,
     TargetedSettings,
     attachment,
@@ -130,7 +130,7 @@ def scale(settings: Settings) -> tuple[float, tuple[str, ...]]:
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     """Give every layer of the target its A and B."""
-    layers = linear_layers(model, *TARGETS[settings.target], settings.blocks)
+    layers = linear_layers(model, TARGETS[settings.target], settings.blocks)
     tuner = inject(model, peft_config(settings, layers), seed)
     if settings.fused:
         _share(model)
@@ -150,8 +150,12 @@ def _share(model: nn.Module) -> None:
     from diffusers.models.attention_processor import Attention
 
     for module in model.modules():
-        if isinstance(module, Attention):
-            first, *others = QKV[1:] if module.is_cross_attention else QKV
-            shared = getattr(module, first).lora_A[ADAPTER]
-            for other in others:
-                getattr(module, other).lora_A[ADAPTER] = shared
+        if not isinstance(module, Attention):
+            continue
+        for names in PROJECTIONS:
+            alike = names[1:] if module.is_cross_attention else names
+            own = [
+                layer for name in alike if hasattr(layer := getattr(module, name, None), "lora_A")
+            ]
+            for other in own[1:]:
+                other.lora_A[ADAPTER] = own[0].lora_A[ADAPTER]

@@ -64,7 +64,7 @@ def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     ------
     UserError : a block size that does not divide every layer's inputs.
     """
-    layers = linear_layers(model, *TARGETS[settings.target], settings.blocks)
+    layers = linear_layers(model, TARGETS[settings.target], settings.blocks)
     common = math.gcd(*(layer.in_features for layer in layers.values()))
     if common % settings.block_size:
         allowed = ", ".join(str(b) for b in range(2, common + 1) if common % b == 0)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, create_model, field_validator
 
+from fitspace.bases.blocks import layers
+from fitspace.bases.families import FAMILIES
 from fitspace.core import rng
 from fitspace.core.errors import UserError
 from fitspace.core.reading import short
@@ -104,11 +106,12 @@ def problems(settings: Tuned, family: str) -> list[str]:
     if settings.peft_type in NORMS:
         if "target" in settings.model_fields_set:
             found.append("target: LN_TUNING trains the layer norms; leave it out")
-        if family == "dit":
-            found.append("peft_type: LN_TUNING: a DiT's layer norms have no parameters")
+        if not FAMILIES[family].norms:
+            title = FAMILIES[family].title
+            found.append(f"peft_type: LN_TUNING: a {title}'s layer norms have no parameters")
     if settings.target == "resnets":
-        if family == "dit":
-            found.append("target: 'resnets': a DiT has no ResNet block")
+        if not FAMILIES[family].has("Res_in"):
+            found.append(f"target: 'resnets': a {FAMILIES[family].title} has no ResNet block")
         if not TUNERS[settings.peft_type].convolutions:
             able = ", ".join(name for name, tuner in TUNERS.items() if tuner.convolutions)
             found.append(f"target: 'resnets': only with peft_type {able}")
@@ -172,7 +175,6 @@ def attach(model: nn.Module, settings: Tuned, seed: int) -> Attachment:
 
 def layers_of(model: nn.Module, settings: Tuned) -> list[str]:
     """The paths of the layers that a tuner changes. Raises UserError if the model has none."""
-    from diffusers.models.resnet import ResnetBlock2D
     from torch import nn
 
     chosen = inside(model, settings.blocks)
@@ -180,10 +182,9 @@ def layers_of(model: nn.Module, settings: Tuned) -> list[str]:
     if settings.peft_type in NORMS:
         found = [p for p, m in modules if isinstance(m, nn.LayerNorm) and m.elementwise_affine]
     elif settings.target == "resnets":
-        resnets = [path for path, module in modules if isinstance(module, ResnetBlock2D)]
-        found = [f"{path}.{part}" for path in resnets for part in ("conv1", "conv2")]
+        found = [path for path in layers(model, ("conv",)) if chosen(path)]
     else:
-        return list(linear_layers(model, *TARGETS[settings.target], settings.blocks))
+        return list(linear_layers(model, TARGETS[settings.target], settings.blocks))
     if not found:
         raise UserError(f"blocks: {settings.blocks!r}: no layer that the target means is there")
     return found

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from fitspace.bases.blocks import layers
 from fitspace.core import rng
 from fitspace.core.errors import UserError
 from fitspace.methods.attachment import Attachment, PartialSettings
@@ -32,12 +33,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 ADAPTER = "default"  # peft's name for an adapter, a part of its parameters' names
-QKV = ("to_q", "to_k", "to_v")
-# Target -> layers of an Attention, layers of a FeedForward.
+# Target -> roles of the layers.
 TARGETS = {
-    "qkv": (QKV, ()),
-    "attention": ((*QKV, "to_out.0"), ()),
-    "attention+ff": ((*QKV, "to_out.0"), ("net.0.proj", "net.2")),
+    "qkv": ("q", "k", "v"),
+    "attention": ("q", "k", "v", "out"),
+    "attention+ff": ("q", "k", "v", "out", "ff_in", "ff_out"),
 }
 
 
@@ -52,27 +52,19 @@ class TargetedSettings(PartialSettings):
 
 
 def linear_layers(
-    model: nn.Module, attention: tuple[str, ...], feed_forward: tuple[str, ...], blocks: str = ALL
+    model: nn.Module, roles: tuple[str, ...], blocks: str = ALL
 ) -> dict[str, nn.Linear]:
-    """Path -> layer, for the named layers of every Attention and every FeedForward in the blocks.
+    """Path -> layer, for the layers in the blocks that have one of the roles.
 
     Raises
     ------
     UserError : there is none.
     """
-    from diffusers.models.attention import FeedForward
-    from diffusers.models.attention_processor import Attention
-
-    layers, chosen = {}, inside(model, blocks)
-    for path, module in model.named_modules():
-        if not chosen(path):
-            continue
-        kinds = ((Attention, attention), (FeedForward, feed_forward))
-        parts = next((parts for kind, parts in kinds if isinstance(module, kind)), ())
-        layers |= {f"{path}.{part}": module.get_submodule(part) for part in parts}
-    if not layers:
+    chosen = inside(model, blocks)
+    found = {path: layer for path, layer in layers(model, roles).items() if chosen(path)}
+    if not found:
         raise UserError(f"blocks: {blocks!r}: no layer to change is there")
-    return layers
+    return found
 
 
 def inject(model: nn.Module, config: PeftConfig, seed: int) -> BaseTuner:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from fitspace.bases.families import FAMILIES, family_of
 from fitspace.core.errors import UserError
 from fitspace.methods.attachment import Attachment, PartialSettings, restoring
 from fitspace.methods.blocks import inside
@@ -43,11 +44,13 @@ class Settings(PartialSettings):
 
 def problems(settings: Settings, family: str) -> list[str]:
     """Why these settings cannot be built on this family of denoisers; empty if they can."""
-    if family == "dit":
+    if FAMILIES[family].final:
         return []
+    able = ", ".join(f"a {f.title}" for f in FAMILIES.values() if f.final)
+    title = FAMILIES[family].title
     return [
-        "vpt: prompts need blocks that take a sequence of any length; between a U-Net's "
-        "transformer blocks are convolutions over an image: allowed on a base of the family 'dit'"
+        "vpt: prompts need blocks that take one sequence of any length, and a last layer to train "
+        f"with them: not on a {title}; allowed on {able}"
     ]
 
 
@@ -117,6 +120,6 @@ def _final_layer(model: nn.Module) -> dict[str, nn.Parameter]:
     """Name -> parameter of the modulation and the projection after the last block."""
     return {
         f"{layer}.{name}": parameter
-        for layer in ("proj_out_1", "proj_out_2")
+        for layer in family_of(model).final
         for name, parameter in model.get_submodule(layer).named_parameters()
     }

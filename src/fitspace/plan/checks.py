@@ -286,6 +286,8 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, models: Models | No
         ]
         problems += _too_short(study, points) + _within_problems(study)
         problems += _given_problems(study) + _one_unit(points)
+        if family is not None:
+            problems += _process_problems(study, points, bases.FAMILIES[family].flows)
         if (runs := len(points) * len(study.tasks) * len(study.seeds)) > MOST_RUNS:
             problems.append(f"seeds: {runs} runs in all; allowed: at most {MOST_RUNS}")
     return problems
@@ -438,6 +440,22 @@ def _one_unit(points: list[Point]) -> list[str]:
     ]
 
 
+def _process_problems(study: Study, points: list[Point], flows: bool) -> list[str]:
+    """Settings of a training that its base's process has no use for."""
+    key = "min_snr_gamma" if flows else "density"
+    process, other = ("flow matching", "diffusion") if flows else ("diffusion", "flow matching")
+    problems = []
+    for i, arm in enumerate(study.arms):
+        own = [p.train.get(key) for p in points if p.arm == arm.title and p.train]
+        problems += [
+            f"arms[{i}].train.{key}: {value!r}: base {study.base!r} is trained by {process}, and "
+            f"this is a setting of {other}; allowed: null"
+            for value in dict.fromkeys(own)
+            if value is not None
+        ]
+    return problems
+
+
 def _too_short(study: Study, points: list[Point]) -> list[str]:
     """Points that end before they reach their learning rate."""
     problems = []
@@ -560,7 +578,7 @@ def task_problems(study: Study) -> list[str]:
         if family and family.by_class:
             problems.append(
                 f"tasks[{i}].dreambooth: base {study.base!r} is told classes, not words; allowed: "
-                "a base with a text encoder (U-Net)"
+                "a base with a text encoder"
             )
         if study.sample.images_per_prompt != 1:
             problems.append(

@@ -6,6 +6,7 @@ any size can therefore be measured on any machine. A multiply-add counts as two 
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 # A step of Stable Diffusion takes one to three seconds to measure.
 CACHE = Path("results/.cache/footprints.json")
 WIDTH = {"fp32": 4, "bf16": 2}  # bytes
-TOKENS = 77  # of CLIP's text encoder, if the base's own is not on this machine
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,12 @@ def measure(
 
 
 def text_tokens(base: str) -> int:
-    """Number of text tokens that a U-Net is conditioned on."""
-    if base in bases.CONFIGS:
-        return TOKENS
-    try:
-        folder = bases.resolve(base)
-    except hub.NotHere:
-        return TOKENS
-    return TOKENS if bases.family(folder).by_class else bases.tokens_of(folder)
+    """Number of text tokens that a base is conditioned on; where the base is not on this machine,
+    that of its family."""
+    if base not in bases.CONFIGS:
+        with contextlib.suppress(hub.NotHere):
+            return bases.text_tokens(bases.resolve(base))
+    return bases.family_by(bases.architecture(base)).tokens
 
 
 @cache
@@ -156,7 +154,7 @@ def _measure(
     attention = _attention_mode()
     with attention, FlopCounterMode(display=False, custom_mapping={backward: _backward}) as flops:
         with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
-            predicted = model(latents, t, **conditions).sample
+            predicted = bases.family_of(model).predict(model, latents, t, conditions)
         forward = flops.get_total_flops()
         if attachment.trainable:
             predicted.backward(torch.empty_like(predicted))
@@ -187,7 +185,7 @@ def _inputs(
             if control.channels:  # pixels
                 side *= 2 ** (len(control.channels) - 1)
                 conditions["given"] = torch.empty(batch, 3, side, side, dtype=dtype)
-        return latents, torch.empty(batch, dtype=torch.long), family.hand(conditions)
+        return latents, torch.empty(batch, dtype=torch.long), conditions
 
 
 class _Kept:
@@ -221,10 +219,9 @@ def _attention_mode() -> torch.overrides.TorchFunctionMode:
 
     class Fused(TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):
-            kwargs = kwargs or {}
-            if function is scaled_dot_product_attention and kwargs.get("attn_mask") is None:
+            if function is scaled_dot_product_attention:  # a mask costs next to nothing
                 return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
-            return function(*args, **kwargs)
+            return function(*args, **(kwargs or {}))
 
     return Fused()
 

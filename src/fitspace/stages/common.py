@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from fitspace.metrics import Kept
 
 FEATURES = RESULTS / ".features"
-SD_SCALING_FACTOR = 0.18215  # diffusers' default, for configurations older than the key
 
 
 def peak_memory_mb() -> float:
@@ -81,14 +80,9 @@ def generated(
         drawn["guidance"],
         description=description,
         given_guidance=drawn.get("given_guidance", 1.0),
-        start=None if start is None else start * scaling(base),
+        start=start,
         noised=drawn.get("noised", 1.0),
     )
-
-
-def scaling(base: Path) -> float:
-    """The factor that a resolved pipeline's latents are multiplied by."""
-    return bases.config(base, "vae").get("scaling_factor", SD_SCALING_FACTOR)
 
 
 def fit_task(model, run: Run, task, base: Path) -> None:

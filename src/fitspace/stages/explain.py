@@ -16,7 +16,6 @@ from fitspace.stages.common import (
     fit_task,
     rehashed,
     say_diverged,
-    scaling,
     seconds_since,
 )
 from fitspace.stages.sidecars import load_sidecar, now, write_sidecar
@@ -89,15 +88,18 @@ def explained(study: Study, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     base = bases.resolve(study.base)
     task, process = load(run.prepare, base, run.task.scale), bases.load_process(base)
     model = bases.load_denoiser(base).to(devices.device())
-    by_class = bases.family_of(model).by_class
-    probe = probe_of(task, by_class, study.explain.images)
+    family = bases.family_of(model)
+    probe = probe_of(task, family.by_class, study.explain.images)
     # The same noise for all points and seeds: only what a run was taught differs.
     shape, stream = tuple(probe.latents.shape), f"explain/{run.prepare.key}"
     noise = initial_noise(0, shape[0], shape[1:], stream)
     steps = [min(int(share * process.steps + 0.5), process.steps - 1)
              for share in study.explain.times]  # fmt: skip
+    scaling, shift = bases.scaling_of(bases.config(base, "vae"))
     captions = read_manifest(run.prepare)["captions"]
-    words, tokens = ("", []) if by_class else taught_tokens(base, task, captions, probe)
+    words, tokens = ("", [])
+    if family.maps:
+        words, tokens = taught_tokens(base, task, captions, probe)
 
     def asked(model) -> tuple[Moved, Attention]:
         attention = Attention(model, tokens, picture.MOST)
@@ -105,7 +107,7 @@ def explained(study: Study, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
             moved = measure(
                 model,
                 process,
-                probe.latents * scaling(base),
+                (probe.latents - shift) * scaling,
                 noise,
                 steps,
                 lambda image: task.told(list(probe.rows[image])),

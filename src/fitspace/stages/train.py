@@ -22,7 +22,6 @@ from fitspace.stages.common import (
     peak_memory_mb,
     rehashed,
     say_diverged,
-    scaling,
 )
 from fitspace.stages.sidecars import now, write_sidecar
 from fitspace.study import Study
@@ -84,16 +83,18 @@ def train(
             own, each.point.train, each.seed, _checkpoint(each), on_loss, attachment.rates
         )
 
+    scaling, shift = bases.scaling_of(bases.config(base, "vae"))
     with ExitStack() as curves:
         results = training.fit_members(
             model,
             [member(each) for each in runs],
             task,
             bases.load_process(base),
-            scaling(base),
+            scaling,
             description=f"train {run.train.folder.name}",
             dropouts=attachment.dropouts,
             folded=len(runs) > 1,
+            shift=shift,
         )
     facts = {
         "trainable": count(attachment.trainable.values()),

@@ -323,7 +323,7 @@ class Task(_InKeys):
 class TrainSettings(_InKeys):
     """How one adapter is trained. Everything here is part of the run's key."""
 
-    LATER = ("checkpoints", "given_dropout")
+    LATER = ("checkpoints", "density", "given_dropout")
 
     steps: int = Field(ge=1, le=10_000_000, description="Optimizer steps.")
     batch_size: int = Field(ge=1, le=65_536, description="Examples per step.")
@@ -351,6 +351,11 @@ class TrainSettings(_InKeys):
     )
     min_snr_gamma: float | None = Field(
         None, gt=0, description="Min-SNR loss weighting (2303.09556); null weighs steps equally."
+    )
+    density: Literal["uniform", "logit_normal", "mode"] | None = Field(
+        None,
+        description="Density of the time steps with a base of flow matching (2403.03206, section "
+        "3.1); null: logit_normal. Diffusion draws uniform ones.",
     )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Of the forward pass; trainables stay in fp32."
@@ -391,7 +396,9 @@ class SampleSettings(_InKeys):
         description="Held-out captions to sample; with dreambooth images of each "
         "kind: the subject, the subject elsewhere, its class.",
     )
-    steps: int = Field(20, ge=1, le=1000, description="DPM-Solver++ steps.")
+    steps: int = Field(
+        20, ge=1, le=1000, description="Solver steps: of DPM-Solver++, of Euler for flow matching."
+    )
     guidance: float = Field(3.0, ge=1, description="Guidance scale; 1 turns guidance off.")
     images_per_prompt: int = Field(
         1,

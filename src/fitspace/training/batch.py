@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fitspace.bases.family import Conditions
-from fitspace.bases.process import Diffusion
+from fitspace.bases.process import Process
 from fitspace.core import rng
 from fitspace.data.prepared import PreparedTask
 
@@ -45,25 +45,27 @@ class Batch:
         own = {n: change(value) for n, value in vars(self).items() if n != "conditions"}
         return Batch(conditions=conditions, **own)
 
-    def losses(self, process: Diffusion, predicted: torch.Tensor) -> torch.Tensor:
+    def losses(self, process: Process, predicted: torch.Tensor) -> torch.Tensor:
         """Loss of each example, shape (n,)."""
         return process.losses(predicted, self.clean, self.noise, self.noisy, self.t, self.weight)
 
 
 def make_batch(
     task: PreparedTask,
-    process: Diffusion,
+    process: Process,
     scaling: float,
     settings: dict[str, Any],
     seed: int,
     step: int,
+    shift: float = 0.0,
 ) -> Batch:
     """Draw one step's batch: the same for every point of a seed.
 
     If a denoiser is told of images that the task gives, they are among the conditions. If the task
     has class images, as many of them follow. ``weight`` is set so that the mean over
     the batch equals the mean of the task's examples plus ``prior_weight`` times the mean of the
-    class images (2208.12242, section 3.3).
+    class images (2208.12242, section 3.3). A denoiser's latents are ``scaling`` times the latents
+    less their ``shift``.
     """
     chosen, captions, times, resample, noise, mirrored, without = [], [], [], [], [], [], []
     size, shape = settings["batch_size"], task.mean.shape[1:]
@@ -76,7 +78,7 @@ def make_batch(
         dropped = draw.random() < settings["caption_dropout"]
         chosen.append(example)
         captions.append(0 if dropped else int(task.captions[example]))
-        times.append(process.draw_time(draw))
+        times.append(process.draw_time(draw, settings.get("density")))
         resample.append(draw.standard_normal(shape, dtype=np.float32))
         noise.append(draw.standard_normal(shape, dtype=np.float32))
         # Drawn last: nothing else depends on them.
@@ -86,7 +88,7 @@ def make_batch(
     epsilon = torch.from_numpy(np.stack(noise))
     mean, std = task.latents(chosen, mirrored)
     latents = mean + std * torch.from_numpy(np.stack(resample))
-    latents = latents * scaling
+    latents = (latents - shift) * scaling
     weight = process.weights(t, settings["min_snr_gamma"])
     if task.prior:
         weight = weight * torch.tensor([2.0] * size + [2.0 * task.prior_weight] * size)

@@ -15,7 +15,7 @@ import torch
 from tqdm import trange
 
 from fitspace.bases import family_of
-from fitspace.bases.process import Diffusion
+from fitspace.bases.process import Process
 from fitspace.core import rng
 from fitspace.core.errors import UserError
 from fitspace.core.memory import fewer_at_once
@@ -35,7 +35,7 @@ def fit(
     model: torch.nn.Module,
     trainable: dict[str, torch.nn.Parameter],
     task: PreparedTask,
-    process: Diffusion,
+    process: Process,
     scaling: float,
     settings: dict[str, Any],
     seed: int,
@@ -78,19 +78,20 @@ def fit_members(
     model: torch.nn.Module,
     members: Sequence[Member],
     task: PreparedTask,
-    process: Diffusion,
+    process: Process,
     scaling: float,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     description: str = "training",
     on_step: Callable[[int], None] | None = None,
     dropouts: Sequence[torch.nn.Module] = (),
     folded: bool = False,
+    shift: float = 0.0,
 ) -> list[Fit]:
     """Train one run, or the members of a fold in one batch; see :func:`fit`.
 
     In a fold ``model`` is evaluated with each member's own leaves in place of its parameters; all
     other parameters are shared. A member whose loss is not finite leaves the fold; the others
-    continue.
+    continue. ``scaling`` and ``shift`` are those of :func:`make_batch`.
 
     Raises
     ------
@@ -112,7 +113,8 @@ def fit_members(
                       desc=description, disable=None)  # fmt: skip
     for step in progress:
         batches = [
-            make_batch(task, process, scaling, m.settings, m.seed, step).to(device) for m in active
+            make_batch(task, process, scaling, m.settings, m.seed, step, shift).to(device)
+            for m in active
         ]
         if dropouts:  # the only numbers that torch itself draws
             seed = members[0].seed
@@ -164,11 +166,11 @@ def fit_members(
 
 def _backward(model, process, batch: Batch, at_once: int, half: bool) -> float:
     """The batch's mean loss; accumulates its gradient over parts of ``at_once`` examples."""
-    total, hand = 0.0, family_of(model).hand
+    total, predict = 0.0, family_of(model).predict
     for first in range(0, len(batch), at_once):
         part = batch[first : first + at_once]
         with torch.autocast(part.t.device.type, dtype=torch.bfloat16, enabled=half):
-            predicted = model(part.noisy, part.t, **hand(part.conditions)).sample
+            predicted = predict(model, part.noisy, part.t, part.conditions)
         loss = _loss(process, predicted, part, len(batch))
         total += loss.item()
         loss.backward()
@@ -183,7 +185,7 @@ def _loss(process, predicted: torch.Tensor, part: Batch, size: int) -> torch.Ten
 
 def _backward_folded(
     model,
-    process: Diffusion,
+    process: Process,
     members: Sequence[Member],
     batches: Sequence[Batch],
     runs_at_once: int,
@@ -196,10 +198,13 @@ def _backward_folded(
     with the members' own weights into batched products and grouped convolutions.
     """
 
-    hand = family_of(model).hand
+    family = family_of(model)
 
     def predict(own, noisy, t, conditions) -> torch.Tensor:
-        return torch.func.functional_call(model, own, (noisy, t), hand(conditions)).sample
+        def call(noisy, **told):
+            return torch.func.functional_call(model, own, (noisy,), told)
+
+        return family.predict(call, noisy, t, conditions)
 
     if len(members) > runs_at_once:
         return [

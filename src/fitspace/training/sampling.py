@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fitspace.bases import family_of
+from fitspace.bases import family_of, scaling_of
 from fitspace.bases.family import Conditions, picked
-from fitspace.bases.process import Diffusion
+from fitspace.bases.process import Process
 from fitspace.core import devices
 from fitspace.core.errors import UserError
 from fitspace.core.memory import fewer_at_once
@@ -28,7 +28,7 @@ BATCH = 32
 def generate(
     model: torch.nn.Module,
     vae: torch.nn.Module,
-    process: Diffusion,
+    process: Process,
     conditions: Conditions,
     unconditional: Conditions,
     noise: torch.Tensor,
@@ -39,7 +39,7 @@ def generate(
     start: torch.Tensor | None = None,
     noised: float = 1.0,
 ) -> np.ndarray:
-    """Sample by DPM-Solver++ (2M) with classifier-free guidance; uint8 (n, h, w, 3).
+    """Sample by the process's solver with classifier-free guidance; uint8 (n, h, w, 3).
 
     With the scales s and g of guidance and of the given image's guidance, a prediction is
     ``e(0, 0) + g (e(0, given) - e(0, 0)) + s (e(text, given) - e(0, given))`` (2211.09800, eq. 3).
@@ -51,28 +51,32 @@ def generate(
     unconditional : the same for the empty caption or for no class, first axis 1; what it lacks,
         such as a given image, is the same without a caption.
     noise : starting noise, shape (n, c, h, w).
-    start, noised : latents, scaled, as ``noise``: instead of from noise alone sampling starts from
-        these, noised as they are when this share of the steps is left (2108.01073).
+    start, noised : latents of the autoencoder, shaped as ``noise``: sampling starts from these
+        instead of from noise alone, noised as they are when this share of the steps is left
+        (2108.01073).
 
     Raises
     ------
     NotFinite : some values of the images are not finite.
     UserError : device memory too small for one image.
     """
-    hand = family_of(model).hand
+    predict = family_of(model).predict
+    scaling, shift = scaling_of(vae.config)
 
     def denoise(x: torch.Tensor, t: torch.Tensor, told: Conditions) -> torch.Tensor:
-        return model(x, t.expand(len(x)), **hand(told)).sample[:, : noise.shape[1]]
+        return predict(model, x, t.expand(len(x)), told)[:, : noise.shape[1]]
 
     def draw(rows: slice) -> torch.Tensor:
         solver = process.solver(steps, device)
-        x = noise[rows].to(device) * solver.init_noise_sigma
+        # A flow starts from the noise itself, and its solver names no scale.
+        x = noise[rows].to(device) * getattr(solver, "init_noise_sigma", 1.0)
         times = solver.timesteps
         if start is not None:
             first = skipped(steps, noised)
             solver.set_begin_index(first)
             times = times[first:]
-            x = solver.add_noise(start[rows].to(device), noise[rows].to(device), times[:1])
+            begun = (start[rows].to(device) - shift) * scaling
+            x = solver.add_noise(begun, noise[rows].to(device), times[:1])
         told = {name: v.to(device) for name, v in picked(conditions, rows).items()}
         if guidance > 1 or given_guidance > 1:
             none = {
@@ -97,7 +101,7 @@ def generate(
             progress.update(len(x))
         # Large images a few at a time: decoding takes more memory than denoising.
         side = 2 ** (len(vae.config.block_out_channels) - 1) * noise.shape[-1]
-        parts = (x / vae.config.scaling_factor).split(devices.images_at_once(BATCH, side))
+        parts = (x / scaling + shift).split(devices.images_at_once(BATCH, side))
         return torch.cat([vae.decode(part).sample for part in parts])
 
     device = next(model.parameters()).device

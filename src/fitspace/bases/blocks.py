@@ -1,0 +1,277 @@
+"""The blocks of denoisers: where the positions of 2303.18181 are, and which layers have which role.
+
+One `Block` for each class of blocks, or form of a class. It says which positions such a block has,
+and where a hook reads or changes the tensor there. diffusers' blocks give no access to the stream
+between their branches, so a position is the input or output of a part of the block:
+
+- an adapter only adds to the stream, and addition commutes: adding to what a branch adds to the
+  stream is adding to the stream after the branch;
+- the stream itself is read as the argument of the norm that follows;
+- where a block multiplies a branch's output by a gate before adding it, the gate is one of the
+  values that a norm returns, and can be moved to the branch's output.
+
+No torch here, because settings are checked without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor that a part of a block is given or returns.
+
+    Attributes
+    ----------
+    part : path of the part; "" is the block itself.
+    side : ``input`` or ``output``.
+    at : its number among the inputs or outputs; None: the only output.
+    name : of an input that may be given by its name.
+    """
+
+    part: str
+    side: str
+    at: int | None = None
+    name: str = "hidden_states"
+
+
+def given(part: str, at: int = 0, name: str = "hidden_states") -> Place:
+    """An input of a part of a block."""
+    return Place(part, "input", at, name)
+
+
+def returned(part: str, at: int | None = None) -> Place:
+    """An output of a part of a block."""
+    return Place(part, "output", at)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A class of blocks, or a form of it.
+
+    Attributes
+    ----------
+    kind : the class of diffusers.
+    orders : what has a row at a position -> the positions that can be added to each other, in the
+        order in which a block computes them.
+    read, write : position -> where its tensor is read, and where is added to it.
+    again : position -> where the same is added once more: a branch reads the stream there and
+        returns what is added to it.
+    before : position -> the places whose sum is the stream in front of the branch at whose output
+        is added to it; only there an adapter from a position to itself needs the sum.
+    gates : branch -> which of the values that ``norm1`` returns is its gate.
+    table : branch -> which row of the block's ``scale_shift_table``, and of the time's embedding,
+        which are added, is its gate. Nobody adds to the output of such a branch.
+    width_at : position -> linear layer whose inputs are as wide as the position's tensor; at all
+        others it is as wide as the outputs of ``ff``.
+    stream : where the block returns its image's stream.
+    norms : norm without parameters -> the layer that gives its shift and scale, and at which parts
+        of that layer's output they are, in pairs (shift, scale).
+    has : attribute of a block -> whether it is there, to tell forms of a class apart.
+    """
+
+    kind: str
+    orders: dict[str, tuple[str, ...]]
+    read: dict[str, Place]
+    write: dict[str, Place]
+    again: dict[str, Place] = field(default_factory=dict)
+    before: dict[str, tuple[Place, ...]] = field(default_factory=dict)
+    gates: dict[str, int] = field(default_factory=dict)
+    table: dict[str, int] = field(default_factory=dict)
+    width_at: dict[str, str] = field(default_factory=dict)
+    stream: Place = Place("", "output")
+    norms: dict[str, tuple[str, tuple[tuple[int, int], ...]]] = field(default_factory=dict)
+    has: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def positions(self) -> list[str]:
+        return [position for order in self.orders.values() for position in order]
+
+    @property
+    def transformer(self) -> bool:
+        """Whether it is a transformer block, with a stream of tokens."""
+        return "Trans_out" in self.positions
+
+    def fits(self, module: nn.Module) -> bool:
+        """Whether a module is such a block."""
+        return any(c.__name__ == self.kind for c in type(module).__mro__) and all(
+            (getattr(module, name, None) is not None) == there for name, there in self.has.items()
+        )
+
+    def width(self, module: nn.Module, position: str) -> int:
+        """Width of the tokens at a position of a transformer block."""
+        if position in self.width_at:
+            return module.get_submodule(self.width_at[position]).in_features
+        return module.get_submodule("ff.net.2").out_features
+
+
+_STREAM = {
+    "SA_in": given(""),
+    "SA_out": returned("attn1"),
+    "FFN_in": given("norm3"),
+    "FFN_out": returned("ff"),
+    "Trans_out": returned(""),
+}
+# h = attn1(norm1(h)) + h, then h = attn2(norm2(h), c) + h, then h = ff(norm3(h)) + h.
+CROSS = Block(
+    kind="BasicTransformerBlock",
+    orders={
+        "pixel token of a transformer block": (
+            "SA_in", "SA_out", "CA_in", "CA_out", "FFN_in", "FFN_out", "Trans_out",
+        ),
+        "text token": ("CA_c",),
+    },
+    read=_STREAM
+    | {
+        "CA_in": given("norm2"),
+        "CA_out": returned("attn2"),
+        "CA_c": given("attn2", 1, "encoder_hidden_states"),
+    },
+    write={
+        "SA_in": given(""),
+        "CA_in": returned("attn1"),
+        "FFN_in": returned("attn2"),
+        "Trans_out": returned(""),
+        "CA_c": given("attn2", 1, "encoder_hidden_states"),
+    },
+    before={"CA_in": (given(""),), "FFN_in": (given("norm2"),)},
+    width_at={"CA_c": "attn2.to_k"},
+    has={"attn2": True},
+)  # fmt: skip
+# As DiT's: h = gate·attn1(...) + h, then h = gate·ff(...) + h, with gates that norm1 returns.
+ADALN_ZERO = Block(
+    kind="BasicTransformerBlock",
+    orders={
+        "patch token of a transformer block": (
+            "SA_in", "SA_out", "FFN_in", "FFN_out", "Trans_out",
+        ),
+    },
+    read=_STREAM,
+    write={
+        "SA_in": given(""),
+        "FFN_in": returned("attn1"),
+        "Trans_out": returned(""),
+    },
+    before={"FFN_in": (given(""),)},
+    gates={"attn1": 1, "ff": 4},
+    norms={"norm1.norm": ("norm1.linear", ((0, 1),)), "norm3": ("norm1.linear", ((3, 4),))},
+    has={"attn2": False},
+)  # fmt: skip
+# As PixArt's: h = gate·attn1(...) + h, then h = attn2(h, c) + h without a norm before, then
+# h = gate·ff(norm2(h)·...) + h, with gates from a table.
+ADALN_SINGLE = Block(
+    kind="BasicTransformerBlock",
+    orders={
+        "patch token of a transformer block": (
+            "SA_in", "SA_out", "CA_in", "CA_out", "FFN_in", "FFN_out", "Trans_out",
+        ),
+        "text token": ("CA_c",),
+    },
+    read=CROSS.read | {"CA_in": given("attn2"), "FFN_in": given("norm2")},
+    write=CROSS.write | {"CA_in": given("attn2")},
+    again={"CA_in": returned("attn2")},
+    before={"FFN_in": (given("attn2"),)},
+    table={"attn1": 2, "ff": 5},
+    width_at=CROSS.width_at,
+    has={"attn2": True, "scale_shift_table": True},
+)  # fmt: skip
+RESNET = Block(
+    kind="ResnetBlock2D",
+    orders={"pixel of a ResNet block": ("Res_in", "Res_out")},
+    read={"Res_in": given(""), "Res_out": returned("")},
+    write={"Res_in": given(""), "Res_out": returned("")},
+)
+
+
+def _joint(second: bool, last: bool) -> Block:
+    """A block of two streams, image and text, which attend to all tokens together (2403.03206).
+
+    ``h = gate·attn(h, c)[0] + h``, then ``h = gate·ff(...) + h``; the text stream c alike, and in
+    the last block it ends with the attention. Where there is a ``second`` attention, of the image
+    to itself, it follows the first: SA_out is what the first adds.
+    """
+    text = "norm1_context.linear"
+    # The last block's text norm gives scale and shift, in this order.
+    norms = {"norm1_context.norm": (text, ((1, 0),) if last else ((0, 1),))}
+    norms |= {} if last else {"norm2_context": (text, ((3, 4),))}
+    both = ((0, 1), (6, 7)) if second else ((0, 1),)
+    end = returned("attn2") if second else returned("attn", 0)
+    return Block(
+        kind="JointTransformerBlock",
+        orders={
+            "image token of a joint block": ("SA_in", "SA_out", "FFN_in", "FFN_out", "Trans_out"),
+            "text token": ("CA_c",),
+        },
+        read={
+            "SA_in": given(""),
+            "SA_out": returned("attn", 0),
+            "FFN_in": given("norm2"),
+            "FFN_out": returned("ff"),
+            "Trans_out": returned("", 1),
+            "CA_c": given("", 1, "encoder_hidden_states"),
+        },
+        write={
+            "SA_in": given(""),
+            "FFN_in": end,
+            "Trans_out": returned("", 1),
+            "CA_c": given("", 1, "encoder_hidden_states"),
+        },
+        before={"FFN_in": (given(""), *((returned("attn", 0),) if second else ()))},
+        gates={"attn": 1, "ff": 4} | ({"attn2": 6} if second else {}),
+        stream=returned("", 1),
+        norms={"norm1.norm": ("norm1.linear", both), "norm2": ("norm1.linear", ((3, 4),)), **norms},
+        has={"attn2": second, "ff_context": not last},
+    )
+
+
+JOINT = tuple(_joint(second, last) for second in (False, True) for last in (False, True))
+
+# Role -> the layers that have it, by the class of the module that they are in.
+LAYERS = {
+    "Attention": {
+        "q": ("to_q", "add_q_proj"),
+        "k": ("to_k", "add_k_proj"),
+        "v": ("to_v", "add_v_proj"),
+        "out": ("to_out.0", "to_add_out"),
+    },
+    "FeedForward": {"ff_in": ("net.0.proj",), "ff_out": ("net.2",)},
+    "ResnetBlock2D": {"conv": ("conv1", "conv2")},
+}
+# Projections that read the same tensor; in cross-attention q reads another.
+PROJECTIONS = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
+
+
+def layers(model: nn.Module, roles: tuple[str, ...]) -> dict[str, nn.Module]:
+    """Path -> layer, for every layer of a model that has one of the roles.
+
+    Roles are those of `LAYERS`, and ``text_k`` and ``text_v``: keys and values of the text.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        kinds = (LAYERS[c.__name__] for c in type(module).__mro__ if c.__name__ in LAYERS)
+        own = next(kinds, {})
+        if "k" in own:  # of the text, alone or beside those of the image
+            text = ("to_k", "to_v") if module.is_cross_attention else PROJECTIONS[1][1:]
+            own = own | dict(zip(("text_k", "text_v"), zip(text), strict=True))
+        for part in (part for role in roles for part in own.get(role, ())):
+            layer = _within(module, part)
+            if layer is not None:
+                found[f"{path}.{part}"] = layer
+    return found
+
+
+def _within(module: nn.Module, path: str) -> nn.Module | None:
+    """A layer of a module; None where it has none, or one that leads nowhere: in the last block of
+    two streams nobody reads what the text's queries find."""
+    if path == "add_q_proj" and module.to_add_out is None:
+        return None
+    for name in path.split("."):
+        module = getattr(module, name, None)
+        if module is None:
+            return None
+    return module

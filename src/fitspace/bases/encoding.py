@@ -1,0 +1,53 @@
+"""Captions as a pipeline's own ``encode_prompt`` tells them to its denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fitspace.core.errors import UserError
+from fitspace.core.files import read_json
+
+if TYPE_CHECKING:
+    from fitspace.bases.family import Conditions
+
+
+def prompted(
+    pipeline: Any,
+    captions: Sequence[str],
+    device: Any,
+    returned: dict[str, tuple[int, int]],
+    **others: Any,
+) -> Conditions:
+    """What ``encode_prompt`` says of captions.
+
+    Parameters
+    ----------
+    returned : condition -> where it is among the values returned, and where what the pipeline
+        guides away from is. The empty caption is told the latter, in training too.
+    others : further arguments.
+    """
+    import torch
+
+    with torch.no_grad():
+        found = pipeline.encode_prompt(
+            list(captions), device=device, do_classifier_free_guidance=True, **others
+        )
+    empty = torch.tensor([caption == "" for caption in captions], device=device)
+    told = {}
+    for name, (caption, nothing) in returned.items():
+        given, without = found[caption], found[nothing]
+        rows = empty.reshape(-1, *[1] * (given.ndim - 1))
+        told[name] = torch.where(rows, without, given).cpu()
+    return told
+
+
+def tokens_kept(folder: Path, tokenizer: str) -> int:
+    """How many tokens a tokenizer keeps, as its configuration says. Raises UserError if it says
+    none."""
+    path = folder / tokenizer / "tokenizer_config.json"
+    limit = read_json(path, finite=False).get("model_max_length")
+    if not isinstance(limit, int) or limit < 1:
+        raise UserError(f"{path}: model_max_length: {limit!r}; allowed: a number of tokens")
+    return limit

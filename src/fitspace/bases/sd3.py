@@ -1,0 +1,79 @@
+"""Stable Diffusion 3 and 3.5: two streams that attend together, flow matching (2403.03206)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fitspace.bases.blocks import JOINT
+from fitspace.bases.encoding import prompted, tokens_kept
+from fitspace.bases.family import Conditions, Family
+
+if TYPE_CHECKING:
+    import torch
+
+T5_TOKENS = 256  # that the pipeline's `encode_prompt` keeps by default
+CLIP_TOKENS = 77
+
+
+def _hand(conditions: Conditions) -> dict[str, torch.Tensor]:
+    return {
+        "encoder_hidden_states": conditions["embeddings"],
+        "pooled_projections": conditions["pooled"],
+    }
+
+
+def _blank(config: Any, images: int, tokens: int, dtype: torch.dtype) -> Conditions:
+    import torch
+
+    return {
+        "embeddings": torch.empty(images, tokens, config.joint_attention_dim, dtype=dtype),
+        "pooled": torch.empty(images, config.pooled_projection_dim, dtype=dtype),
+    }
+
+
+def _encode(pipeline: Any, captions: Sequence[str], device: Any, side: int) -> Conditions:
+    """Both CLIPs' second last states side by side, padded to T5's width, then T5's; and both
+    CLIPs' pooled states."""
+    returned = {"embeddings": (0, 1), "pooled": (2, 3)}
+    return prompted(pipeline, captions, device, returned, prompt_2=None, prompt_3=None)
+
+
+def _readers(folder: Path) -> dict[str, int]:
+    # Both CLIPs keep as many tokens as the first one's tokenizer says.
+    own = tokens_kept(folder, "tokenizer")
+    third = {"tokenizer_3": T5_TOKENS} if (folder / "tokenizer_3").is_dir() else {}
+    return {"tokenizer": own, "tokenizer_2": own} | third
+
+
+def _problems(config: dict[str, Any]) -> list[str]:
+    return [
+        f"{key}: {config.get(key)!r}; allowed: a whole number"
+        for key in ("joint_attention_dim", "pooled_projection_dim", "patch_size")
+        if not isinstance(config.get(key), int)
+    ]
+
+
+SD3 = Family(
+    name="sd3",
+    title="Stable Diffusion 3",
+    component="transformer",
+    kind="SD3Transformer2DModel",
+    needs=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+    # Without T5, which takes most memory, the pipeline tells zeros in its place.
+    optional=("text_encoder_3", "tokenizer_3"),
+    told={"embeddings": "F16 n tokens dim", "pooled": "F16 n pooled"},
+    hand=_hand,
+    blank=_blank,
+    sizes={"dim": "joint_attention_dim", "pooled": "pooled_projection_dim"},
+    blocks=JOINT,
+    flows=True,
+    shifted=True,
+    tokens=CLIP_TOKENS + T5_TOKENS,
+    pipeline="StableDiffusion3Pipeline",
+    encode=_encode,
+    tokens_in=lambda folder: tokens_kept(folder, "tokenizer") + T5_TOKENS,
+    readers=_readers,
+    problems=_problems,
+)

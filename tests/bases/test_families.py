@@ -1,0 +1,373 @@
+"""Every family's tiny pipeline: found, told, sampled as its own pipeline does; positions, costs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pipelines
+import pytest
+import torch
+
+from fitspace import bases, methods
+from fitspace.core import rng
+from fitspace.core.errors import UserError
+from fitspace.core.imports import import_torchvision
+from fitspace.plan import counting, footprint
+from fitspace.training import sampling
+
+import_torchvision()
+import diffusers  # noqa: E402
+
+BUILT = {"sd3": pipelines.sd3, "sdxl": pipelines.sdxl, "pixart": pipelines.pixart}
+# One family always: it has all that others have.
+FAMILIES = [n if n == "sd3" else pytest.param(n, marks=pytest.mark.slow) for n in BUILT]
+# PixArt's pipeline by itself cleans captions of HTML and resizes to one of its trained sizes.
+CALLED = {"PixArtSigmaPipeline": {"clean_caption": False, "use_resolution_binning": False}}
+CAPTIONS, STEPS, GUIDANCE = ["red apple", "a green tree"], 3, 3.0
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    """A family's name and its pipeline's folder."""
+    return request.param, BUILT[request.param](tmp_path_factory.mktemp("families") / request.param)
+
+
+@pytest.fixture(scope="module")
+def pipeline(family):
+    found = diffusers.DiffusionPipeline.from_pretrained(family[1], local_files_only=True)
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+def noise(folder):
+    config = bases.config(folder, bases.denoiser(folder))
+    side = config["sample_size"]
+    return rng.initial_noise(0, len(CAPTIONS), (config["in_channels"], side, side))
+
+
+def drawn_by(pipeline, folder):
+    """What the family's own pipeline draws from the same noise; its solver is the process's."""
+    side = bases.image_size(folder)
+    process = bases.load_process(folder)
+    solver = type(process.solver(STEPS, "cpu")).from_config(pipeline.scheduler.config)
+    theirs = type(pipeline)(**pipeline.components | {"scheduler": solver})
+    theirs.set_progress_bar_config(disable=True)
+    images = theirs(
+        CAPTIONS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, latents=noise(folder),
+        height=side, width=side, output_type="np", **CALLED.get(type(pipeline).__name__, {}),
+    ).images  # fmt: skip
+    return (images * 255).round().astype(np.uint8)
+
+
+def drawn_by_us(model, folder):
+    told = bases.load_teller(folder)(["", *CAPTIONS])
+    vae, process = bases.load_vae(folder), bases.load_process(folder)
+    with_text, without = bases.picked(told, slice(1, None)), bases.picked(told, slice(1))
+    given = (model, vae, process, with_text, without, noise(folder), STEPS, GUIDANCE)
+    return sampling.generate(*given)
+
+
+def test_it_is_found_and_sound(family, tmp_path, monkeypatch):
+    name, folder = family
+    monkeypatch.chdir(tmp_path)
+    assert bases.resolve(folder) == folder
+    assert bases.family(folder).name == name
+    assert bases.problems(folder, STEPS) == []
+    denoiser = bases.load_denoiser(folder)
+    assert bases.family_of(denoiser).name == name and bases.scale(denoiser) == 1
+
+
+def test_conditions_are_the_pipelines_own(family, pipeline):
+    _, folder = family
+    told = bases.load_teller(folder)(["", *CAPTIONS])
+    assert told.keys() == bases.family(folder).told.keys()
+    if family[0] == "pixart":
+        own = pipeline.encode_prompt(CAPTIONS)
+        wanted = {"embeddings": (own[2][:1], own[0]), "mask": (own[3][:1], own[1])}
+    else:
+        third = (None, None) if family[0] == "sd3" else ()
+        own = pipeline.encode_prompt(CAPTIONS, *third)
+        wanted = {"embeddings": (own[1][:1], own[0]), "pooled": (own[3][:1], own[2])}
+    for key, (empty, captions) in wanted.items():
+        torch.testing.assert_close(told[key], torch.cat([empty, captions]), rtol=0, atol=1e-4)
+    assert len(told["embeddings"][0]) == bases.text_tokens(folder)
+
+
+def test_samples_are_the_pipelines_own_to_one_grey_level(family, pipeline):
+    _, folder = family
+    ours = drawn_by_us(bases.load_denoiser(folder), folder)
+    apart = np.abs(ours.astype(int) - drawn_by(pipeline, folder))
+    assert ours.shape == apart.shape and ours.std() > 1
+    assert apart.max() <= 1
+
+
+def test_an_adapter_works_in_the_plain_pipeline(family, pipeline, tmp_path):
+    import fitspace
+
+    _, folder = family
+    model = bases.load_denoiser(folder)
+    attached = methods.attach(model, "adapter", {"input": "SA_in", "output": "FFN_in"}, 0)
+    with torch.no_grad():
+        for i, parameter in enumerate(attached.trainable.values()):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
+    methods.save(attached, tmp_path / "adapter.safetensors", {})
+    before = drawn_by(pipeline, folder)
+    theirs = fitspace.load_adapter(pipeline, tmp_path / "adapter.safetensors")
+    found = drawn_by(pipeline, folder)
+    apart = np.abs(drawn_by_us(model, folder).astype(int) - found)
+    assert apart.max() <= 1 and (found != before).any()
+    theirs.remove()
+    assert np.array_equal(drawn_by(pipeline, folder), before)
+    exported = methods.attach(bases.load_denoiser(folder), "lora", {"rank": 2}, 0)
+    with torch.no_grad():
+        for parameter in exported.trainable.values():
+            parameter.add_(0.5)
+    methods.save(exported, tmp_path / "lora" / "adapter.safetensors", {})
+    from fitspace.methods.export import export
+
+    export(tmp_path / "lora", tmp_path / "out")
+    wanted = drawn_by_us(exported.model, folder)
+    if hasattr(pipeline, "load_lora_weights"):
+        pipeline.load_lora_weights(tmp_path / "out")
+    else:
+        getattr(pipeline, bases.denoiser(folder)).load_lora_adapter(tmp_path / "out")
+    apart = np.abs(drawn_by(pipeline, folder).astype(int) - wanted)
+    assert apart.max() <= 1 and (wanted != before).any()
+
+
+def edited(folder, out, file, **changes):
+    shutil.copytree(folder, out)
+    path = out / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return out
+
+
+SD3_EDITS = {
+    "diffusion": (
+        "scheduler/scheduler_config.json", {"_class_name": "DDPMScheduler"},
+        "DDPMScheduler; allowed: FlowMatchEulerDiscreteScheduler",
+    ),
+    "random solver": (
+        "scheduler/scheduler_config.json", {"stochastic_sampling": True},
+        "stochastic_sampling: true; allowed: false",
+    ),
+    "no shift": ("vae/config.json", {"shift_factor": None}, "shift_factor: None; allowed: a num"),
+    "no text encoder": ("model_index.json", {"text_encoder_2": [None, None]}, "no text_encoder_2"),
+    "a stranger": (
+        "model_index.json", {"text_encoder_4": ["transformers", "T5EncoderModel"]},
+        "text_encoder_4: T5EncoderModel; allowed: a pipeline without it",
+    ),
+    "no limit": (
+        "tokenizer/tokenizer_config.json", {"model_max_length": None},
+        "model_max_length: None; allowed: a number of tokens",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sd3(tmp_path_factory):
+    return pipelines.sd3(tmp_path_factory.mktemp("families") / "own")
+
+
+@pytest.mark.parametrize("file, changes, problem", SD3_EDITS.values(), ids=SD3_EDITS)
+def test_what_a_pipeline_cannot_be_is_refused_by_its_key(sd3, tmp_path, file, changes, problem):
+    folder = edited(sd3, tmp_path / "base", file, **changes)
+    with pytest.raises(UserError, match=problem):
+        bases.resolve(folder)
+
+
+def test_sd3_without_t5_is_told_zeros_in_its_place(sd3, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    none = {name: [None, None] for name in ("text_encoder_3", "tokenizer_3")}
+    folder = edited(sd3, tmp_path / "base", "model_index.json", **none)
+    for name in none:
+        shutil.rmtree(folder / name)
+    assert bases.problems(bases.resolve(folder), STEPS) == []
+    told = bases.load_teller(folder)(["red apple"])["embeddings"]
+    assert (told[:, pipelines.TOKENS :] == 0).all() and told[:, : pipelines.TOKENS].any()
+
+
+def test_captions_that_a_text_encoder_cuts_are_noted(sd3):
+    first, second = bases.cut_captions(sd3, ["red apple house tree"])
+    assert "cut to the 6 tokens that the text encoder reads" in first
+    assert "the text encoder 2 reads" in second
+
+
+# --- positions ----------------------------------------------------------------------------
+
+
+def joint_forward(block, at, h, c, temb):
+    """A block of two streams from its paper (2403.03206, figure 2), position by position."""
+    import torch.nn.functional as F
+
+    def norm(x):
+        return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+    dim, emb = h.shape[-1], F.silu(temb)
+    own = block.norm1.linear(emb)[:, None].split(dim, -1)
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = own[:6]
+    h, c = at("SA_in", h), at("CA_c", c)
+    text = block.norm1_context.linear(emb)[:, None].split(dim, -1)
+    shift, scale = text[:2] if block.ff_context is not None else (text[1], text[0])
+    attended, of_text = block.attn(
+        norm(h) * (1 + scale_1) + shift_1, encoder_hidden_states=norm(c) * (1 + scale) + shift
+    )
+    after = h + at("SA_out", gate_1 * attended)
+    if block.attn2 is not None:
+        after = after + own[8] * block.attn2(norm(h) * (1 + own[7]) + own[6])
+    h = at("FFN_in", after)
+    fed = block.ff(norm(h) * (1 + scale_2) + shift_2)
+    h = at("Trans_out", h + at("FFN_out", gate_2 * fed))
+    if block.ff_context is None:
+        return None, h
+    c = c + text[2] * of_text
+    return c + text[5] * block.ff_context(norm(c) * (1 + text[4]) + text[3]), h
+
+
+class Positions:
+    """Visits the positions in order; adds at ``target`` what ``delta`` makes of ``source``."""
+
+    def __init__(self, delta, source, target):
+        self.delta, self.source, self.target, self.seen = delta, source, target, {}
+
+    def __call__(self, name, tensor):
+        self.seen[name] = tensor
+        return tensor + self.delta(self.seen[self.source]) if name == self.target else tensor
+
+
+JOINT_CELLS = methods.get("adapter").legal_cells("sd3")
+
+
+def sd3_inputs(batch=2):
+    g = torch.Generator().manual_seed(1)
+    return {
+        "hidden_states": torch.randn(batch, 4, 8, 8, generator=g),
+        "timestep": torch.tensor([3.0, 700.0])[:batch],
+        "encoder_hidden_states": torch.randn(batch, 5, 28, generator=g),
+        "pooled_projections": torch.randn(batch, 24, generator=g),
+    }
+
+
+def test_joint_blocks_have_the_positions_of_the_image_and_of_the_text():
+    positions = ["SA_in", "SA_out", "FFN_in", "FFN_out", "Trans_out"]
+    outputs = ["SA_in", "FFN_in", "Trans_out"]
+    cells = [(i, o) for i in positions for o in outputs if positions.index(o) >= positions.index(i)]
+    assert sorted(JOINT_CELLS) == sorted([*cells, ("CA_c", "CA_c")])
+    with pytest.raises(UserError, match="a Stable Diffusion 3 has no cross-attention"):
+        methods.attach(
+            pipelines.sd3_denoiser(), "adapter", {"input": "CA_in", "output": "FFN_in"}, 0
+        )
+
+
+@pytest.mark.parametrize("cell", JOINT_CELLS, ids="-".join)
+def test_adapters_reach_the_positions_of_joint_blocks(cell):
+    base = pipelines.sd3_denoiser()
+    with torch.no_grad():
+        for p in base.parameters():  # gates far from zero and one
+            p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    ours = copy.deepcopy(base)
+    own = {"input": cell[0], "output": cell[1], "width": 3, "init": "default"}
+    methods.attach(ours, "adapter", own, seed=0)
+    for path, block in base.named_modules():
+        if type(block).__name__ != "JointTransformerBlock":
+            continue
+
+        def forward(hidden_states, encoder_hidden_states, temb, _block=block, _path=path, **_):
+            delta = ours.get_submodule(f"{_path}.adapter")
+            at = Positions(delta, *cell)
+            return joint_forward(_block, at, hidden_states, encoder_hidden_states, temb)
+
+        block.forward = forward
+    with torch.no_grad():
+        found, wanted = ours(**sd3_inputs()).sample, base(**sd3_inputs()).sample
+        plain = pipelines.sd3_denoiser()(**sd3_inputs()).sample
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert (found - plain).abs().max() > 1e-2
+
+
+def pixart_forward(block, at, h, c, mask, timestep):
+    """A block from PixArt's paper (2310.00426, figure 4), position by position."""
+    import torch.nn.functional as F
+
+    def norm(x):
+        return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+    rows = block.scale_shift_table[None] + timestep.reshape(len(timestep), 6, -1)
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = rows.chunk(6, dim=1)
+    h = at("SA_in", h)
+    h = at("CA_in", h + at("SA_out", gate_1 * block.attn1(norm(h) * (1 + scale_1) + shift_1)))
+    c = at("CA_c", c)
+    given = {"encoder_hidden_states": c, "attention_mask": mask}
+    h = at("FFN_in", h + at("CA_out", block.attn2(h, **given)))
+    fed = block.ff(norm(h) * (1 + scale_2) + shift_2)
+    return at("Trans_out", h + at("FFN_out", gate_2 * fed))
+
+
+@pytest.mark.parametrize("cell", methods.get("adapter").legal_cells("pixart"), ids="-".join)
+def test_adapters_reach_the_positions_of_pixarts_blocks(cell):
+    base = pipelines.pixart_denoiser()
+    with torch.no_grad():
+        for p in base.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    ours, plain = copy.deepcopy(base), copy.deepcopy(base)
+    own = {"input": cell[0], "output": cell[1], "width": 3, "init": "default"}
+    methods.attach(ours, "adapter", own, seed=0)
+    for path, block in base.transformer_blocks.named_children():
+
+        def forward(h, encoder_hidden_states, encoder_attention_mask, timestep, _b=block, _n=path,
+                    **_):  # fmt: skip
+            at = Positions(ours.transformer_blocks.get_submodule(f"{_n}.adapter"), *cell)
+            return pixart_forward(
+                _b, at, h, encoder_hidden_states, encoder_attention_mask, timestep
+            )
+
+        block.forward = forward
+    g = torch.Generator().manual_seed(1)
+    told = {"embeddings": torch.randn(2, 5, 12, generator=g)}
+    told["mask"] = torch.tensor([[1] * 5, [1, 1, 0, 0, 0]])
+    inputs = torch.randn(2, 4, 8, 8, generator=g), torch.tensor([3, 700]), told
+    predict = bases.FAMILIES["pixart"].predict
+    with torch.no_grad():
+        found, wanted, before = (predict(model, *inputs) for model in (ours, base, plain))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert (found - before).abs().max() > 1e-2
+
+
+# --- counted and costed at full size ------------------------------------------------------
+
+# Of the published models, from their cards and files.
+PARAMETERS = {
+    "sdxl": 2_567_463_684,
+    "pixart-sigma": 0.61e9,
+    "sd3-medium": 2.03e9,
+    "sd35-medium": 2.24e9,
+    "sd35-large": 8.06e9,
+}
+
+
+@pytest.mark.parametrize("name, billions", PARAMETERS.items())
+def test_full_size_is_counted_without_weights(name, billions, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = counting.count(name, "lora", {"rank": 8})
+    assert found["total"] == pytest.approx(billions, rel=0.03)
+    if not name.startswith("sd3"):
+        return
+    config = bases.named_config(name)
+    dim, blocks = config["caption_projection_dim"], config["num_layers"]
+    # q, k and v of both streams, and of second attentions; the last text query leads nowhere.
+    layers = 6 * blocks - 1 + 3 * len(config["dual_attention_layers"])
+    assert found["trainable"] == layers * 8 * 2 * dim
+
+
+def test_full_size_is_costed_without_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = footprint.measure("sd3-medium", "lora", {"rank": 8}, batch=1, precision="bf16")
+    tokens = 64**2 + 333
+    # A multiply-add of each weight and token is two FLOPs; attention comes on top.
+    least = 2 * tokens * 24 * 12 * 1536**2
+    assert least < found.forward < 3 * least
+    assert 1.5 * found.forward < found.step < 3.5 * found.forward
+    assert found.activations > 0
