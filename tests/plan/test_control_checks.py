@@ -182,7 +182,7 @@ def test_a_copy_costs_its_own_passes(folder):
     alone = footprint.measure(TEXT, "lora", {"rank": 2})
     copied = footprint.measure(TEXT, "lora", {"rank": 2}, control="controlnet")
     beside = footprint.measure(TEXT, "lora", {"rank": 2}, control="concat")
-    assert 1.2 < copied.forward / alone.forward < 1.8
+    assert 1.2 < copied.forward / alone.forward < 2.5
     assert 1 < beside.forward / alone.forward < 1.05
     assert copied.frozen > 1.2 * alone.frozen
 

@@ -31,8 +31,10 @@ def family_by(config: Mapping[str, Any], kind: str | None = None) -> Family | No
 
 
 def family_of(model: nn.Module) -> Family:
-    """The family of a denoiser. Raises UserError for a model that is none."""
-    found = family_by(getattr(model, "config", {}), type(model).__name__)
+    """The family of a denoiser, or of a copy of its encoder. Raises UserError for another model."""
+    kind = type(model).__name__
+    found = family_by(getattr(model, "config", {}), kind)
+    found = found or next((f for f in FAMILIES.values() if f.copied == kind), None)
     if found is None:
-        raise UserError(f"model: {type(model).__name__}; allowed: {', '.join(KINDS)}")
+        raise UserError(f"model: {kind}; allowed: {', '.join(KINDS)}")
     return found

@@ -59,6 +59,7 @@ class Family:
     scales : whether it makes images of a multiple of its own side.
     controls : how it can be told of an image, see :mod:`fitspace.bases.control`; ``img2img`` tells
         it nothing.
+    copied : the class of diffusers that a copy of its encoder is, made of the same blocks.
     flows : whether its process is flow matching, not diffusion.
     shifted : whether its autoencoder's latents are shifted before they are scaled.
     norms : whether the norms of its transformer blocks have parameters.
@@ -92,6 +93,7 @@ class Family:
     blocks: tuple[Block, ...]
     scales: bool = False
     controls: tuple[str, ...] = ()
+    copied: str | None = None
     flows: bool = False
     shifted: bool = False
     norms: bool = False

@@ -54,5 +54,6 @@ UNET = Family(
     norms=True,
     form=lambda config: config.get("addition_embed_type") != "text_time",
     controls=("controlnet", "concat", "img2img"),
+    copied="ControlNetModel",
     problems=problems,
 )

@@ -287,7 +287,7 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, models: Models | No
         problems += _too_short(study, points) + _within_problems(study)
         problems += _given_problems(study) + _one_unit(points)
         if family is not None:
-            problems += _process_problems(study, points, bases.FAMILIES[family].flows)
+            problems += _process_problems(study, points, family.flows)
         if (runs := len(points) * len(study.tasks) * len(study.seeds)) > MOST_RUNS:
             problems.append(f"seeds: {runs} runs in all; allowed: at most {MOST_RUNS}")
     return problems
