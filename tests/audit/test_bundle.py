@@ -1,5 +1,6 @@
 """A study as one file: audited alone, the same every time; what is changed in it is named."""
 
+import hashlib
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from validator import NOT_KNOWN, validated
 
 from fitspace.audit import EXIT, audit, bundle
 from fitspace.cli import main
-from fitspace.core import archives
+from fitspace.core import archives, files
 from fitspace.core.errors import UserError
 from fitspace.stages import pictures
 from fitspace.training.sampling import of_sheet, sheet
@@ -187,17 +188,17 @@ def test_a_missing_member_is_found_and_named(whole, alone, tmp_path, kind):
     assert _found(_changed(whole, tmp_path / "a.zip", lambda f: f.pop(name))) == [("absent", name)]
 
 
-def _stranger(files):
-    files["results/train/mine~0/adapter.safetensors"] = b"a stranger's"
+def _stranger(members):
+    members["results/train/mine~0/adapter.safetensors"] = b"a stranger's"
 
 
-def _question(files):
-    text = files[METADATA].decode()
-    files[METADATA] = text.replace('"name": "Two points"', '"name": "Some points"', 1).encode()
+def _question(members):
+    text = members[METADATA].decode()
+    members[METADATA] = text.replace('"name": "Two points"', '"name": "Some points"', 1).encode()
 
 
-def _first_page(files):
-    files["README.md"] = files["README.md"].replace(b"Two points", b"Two pints")
+def _first_page(members):
+    members["README.md"] = members["README.md"].replace(b"Two points", b"Two pints")
 
 
 @pytest.mark.parametrize(
@@ -213,22 +214,20 @@ def test_what_a_stranger_adds_or_retells_is_found(whole, alone, tmp_path, change
     assert _found(_changed(whole, tmp_path / "a.zip", change), deep=True) == [("changed", subject)]
 
 
-def _forged(files):
+def _forged(members):
     """A sheet changed, and the metadata told so: the lineage still has the old one."""
-    name = next(n for n in files if n.endswith("sheet.png"))
-    files[name] = files[name][:-1] + b"!"
-    import hashlib
-
-    found = json.loads(files[METADATA])
+    name = next(n for n in members if n.endswith("sheet.png"))
+    members[name] = members[name][:-1] + b"!"
+    found = json.loads(members[METADATA])
     for entity in found["@graph"]:
         if entity["@id"] == name:
-            entity["sha256"] = hashlib.sha256(files[name]).hexdigest()
-    files[METADATA] = json.dumps(found).encode()
+            entity["sha256"] = hashlib.sha256(members[name]).hexdigest()
+    members[METADATA] = json.dumps(found).encode()
 
 
-def _without_a_run(files):
-    for name in [n for n in files if n.startswith("results/evaluate/none~mine~s0")]:
-        del files[name]
+def _without_a_run(members):
+    for name in [n for n in members if n.startswith("results/evaluate/none~mine~s0")]:
+        del members[name]
 
 
 VERDICTS = {
@@ -362,17 +361,34 @@ def test_large_results_can_be_left_out_and_are_then_absent(own, alone, capsys):
     assert "absent   results/train: " in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_what_dvc_recorded_is_held_to_it(recorded, tmp_path, monkeypatch, alone):
-    copy = recorded.copy(tmp_path / "recorded")
-    copy.enter(monkeypatch)
-    path = copy / bundle.write(Path(STUDY)).path
-    assert [name for name in _names(path) if name.endswith(".dir")]
+def _record_by_dvc(room):
+    """What `dvc commit` leaves of a folder: dvc.lock, and a listing in its cache."""
+    rows = [
+        {"md5": hashlib.md5(path.read_bytes()).hexdigest(), "relpath": str(path.relative_to(room))}
+        for path in sorted(room.rglob("*"))
+        if path.is_file()
+    ]
+    listing = json.dumps(rows).encode()
+    md5 = f"{hashlib.md5(listing).hexdigest()}.dir"
+    files.write_bytes(Path(".dvc/cache/files/md5") / md5[:2] / md5[2:], listing)
+    outs = [{"path": room.as_posix(), "md5": md5}]
+    files.write_json("dvc.lock", {"stages": {"train": {"outs": outs}}})
+
+
+def test_what_dvc_recorded_goes_with_it(own, tmp_path, alone):
+    os.chdir(own.folder)
+    _record_by_dvc(Path("results/train"))
+    own.commit("As DVC records")
+    path = own / bundle.write(Path(STUDY)).path
+    listing = _one(path, r"\.dvc/cache/.*\.dir")
     os.chdir(alone)
     assert main(["audit", str(path), "--tier", "hash"]) == 0
-    clone = recorded.clone(tmp_path / "clone")
+    lacking = _changed(path, tmp_path / "a.zip", lambda f: f.pop(listing))
+    assert _found(lacking) == [("absent", listing)]
+    clone = own.clone(tmp_path / "clone")
     os.chdir(clone.folder)
-    assert main(["restore", str(path)]) == 0
+    bundle.restore(path)
+    assert Path(listing).read_bytes() == (own / listing).read_bytes()
     assert audit(Path(STUDY), tier="hash").verdict == "verified"
 
 
