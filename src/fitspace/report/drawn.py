@@ -16,7 +16,7 @@ from fitspace.study import CHECKPOINT, Study
 
 LEVELS, TESTS = "within_levels.csv", "within_tests.csv"
 BEST_STEPS, GAINS = "best_steps.csv", "best_steps_gain.csv"
-UNIT = "train_key"
+UNIT, NOISED = "train_key", "sample.noised"
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,14 @@ def compared(rows: pd.DataFrame, factors: list[str]) -> Compared:
 def rows_of(study: Study, drawn: pd.DataFrame, factor: str) -> pd.DataFrame:
     """The finished runs in which a factor varies, in the order of its levels if they are numbers.
 
-    Of runs without a training, such as the untouched base's, there are none.
+    Of runs without a training there are none, but for how much the given image is noised: that is
+    how the untouched base is told of it, and a task and seed of the base are a unit.
     """
-    there = drawn["status"].eq("ok") & drawn[factor].notna() & drawn[UNIT].notna()
-    rows = drawn[there & own_drawing(study, drawn, but=factor)]
+    units = drawn[UNIT]
+    if factor == NOISED:
+        own = "untouched~" + drawn["task"].astype(str) + "~s" + drawn["seed"].astype(str)
+        units = units.where(units.notna(), own)
+    there = drawn["status"].eq("ok") & drawn[factor].notna() & units.notna()
+    rows = drawn.assign(**{UNIT: units})[there & own_drawing(study, drawn, but=factor)]
     order = pd.to_numeric(rows[factor], errors="coerce")
     return rows.loc[order.sort_values(kind="stable").index] if order.notna().all() else rows

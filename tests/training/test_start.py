@@ -1,0 +1,48 @@
+"""Sampling that starts from an image: the last steps alone, on a U-Net and on a DiT."""
+
+from __future__ import annotations
+
+import numpy as np
+import pipelines
+import pytest
+import tiny
+import torch
+
+from fitspace.training import sampling
+
+G = torch.Generator().manual_seed(0)
+SHARES = [(4, 0.25, 3), (4, 0.5, 2), (4, 1.0, 0), (10, 0.6, 4), (10, 0.05, 10)]
+MODELS = {
+    "unet": (tiny.unet, (2, 4, 4, 4), {"embeddings": torch.randn(2, 5, 12, generator=G)}),
+    "dit": (tiny.tiny_dit, (2, 4, 8, 8), {"labels": torch.tensor([0, 2])}),
+}
+
+
+@pytest.mark.parametrize(("steps", "noised", "expected"), SHARES)
+def test_a_share_of_the_steps_is_left_out(steps, noised, expected):
+    assert sampling.skipped(steps, noised) == expected
+
+
+@pytest.mark.parametrize("family", MODELS)
+@torch.no_grad()
+def test_it_starts_from_the_image_noised(family):
+    build, shape, told = MODELS[family]
+    model, process, vae = build(), tiny.process(), pipelines.vae()
+    start, noise = (torch.randn(shape, generator=G) for _ in range(2))
+    passes = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    nothing = {name: values[:1] for name, values in told.items()}
+    found = sampling.generate(
+        model, vae, process, told, nothing, noise, 4, 1.0, start=start, noised=0.25
+    )
+    assert len(passes) == 1
+    t = process.solver(4, "cpu").timesteps[-1]
+    noisy = process.mix(start, noise, t.expand(2))
+    hand = {"unet": "encoder_hidden_states", "dit": "class_labels"}[family]
+    (values,) = told.values()
+    predicted = model(noisy, t.expand(2), **{hand: values}).sample[:, :4]
+    # The last step goes to the clean latent that the prediction stands for.
+    alpha = process.scheduler.alphas_cumprod[t]
+    clean = alpha.sqrt() * noisy - (1 - alpha).sqrt() * predicted
+    expected = sampling.decoded(vae, clean / vae.config.scaling_factor)
+    assert np.abs(found.astype(int) - expected).max() <= 1
