@@ -336,6 +336,33 @@ def test_adapters_reach_the_positions_of_pixarts_blocks(cell):
     assert (found - before).abs().max() > 1e-2
 
 
+CHECKPOINTED = [("sd3", "CA_c", "CA_c"), ("sd3", "SA_in", "FFN_in"), ("pixart", "SA_out", "CA_in")]
+
+
+@pytest.mark.parametrize("case", CHECKPOINTED, ids="-".join)
+def test_adapters_learn_the_same_where_blocks_are_computed_again(case):
+    """Gradient checkpointing hands blocks their inputs by position, and calls them twice."""
+    name, source, target = case
+    model = getattr(pipelines, f"{name}_denoiser")().requires_grad_(False)
+    own = {"input": source, "output": target, "width": 3, "init": "default"}
+    trained = list(methods.attach(model, "adapter", own, seed=0).trainable.values())
+    inputs = sd3_inputs()
+    noisy, t, text = (inputs[k] for k in ("hidden_states", "timestep", "encoder_hidden_states"))
+    told = {"embeddings": text, "pooled": inputs["pooled_projections"]}
+    if name == "pixart":
+        told = {"embeddings": text[..., :12], "mask": torch.ones(2, 5, dtype=torch.long)}
+
+    def gradients():
+        loss = bases.FAMILIES[name].predict(model, noisy, t, told).square().mean()
+        return torch.autograd.grad(loss, trained)
+
+    plain = gradients()
+    model.enable_gradient_checkpointing()
+    for found, wanted in zip(gradients(), plain, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-8)
+    assert all(gradient.any() for gradient in plain)
+
+
 # --- counted and costed at full size ------------------------------------------------------
 
 # Of the published models, from their cards and files.
@@ -346,6 +373,19 @@ PARAMETERS = {
     "sd35-medium": 2.24e9,
     "sd35-large": 8.06e9,
 }
+
+
+KNOWN = {
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+    "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": "pixart",
+    "stabilityai/stable-diffusion-3.5-medium": "sd3",
+}
+
+
+@pytest.mark.parametrize("base, name", KNOWN.items())
+def test_well_known_bases_are_known_without_a_copy(base, name):
+    family = bases.family(base)
+    assert family.name == name and footprint.text_tokens(base) == family.tokens
 
 
 @pytest.mark.parametrize("name, billions", PARAMETERS.items())
