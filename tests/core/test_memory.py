@@ -10,7 +10,11 @@ import torch
 from fitspace import methods, training
 from fitspace.core import rng
 from fitspace.core.errors import UserError
+from fitspace.core.imports import import_torchvision
 from fitspace.training import sampling
+
+import_torchvision()
+from diffusers.configuration_utils import FrozenDict  # noqa: E402
 
 
 class Small:
@@ -20,19 +24,19 @@ class Small:
         self.room, self.seen = room, []
         self.compute, model.forward = model.forward, self
 
-    def __call__(self, x, t, **told):
+    def __call__(self, x, timestep, **told):
         if len(x) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         self.seen.append(len(x))
-        return self.compute(x, t, **told)
+        return self.compute(x, timestep, **told)
 
 
 class Shrinking(Small):
     """Its room changes: a whole batch twice, half of one, and less when that half is done."""
 
-    def __call__(self, x, t, **told):
+    def __call__(self, x, timestep, **told):
         self.room = {2: 4, 3: 3}.get(len(self.seen), self.room)
-        return super().__call__(x, t, **told)
+        return super().__call__(x, timestep, **told)
 
 
 def fit_on(path, room: int, method="adapter", settings=None, device=Small, **changes):
@@ -88,7 +92,7 @@ def test_with_dropout_a_batch_is_never_halved_unseen(tmp_path):
 class Decoder:
     """An autoencoder of which only the shapes matter, on the same small device."""
 
-    config = SimpleNamespace(scaling_factor=0.5, block_out_channels=(1, 1))
+    config = FrozenDict(scaling_factor=0.5, block_out_channels=(1, 1))
 
     def decode(self, latents):
         return SimpleNamespace(sample=torch.tanh(latents[:, :3].repeat(1, 1, 2, 2)))

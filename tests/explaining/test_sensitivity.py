@@ -27,7 +27,7 @@ class UNet2DConditionModel(torch.nn.Module):
         super().__init__()
         self.gain = torch.nn.Parameter(torch.tensor(gain))
 
-    def forward(self, x, t, encoder_hidden_states):
+    def forward(self, x, timestep, encoder_hidden_states):
         level = self.gain * encoder_hidden_states.mean((1, 2)).reshape(-1, 1, 1, 1)
         return SimpleNamespace(sample=level.expand_as(x))
 

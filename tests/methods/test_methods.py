@@ -205,7 +205,7 @@ def trained_somewhat(model):
     with torch.no_grad():
         for i, parameter in enumerate(model.parameters()):
             drawn = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
-            parameter.add_(0.1 * drawn)
+            parameter.add_(0.05 * drawn)
     return model.requires_grad_(False)
 
 

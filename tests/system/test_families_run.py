@@ -111,30 +111,46 @@ def test_a_plan_costs_and_counts_it(ready, capsys):
         assert sum(t.numel() for t in tensors.values()) == counted[run.point.name]
 
 
-def test_a_training_that_was_interrupted_ends_with_the_same_bits(ready, tmp_path):
-    _, plan = ready
-    run, base = plan.runs[0], Path("base")
+def fit(run, members, folded=False, on_step=None):
+    """Trains, of a run, the member of each checkpoint's file and seed; their results."""
+    base = Path("base")
     task, process = prepared.load(run.prepare, base), bases.load_process(base)
     scaling, shift = bases.scaling_of(bases.config(base, "vae"))
+    model, own = bases.load_denoiser(base), []
+    for path, seed in reversed(members.items()):
+        shared = bases.load_denoiser(base) if own else model
+        attached = methods.attach(shared, run.point.method, run.point.settings, seed)
+        leaves = training.leaves(attached.trainable, "cpu") if folded else attached.trainable
+        own.append(training.Member(leaves, run.point.train, seed, path))
+    given = (model, own, task, process, scaling, 0.0, "training", on_step)
+    return training.fit_members(*given, shift=shift, folded=folded)
 
-    def fit(stop=None):
-        model = bases.load_denoiser(base)
-        attached = methods.attach(model, run.point.method, run.point.settings, run.seed)
-        own = training.Member(attached.trainable, run.point.train, run.seed, tmp_path / "c")
 
-        def on_step(step):
-            if step == stop:
-                raise InterruptedError
+def test_a_training_that_was_interrupted_ends_with_the_same_bits(ready, tmp_path):
+    run = ready[1].runs[0]
 
-        given = (model, [own], task, process, scaling, 0.0, "training", on_step)
-        return training.fit_members(*given, shift=shift)[0]
+    def stop(step):
+        if step == 1:
+            raise InterruptedError
 
+    members = {tmp_path / "c": run.seed}
     with pytest.raises(InterruptedError):
-        fit(stop=1)
-    found = fit()
+        fit(run, members, on_step=stop)
+    (found,) = fit(run, members)
     _, wanted = methods.read(run.train.folder / "adapter.safetensors")
     assert found.parameters.keys() == wanted.keys()
     assert all(torch.equal(value, wanted[name]) for name, value in found.parameters.items())
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["adapter", "lora"])
+def test_runs_in_one_batch_learn_what_each_learns_alone(ready, tmp_path, number):
+    run = ready[1].runs[number]
+    together = fit(run, {tmp_path / "a": 3, tmp_path / "b": 4}, folded=True)
+    for found, seed in zip(together, (4, 3), strict=True):
+        (alone,) = fit(run, {tmp_path / f"alone{seed}": seed})
+        assert found.losses == pytest.approx(alone.losses, rel=1e-4)
+        a, b = (torch.cat([v.flatten() for v in x.parameters.values()]) for x in (found, alone))
+        assert (a - b).norm() < 1e-3 * b.norm()
 
 
 def test_settings_of_the_other_process_are_refused(ready):

@@ -27,6 +27,11 @@ def _nothing(model: nn.Module) -> None:
     """Most models are what they should be as diffusers loads them."""
 
 
+def _most(kept: dict[str, int]) -> int:
+    """Text tokens, where embeddings of several encoders stand side by side."""
+    return max(kept.values())
+
+
 def _always(config: dict[str, Any]) -> bool:
     return True
 
@@ -37,6 +42,25 @@ def _never(kind: str, config: dict[str, Any]) -> bool:
 
 def _no_problems(config: dict[str, Any]) -> list[str]:
     return []
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How captions become conditions by a pipeline's own ``encode_prompt``.
+
+    Attributes
+    ----------
+    pipeline : the pipeline's class in diffusers.
+    encode : that pipeline with only what reads text, captions, a device and the images' side [px]
+        -> conditions. The empty caption is what the pipeline guides away from.
+    kept : a pipeline's folder -> each tokenizer's component, and how many tokens it keeps.
+    tokens : what `kept` returns -> how many text tokens the denoiser is told.
+    """
+
+    pipeline: str
+    encode: Callable[[Any, Sequence[str], Any, int], Conditions]
+    kept: Callable[[Path], dict[str, int]]
+    tokens: Callable[[dict[str, int]], int] = _most
 
 
 @dataclass(frozen=True)
@@ -66,13 +90,7 @@ class Family:
     final : the layers after its last transformer block, where prompts can be put before the tokens
         of each block.
     tokens : how many text tokens it is told, where the pipeline's own number is not known.
-    pipeline : the class of diffusers whose ``encode_prompt`` makes the conditions; None: what the
-        one text encoder gives last.
-    encode : that pipeline with only what reads text, captions, a device and the images' side [px]
-        -> conditions. The empty caption is what the pipeline guides away from.
-    tokens_in : a pipeline's folder -> how many text tokens it tells; None: as many as its one
-        tokenizer keeps.
-    readers : a pipeline's folder -> tokenizer's component and how many tokens it keeps, for each.
+    reading : how captions become conditions; None: they are what the one text encoder gives last.
     optional : components that its pipeline may have beside those it needs.
     form : whether a configuration of ``kind`` is one of this family.
     also : whether a denoiser saved as another class, with this configuration, is one of these.
@@ -99,10 +117,7 @@ class Family:
     norms: bool = False
     final: tuple[str, ...] = ()
     tokens: int = 77
-    pipeline: str | None = None
-    encode: Callable[[Any, Sequence[str], Any, int], Conditions] | None = None
-    tokens_in: Callable[[Path], int] | None = None
-    readers: Callable[[Path], dict[str, int]] | None = None
+    reading: Reading | None = None
     optional: tuple[str, ...] = ()
     form: Callable[[dict[str, Any]], bool] = _always
     also: Callable[[str, dict[str, Any]], bool] = _never

@@ -127,7 +127,7 @@ def load_teller(
     A family that names a pipeline of diffusers asks its ``encode_prompt``.
     """
     found = family_in(folder)
-    if found.encode is None:
+    if found.reading is None:
         tokenizer, encoder = load_text(folder)
         encoder.to(device)
         return lambda captions: {"embeddings": encode_captions(tokenizer, encoder, captions).cpu()}
@@ -135,7 +135,8 @@ def load_teller(
     for part in pipeline.components.values():
         if hasattr(part, "get_input_embeddings"):
             part.to(device)
-    return lambda captions: found.encode(pipeline, captions, device, image_size(folder))
+    side, encode = image_size(folder), found.reading.encode
+    return lambda captions: encode(pipeline, captions, device, side)
 
 
 def load_reading(folder: Path) -> Any:
@@ -146,7 +147,7 @@ def load_reading(folder: Path) -> Any:
     import diffusers
 
     found, index = family_in(folder), index_of(folder)
-    kind = getattr(diffusers, found.pipeline)
+    kind = getattr(diffusers, found.reading.pipeline)
     wanted = inspect.signature(kind.__init__).parameters
     parts = {name: None for name, p in wanted.items() if p.default is p.empty and name != "self"}
     options = read_json(folder / "model_index.json")
@@ -249,11 +250,11 @@ def cut_captions(folder: Path, captions: Sequence[str]) -> list[str]:
     found = family_in(folder)
     if found.by_class:
         return []
-    if found.readers is None:
+    if found.reading is None:
         tokenizer, encoder = load_text(folder)
         return _cut("the text encoder", tokenizer, token_limit(tokenizer, encoder), captions)
     notes = []
-    for component, limit in found.readers(folder).items():
+    for component, limit in found.reading.kept(folder).items():
         who = f"the text encoder{component.removeprefix('tokenizer').replace('_', ' ')}"
         notes += _cut(who, load_tokenizer(folder, component), limit, captions)
     return notes
@@ -272,7 +273,9 @@ def text_tokens(folder: Path) -> int:
     found = family_in(folder)
     if found.by_class:
         return found.tokens
-    return tokens_of(folder) if found.tokens_in is None else found.tokens_in(folder)
+    if found.reading is None:
+        return tokens_of(folder)
+    return found.reading.tokens(found.reading.kept(folder))
 
 
 def to_model(images: np.ndarray) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitspace.bases.blocks import ADALN_SINGLE
 from fitspace.bases.encoding import prompted
-from fitspace.bases.family import Conditions, Family
+from fitspace.bases.family import Conditions, Family, Reading
 
 if TYPE_CHECKING:
     import torch
@@ -65,9 +65,6 @@ PIXART = Family(
     sizes={"dim": "caption_channels"},
     blocks=(ADALN_SINGLE,),
     tokens=TOKENS,
-    pipeline="PixArtSigmaPipeline",
-    encode=_encode,
-    tokens_in=lambda folder: TOKENS,
-    readers=lambda folder: {"tokenizer": TOKENS},
+    reading=Reading("PixArtSigmaPipeline", _encode, lambda folder: {"tokenizer": TOKENS}),
     problems=_problems,
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitspace.bases.blocks import JOINT
 from fitspace.bases.encoding import prompted, tokens_kept
-from fitspace.bases.family import Conditions, Family
+from fitspace.bases.family import Conditions, Family, Reading
 
 if TYPE_CHECKING:
     import torch
@@ -40,11 +40,15 @@ def _encode(pipeline: Any, captions: Sequence[str], device: Any, side: int) -> C
     return prompted(pipeline, captions, device, returned, prompt_2=None, prompt_3=None)
 
 
-def _readers(folder: Path) -> dict[str, int]:
+def _kept(folder: Path) -> dict[str, int]:
     # Both CLIPs keep as many tokens as the first one's tokenizer says.
     own = tokens_kept(folder, "tokenizer")
     third = {"tokenizer_3": T5_TOKENS} if (folder / "tokenizer_3").is_dir() else {}
     return {"tokenizer": own, "tokenizer_2": own} | third
+
+
+def _tokens(kept: dict[str, int]) -> int:
+    return kept["tokenizer"] + T5_TOKENS
 
 
 def _problems(config: dict[str, Any]) -> list[str]:
@@ -71,9 +75,6 @@ SD3 = Family(
     flows=True,
     shifted=True,
     tokens=CLIP_TOKENS + T5_TOKENS,
-    pipeline="StableDiffusion3Pipeline",
-    encode=_encode,
-    tokens_in=lambda folder: tokens_kept(folder, "tokenizer") + T5_TOKENS,
-    readers=_readers,
+    reading=Reading("StableDiffusion3Pipeline", _encode, _kept, _tokens),
     problems=_problems,
 )

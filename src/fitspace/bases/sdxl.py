@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fitspace.bases import unet
 from fitspace.bases.blocks import CROSS, RESNET
 from fitspace.bases.encoding import prompted, tokens_kept
-from fitspace.bases.family import Conditions, Family
+from fitspace.bases.family import Conditions, Family, Reading
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ def _encode(pipeline: Any, captions: Sequence[str], device: Any, side: int) -> C
     return told | {"sizes": sizes}
 
 
-def _readers(folder: Path) -> dict[str, int]:
+def _kept(folder: Path) -> dict[str, int]:
     return {name: tokens_kept(folder, name) for name in ("tokenizer", "tokenizer_2")}
 
 
@@ -77,10 +77,7 @@ SDXL = Family(
     sizes={"dim": "cross_attention_dim"},
     blocks=(CROSS, RESNET),
     norms=True,
-    pipeline="StableDiffusionXLPipeline",
-    encode=_encode,
-    tokens_in=lambda folder: tokens_kept(folder, "tokenizer"),
-    readers=_readers,
+    reading=Reading("StableDiffusionXLPipeline", _encode, _kept),
     form=lambda config: config.get("addition_embed_type") == TEXT_TIME,
     problems=_problems,
 )

@@ -68,7 +68,7 @@ def _told(folder: Path) -> Conditions:
 
     if family(folder).by_class:
         return {"labels": torch.tensor([config(folder, denoiser(folder))["num_embeds_ada_norm"]])}
-    if family(folder).encode is not None:
+    if family(folder).reading is not None:
         return load_teller(folder)([""])
     tokenizer, encoder = load_text(folder)
     rows = encoder.get_input_embeddings().num_embeddings

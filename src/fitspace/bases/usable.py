@@ -176,7 +176,7 @@ def _flow(config: dict[str, Any]) -> list[str]:
 
 
 def _text(folder: Path, read: dict[str, Any], family: Family) -> list[str]:
-    if family.encode is not None:  # whether it fits is found out by running it
+    if family.reading is not None:  # whether it fits is found out by running it
         return _kept(folder, family)
     config, found = read["text_encoder"], []
     width = next((config[k] for k in ("hidden_size", "d_model", "n_embd") if k in config), None)
@@ -192,7 +192,7 @@ def _text(folder: Path, read: dict[str, Any], family: Family) -> list[str]:
 
 def _kept(folder: Path, family: Family) -> list[str]:
     try:
-        family.readers(folder)
+        family.reading.kept(folder)
     except UserError as error:
         return error.problems
     return []

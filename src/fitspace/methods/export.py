@@ -24,8 +24,8 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
 
     The scale is in the tensors: whoever reads them without the configuration has the same change.
     Methods of peft become ``adapter_config.json`` and ``adapter_model.safetensors``, for
-    ``PeftModel.from_pretrained(denoiser, out)``. LoRA of a base that is told words also becomes
-    ``pytorch_lora_weights.safetensors``, for ``pipeline.load_lora_weights(out)``.
+    ``PeftModel.from_pretrained(denoiser, out)``. LoRA of a U-Net or a Stable Diffusion 3 also
+    becomes ``pytorch_lora_weights.safetensors``, for ``pipeline.load_lora_weights(out)``.
 
     Parameters
     ----------
@@ -70,8 +70,9 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
         f"{layer}.{name}": tensor for layer, own in parts.items() for name, tensor in own.items()
     }
     written = _write_peft(config, state, shared, out)
-    by_words = "class_embedding" not in facts["settings"]  # which diffusers has no loader without
-    if method == "lora" and by_words:
+    # diffusers has no loader for DiT and PixArt-Σ, whose blocks are those of a U-Net.
+    loads = not any(name.startswith("transformer_blocks.") and ".attn1." in name for name in state)
+    if method == "lora" and loads:
         written.append(_write_diffusers(config, state, out))
     return written
 
@@ -156,7 +157,7 @@ def _write_diffusers(config, state: dict[str, torch.Tensor], out: Path) -> Path:
 
     # diffusers leaves loaded layers in training mode, so a dropout would be active.
     facts = config.to_dict() | {"lora_dropout": 0.0}
-    # Only the denoiser's name is in the file: all pipelines with a transformer write alike.
+    # Only the denoiser's name goes into the file: all pipelines with a transformer write alike.
     if all(name.startswith("transformer_blocks.") for name in state):
         StableDiffusion3Pipeline.save_lora_weights(
             out, transformer_lora_layers=state, transformer_lora_adapter_metadata=facts
