@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: study test test-machines test-slow test-slurm lint report bench
+.PHONY: study test test-machines test-slow test-slurm lint report docs bench
 
 study: .venv/ready
 	@snakemake --cores all
@@ -37,6 +37,11 @@ lint: .venv/ready-test
 
 report: .venv/ready
 	@fitspace report params/emoji.yaml
+
+# The site of the documentation; its pages open from disk.
+docs: .venv/ready-test
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
+	@echo "site: build/docs/index.html"
 
 # Half an hour on two cores; benchmarks/gpu.py needs a GPU and is not among them.
 bench: .venv/ready

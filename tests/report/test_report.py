@@ -202,7 +202,7 @@ def test_the_runs_behind_a_cell_are_its_runs(report, page):
 
 
 RESULTS = {
-    *("summary", "design", "cells", "anova", "means"),
+    *("answer", "summary", "design", "cells", "anova", "means"),
     *("spread", "cost", "diagnostics", "robustness"),
 }
 # Constants of the method that the text states.
@@ -385,6 +385,70 @@ def changed(table: list[dict], where: slice, **changes) -> list[dict]:
     for row in table[where]:
         row.update(changes)
     return table
+
+
+@pytest.mark.parametrize(
+    ("factors", "changes", "said", "figure"),
+    [
+        pytest.param(
+            SMALL,
+            {},
+            [r"On the task blueprint, an effect on .* is shown for output \(adjusted p <0\.001\), "
+             r"and not shown for input \(adjusted p = ",
+             r"has the lowest mean Fréchet distance .*; it is not shown to be the best cell",
+             r"Against the untouched base \(mean [\d,.]+\), an improvement is shown for "],
+            "heatmap-fd_effnet", id="two factors",
+        ),
+        pytest.param(
+            {"output": ["x", "y", "z"]},
+            {"margins": {"fd_effnet": 5.0}},
+            [r"an effect on .* is shown for output \(adjusted p <0\.001\)\.",
+             r"x has the lowest mean .*; that it is better than every other level is shown\.",
+             r"Non-inferiority to full fine-tuning at a margin of 5\.00 is not shown for any"],
+            "means-fd_effnet-output", id="one factor and a margin",
+        ),
+        pytest.param(
+            SMALL,
+            {"contrasts": {"y against x": {"output": {"y": 1, "x": -1}}}},
+            [r"a difference in .* is shown for y against x \(adjusted p <0\.001\)\.",
+             "not shown to be the best cell", "Against the untouched base"],
+            "heatmap-fd_effnet", id="the study's own question",
+        ),
+        pytest.param(
+            {"input": ["a", "b"], "output": ["x", "y"], "width": [4, 8]},
+            {},
+            ["is shown for width .*, and not shown for input .* and output ",
+             "has the lowest mean", "Against the untouched base"],
+            "omega2", id="three factors",
+        ),
+    ],
+)  # fmt: skip
+def test_the_answer_comes_first(tmp_path, factors, changes, said, figure):
+    """Two or three sentences, each with its number, and the one figure that shows it."""
+    study = made_up.study(factors, seeds=(0, 1, 2), responses=TWO)
+    study = study.model_copy(update={"analysis": study.analysis.model_copy(update=changes)})
+    made(tmp_path, study, made_up.rows(study))
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    answer = text.split("## Answer\n")[1].split("## Summary")[0]
+    sentences = [line for line in answer.splitlines() if line and line[0] not in "![" and line]
+    plain_text = [line.replace("\\", "").replace("&lt;", "<") for line in sentences]
+    assert len(plain_text) == len(said) == 3
+    for pattern, sentence in zip(said, plain_text, strict=True):
+        assert re.search(pattern, sentence), (pattern, sentence)
+    assert re.findall(r"figures/([\w-]+)\.svg", answer) == [figure]
+    assert text.count(f"figures/{figure}.svg") == 1
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert html.index('id="answer"') < html.index(f'id="fig-{figure}"') < html.index('class="toc"')
+    page = Page(html)
+    check_no_bare_number(tmp_path, study, page)
+
+
+def test_an_answer_of_part_of_the_runs_says_so(tmp_path):
+    study = made_up.study(SMALL, seeds=(0, 1, 2), responses=TWO)
+    table = made_up.rows(study)
+    made(tmp_path, study, changed(table, slice(0, 1), status="failed", fd_effnet=None))
+    answer = (tmp_path / "report.md").read_text(encoding="utf-8").split("## Summary")[0]
+    assert re.search(r"\d+ of \d+ planned runs finished, 1 failed\.", answer)
 
 
 def failed(table):

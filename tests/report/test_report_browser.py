@@ -115,6 +115,32 @@ def test_it_opens_cleanly_and_fits(opened, browser, size, scheme):
     assert inks[0] == inks[1] != inks[2]
 
 
+@SIZES
+def test_the_first_screen_has_the_answer(opened, size):
+    """On a laptop also the figure and the samples; on a phone they follow at once."""
+    run = opened(size)
+    ends = run(
+        "return ['.question', '#answer > p:last-of-type', '#answer .plot', '#answer .samples',"
+        "  '.toc'].map((name) => document.querySelector(name).getBoundingClientRect())"
+        ".map((box) => [box.top, box.bottom])"
+    )
+    question, answer, figure, samples, contents = ends
+    assert question[1] < answer[1] < size[1]
+    if size == LAPTOP:
+        assert max(figure[1], samples[1]) < 1.15 * size[1]
+    else:
+        assert answer[1] <= figure[0] < figure[1] <= samples[0] < samples[1] <= contents[0]
+    pictures = run(
+        "return [...document.querySelectorAll('#answer .picture')].map((p) => "
+        "[p.ariaLabel, getComputedStyle(p).backgroundImage.startsWith('url(\"data:')])"
+    )
+    assert len(pictures) == 3 * 8 and all(drawn for _, drawn in pictures)
+    # Two tasks: the first four captions of each, beside target and base.
+    labels = [label for label, _ in pictures]
+    assert labels[:3] == [f"Target: blueprint: {CAPTION.format(i)}" for i in range(3)]
+    assert labels[-1] == f"Untouched base: night: {CAPTION.format(3)}"
+
+
 def test_figures_can_be_read_on_a_phone(opened):
     run = opened(PHONE)
     heights = run(

@@ -15,6 +15,7 @@ from fitspace.core.files import digest
 from fitspace.core.pages import png_uri, script_digest, templates
 from fitspace.report import (
     agreement,
+    answer,
     explained,
     origins,
     rated,
@@ -32,6 +33,7 @@ from fitspace.report.tables import Column, Table
 # Larger images are reduced on the page; the strips beside the page keep their size.
 LARGEST_TILE = 128
 TILES_IN_BAND = 4
+TILES_IN_FRONT = 8
 _ROLES = {"given": "Given", "target": "Target", "best": "Best cell", "worst": "Worst cell"}
 
 
@@ -57,6 +59,21 @@ class Gallery:
     roles: list[Role]
 
 
+@dataclass(frozen=True)
+class Front:
+    """The first screen's samples: ``rows`` of roles, each the place of its strip in a gallery.
+
+    A column is a gallery's position, a caption's, and its title.
+    """
+
+    columns: list[tuple[int, int, str]]
+    rows: list[tuple[str, list[int]]]
+
+    @property
+    def bands(self) -> list[slice]:
+        return [slice(i, i + TILES_IN_BAND) for i in range(0, len(self.columns), TILES_IN_BAND)]
+
+
 def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, str]:
     """report.html and report.md as text."""
     origin = origins.of(found)
@@ -68,6 +85,7 @@ def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, s
     env.filters["md"] = escape_markdown
     env.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     script = _resource("report.js")
+    front, galleries = answer.front(found, figures), _galleries(given, found)
     context = {
         "study": given.study,
         # What the file says, so that a key added to the schema later changes no digest.
@@ -78,6 +96,9 @@ def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, s
         "seeds": [words.declared(f"seeds.{i}", s) for i, s in enumerate(given.study.seeds)],
         "metric": words.metric,
         "listed": words.listed,
+        "answer": answer.sentences(found),
+        "front": front,
+        "front_samples": _front(galleries),
         "summary": summary.sentences(found),
         "spreads": {name: summary.spread(found, name) for name in found.responses},
         "through": summary.through(found),
@@ -85,8 +106,9 @@ def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, s
         "stopping": summary.stopping(found),
         "preferred": summary.preferred(found),
         "notes": [*given.notes, *summary.notes(found)],
-        "figures": figures,
-        "galleries": _galleries(given, found),
+        "kinds": [figure.section for figure in figures],
+        "figures": [figure for figure in figures if figure is not front],
+        "galleries": galleries,
         "pictures": _pictures(given),
         "attributions": list(dict.fromkeys(strip.attribution for strip in given.strips)),
         "maps": _design_map(found),
@@ -129,6 +151,28 @@ def _galleries(given: Inputs, found: Results) -> list[Gallery]:
         roles = [_role(strip, found) for strip in strips]
         galleries.append(Gallery(task, strips[0].size, captions, bands, roles))
     return galleries
+
+
+def _front(galleries: list[Gallery]) -> Front | None:
+    """The best samples beside the target and the untouched base: the first captions of each task.
+
+    Equal captions count once.
+    """
+    if not galleries:
+        return None
+    shown, several = galleries[:TILES_IN_FRONT], len(galleries) > 1
+    columns = []
+    for position, gallery in enumerate(shown):
+        different = {caption: i for i, caption in reversed(list(enumerate(gallery.captions)))}
+        places = sorted(different.values())[: TILES_IN_FRONT // len(shown)]
+        titles = [f"{gallery.task}: " * several + gallery.captions[i] for i in places]
+        columns += [(position, i, title) for i, title in zip(places, titles, strict=True)]
+    rows = []
+    for key in ("given", "target", "best", "none"):
+        at = [next((i for i, r in enumerate(g.roles) if r.key == key), None) for g in shown]
+        if None not in at:
+            rows.append((shown[0].roles[at[0]].label, [at[position] for position, *_ in columns]))
+    return Front(columns, rows)
 
 
 def _role(strip: Strip, found: Results) -> Role:

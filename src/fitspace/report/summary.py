@@ -25,16 +25,16 @@ DEGREES = ["linear", "quadratic"]
 
 def sentences(found: Results) -> list[Sentence]:
     """The summary, one or two sentences per finding, in order of importance."""
-    parts = [_ledger(found), *_questions(found), _against_base(found)]
+    parts = [ledger(found), *_questions(found), _against_base(found)]
     for factor in found.analysis.factors:
         parts += [_effect(found, factor) + _otherwise(found, factor), _by_task(found, factor)]
         parts += [_in_general(found, factor), _trend(found, factor)]
     parts += [*_surfaces(found), *_within(found), *stopping(found)]
     parts += [
-        _active(found),
+        beyond_margin(found),
         _fit(found),
         _most(found),
-        _best_cell(found),
+        best_cell(found),
         *_as_good(found),
         *through(found),
         *preferred(found),
@@ -83,7 +83,8 @@ def first(found: Results, file: str, **where: object) -> pd.Series | None:
     return rows.iloc[0] if len(rows) else None
 
 
-def _ledger(found: Results) -> Sentence:
+def ledger(found: Results) -> Sentence:
+    """How many of the planned runs finished, failed and are missing."""
     row = found.tables["ledger.csv"].iloc[-1]
 
     def show(column: str) -> Value:
@@ -126,23 +127,43 @@ def _question(found: Results, row: pd.Series) -> Sentence:
 
 def _against_base(found: Results) -> Sentence:
     """Which points are better than the untouched base, and which are worse."""
-    rows = found.rows("against.csv", response=found.primary, control="none")
-    if rows.empty:
+    claim = improved(found)
+    if not claim:
         return []
-    metric = words.metric(found.primary)
-    gain = -rows["estimate"] if metric.lower else rows["estimate"]
-    apart = rows["p_deciding"] < ALPHA
-    points = rows["level"].ne(_full(found))
-    rows = rows.assign(level=rows["level"].map(point_names(found)))
-    start = [Verdict("Against the untouched base"), f": an improvement in {metric.label} is "]
-    parts = [*start, *_for(rows[points & apart & (gain > 0)], rows[points], "level")]
-    if (worse := points & apart & (gain < 0)).any():
+    label, rows = words.metric(found.primary).label, _of_base(found)
+    parts = [Verdict("Against the untouched base"), f": an improvement in {label} is ", *claim]
+    points = ~rows["full"]
+    if (worse := points & rows["apart"] & (rows["gain"] < 0)).any():
         parts += ["; a worsening is ", *_for(rows[worse], rows[points], "level")]
-    if (~points).any():
-        full = rows[~points & apart & (gain > 0)]
-        parts += ["; for full fine-tuning it is ", SHOWN if len(full) else NOT_SHOWN]
+    if rows["full"].any():
+        full = rows["full"] & rows["apart"] & (rows["gain"] > 0)
+        parts += ["; for full fine-tuning it is ", SHOWN if full.any() else NOT_SHOWN]
     few = " So few seeds hardly tell how the runs of a point spread; confirm with more."
     return [*parts, f".{few if rows['few'].any() else ''}"]
+
+
+def improved(found: Results) -> Sentence:
+    """For which points an improvement on the untouched base is shown; empty without the base."""
+    rows = _of_base(found)
+    if rows.empty:
+        return []
+    points = ~rows["full"]
+    better = points & rows["apart"] & (rows["gain"] > 0)
+    return _for(rows[better], rows[points], "level")
+
+
+def _of_base(found: Results) -> pd.DataFrame:
+    """Differences from the untouched base, with their gain and whether one is shown (apart)."""
+    rows = found.rows("against.csv", response=found.primary, control="none")
+    if rows.empty:
+        return rows
+    lower = words.metric(found.primary).lower
+    return rows.assign(
+        gain=-rows["estimate"] if lower else rows["estimate"],
+        apart=rows["p_deciding"] < ALPHA,
+        full=rows["level"].eq(_full(found)),
+        level=rows["level"].map(point_names(found)),
+    )
 
 
 def _full(found: Results) -> str | None:
@@ -155,7 +176,7 @@ def _for(shown: pd.DataFrame, every: pd.DataFrame, column: str) -> Sentence:
     """For which of some rows a claim is shown, by the shorter of the two lists."""
     if shown.empty:
         return [NOT_SHOWN, " for any point"]
-    return [SHOWN, *_which(shown, every, column)]
+    return [SHOWN, *which(shown, every, column)]
 
 
 # --- factors ------------------------------------------------------------------------------
@@ -163,7 +184,7 @@ def _for(shown: pd.DataFrame, every: pd.DataFrame, column: str) -> Sentence:
 
 def _effect(found: Results, factor: str) -> Sentence:
     label = words.metric(found.primary).label
-    row, decided = _row(found, factor), _decided(found, factor)
+    row, decided = _row(found, factor), deciding(found, factor)
     start = [Verdict(factor), f": an effect on {label} is "]
     if row is None or math.isnan(row["F"]):
         return [*start, NOT_SHOWN, " (no test is possible: no residual degrees of freedom)."]
@@ -179,7 +200,7 @@ def _effect(found: Results, factor: str) -> Sentence:
     return [*start, NOT_SHOWN, " (", *test, ").", *_detectable(row, apart=_apart(found, row))]
 
 
-def _decided(found: Results, source: str) -> pd.Series | None:
+def deciding(found: Results, source: str) -> pd.Series | None:
     """The row of the test on which a claim rests: it holds however the runs spread."""
     return first(found, "robustness.csv", response=found.primary, test="deciding", source=source)
 
@@ -240,7 +261,7 @@ def _on(scale: str) -> str:
 def _otherwise(found: Results, factor: str) -> Sentence:
     """Whether the permutation test agrees; none was chosen by its p."""
     row = first(found, "robustness.csv", response=found.primary, test="permutation", source=factor)
-    decided = _decided(found, factor)
+    decided = deciding(found, factor)
     if row is None or decided is None or math.isnan(row["p"]) or math.isnan(decided["p"]):
         return []
     if (row["p"] < ALPHA) == (decided["p"] < ALPHA):
@@ -251,7 +272,7 @@ def _otherwise(found: Results, factor: str) -> Sentence:
 def _by_task(found: Results, factor: str) -> Sentence:
     """Whether a factor's effect differs between the tasks."""
     source = f"task:{factor}"
-    row, decided = _row(found, source), _decided(found, source)
+    row, decided = _row(found, source), deciding(found, source)
     if row is None or math.isnan(row["F"]):
         return []
     start = f"{factor}: an effect that differs between these tasks is "
@@ -349,7 +370,7 @@ def _best_levels(found: Results, factor: str) -> Sentence:
     ]
 
 
-def _active(found: Results) -> Sentence:
+def beyond_margin(found: Results) -> Sentence:
     """The contrasts beyond Lenth's margin, for a design without an error estimate."""
     rows = found.rows("contrasts.csv", response=found.primary)
     active = rows[rows["active"].eq(True)] if len(rows) else rows
@@ -423,7 +444,7 @@ def _fit(found: Results) -> Sentence:
         return []
     if found.analysis.interactions:
         return _interactions(found)
-    row, decided = _row(found, "lack of fit", "lack of fit"), _decided(found, "lack of fit")
+    row, decided = _row(found, "lack of fit", "lack of fit"), deciding(found, "lack of fit")
     what = f"An interaction of {words.listed(found.analysis.factors)} is "
     if row is None or math.isnan(row["F"]):
         return [what, NOT_SHOWN, ": no degrees of freedom remain for a lack-of-fit test."]
@@ -439,12 +460,22 @@ def _fit(found: Results) -> Sentence:
     return [what, NOT_SHOWN, " (", *test, ")."]
 
 
+def interact(found: Results) -> bool:
+    """Whether an interaction of the factors is shown: then levels are to be read in their cells."""
+    if found.analysis.interactions:
+        rows = found.rows("robustness.csv", response=found.primary, test="deciding")
+        ours = rows["source"].str.contains(":") & ~rows["source"].str.contains(r"\btask\b")
+        return bool((rows.loc[ours, "p_holm"] < ALPHA).any())
+    tests = _row(found, "lack of fit", "lack of fit"), deciding(found, "lack of fit")
+    return all(row is not None and row["p"] < ALPHA for row in tests)
+
+
 def _interactions(found: Results) -> Sentence:
     rows = found.rows("anova.csv", response=found.primary, test=found.test)
     parts: Sentence = []
     ours = rows["source"].str.contains(":") & ~rows["source"].str.contains(r"\btask\b")
     for _, row in rows[ours & rows["F"].notna()].iterrows():
-        decided = _decided(found, row["source"])
+        decided = deciding(found, row["source"])
         known = decided is not None and not math.isnan(decided["p_holm"])
         verdict = SHOWN if known and decided["p_holm"] < ALPHA else NOT_SHOWN
         parts += ["; " if parts else "Interactions: ", f"{row['source'].replace(':', ' with ')} "]
@@ -602,7 +633,8 @@ def tuning(found: Results) -> list[Sentence]:
 # --- cells, points and baselines ----------------------------------------------------------
 
 
-def _best_cell(found: Results) -> Sentence:
+def best_cell(found: Results) -> Sentence:
+    """The cell of the best mean, and whether others are separable from it."""
     ranked = found.best_cells(found.primary)
     if len(found.factors) < 2 or ranked.empty:
         return []
@@ -651,12 +683,12 @@ def _held_against_full(found: Results, response: str) -> Sentence:
         difference = value("equivalence.csv", best, "difference")
         nearest = [f" (nearest: {best['point']}, difference ", difference]
         nearest += _p(best, "equivalence.csv", "p_noninferior", "adjusted p")
-        return [*start, ": ", NOT_SHOWN, " for any point", *nearest, ").", *_weak(found, response)]
-    claim = [*_which(good, rows, "point"), *_equal(good)]
-    return [*start, ": ", SHOWN, *claim, " (adjusted over the points).", *_weak(found, response)]
+        return [*start, ": ", NOT_SHOWN, " for any point", *nearest, ").", *weak(found, response)]
+    claim = [*which(good, rows, "point"), *_equal(good)]
+    return [*start, ": ", SHOWN, *claim, " (adjusted over the points).", *weak(found, response)]
 
 
-def _weak(found: Results, response: str) -> Sentence:
+def weak(found: Results, response: str) -> Sentence:
     """The tasks on which full fine-tuning did not beat the base: there the claim means nothing."""
     rows = found.rows("assay.csv", response=response)
     lost = list(rows.loc[~rows["beaten"].astype(bool) & (rows["task"] != "all"), "task"])
@@ -665,7 +697,7 @@ def _weak(found: Results, response: str) -> Sentence:
     return [f" On {words.listed(lost)} full fine-tuning is not shown to beat the untouched base."]
 
 
-def _which(good: pd.DataFrame, rows: pd.DataFrame, column: str) -> Sentence:
+def which(good: pd.DataFrame, rows: pd.DataFrame, column: str) -> Sentence:
     """The points for which a claim is shown, by the shorter of the two lists."""
     others = rows[~rows.index.isin(good.index)]
     if others.empty:

@@ -1,0 +1,15 @@
+# fitspace's environment from the project's pins; docs/container.md says how to use it, and that it
+# was not built where it was written. apptainer.def makes the same.
+FROM debian:bookworm-slim
+ARG PIP_EXTRA_INDEX_URL=
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends ca-certificates gcc git libc6-dev make python3.11 python3.11-venv \
+ && rm -rf /var/lib/apt/lists/* \
+ && git config --system --add safe.directory /fitspace
+WORKDIR /fitspace
+COPY Makefile pyproject.toml constraints.txt README.md LICENSE ./
+COPY src src
+# Beside the project, so that a clone mounted at /fitspace is what runs, in this environment.
+RUN python3.11 -m venv /opt/fitspace && ln -s /opt/fitspace .venv && make .venv/ready
+ENV PATH=/opt/fitspace/bin:$PATH
+CMD ["fitspace", "doctor"]

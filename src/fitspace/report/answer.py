@@ -1,0 +1,156 @@
+"""The answer to a study's question: a few sentences, each with the number that it rests on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from fitspace.report import summary, words
+from fitspace.report.figures import Figure, point_names
+from fitspace.report.results import Results
+from fitspace.report.summary import NOT_SHOWN, SHOWN, Sentence, first, value
+from fitspace.report.words import Value
+from fitspace.stats.best import ALPHA
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What may have an effect, and its adjusted p; NaN where no test is possible."""
+
+    of: str
+    p: float
+    shown: Value | None
+
+
+def sentences(found: Results) -> list[Sentence]:
+    """What was asked, what is best, and what that is worth; and what is missing, if runs are."""
+    parts = [_asked(found), _best(found), _against_full(found) or _against_base(found)]
+    ledger = found.tables["ledger.csv"].iloc[-1]
+    if ledger["ok"] != ledger["planned"]:
+        parts.append(summary.ledger(found))
+    return [part for part in parts if part]
+
+
+def front(found: Results, figures: list[Figure]) -> Figure | None:
+    """The figure that shows the answer: the cells of two factors, the means of one, else effects.
+
+    A design without an error estimate has the half-normal plot of its contrasts.
+    """
+    means = f"means-{found.primary}"
+    known = {1: (means,), 2: ("cells",)}
+    order = (*known.get(len(found.factors), ("contrasts", "anova", means)), "cells")
+    drawn = (figure for section in order for figure in figures if figure.section == section)
+    return next(drawn, None)
+
+
+# --- what was asked -----------------------------------------------------------------------
+
+
+def _asked(found: Results) -> Sentence:
+    """Whether the study's questions, else its factors, make a difference to the primary metric."""
+    tasks = list(dict.fromkeys(found.runs["task"]))
+    where = f"On the task {tasks[0]}" if len(tasks) == 1 else "On these tasks"
+    label = words.metric(found.primary).label
+    questions = found.rows("questions.csv", response=found.primary)
+    if len(questions):
+        rows = questions[questions["contrast"] != "jointly"]
+        claims = [
+            _claim("questions.csv", row, row["contrast"], "p_deciding_holm")
+            for _, row in rows.iterrows()
+        ]
+        return [f"{where}, a difference in {label} is ", *_claimed(claims), "."]
+    if len(found.rows("contrasts.csv", response=found.primary)):
+        return summary.beyond_margin(found)
+    claims = [_effect(found, factor) for factor in found.analysis.factors]
+    start: Sentence = [f"{where}, an effect on {label} is ", *_claimed(claims)]
+    if summary.interact(found):
+        return [*start, "; that factors act together is ", SHOWN, ", so read cells, not levels."]
+    return [*start, "."]
+
+
+def _effect(found: Results, factor: str) -> Claim:
+    """A factor's effect, by the test on which claims rest."""
+    row = summary.deciding(found, factor)
+    if row is None:
+        return Claim(factor, math.nan, None)
+    return _claim("robustness.csv", row, factor, "p_holm")
+
+
+def _claim(file: str, row: pd.Series, of: str, p: str) -> Claim:
+    return Claim(of, row[p], value(file, row, p, words.p_value))
+
+
+def _claimed(claims: list[Claim]) -> Sentence:
+    """For what an effect is shown and for what not, each with its p."""
+    shown = [claim for claim in claims if claim.p < ALPHA]
+    others = [claim for claim in claims if claim not in shown]
+    parts: Sentence = [SHOWN, " for ", *_named(shown)] if shown else []
+    if others:
+        parts += [", and " if shown else "", NOT_SHOWN, " for ", *_named(others)]
+    return parts if shown else [*parts, ", which does not prove absence"]
+
+
+def _named(claims: list[Claim]) -> Sentence:
+    """Names with their p; where there are many, those in the middle are counted in words."""
+    parts: Sentence = []
+    for position, claim in enumerate(claims[: summary.MOST_NAMED]):
+        last = position == len(claims) - 1
+        parts += ["" if not position else " and " if last else ", ", claim.of]
+        if claim.shown is None or math.isnan(claim.p):
+            parts.append(" (so few runs cannot tell)")
+        else:
+            parts += [" (adjusted p ", "" if claim.p < 0.001 else "= ", claim.shown, ")"]
+    return [*parts, " and others"] if len(claims) > summary.MOST_NAMED else parts
+
+
+# --- what is best, and what it is worth ---------------------------------------------------
+
+
+def _best(found: Results) -> Sentence:
+    """The best cell, or the best level of a single factor, with its mean."""
+    if len(found.factors) > 1:
+        return summary.best_cell(found)
+    (factor,) = found.factors
+    metric = words.metric(found.primary)
+    rows = found.rows("effects.csv", response=found.primary, factor=factor)
+    rows = rows[rows["estimable"].astype(bool)].dropna(subset="mean_measured")
+    if rows.empty:
+        return []
+    rows = rows.sort_values("mean_measured", ascending=metric.lower, kind="stable")
+    mean = value("effects.csv", rows.iloc[0], "mean_measured")
+    start = [f"{rows.iloc[0]['level']} has the {'lowest' if metric.lower else 'highest'} mean "
+             f"{metric.label}, ", mean]  # fmt: skip
+    tied = int(rows["tied_with_best"].eq(True).sum())
+    if tied == 1 and len(rows) > 1:
+        return [*start, "; that it is better than every other level is ", SHOWN, "."]
+    return [*start, "; that it is the best level is ", NOT_SHOWN, "."]
+
+
+def _against_full(found: Results) -> Sentence:
+    """Non-inferiority to full fine-tuning in the primary metric, where a margin is declared."""
+    rows = found.rows("equivalence.csv", response=found.primary)
+    if rows.empty:
+        return []
+    start: Sentence = ["Non-inferiority to full fine-tuning at a margin of "]
+    start += [value("equivalence.csv", rows.iloc[0], "margin"), " is "]
+    assay = first(found, "assay.csv", response=found.primary, task="all")
+    if assay is not None and not assay["beaten"]:
+        return [*start, NOT_SHOWN, ": full fine-tuning is not shown to beat the untouched base."]
+    rows = rows.assign(point=rows["point"].map(point_names(found)))
+    good = rows[rows["noninferior"]]
+    if good.empty:
+        return [*start, NOT_SHOWN, " for any point."]
+    claim = summary.which(good, rows, "point")
+    return [*start, SHOWN, *claim, ".", *summary.weak(found, found.primary)]
+
+
+def _against_base(found: Results) -> Sentence:
+    """For which points an improvement on the untouched base is shown, with the base's mean."""
+    claim = summary.improved(found)
+    if not claim:
+        return []
+    row = first(found, "baselines.csv", response=found.primary, method="none")
+    mean = [] if row is None else [" (mean ", value("baselines.csv", row, "mean"), ")"]
+    return ["Against the untouched base", *mean, ", an improvement is ", *claim, "."]
