@@ -137,7 +137,7 @@ class DreamBooth(_InKeys):
 
 CONTROLS = ("controlnet", "concat", "img2img")
 LEARNT = ("controlnet", "concat")  # the controls that add parameters to the denoiser
-Control = Literal["controlnet", "concat", "img2img"]
+Control = Literal[*CONTROLS]
 Style = Literal["full", "line", "flat", "blueprint", "night", "sepia", "pixel", "invert"]
 
 
@@ -158,6 +158,7 @@ DEGRADATIONS = {
     "jpeg": Degradation("quality", 10.0, 1.0, 95.0),
     "mask": Degradation("share of the area that is hidden", 0.25, 0.01, 0.9),
 }
+Degraded = Literal[*DEGRADATIONS]
 
 
 class Given(_Strict):
@@ -171,9 +172,7 @@ class Given(_Strict):
         description="Folder with the images of the same names, whatever their endings; only with "
         "`source: folder`.",
     )
-    degraded: Literal["downscale", "blur", "noise", "jpeg", "mask"] | None = Field(
-        None, description="What is done to the image itself."
-    )
+    degraded: Degraded | None = Field(None, description="What is done to the image itself.")
     amount: float | None = Field(
         None,
         description="How much of it: "
