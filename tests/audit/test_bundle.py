@@ -93,6 +93,13 @@ def _found(path, deep=False):
         return [(f.kind, f.subject) for f in findings]
 
 
+def test_a_bundle_is_audited_alone(whole, alone, capsys):
+    assert main(["audit", str(whole)]) == EXIT["verified"] == 0
+    said = capsys.readouterr().out
+    assert "49 files rehashed, tier regenerate" in said and list(alone.iterdir()) == []
+
+
+@pytest.mark.slow
 def test_a_bundle_is_audited_alone_down_to_the_metrics(whole, alone, capsys):
     run = Path(_one(whole, r"results/evaluate/.*/metrics\.json")).parent.name
     argv = ["audit", str(whole), "--tier", "reevaluate", "--runs", run]
@@ -118,6 +125,7 @@ def test_the_same_study_gives_the_same_bytes(project, size, request, monkeypatch
     assert bundle.write(Path(STUDY), light=size == "light").path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_it_is_a_crate_that_the_public_validator_accepts(whole, tmp_path, monkeypatch):
     (tmp_path / "crate").mkdir()
     archives.unpack(whole, tmp_path / "crate")
@@ -175,17 +183,27 @@ MEMBERS = {
 }
 
 
+@pytest.fixture
+def holder(request, kind):
+    """The smallest bundle that holds a kind of file, and one of these."""
+    for size in ("light", "whole"):
+        path = request.getfixturevalue(size)
+        for name in filter(re.compile(MEMBERS[kind]).fullmatch, _names(path)):
+            return path, name
+    raise AssertionError(f"no bundle has {kind}")
+
+
 @pytest.mark.parametrize("kind", MEMBERS)
-def test_a_changed_byte_is_found_and_named(whole, alone, tmp_path, kind):
-    name = _one(whole, MEMBERS[kind])
-    change = _changed(whole, tmp_path / "a.zip", lambda f: f.update({name: _flip(f[name])}))
+def test_a_changed_byte_is_found_and_named(holder, alone, tmp_path, kind):
+    path, name = holder
+    change = _changed(path, tmp_path / "a.zip", lambda f: f.update({name: _flip(f[name])}))
     assert _found(change) == [("changed", name)]
 
 
 @pytest.mark.parametrize("kind", ["adapter", "metrics", "base", "page", "source of a commit"])
-def test_a_missing_member_is_found_and_named(whole, alone, tmp_path, kind):
-    name = _one(whole, MEMBERS[kind])
-    assert _found(_changed(whole, tmp_path / "a.zip", lambda f: f.pop(name))) == [("absent", name)]
+def test_a_missing_member_is_found_and_named(holder, alone, tmp_path, kind):
+    path, name = holder
+    assert _found(_changed(path, tmp_path / "a.zip", lambda f: f.pop(name))) == [("absent", name)]
 
 
 def _stranger(members):
