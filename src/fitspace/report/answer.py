@@ -64,6 +64,8 @@ def _asked(found: Results) -> Sentence:
     if len(found.rows("contrasts.csv", response=found.primary)):
         return summary.beyond_margin(found)
     claims = [_effect(found, factor) for factor in found.analysis.factors]
+    if not claims:
+        return []
     start: Sentence = [f"{where}, an effect on {label} is ", *_claimed(claims)]
     if summary.interact(found):
         return [*start, "; that factors act together is ", SHOWN, ", so read cells, not levels."]
@@ -115,7 +117,7 @@ def _best(found: Results) -> Sentence:
     (factor,) = found.factors
     metric = words.metric(found.primary)
     rows = found.rows("effects.csv", response=found.primary, factor=factor)
-    rows = rows[rows["estimable"].astype(bool)].dropna(subset="mean_measured")
+    rows = rows.dropna(subset="mean_measured") if len(rows) else rows
     if rows.empty:
         return []
     rows = rows.sort_values("mean_measured", ascending=metric.lower, kind="stable")

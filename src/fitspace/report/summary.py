@@ -464,6 +464,8 @@ def interact(found: Results) -> bool:
     """Whether an interaction of the factors is shown: then levels are to be read in their cells."""
     if found.analysis.interactions:
         rows = found.rows("robustness.csv", response=found.primary, test="deciding")
+        if rows.empty:
+            return False
         ours = rows["source"].str.contains(":") & ~rows["source"].str.contains(r"\btask\b")
         return bool((rows.loc[ours, "p_holm"] < ALPHA).any())
     tests = _row(found, "lack of fit", "lack of fit"), deciding(found, "lack of fit")
