@@ -160,7 +160,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_scale(dit, tmp_path):
 
 
 def study(scale: int) -> dict:
-    content = yaml.safe_load((ROOT / "params/emoji.yaml").read_text())
+    content = yaml.safe_load((ROOT / "tests/data/positions.yaml").read_text())
     content["tasks"] = [{**content["tasks"][0], "scale": scale}]
     return content
 

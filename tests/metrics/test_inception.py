@@ -35,7 +35,7 @@ from fitspace.metrics.frechet import frechet_distance  # noqa: E402
 ROOT = Path(__file__).parents[2]
 JUDGE = str(ROOT / "models/emoji-clip")
 README = (ROOT / "params/README.md").read_text()
-EMOJI = yaml.safe_load((ROOT / "params/emoji.yaml").read_text())
+EMOJI = yaml.safe_load((ROOT / "tests/data/positions.yaml").read_text())
 
 
 @pytest.fixture(scope="module")

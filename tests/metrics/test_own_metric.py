@@ -43,7 +43,7 @@ def name(tmp_path, monkeypatch):
 
 
 def test_the_pages_metric_is_checked_planned_and_named(name, tmp_path, monkeypatch):
-    content = yaml.safe_load((ROOT / "params/emoji.yaml").read_text())
+    content = yaml.safe_load((ROOT / "tests/data/positions.yaml").read_text())
     (tmp_path / "models").symlink_to(ROOT / "models")
     monkeypatch.chdir(tmp_path)
     study = Study.model_validate(content | {"metrics": [name]})

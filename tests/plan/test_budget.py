@@ -18,7 +18,7 @@ from fitspace.plan.counting import count
 from fitspace.study import Study
 
 ROOT = Path(__file__).parents[2]
-EMOJI = yaml.safe_load((ROOT / "params/emoji.yaml").read_text())
+EMOJI = yaml.safe_load((ROOT / "tests/data/positions.yaml").read_text())
 CELLS = adapter.legal_cells()
 
 # Channels at the inputs and outputs of Stable Diffusion 1.x's 22 ResNet blocks.

@@ -13,7 +13,7 @@ from fitspace.plan import build_plan
 from fitspace.study import Study
 
 ROOT = Path(__file__).parents[2]
-GOOD = yaml.safe_load((ROOT / "params/emoji.yaml").read_text())
+GOOD = yaml.safe_load((ROOT / "tests/data/positions.yaml").read_text())
 STAGES = ("prepare", "reference", "train", "sample", "evaluate")
 
 

@@ -390,7 +390,7 @@ def test_parquet_files_of_the_datasets_library_are_written_out(cache, tmp_path):
 
 # --- studies -----------------------------------------------------------------------------
 
-EMOJI = yaml.safe_load((ROOT / "params/emoji.yaml").read_text())
+EMOJI = yaml.safe_load((ROOT / "tests/data/positions.yaml").read_text())
 ELSEWHERE = {
     "base": "CompVis/stable-diffusion-v1-4",
     "judge": "hf-hub:org/judge",

@@ -26,7 +26,7 @@ from fitspace.plan.footprint import Footprint
 from fitspace.study import Study
 
 ROOT = Path(__file__).parents[2]
-GOOD = yaml.safe_load((ROOT / "params/emoji.yaml").read_text())
+GOOD = yaml.safe_load((ROOT / "tests/data/positions.yaml").read_text())
 
 
 TAKEN = Footprint(forward=10**9, step=3 * 10**9, activations=5000, frozen=900, trainable=100)
@@ -88,7 +88,7 @@ def refused(capsys, *arguments) -> list[str]:
 
 
 def test_the_adapter_study_as_json(capsys):
-    found = plan(capsys, "params/emoji.yaml")
+    found = plan(capsys, str(ROOT / "tests/data/positions.yaml"))
     assert (len(found["points"]), len(found["runs"])) == (18, 36)
     assert [len(part) for part in found["components"]] == [16]
     assert [(e["effect"], e["df"], e["nominal_df"]) for e in found["effects"]] == [
@@ -108,7 +108,7 @@ def test_the_adapter_study_as_json(capsys):
 
 
 def test_the_adapter_study_as_text(capsys):
-    said = text(capsys, "params/emoji.yaml", "--sigma", "0.01")
+    said = text(capsys, str(ROOT / "tests/data/positions.yaml"), "--sigma", "0.01")
     for line in (
         "study emoji: 18 points × 1 tasks × 2 seeds = 36 runs",
         "12 illegal cells left out:",
@@ -304,6 +304,17 @@ def test_a_named_pilot_that_cannot_be_used_is_an_error(capsys, elsewhere):
         assert line.startswith(f"fitspace: {message}")
 
 
+def test_sigma_is_that_of_one_look_at_each_training(capsys, elsewhere):
+    runs = pd.read_csv("reports/emoji/runs.csv")
+    last = runs["checkpoint"].isna() | (runs["checkpoint"] == runs["steps"])
+    assert 0 < last.sum() < len(runs)
+    found = []
+    for rows in (runs, runs[last].drop(columns="checkpoint")):
+        rows.to_csv("pilot.csv", index=False)
+        found.append(plan(capsys, study(), "--pilot", "pilot.csv")["power"]["sigma"])
+    assert found[0] == found[1] and found[0]["sigma"] > 0
+
+
 def test_an_old_report_of_the_study_that_cannot_tell_sigma_is_a_note(capsys):
     def change(content):
         content["arms"][0]["factors"]["scale"] = [1.0, 2.0]
@@ -437,10 +448,12 @@ def test_only_what_is_still_to_run_counts(capsys):
     assert total["samples"] - rest["bytes"]["samples"] == 80 * embedded_base.SIDE**2 * 3
 
 
-@pytest.mark.parametrize("name, kinds", [("emoji", 1), ("emoji-dreambooth", 3)])
-def test_bytes_of_samples(capsys, name, kinds):
-    found = plan(capsys, f"params/{name}.yaml")
-    study_ = load_study(f"params/{name}.yaml")
+@pytest.mark.parametrize(
+    "file, kinds", [("tests/data/positions", 1), ("params/emoji-dreambooth", 3)]
+)
+def test_bytes_of_samples(capsys, file, kinds):
+    path = ROOT / f"{file}.yaml"
+    found, study_ = plan(capsys, path), load_study(path)
     side = bases.image_size(Path(study_.base))
     images = len(found["runs"]) * study_.sample.prompts * kinds
     assert found["cost"]["total"]["bytes"]["samples"] == images * side * side * 3

@@ -15,7 +15,7 @@ from fitspace.plan import load_study
 from fitspace.study.schema import schema
 
 ROOT = Path(__file__).parents[2]
-GOOD = yaml.safe_load((ROOT / "params/emoji.yaml").read_text())
+GOOD = yaml.safe_load((ROOT / "tests/data/positions.yaml").read_text())
 
 
 @pytest.fixture

@@ -334,7 +334,7 @@ LIKENESS = [
 
 
 def problems_of(tmp_path, responses):
-    content = yaml.safe_load((ROOT / "params/emoji.yaml").read_text())
+    content = yaml.safe_load((ROOT / "tests/data/positions.yaml").read_text())
     content["base"], content["judge"] = (str(ROOT / content[k]) for k in ("base", "judge"))
     content["analysis"] = {"factors": ["input"], "responses": responses}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))

@@ -16,11 +16,12 @@ from fitspace.core.files import read_json
 from fitspace.plan import cost
 from fitspace.plan.checks import arm_problems
 from fitspace.plan.keys import Plan, build_plan
+from fitspace.plan.looks import own_rows
 from fitspace.plan.models import Models
 from fitspace.plan.points import Point, legal_cells, own_drawing
 from fitspace.plan.table import STAGES
 from fitspace.stats.digits import plain
-from fitspace.study import Study
+from fitspace.study import CHECKPOINT, Study
 from fitspace.study.tuning import derived
 
 if TYPE_CHECKING:
@@ -307,7 +308,8 @@ def _recorded(study: Study, pilot: Path | None) -> tuple[pd.DataFrame | None, st
     if pilot is None and not path.exists():
         return None, None
     table = read_text(path)
-    if problems := missing_columns(table, ["method", "status"]):
+    needed = ["method", "status", *(["steps"] if CHECKPOINT in table else [])]
+    if problems := missing_columns(table, needed):
         raise UserError(f"{path}: {problem}" for problem in problems)
     return table, str(path)
 
@@ -334,8 +336,9 @@ def _sigma(
         return unknown | {"sigma": given, "source": "--sigma"}
     if recorded is None:
         return unknown
+    runs = recorded[own_rows(study, recorded)]  # one of each training
     try:
-        found = pilot_sigma(recorded, response, study.analysis.factors, transform=transform)
+        found = pilot_sigma(runs, response, study.analysis.factors, transform=transform)
     except UserError as error:
         problems = [f"{source}: {problem}" for problem in error.problems]
         if named:

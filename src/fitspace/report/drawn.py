@@ -10,7 +10,7 @@ from scipy.special import stdtrit
 from fitspace import stats
 from fitspace.core.errors import UserError
 from fitspace.metrics import METRICS
-from fitspace.report.inputs import own_drawing, within_of
+from fitspace.plan.looks import own_rows, within_of
 from fitspace.results.table import VALIDATED
 from fitspace.study import CHECKPOINT, Study
 
@@ -118,6 +118,6 @@ def rows_of(study: Study, drawn: pd.DataFrame, factor: str) -> pd.DataFrame:
         own = "untouched~" + drawn["task"].astype(str) + "~s" + drawn["seed"].astype(str)
         units = units.where(units.notna(), own)
     there = drawn["status"].eq("ok") & drawn[factor].notna() & units.notna()
-    rows = drawn.assign(**{UNIT: units})[there & own_drawing(study, drawn, but=factor)]
+    rows = drawn.assign(**{UNIT: units})[there & own_rows(study, drawn, but=factor)]
     order = pd.to_numeric(rows[factor], errors="coerce")
     return rows.loc[order.sort_values(kind="stable").index] if order.notna().all() else rows

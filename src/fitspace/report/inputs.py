@@ -17,11 +17,12 @@ from fitspace.core.files import read_json, sha256
 from fitspace.core.reading import Recorded, explain
 from fitspace.explaining.reading import TUNED, UNTOUCHED
 from fitspace.metrics import INTERVAL, METRICS
+from fitspace.plan.looks import own_rows
 from fitspace.rating import Answers
 from fitspace.report import tuned, words
 from fitspace.results import lineage
 from fitspace.results.table import ANATOMY, DATA_NOTES, SENSITIVITY, VALIDATED, picture
-from fitspace.study import CHECKPOINT, DRAWN, Study
+from fitspace.study import CHECKPOINT, Study
 
 IDENTITY = ("run", "point", "arm", "method", "task", "seed", "status")
 STATUSES = ("ok", "failed", "missing")
@@ -71,7 +72,7 @@ class Picture:
 @dataclass(frozen=True)
 class Inputs:
     """``text`` is runs.csv as text; ``drawn`` has ordered levels and numbers as floats, ``runs`` of
-    them those that are analysed: one of each training (see `own_drawing`). Their index is the row
+    them those that are analysed: one of each training (see `own_rows`). Their index is the row
     in the file, from 0. ``against_n`` has the distances of each run by number of samples, if
     measured; ``sensitivity`` and ``anatomy`` what explains the runs, if asked for; ``tuning`` what
     tuning tried, if the study has it; ``answers`` what people said of its samples; ``made`` maps
@@ -155,7 +156,7 @@ def read(study: Study, folder: Path) -> Inputs:
     notes += of_data
     dropped = [] if design is None else design.dropped
     made = _made(folder)
-    own = runs[own_drawing(study, runs)]
+    own = runs[own_rows(study, runs)]
     tables = [explained[name][0] for name in (SENSITIVITY, ANATOMY)]
     return Inputs(
         study,
@@ -180,31 +181,6 @@ def _answers(study: Study, folder: Path) -> tuple[Answers | None, list[str]]:
         return rating.read(folder, study.name), []
     except UserError as error:
         return None, error.problems
-
-
-def within_of(runs: pd.DataFrame) -> list[str]:
-    """The factors that vary within a training, of those that a table has."""
-    return [name for name in (*DRAWN, CHECKPOINT) if name in runs]
-
-
-def own_drawing(study: Study, runs: pd.DataFrame, but: str | None = None) -> pd.Series:
-    """Which rows are drawn as the study's ``sample`` has it, from the last step.
-
-    ``but``: whatever the level of this factor is.
-    """
-    own = pd.Series(True, runs.index)
-    for factor in within_of(runs):
-        if factor != but:
-            level = runs["steps"] if factor == CHECKPOINT else getattr(study.sample, DRAWN[factor])
-            own &= runs[factor].isna() | _same(runs[factor], pd.Series(level, runs.index))
-    return own
-
-
-def _same(levels: pd.Series, wanted: pd.Series) -> pd.Series:
-    """Whether cells hold a level, as a number where both are numbers."""
-    numbers = [pd.to_numeric(cells, errors="coerce") for cells in (levels, wanted)]
-    texts = [cells.astype(str).str.strip() for cells in (levels, wanted)]
-    return (numbers[0] == numbers[1]) | (texts[0] == texts[1])
 
 
 def _made(folder: Path) -> dict[str, int]:
