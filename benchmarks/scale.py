@@ -47,6 +47,8 @@ def study(runs: int) -> dict:
     Three responses; the untouched base and full fine-tuning beside them.
     """
     content = yaml.safe_load((ROOT / "params/emoji.yaml").read_text(encoding="utf-8"))
+    # One look at each training, and none explained.
+    del content["train"]["checkpoints"], content["explain"], content["metrics"]
     arm, *others = content["arms"]
     del arm["settings"]["width"], arm["settings"]["activation"]
     arm["factors"] |= {
@@ -60,7 +62,12 @@ def study(runs: int) -> dict:
         "arms": [arm, *others],
         "seeds": list(range(SEEDS)),
         "sample": {"prompts": PROMPTS, "steps": 10, "guidance": 3.0},
-        "analysis": content["analysis"] | {"factors": list(arm["factors"])},
+        "analysis": {
+            "factors": list(arm["factors"]),
+            "responses": ["clip_i", "fd_effnet", "clip_t"],
+            "transform": {"fd_effnet": "log"},
+            "margins": {"clip_i": 0.01},
+        },
     }
 
 

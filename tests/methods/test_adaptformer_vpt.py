@@ -222,7 +222,7 @@ def test_vpt_gradient_checkpointing_gives_the_same_gradients(dit, batch):
 
 def test_vpt_needs_a_dit(unet):
     assert vpt.problems(vpt.Settings(), "dit") == []
-    with pytest.raises(UserError, match="convolutions.*family 'dit'"):
+    with pytest.raises(UserError, match="one sequence.*on a DiT"):
         attached(unet, "vpt", {})
 
 

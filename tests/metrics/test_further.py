@@ -14,7 +14,7 @@ from fitspace import metrics
 from fitspace.core.errors import UserError
 from fitspace.metrics import METRICS, Compared
 from fitspace.metrics.extractors import Extraction
-from fitspace.metrics.metric import IMAGES, PAIRS, TEXTS, TRAINING, UNTOUCHED
+from fitspace.metrics.metric import GIVEN, IMAGES, PAIRS, TEXTS, TRAINING, UNTOUCHED
 from fitspace.plan import build_plan
 from fitspace.plan.checks import metric_problems, task_problems
 from fitspace.study import Study
@@ -558,6 +558,7 @@ def whole(named, tmp_path_factory):
     """Every further metric of images by the real models; their features kept."""
     known = tuple(n for n in FURTHER if metrics.weights_for(n) in ("", *named))
     known = tuple(n for n in known if n not in metrics.beside_untouched(known))  # test_drift.py
+    known = tuple(n for n in known if GIVEN not in METRICS[n].needs)  # test_edges.py
     shown, drawn = pictures(P, 2), pictures(N, 1)
     drawn[0] = shown[0]
     captions = [f"red square {i}" for i in range(P)]
@@ -732,5 +733,5 @@ def test_every_row_is_whole():
     for name in FURTHER:
         row = METRICS[name]
         assert row.label and row.definition.endswith(".") and set(row.needs) <= {
-            PAIRS, IMAGES, TRAINING, TEXTS, UNTOUCHED,
+            PAIRS, IMAGES, TRAINING, TEXTS, UNTOUCHED, GIVEN,
         }  # fmt: skip

@@ -318,7 +318,7 @@ def test_a_point_that_no_other_is_called_like_keeps_its_name():
 def test_settings_are_compared_not_names_that_were_cut(folder, monkeypatch):
     from fitspace.plan import points
 
-    monkeypatch.setattr(points, "_slug", lambda settings, arm: "lora.long")
+    monkeypatch.setattr(points, "_slug", lambda *given: "lora.long")
     found = points_of(lora(), lora(name="twin", settings={"alpha": 4}))
     assert len({p.identity for p in found}) == len({p.name for p in found}) == 4
     assert all(p.name.startswith("lora.long.") for p in found)

@@ -254,7 +254,7 @@ def test_meta_models_hold_no_memory():
         (("sd15", "adapter", {"input": "FFN_out", "output": "SA_in"}), "precedes"),
         (("sd15", "full", {"width": 3}), "width: unknown key"),
         (("dit-xl", "adapter", {"input": "SA_in", "output": "CA_in"}), "no cross-attention"),
-        (("sd15", "vpt", {}), "convolutions"),
+        (("sd15", "vpt", {}), "one sequence"),
     ],
     ids=["base", "method", "cell", "setting", "position", "family"],
 )

@@ -60,12 +60,14 @@ def test_dit_xl():
 def small(monkeypatch):
     """The name of a configuration that is a tiny network's."""
     networks = {"unet": tiny.unet, "dit": tiny.tiny_dit}
+    kinds = {"unet": {"_class_name": "UNet2DConditionModel"}}
+    kinds["dit"] = {"_class_name": "DiTTransformer2DModel"}
 
     def from_config(name):
         return networks[name]().to("meta").requires_grad_(False)
 
     monkeypatch.setattr(bases, "from_config", from_config)
-    monkeypatch.setattr(bases, "architecture", lambda name: {"name": name})
+    monkeypatch.setattr(bases, "architecture", lambda name: kinds[name])
     monkeypatch.setattr(bases, "CONFIGS", tuple(networks))
     return networks
 

@@ -218,6 +218,7 @@ def check_no_bare_number(folder: Path, study, page: Page) -> None:
         *study.analysis.responses,
         *(arm.title for arm in study.arms),
         *(task.name for task in study.tasks),
+        *re.findall(r"caption \d+", " ".join(text for _, _, text in page.texts)),
     }
     names = sorted(map(re.escape, filter(None, names)), key=len, reverse=True)
     allowed = re.compile(rf"(?<!\w)(?:{'|'.join(names)})(?!\w)|{CONSTANTS}")

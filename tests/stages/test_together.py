@@ -272,7 +272,7 @@ def test_which_runs_fold(tmp_path, monkeypatch, change, expected):
             part, _, name = key.partition(".")
             if name:
                 parts[part][name] = value
-        point = SimpleNamespace(method=method, **parts)
+        point = SimpleNamespace(method=method, learnt=None, **parts)
         folder = Stage("train", Path(f"results/train/{len(own)}"), "", {})
         return SimpleNamespace(point=point, train=folder, seed=own.get("seed", 0))
 

@@ -33,8 +33,9 @@ def test_it_starts_from_the_image_noised(family):
     model.register_forward_hook(lambda *_: passes.append(1))
     nothing = {name: values[:1] for name, values in told.items()}
     found = sampling.generate(
-        model, vae, process, told, nothing, noise, 4, 1.0, start=start, noised=0.25
-    )
+        model, vae, process, told, nothing, noise, 4, 1.0,
+        start=start / vae.config.scaling_factor, noised=0.25,
+    )  # fmt: skip
     assert len(passes) == 1
     t = process.solver(4, "cpu").timesteps[-1]
     noisy = process.mix(start, noise, t.expand(2))
