@@ -197,10 +197,10 @@ def counted_by_width(monkeypatch):
     """Each width counted at one cell only."""
     counts, count = {}, counting.count
 
-    def counted(base, method, settings):
+    def counted(base, method, settings, *told):
         key = method, settings.get("width")
         if key not in counts:
-            counts[key] = count(base, method, settings)
+            counts[key] = count(base, method, settings, *told)
         return counts[key]
 
     monkeypatch.setattr(counting, "count", counted)

@@ -9,7 +9,8 @@ import project
 import pytest
 
 PAGE = (project.ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
-COMMANDS = [line.strip() for line in re.findall(r"^    \w+ .*(?=\n(?:\n|    \w))", PAGE, re.M)]
+TEXT = re.sub(r"```.*?```", "", PAGE, flags=re.S)
+COMMANDS = [line.strip() for line in re.findall(r"^    \w+ .*(?=\n(?:\n|    \w))", TEXT, re.M)]
 # What makes the environment that the test runs in.
 INSTALLS = ("make .venv/ready", "source .venv/bin/activate")
 
