@@ -213,12 +213,12 @@ def test_red_turned_brown_costs_more_than_the_same_error_of_luma():
 @pytest.mark.slow
 def test_the_shipped_autoencoder_is_as_good_as_its_card_says(tmp_path):
     """On every fortieth drawing; over all of them colours are within 6."""
-    shipped = autoencoder.load(ROOT / "models/world/vae")
+    shipped = autoencoder.load(ROOT / "models/vae")
     some = drawn.load(tmp_path, rows=range(0, 3560, 40))
     found = autoencoder.measure(shipped, some)
     assert found["decibels"]["full"] >= 27 and min(found["decibels"].values()) >= 25
     assert found["colour_error"]["full"] <= 7 and found["dead"] == 0
-    recorded = json.loads((ROOT / "models/world/vae/training.json").read_text())["measured"]
+    recorded = json.loads((ROOT / "models/vae/training.json").read_text())["measured"]
     assert recorded["colour_error"]["full"] <= 6
     for style, value in found["decibels"].items():
         assert value == pytest.approx(recorded["decibels"][style], abs=1.5), style
