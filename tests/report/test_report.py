@@ -85,6 +85,8 @@ def plain(number: str) -> float:
         mantissa, power = number.split(" × 10")
         digits = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
         return float(mantissa) * 10 ** int(power.translate(digits))
+    if number.endswith("%"):
+        return float(number[:-1]) / 100
     return float(number)
 
 
@@ -174,6 +176,8 @@ def check_numbers(folder: Path, study, page: Page) -> None:
             size = (
                 10 ** (round(float(re.search(r"e(.*)", f"{float(raw):e}")[1])))
                 if "×" in shown
+                else 0.01
+                if shown.endswith("%")
                 else 1
             )
             assert plain(shown) == pytest.approx(float(raw), abs=0.5001 * size * 10 ** -len(digits))
