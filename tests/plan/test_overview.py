@@ -26,7 +26,8 @@ from fitspace.plan.footprint import Footprint
 from fitspace.study import Study
 
 ROOT = Path(__file__).parents[2]
-GOOD = yaml.safe_load((ROOT / "tests/data/positions.yaml").read_text())
+POSITIONS = ROOT / "tests/data/positions.yaml"
+GOOD = yaml.safe_load(POSITIONS.read_text())
 
 
 TAKEN = Footprint(forward=10**9, step=3 * 10**9, activations=5000, frozen=900, trainable=100)
@@ -88,7 +89,7 @@ def refused(capsys, *arguments) -> list[str]:
 
 
 def test_the_adapter_study_as_json(capsys):
-    found = plan(capsys, str(ROOT / "tests/data/positions.yaml"))
+    found = plan(capsys, POSITIONS)
     assert (len(found["points"]), len(found["runs"])) == (18, 36)
     assert [len(part) for part in found["components"]] == [16]
     assert [(e["effect"], e["df"], e["nominal_df"]) for e in found["effects"]] == [
@@ -108,7 +109,7 @@ def test_the_adapter_study_as_json(capsys):
 
 
 def test_the_adapter_study_as_text(capsys):
-    said = text(capsys, str(ROOT / "tests/data/positions.yaml"), "--sigma", "0.01")
+    said = text(capsys, POSITIONS, "--sigma", "0.01")
     for line in (
         "study emoji: 18 points × 1 tasks × 2 seeds = 36 runs",
         "12 illegal cells left out:",

@@ -35,7 +35,7 @@ def count(
     settings = methods.validated(method, settings)
     given = settings.model_dump(mode="json", exclude_unset=True)
     told = bases.control_for(base, control)
-    key = digest([bases.architecture(base), method, given, code(), *_named(told)])
+    key = digest([bases.architecture(base), method, given, code(), *named(told)])
     known = remembered(CACHE)
     if key not in known:
         known[key] = _count(base, method, settings, told)
@@ -44,7 +44,8 @@ def count(
     return {"trainable": trainable, "total": total, "percent": 100 * trainable / total}
 
 
-def _named(told: bases.Control | None) -> list[Any]:
+def named(told: bases.Control | None) -> list[Any]:
+    """What a control adds to a cache's key: nothing without one."""
     return [] if told is None else [told.kind, *told.channels]
 
 

@@ -102,8 +102,7 @@ def measure(
     """
     tokens, told = text_tokens(base), bases.control_for(base, control)
     given = [bases.architecture(base), method, settings, batch, precision, scale, tokens]
-    given += [] if told is None else [told.kind, *told.channels]
-    key, known = digest([*given, _code()]), remembered(CACHE)
+    key, known = digest([*given, *counting.named(told), _code()]), remembered(CACHE)
     if key not in known:
         known[key] = asdict(_measure(base, method, settings, batch, precision, scale, tokens, told))
         remember(CACHE, known)

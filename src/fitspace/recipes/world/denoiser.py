@@ -75,14 +75,14 @@ def train(
     ``shown``: rows of the task's conditions that the sheets show.
     """
     process, vae = bases.load_process(pipeline), bases.load_vae(pipeline)
-    facts = asdict(settings) | {"min_snr_gamma": None}
+    facts, predict = asdict(settings) | {"min_snr_gamma": None}, bases.family_of(model).predict
 
     def loss_at(step: int) -> Tensor:
         batch = training.make_batch(
             task, process, vae.config.scaling_factor, facts, settings.seed, step
         )
-        told = bases.family_of(model).hand(batch.conditions)
-        return batch.losses(process, model(batch.noisy, batch.t, **told).sample).mean()
+        predicted = predict(model, batch.noisy, batch.t, batch.conditions)
+        return batch.losses(process, predicted).mean()
 
     def sheet(averaged: nn.Module, path: Path) -> None:
         sampling.sheet(sample(averaged, pipeline, task, list(shown)), path)
