@@ -49,8 +49,9 @@ def write_base(folder: Path, drawings: Drawings, measured: dict[str, Any]) -> No
 
 
 def write_autoencoder(folder: Path, drawings: Drawings, measured: dict[str, Any]) -> None:
-    """Write the finished autoencoder's ``README.md``."""
+    """Write the finished autoencoder's ``README.md`` with its sheet of reconstructions."""
     vae = autoencoder.load(folder)
+    autoencoder.draw(vae, drawings, autoencoder.shown(drawings), folder / "sheet.png")
     _write(
         folder,
         attribution=openmoji.ATTRIBUTION,
