@@ -74,9 +74,9 @@ def test_a_judge_is_tried_once(tmp_path, monkeypatch):
 
 
 def test_captions_that_a_judge_cuts_are_noted():
-    long = "red heart and cat face " * 8
+    long = "red heart and cat face " * 8  # 40 words
     captions = ["red heart", f"{long} one", f"{long} two", "sun"]
     cut, alike = metrics.cut_captions(JUDGE, captions)
-    assert cut.startswith("cut to the 16 tokens that the judge reads: 2 captions")
+    assert cut.startswith("cut to the 20 tokens that the judge reads: 2 captions")
     assert alike.startswith("one and the same to the judge") and "2 captions" in alike
     assert metrics.cut_captions(JUDGE, ["red heart", "sun"]) == []
