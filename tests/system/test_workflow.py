@@ -271,6 +271,33 @@ def test_a_config_that_names_no_study_runs_none(config, said):
     assert "Job stats" not in done.stdout + done.stderr
 
 
+# Stands in for Apptainer: notes which image a job is to run in, and runs it here.
+APPTAINER = """#!/bin/sh
+[ "$1" = --version ] && { echo apptainer version 1.3.6; exit; }
+while [ "$1" != fitspace.sif ]; do shift; done
+echo "$*" >> "$NOTES"
+shift
+exec "$@"
+"""
+
+
+@pytest.mark.slow
+def test_jobs_run_in_the_image_that_is_named(origin, tmp_path):
+    project, program = origin.copy(tmp_path / "project"), tmp_path / "bin" / "apptainer"
+    program.parent.mkdir()
+    program.write_text(APPTAINER)
+    program.chmod(0o755)
+    (project / "fitspace.sif").touch()
+    shutil.rmtree(next((project / "results/evaluate").iterdir()))
+    project.run(
+        "snakemake", "--cores", "2", "--sdm", "apptainer", "--config", f"study={STUDY}",
+        "container=fitspace.sif", "--", "evaluated",
+        PATH=f"{program.parent}:{project.environment['PATH']}", NOTES=str(tmp_path / "notes"),
+    )  # fmt: skip
+    (job,) = (tmp_path / "notes").read_text().splitlines()
+    assert job.startswith("fitspace.sif") and "fitspace evaluate" in job
+
+
 def test_another_studys_report_is_refused_and_stays(origin, warm, tmp_path):
     project = origin.copy(tmp_path / "project").warmed(warm.commands)
     other = project / "reports/other"

@@ -132,7 +132,11 @@ def _seeded(kind: type[BaseTuner], seed: int) -> type[BaseTuner]:
 def _reseed(seed: int, stream: str) -> None:
     import torch
 
-    torch.manual_seed(int(rng.generator(seed, stream).integers(2**63)))
+    value = int(rng.generator(seed, stream).integers(2**63))
+    # torch.manual_seed, but that it keeps a stack trace for each kind of device not yet in use
+    torch.default_generator.manual_seed(value)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(value)
 
 
 def attachment(tuner: BaseTuner, seed: int, dropout: float = 0.0) -> Attachment:

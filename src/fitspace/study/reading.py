@@ -52,7 +52,11 @@ def of_config(config: dict[str, Any], default: str) -> str:
     UserError : keys that mean nothing, and a value that names no file.
     """
     allowed = "allowed: --config study=params/NAME.yaml"
-    problems = [f"--config {key}: unknown key; {allowed}" for key in config if key != "study"]
+    problems = [
+        f"--config {key}: unknown key; {allowed}"
+        for key in config
+        if key not in ("study", "container")  # the latter is of Snakemake's image
+    ]
     path = config.get("study", default)
     if not isinstance(path, str) or not path.strip():
         problems.append(f"--config study={'' if path is None else path}: no study file; {allowed}")
