@@ -141,9 +141,20 @@ REFUSED = [
     ("vpt", "unet"), ("vpt", "sdxl"), ("vpt", "pixart"), ("vpt", "sd3"),
     ("custom_diffusion", "dit"),
 ]  # fmt: skip
-every_case = pytest.mark.parametrize(
-    "case", CASES, ids=lambda c: "-".join([c.family, c.method, *map(str, c.settings.values())])
-)
+
+
+def every(cases):
+    """The cases as parameters; a method's further forms on a family are slow tests."""
+    met, found = set(), []
+    for case in cases:
+        further = (case.family, case.method) in met
+        met.add((case.family, case.method))
+        name = "-".join([case.family, case.method, *map(str, case.settings.values())])
+        found.append(pytest.param(case, id=name, marks=[pytest.mark.slow] if further else []))
+    return pytest.mark.parametrize("case", found)
+
+
+every_case = every(CASES)
 
 # The cells of the paper's released configurations (2303.18181).
 RELEASED = {
@@ -160,6 +171,12 @@ RELEASED = {
 }
 CELLS = [(source, target) for source, targets in RELEASED.items() for target in targets]
 every_cell = pytest.mark.parametrize("cell", CELLS, ids="-".join)
+# One of each kind of layer and of each end of a block; the others are slow tests.
+QUICK = [("SA_in", "SA_in"), ("CA_out", "FFN_in"), ("CA_c", "CA_c"), ("Res_in", "Res_out")]
+quick_cells = pytest.mark.parametrize(
+    "cell",
+    [pytest.param(c, id="-".join(c), marks=[] if c in QUICK else pytest.mark.slow) for c in CELLS],
+)
 FUNCTIONS = {
     "relu": F.relu,
     "sigmoid": torch.sigmoid,
@@ -374,7 +391,7 @@ def test_single_precision_matches_to_1e6(_unet, unet, batch):
     torch.testing.assert_close(run(unet, batch).double(), exact, rtol=0, atol=1e-6)
 
 
-@every_cell
+@quick_cells
 def test_training_step(_unet, unet, batch, cell):
     base = run(_unet, batch)
     attachment = methods.attach(unet, "adapter", settings(cell), seed=0)
@@ -399,7 +416,7 @@ def test_training_step(_unet, unet, batch, cell):
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in unet.modules())
 
 
-@every_cell
+@quick_cells
 def test_gradient_checkpointing_gives_the_same_gradients(unet, batch, cell):
     attachment = methods.attach(unet, "adapter", settings(cell, init="default"), seed=0)
     gradients = []

@@ -69,6 +69,21 @@ CASES = [
     Case("WAVEFT", {"n_frequency": 20}),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.peft_type)
+# Tuners that share layers, replace weights, start elsewhere than at nothing, are not linear, cannot
+# be merged. The others' tests are slow, but that each starts, trains and leaves.
+QUICK = ("VERA", "SHIRA", "FOURIERFT", "HRA", "BEFT")
+
+
+def quick_first(cases):
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(c, id=c.peft_type, marks=[] if c.peft_type in QUICK else pytest.mark.slow)
+            for c in cases
+        ],
+    )
+
+
 INPUTS = (
     torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1)),
     torch.tensor([3, 700]),
@@ -157,7 +172,7 @@ def test_start_training_and_removal(case, base, tmp_path):
             merged.merge()
 
 
-@every_case
+@quick_first(CASES)
 def test_a_file_has_all_that_another_seed_would_draw_otherwise(case, base, tmp_path):
     attachment = attached(case, base, seed=3)
     step(attachment)
@@ -180,11 +195,7 @@ def test_a_file_has_all_that_another_seed_would_draw_otherwise(case, base, tmp_p
 TURNED = ("BEFT", "BOFT", "OFT", "PEANUT", "ROAD")
 
 
-@pytest.mark.parametrize(
-    "case",
-    [case for case in CASES if case.strength and case.peft_type not in TURNED],
-    ids=lambda case: case.peft_type,
-)
+@quick_first([case for case in CASES if case.strength and case.peft_type not in TURNED])
 def test_weights_change_in_proportion_to_the_strength(case, base, tmp_path):
     attachment, path, found = attached(case, base, seed=3), tmp_path / "a.safetensors", {}
     step(attachment)
@@ -198,7 +209,7 @@ def test_weights_change_in_proportion_to_the_strength(case, base, tmp_path):
         assert torch.allclose(found[0.3][name], expected, atol=1e-5), name
 
 
-@every_case
+@quick_first(CASES)
 def test_start_follows_from_the_seed_alone(case, base):
     before = torch.get_rng_state()
     one, same, other = (attached(case, base, seed) for seed in (1, 1, 2))
@@ -211,7 +222,7 @@ def test_start_follows_from_the_seed_alone(case, base):
     assert bool(drawn) == (case.peft_type not in constant)
 
 
-@every_case
+@quick_first(CASES)
 def test_parameters_are_counted_without_weights(case, base):
     with torch.device("meta"):
         empty = type(base).from_config(base.config)
@@ -251,11 +262,7 @@ def test_what_cannot_be_built_says_why_and_leaves_the_model(own, family, said):
     methods.attach(model, "none", {}, seed=0)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [case for case in CASES if tuners.TUNERS[case.peft_type].convolutions],
-    ids=lambda case: case.peft_type,
-)
+@quick_first([case for case in CASES if tuners.TUNERS[case.peft_type].convolutions])
 def test_convolutions(case, base):
     attachment = attached(case, base, target="resnets")
     changed = {name.rpartition(".conv")[0] for name in attachment.trainable}
@@ -270,7 +277,7 @@ def test_convolutions(case, base):
     torch.testing.assert_close(answer(attachment.model), after, rtol=0, atol=1e-5)
 
 
-@every_case
+@quick_first(CASES)
 def test_peft_alone_reads_what_is_exported(case, base, tmp_path):
     attachment, path = attached(case, base, seed=3), tmp_path / "a.safetensors"
     step(attachment)

@@ -32,7 +32,7 @@ from fitspace.stages import evaluate, prepare, reference
 
 # How many of each kind always, and how many more where there is time.
 EXAMPLES = {
-    "studies": (50, 50),
+    "studies": (15, 85),
     "reports": (1, 0),
     "report-files": (50, 0),
     "images": (150, 0),
@@ -40,7 +40,7 @@ EXAMPLES = {
     "tables": (300, 0),
     "adapters": (200, 0),
     "records": (0, 80),
-    "tensors": (80, 0),
+    "tensors": (20, 60),
 }
 NUMBERS = [
     pytest.param(name, numbers, id=f"{name}-from-{numbers.start}", marks=marks)

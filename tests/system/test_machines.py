@@ -89,7 +89,9 @@ REMADE = [
 def test_committed_reports_have_the_same_bytes(kernel, reports, tmp_path):
     _needs(kernel)
     for name in reports:
-        shutil.copytree(ROOT / "reports" / name / "gallery", tmp_path / name / "gallery")
+        for drawn in ("gallery", "explained"):
+            if (ROOT / "reports" / name / drawn).exists():
+                shutil.copytree(ROOT / "reports" / name / drawn, tmp_path / name / drawn)
         for file in INPUTS:
             if (ROOT / "reports" / name / file).exists():
                 shutil.copy(ROOT / "reports" / name / file, tmp_path / name / file)
