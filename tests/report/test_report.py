@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 import pytest
 import report_study as made_up
+from committed import REPORTS, ROOT, copy_inputs
 
 from fitspace.core.errors import UserError
 from fitspace.metrics import METRICS
@@ -736,22 +737,16 @@ def test_a_report_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.fixture(scope="module", params=["emoji", "emoji-difffit", "emoji-dreambooth"])
+SLOW = {"emoji-difffit": [pytest.mark.slow]}  # seven tasks and fifteen arms: half a minute
+
+
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=SLOW.get(n, [])) for n in REPORTS])
 def remade(request, tmp_path_factory) -> tuple[Path, Path, object]:
     """A committed report's folder, a copy made again from its table, and the study."""
-    root = Path(__file__).parents[2]
-    committed = root / "reports" / request.param
-    copy = tmp_path_factory.mktemp("remade") / request.param
-    for folder in ("gallery", "explained"):
-        if (committed / folder).exists():
-            shutil.copytree(committed / folder, copy / folder)
-    made = ("runs.csv", "against_n.csv", "gallery.json", "design.json", "provenance.json")
-    for file in (*made, "notes.json", "sensitivity.csv", "anatomy.csv"):
-        if (committed / file).exists():
-            shutil.copy(committed / file, copy / file)
-    study = load_study(root / "params" / f"{request.param}.yaml")
+    copy = copy_inputs(request.param, tmp_path_factory.mktemp("remade") / request.param)
+    study = load_study(ROOT / "params" / f"{request.param}.yaml")
     build(study, copy)
-    return committed, copy, study
+    return ROOT / "reports" / request.param, copy, study
 
 
 def test_the_committed_report_is_what_its_table_gives(remade):
@@ -768,18 +763,16 @@ def test_every_number_of_a_committed_report_has_its_origin(remade):
     check_no_bare_number(copy, study, page)
 
 
-@pytest.mark.parametrize("name", ["emoji", "emoji-difffit", "emoji-dreambooth"])
+@pytest.mark.parametrize("name", REPORTS)
 def test_the_committed_design_is_what_its_study_plans(tmp_path, name):
     """A key added to the schema is in it, and an audit finds one that is not."""
-    root = Path(__file__).parents[2]
-    write_design(build_plan(load_study(root / f"params/{name}.yaml")), tmp_path / "design.json")
-    assert (tmp_path / "design.json").read_bytes() == (
-        root / f"reports/{name}/design.json"
-    ).read_bytes()
+    write_design(build_plan(load_study(ROOT / f"params/{name}.yaml")), tmp_path / "design.json")
+    committed = ROOT / f"reports/{name}/design.json"
+    assert (tmp_path / "design.json").read_bytes() == committed.read_bytes()
 
 
 def test_the_untouched_base_is_a_baseline_where_arms_are_compared():
-    folder = Path(__file__).parents[2] / "reports/emoji-difffit"
+    folder = ROOT / "reports/emoji-difffit"
     assert [row["arm"] for row in rows_of(folder / "baselines.csv")] == ["none"] * 3
     levels = {row["level"] for row in rows_of(folder / "effects.csv")}
     assert "full" in levels and "none" not in levels
