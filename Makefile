@@ -22,7 +22,7 @@ test-machines: .venv/ready-test
 
 # What takes longer: whole runs made again, a change by dvc repro.
 test-slow: .venv/ready-test
-	@python -m pytest -n 2 -m "slow and not gpu and not slurm"
+	@python -m pytest -n 2 --dist loadfile -m "slow and not gpu and not slurm"
 
 # A real SLURM, started on loopback as root; a machine without one skips, unless FITSPACE_SLURM
 # says that it is required.
