@@ -521,7 +521,7 @@ class Arm(_Strict):
         "encoder, input channels of its own, or sampling that starts from it; null: not at all. "
         "Also a factor.",
     )
-    settings: dict[str, Level] = Field(
+    settings: dict[str, Level | None] = Field(
         default_factory=dict, description="Settings of the method that all points share."
     )
     factors: dict[str, Annotated[list[Level], Field(max_length=10_000)]] = Field(
