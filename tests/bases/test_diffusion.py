@@ -121,6 +121,8 @@ class Truth:
             t=torch.from_numpy(self.times),
             conditions={},
             weight=torch.full((len(self.times),), weight),
+            rows=torch.zeros(len(self.times), dtype=torch.long),
+            counts=torch.ones(len(self.times)),
         )
 
 

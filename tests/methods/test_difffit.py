@@ -33,7 +33,23 @@ def attend(attention, x, context, by):
     q, k, v = (t.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for t in (q, k, v))
     scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
     attended = (scores @ v).transpose(1, 2).flatten(2)
-    return by(".gamma") * by(".to_out.0.gamma") * attention.to_out[0](attended)
+    out = by(".gamma") * by(".to_out.0.gamma") * attention.to_out[0](attended)
+    return out + small(out, lambda name: by(f".mlp.{name}", None))
+
+
+def small(f, of):
+    """``W2·GELU(W1·f + b1) + b2``; nothing where a branch has no MLP."""
+    if of("down.weight") is None:
+        return 0
+    hidden = f @ of("down.weight").T + of("down.bias")
+    hidden = hidden * (1 + torch.erf(hidden / 2**0.5)) / 2
+    return hidden @ of("up.weight").T + of("up.bias")
+
+
+def fed(block, n, by):
+    """What the feed-forward branch gives, scaled or with what its MLP adds."""
+    f = by("ff.gamma") * block.ff(n)
+    return f + small(f, lambda name: by(f"ff.mlp.{name}", None))
 
 
 def dit_forward(block, by, h, timestep, class_labels, **_):
@@ -44,18 +60,18 @@ def dit_forward(block, by, h, timestep, class_labels, **_):
     )  # fmt: skip
     n = by("norm1.norm.gamma") * F.layer_norm(h, h.shape[-1:], eps=1e-6) + by("norm1.norm.beta", 0)
     n = n * (1 + scale_1) + shift_1
-    h = h + gate_1 * attend(block.attn1, n, n, lambda name: by(f"attn1{name}"))
+    h = h + gate_1 * attend(block.attn1, n, n, lambda *a: by(f"attn1{a[0]}", *a[1:]))
     n = by("norm3.gamma") * F.layer_norm(h, h.shape[-1:], eps=1e-5) + by("norm3.beta", 0)
-    return h + by("ff.gamma") * gate_2 * block.ff(n * (1 + scale_2) + shift_2)
+    return h + gate_2 * fed(block, n * (1 + scale_2) + shift_2, by)
 
 
 def unet_forward(block, by, h, encoder_hidden_states, **_):
     """The same for a block with cross-attention, without gates; its norms are its own."""
     n = block.norm1(h)
-    h = h + attend(block.attn1, n, n, lambda name: by(f"attn1{name}"))
+    h = h + attend(block.attn1, n, n, lambda *a: by(f"attn1{a[0]}", *a[1:]))
     n = block.norm2(h)
-    h = h + attend(block.attn2, n, encoder_hidden_states, lambda name: by(f"attn2{name}"))
-    return h + by("ff.gamma") * block.ff(block.norm3(h))
+    h = h + attend(block.attn2, n, encoder_hidden_states, lambda *a: by(f"attn2{a[0]}", *a[1:]))
+    return h + fed(block, block.norm3(h), by)
 
 
 def rewritten(attachment, base):
@@ -86,12 +102,21 @@ def rewritten(attachment, base):
 
 @pytest.mark.parametrize("family", ["unet", "dit"])
 @pytest.mark.parametrize(
-    "given", [{}, {"gamma": "branch", "share": 1.0}, {"blocks": "last"}, {"norms": False}], ids=str
+    "given",
+    [
+        {},
+        {"gamma": "branch", "share": 1.0},
+        {"blocks": "last"},
+        {"norms": False},
+        {"gamma": "mlp", "width": 3, "share": 1.0},
+    ],
+    ids=str,
 )
 def test_blocks_are_the_papers(family, given):
     # In double precision: agreement far below 1e-6 leaves no room for a wrong place.
     base = (tiny.unet() if family == "unet" else tiny.tiny_dit()).double()
     attachment = randomised(methods.attach(copy.deepcopy(base), "difffit", given, seed=0))
+    attachment.model.double()  # MLPs compute in the precision of their weights
     generator = torch.Generator().manual_seed(1)
     side = base.config.sample_size
     latents = torch.randn(2, 4, side, side, generator=generator, dtype=torch.float64)
@@ -171,3 +196,19 @@ def test_factors_stay_in_single_precision_on_a_half_precision_base():
     latents = torch.randn(1, 4, 8, 8, dtype=torch.bfloat16)
     model(latents, torch.tensor([3]), torch.tensor([1])).sample.float().square().mean().backward()
     assert {p.grad.dtype for p in new.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("family", ["unet", "dit"])
+def test_the_mlps_are_counted_by_their_form(family):
+    """Of each branch 2·d·w + w + d; a width without MLPs is no part of the settings that count."""
+    model = tiny.unet() if family == "unet" else tiny.tiny_dit()
+    given = {"gamma": "mlp", "width": 5, "share": 1.0, "norms": False, "biases": False}
+    given |= {} if family == "unet" else {"class_embedding": False}
+    found = methods.attach(model, "difffit", given, seed=0).trainable
+    widths = [p.shape[0] for n, p in found.items() if n.endswith("up.bias")]
+    blocks = [m for m in model.modules() if type(m).__name__ == "BasicTransformerBlock"]
+    assert len(widths) == len(blocks) * (3 if family == "unet" else 2)
+    assert sum(p.numel() for p in found.values()) == sum(2 * d * 5 + 5 + d for d in widths)
+    scaled = difffit.Settings(gamma="branch", width=5).resolved(family)
+    assert scaled == difffit.Settings(gamma="branch").resolved(family)
+    assert difffit.Settings(gamma="mlp").resolved(family)["width"] == 8

@@ -7,14 +7,17 @@ import copy
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
 from fitspace import methods, training
 from fitspace.core.errors import UserError
 from fitspace.core.imports import import_peft
+from fitspace.methods.export import KOHYA as KOHYA_FILE
 from fitspace.methods.export import export
 
 peft = import_peft()
 
+FROZEN = {"class_embedding": False}
 INPUTS = (
     torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1)),
     torch.tensor([3, 700]),
@@ -117,6 +120,46 @@ def test_strength_and_export(own, tmp_path):
     name = "pytorch_lora_weights.safetensors"
     model.load_lora_adapter(str(tmp_path / "out"), weight_name=name, prefix="unet")
     torch.testing.assert_close(answer(model), answer(attachment.model), rtol=0, atol=1e-5)
+
+
+KOHYA = {
+    "attention and ff": {"target": "attention+ff", "rank": 3, "alpha": 5},
+    "rsLoRA": {"rank": 4, "alpha": 3, "rslora": True},
+    "one A": {"rank": 2, "fused": True},
+    "from the weights": {"init": "pissa", "rank": 3, "alpha": 5},
+}
+
+
+@pytest.mark.parametrize("own", KOHYA.values(), ids=KOHYA)
+def test_kohyas_names_are_read_by_diffusers(own, tmp_path):
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
+
+    base = tiny.unet()
+    attachment = methods.attach(copy.deepcopy(base), "lora", own, seed=0)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in attachment.trainable.values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    methods.save(attachment, tmp_path / "a.safetensors", {})
+    written = export(tmp_path / "a.safetensors", tmp_path / "out")
+    assert [path.name for path in written][2:] == ["pytorch_lora_weights.safetensors", KOHYA_FILE]
+    for scaled in (1, 2):
+        model, state = copy.deepcopy(base), load_file(tmp_path / "out" / KOHYA_FILE)
+        names = {name.partition(".")[2] for name in state}
+        assert names == {"lora_down.weight", "lora_up.weight", "alpha"}
+        state |= {n: v * scaled for n, v in state.items() if n.endswith("alpha")}
+        read, alphas = Loader.lora_state_dict(state, unet_config=model.config)
+        Loader.load_lora_into_unet(read, alphas, model)
+        apart = (answer(model) - answer(attachment.model)).abs().max()
+        assert apart < 1e-5 if scaled == 1 else apart > 1e-3  # a reader takes alpha at its word
+
+
+def test_what_kohyas_names_have_no_place_for_is_not_written(tmp_path):
+    for i, (model, own) in enumerate(((tiny.unet(), {"dora": True}), (tiny.tiny_dit(), FROZEN))):
+        attachment = methods.attach(model, "lora", own, seed=0)
+        methods.save(attachment, tmp_path / f"{i}.safetensors", {})
+        export(tmp_path / f"{i}.safetensors", tmp_path / f"{i}")
+        assert not (tmp_path / f"{i}" / KOHYA_FILE).exists()
 
 
 def test_gaussian_and_orthogonal_starts():

@@ -52,6 +52,8 @@ CASES = [
     Case("unet", "difffit"),
     Case("unet", "difffit", {"gamma": "branch", "blocks": "last", "share": 0.2}),
     Case("unet", "difffit", {"gamma": "none", "norms": True, "biases": False}),
+    Case("unet", "difffit", {"gamma": "mlp", "width": 3}, merges=False),
+    Case("unet", "adapter", {"input": "SA_in", "output": "CA_in", "width": None}, merges=False),
     Case("unet", "adaptformer", {"width": 3}, merges=False),
     Case("unet", "adaptformer", {"form": "sequential", "width": 3}, merges=False),
     Case("unet", "lora"),
@@ -78,6 +80,7 @@ CASES = [
     Case("dit", "difffit", {"gamma": "branch", "share": 1.0, "norms": False}),
     Case("dit", "difffit", {"gamma": "all", "blocks": "last", "norms": False, "biases": False}),
     Case("dit", "difffit", {"gamma": "none", "biases": False, "class_embedding": False}),
+    Case("dit", "difffit", {"gamma": "mlp", "norms": False, "blocks": "last"}, merges=False),
     Case("dit", "adapter", {"input": "SA_out", "output": "FFN_in", "width": 3}, merges=False),
     Case(
         "dit", "adapter",
@@ -119,6 +122,7 @@ CASES = [
     Case("sd3", "bitfit"),
     Case("sd3", "custom_diffusion"),
     Case("sd3", "difffit", {"share": 1.0}),
+    Case("sd3", "difffit", {"gamma": "mlp", "width": 2}, merges=False),
     Case("sd3", "lora", {"rank": 2, "target": "attention+ff"}),
     Case("sd3", "lora", {"rank": 2, "fused": True}),
     Case("sd3", "lora", {"rank": 4, "min_rank": 2, "init": "olora"}, merges=False),
@@ -297,6 +301,17 @@ def resnet_forward(block, at, x, temb):
 def delta_of(parameters, path, activation, scale, groups):
     p = {n.removeprefix(f"{path}.adapter."): v for n, v in parameters.items() if path in n}
 
+    if "down.weight" not in p:  # one layer
+        if "norm.weight" not in p:
+            return lambda x: scale * (x @ p["up.weight"].T + p["up.bias"])
+        own = {"weight": p["norm.weight"], "bias": p["norm.bias"], "eps": 1e-5}
+        return lambda x: (
+            scale
+            * F.conv2d(
+                F.silu(F.group_norm(x, groups, **own)), p["up.weight"], p["up.bias"], padding=1
+            )
+        )
+
     def linear(x):
         hidden = FUNCTIONS[activation](x @ p["down.weight"].T + p["down.bias"])
         return scale * (hidden @ p["up.weight"].T + p["up.bias"])
@@ -378,6 +393,21 @@ def test_positions_match_the_rewritten_blocks(_unet, unet, batch, cell):
     batch = (x.double(), t, c.double())
     out = run(unet.double(), batch)
     expected = rewritten(_unet, dict(attachment.trainable), cell, activation, scale)
+    torch.testing.assert_close(out, run(expected, batch), rtol=0, atol=1e-10)
+    assert (out - run(copy.deepcopy(_unet).double(), batch)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("cell", [("CA_out", "FFN_in"), ("Res_in", "Res_out")], ids="-".join)
+def test_without_a_width_one_layer_goes_from_position_to_position(_unet, unet, batch, cell):
+    chosen = settings(cell, init="default", width=None, scale=0.7)
+    attachment = methods.attach(unet, "adapter", chosen, seed=0)
+    assert {n.rpartition("adapter.")[2].partition(".")[0] for n in attachment.trainable} <= {
+        "up", "norm",
+    }  # fmt: skip
+    x, t, c = batch
+    batch = (x.double(), t, c.double())
+    out = run(unet.double(), batch)
+    expected = rewritten(_unet, dict(attachment.trainable), cell, None, 0.7)
     torch.testing.assert_close(out, run(expected, batch), rtol=0, atol=1e-10)
     assert (out - run(copy.deepcopy(_unet).double(), batch)).abs().max() > 1e-3
 

@@ -17,6 +17,7 @@ UNET = {
     "bitfit": {},
     "custom_diffusion": {},
     "difffit": {},
+    "difffit, mlp": {"gamma": "mlp", "width": 3},
     "full": {},
     "ia3": {},
     "loha": {"rank": 2},

@@ -104,6 +104,7 @@ def test_methods_with_a_width():
     assert {name: methods.knob(name) for name in WIDE} == {
         "adapter": "width",
         "adaptformer": "width",
+        "difffit": "width",
         "loha": "rank",
         "lora": "rank",
         "vpt": "prompts",
@@ -112,10 +113,15 @@ def test_methods_with_a_width():
 
 @pytest.mark.parametrize("name", WIDE)
 def test_every_declared_width_is_affine_and_found_again(name):
-    own = {"input": "FFN_in", "output": "FFN_in"} if name == "adapter" else {}
-    base = "emoji-dit"
+    needed = {"adapter": {"input": "FFN_in", "output": "FFN_in"}, "difffit": {"gamma": "mlp"}}
+    own, base = needed.get(name, {}), "emoji-dit"
     target = count(base, name, own | {methods.knob(name): 7})["trainable"]
     assert budget.width(base, name, own, target) == 7
+
+
+def test_a_width_that_the_settings_do_not_use_is_refused():
+    with pytest.raises(UserError, match="width has no meaning with these settings"):
+        budget.width("emoji-dit", "difffit", {"gamma": "branch"}, 5000)
 
 
 def study(base=str(ROOT / "models/emoji-unet"), judge=str(ROOT / "models/emoji-clip"), **arm):

@@ -403,6 +403,7 @@ FOLDED = {
     ),
     "bitfit": ("unet", "bitfit", {}),
     "difffit": ("unet", "difffit", {}),
+    "difffit with MLPs": ("unet", "difffit", {"gamma": "mlp", "width": 3}),
     "lora": ("unet", "lora", {"rank": 2}),
     "dora": ("unet", "lora", {"rank": 2, "dora": True}),
     "lora from its weights": ("unet", "lora", {"rank": 2, "init": "pissa", "lr_ratio": 4.0}),

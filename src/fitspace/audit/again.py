@@ -365,6 +365,8 @@ def elsewhere(study: Path) -> str:
     content = read_yaml(study)
     models = [(content, key) for key in MODELS]
     named = [*models, *((task, "path") for task in content["tasks"])]
+    if reward := content["train"].get("reward"):
+        named.append((reward, "model"))
     for part, key in named:
         if part.get(key) and Path(part[key]).exists():
             part[key] = os.path.abspath(part[key])

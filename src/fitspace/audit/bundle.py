@@ -33,7 +33,7 @@ from fitspace.core.files import read_json, sha256
 from fitspace.core.paths import REPORTS, RESULTS
 from fitspace.core.reading import Sha256, checked
 from fitspace.plan import STAGES
-from fitspace.plan.models import MODELS
+from fitspace.plan.models import MODELS, named
 from fitspace.results import lineage as lineages
 from fitspace.results.lineage import Lineage, Record
 from fitspace.stages.sidecars import load_sidecar
@@ -146,10 +146,9 @@ def _is_inside(path: Path) -> bool:
 def _models(study: Study) -> dict[str, Path]:
     """The models in the project's folder, without weights that an installed package has."""
     found: list[Path] = []
-    for name, files in MODELS.items():
-        if (reference := getattr(study, name)) is not None:
-            with contextlib.suppress(UserError):  # absent: the audit of the bundle says so too
-                found += files(reference).values()
+    for name, reference in named(study).items():
+        with contextlib.suppress(UserError):  # absent: the audit of the bundle says so too
+            found += MODELS[name](reference).values()
     notes = {path.with_name("package.json") for path in found}
     shipped = {note for note in notes if note.is_file()}
     weights = {note.with_name("model.safetensors") for note in shipped}

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from fitspace.core.files import canonical, digest
 from fitspace.metrics.extractors import EXTRACTORS
 from fitspace.plan import ENDS, STAGES
+from fitspace.plan.models import REWARD
 from fitspace.results.lineage import Lineage, Record
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ def reads(lineage: Lineage, record: Record) -> tuple[list[Record], list[str]]:
     # A DreamBooth task's reference stage samples from the base; its material has the settings.
     if "base" in record.material or (record.stage == "reference" and "sample" in record.material):
         models.append("base")
+    if "reward" in record.material.get("train", {}):
+        models.append(REWARD)
     if STAGES[record.stage].judged:
         models.append("judge")
         evaluators = _evaluators(record, upstream)

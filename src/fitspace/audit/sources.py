@@ -18,7 +18,7 @@ from fitspace.core.errors import UserError
 from fitspace.core.files import canonical, digest, read_json, sha256
 from fitspace.core.paths import UNCOMMITTED
 from fitspace.core.reading import Sha256
-from fitspace.plan.models import MODELS
+from fitspace.plan.models import MODELS, named
 from fitspace.results.lineage import Lineage
 from fitspace.study import Study
 
@@ -70,7 +70,7 @@ def committed(path: str) -> bytes:
 def _models(study: Study, lineage: Lineage) -> list[Finding]:
     findings = []
     for key, recorded in lineage.models.items():
-        reference = getattr(study, key)
+        reference = named(study).get(key)
         if reference != recorded["path"]:
             message = f"the study names {reference!r}; the runs were made with {recorded['path']!r}"
             findings.append(Finding("changed", key, message))

@@ -80,6 +80,19 @@ class Diffusion:
         alpha = self.scheduler.alphas_cumprod.to(noisy.device)[t].reshape(-1, 1, 1, 1)
         return alpha.sqrt() * predicted + (1 - alpha).sqrt() * noisy
 
+    def estimate(
+        self, predicted: torch.Tensor, noisy: torch.Tensor, t: torch.Tensor
+    ) -> torch.Tensor:
+        """The clean latents that a prediction stands for; shapes as :meth:`noise` has them."""
+        alphas = self.scheduler.alphas_cumprod.double().to(t.device)
+
+        def at(values: torch.Tensor) -> torch.Tensor:
+            return values[t].float().reshape(-1, 1, 1, 1)
+
+        if self.predicts == "epsilon":
+            return (noisy - at((1 - alphas).sqrt()) * predicted) / at(alphas.sqrt())
+        return at(alphas.sqrt()) * noisy - at((1 - alphas).sqrt()) * predicted
+
     def weights(self, t: torch.Tensor, min_snr_gamma: float | None) -> torch.Tensor:
         """Per-example loss weights, shape (n,): ones, or min-SNR (2303.09556, section 3.4).
 
@@ -152,10 +165,7 @@ class Diffusion:
         def at(values: torch.Tensor) -> torch.Tensor:
             return values[t].float().reshape(-1, 1, 1, 1)
 
-        if kind == "epsilon":
-            estimate = (noisy - at((1 - alphas).sqrt()) * predicted) / at(alphas.sqrt())
-        else:
-            estimate = at(alphas.sqrt()) * noisy - at((1 - alphas).sqrt()) * predicted
+        estimate = self.estimate(predicted, noisy, t)
         # The posterior's mean is linear in the clean latent (2006.11239, eq. 7): by this factor.
         of_clean = at(betas * before.sqrt() / (1 - alphas))
         share = (widths + 1) / 2
@@ -237,6 +247,12 @@ class FlowMatching:
     def noise(self, predicted: torch.Tensor, noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """The noise that a predicted velocity stands for; shapes as :meth:`mix` has them."""
         return noisy + (1 - self._sigma(t)) * predicted
+
+    def estimate(
+        self, predicted: torch.Tensor, noisy: torch.Tensor, t: torch.Tensor
+    ) -> torch.Tensor:
+        """The clean latents that a predicted velocity stands for."""
+        return noisy - self._sigma(t) * predicted
 
     def weights(self, t: torch.Tensor, min_snr_gamma: float | None) -> torch.Tensor:
         """Per-example loss weights, shape (n,): ones. Min-SNR is defined for diffusion alone."""

@@ -25,6 +25,12 @@ def add(commands: Commands) -> None:
     export.add_argument("source", type=Path, metavar="RUN_FOLDER_OR_ADAPTER")
     export.add_argument("--out", type=Path, required=True, metavar="FOLDER")
 
+    blocks = commands.add(
+        _blocks, "blocks", "Rank blocks by how far DiffFit's factors moved.", study=False
+    )
+    blocks.add_argument("sources", type=Path, nargs="+", metavar="RUN_FOLDER_OR_ADAPTER")
+    blocks.add_argument("--keep", type=int, metavar="N", help="blocks to name; default: half")
+
 
 def _count(arguments: argparse.Namespace) -> None:
     from fitspace.plan import counting
@@ -59,3 +65,16 @@ def _export(arguments: argparse.Namespace) -> None:
 
     for path in export(arguments.source, arguments.out):
         print(path)
+
+
+def _blocks(arguments: argparse.Namespace) -> None:
+    from fitspace.explaining.chosen import named, ranked
+
+    moved = ranked(arguments.sources)
+    keep = max(len(moved) // 2, 1) if arguments.keep is None else arguments.keep
+    if not 1 <= keep <= len(moved):
+        raise UserError(f"--keep: {keep}; allowed: 1 to {len(moved)}")
+    print("mean |γ − 1|  block")
+    for block, mean in moved.items():
+        print(f"{mean:12.6f}  {block}")
+    print(f"blocks: {named(list(moved)[:keep])}")

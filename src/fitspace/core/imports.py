@@ -34,6 +34,14 @@ def import_peft() -> ModuleType:
     return peft
 
 
+def import_open_clip() -> ModuleType:
+    """Import open_clip, also after :func:`import_only_models`: it needs torchvision."""
+    _import_torchvision()
+    import open_clip
+
+    return open_clip
+
+
 def _import_torchvision() -> None:
     global _library
     import torch

@@ -18,7 +18,7 @@ checks, without torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -45,7 +45,13 @@ class Settings(PartialSettings):
 
     input: Input = Field(description="Position whose tensor the adapter reads.")
     output: Output = Field(description="Position whose tensor the adapter adds to.")
-    width: int = Field(60, ge=1, le=65_536, description="Units (channels) of the bottleneck.")
+    width: int | None = Field(
+        60,
+        ge=1,
+        le=65_536,
+        description="Units (channels) of the bottleneck; null: one linear layer (convolution) with "
+        "bias instead, from position to position.",
+    )
     activation: Literal["relu", "sigmoid", "silu", "identity"] = Field(
         "relu", description="Between the bottleneck's two layers."
     )
@@ -55,6 +61,13 @@ class Settings(PartialSettings):
         description="Last layer at the start: zero (training starts from the base), or drawn as "
         "PyTorch does by default (the paper's code).",
     )
+
+    def resolved(self, family: str) -> dict[str, Any]:
+        """Every setting that has a meaning; ``activation`` has none without a bottleneck."""
+        found = super().resolved(family)
+        if self.width is None:
+            del found["activation"]
+        return found
 
 
 def _orders(family: str) -> dict[str, tuple[str, ...]]:

@@ -35,7 +35,10 @@ UP = frozenset({"up.weight", "up.bias"})
 
 
 class Adapter(nn.Module):
-    """``s · up(act(down(x)))`` in single precision, returned in the precision of ``x``."""
+    """``s · up(act(down(x)))`` in single precision, returned in the precision of ``x``.
+
+    Without a bottleneck ``s · up(x)``: ``down`` and ``activation`` are the identity.
+    """
 
     def __init__(
         self,
@@ -59,23 +62,27 @@ class Adapter(nn.Module):
         return (self.scale * self.up(self.activation(self.down(y)))).to(x.dtype)
 
 
-def bottleneck(dim: int, width: int, activation: nn.Module, scale: float) -> Adapter:
-    """``s·(W2·act(W1·x + b1) + b2)``: (b, tokens, dim) -> the same shape."""
+def bottleneck(dim: int, width: int | None, activation: nn.Module, scale: float) -> Adapter:
+    """``s·(W2·act(W1·x + b1) + b2)``: (b, tokens, dim) -> the same shape; without a width
+    ``s·(W·x + b)``."""
+    if width is None:
+        return Adapter(nn.Identity(), nn.Identity(), nn.Linear(dim, dim), scale)
     return Adapter(nn.Linear(dim, width), activation, nn.Linear(width, dim), scale)
 
 
 def convolutions(block: ResnetBlock2D, settings: Settings) -> Adapter:
-    """``s·conv3×3(act(conv3×3(silu(norm(x)))))``: (b, c_in, h, w) -> (b, c_out, h, w)."""
+    """``s·conv3×3(act(conv3×3(silu(norm(x)))))``: (b, c_in, h, w) -> (b, c_out, h, w); without a
+    width ``s·conv3×3(silu(norm(x)))``."""
     sides = {"Res_in": block.conv1.in_channels, "Res_out": block.conv2.out_channels}
     channels = sides[settings.input]
     like = block.norm1 if settings.input == "Res_in" else block.norm2
-    return Adapter(
-        nn.Conv2d(channels, settings.width, 3, padding=1),
-        ACTIVATIONS[settings.activation](),
-        nn.Conv2d(settings.width, sides[settings.output], 3, padding=1),
-        settings.scale,
-        norm=nn.GroupNorm(like.num_groups, channels, like.eps),
-    )
+    norm = nn.GroupNorm(like.num_groups, channels, like.eps)
+    down, activation = nn.Identity(), nn.Identity()
+    if settings.width is not None:
+        down = nn.Conv2d(channels, settings.width, 3, padding=1)
+        activation = ACTIVATIONS[settings.activation]()
+    up = nn.Conv2d(settings.width or channels, sides[settings.output], 3, padding=1)
+    return Adapter(down, activation, up, settings.scale, norm=norm)
 
 
 def initialise(adapter: Adapter, path: str, seed: int, zeros: frozenset[str]) -> None:

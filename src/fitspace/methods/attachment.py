@@ -49,7 +49,7 @@ class BlockSettings(MethodSettings):
 
     blocks: str = Field(
         ALL,
-        max_length=200,
+        max_length=1000,
         pattern=PATTERN,
         description="The parts of the denoiser that the method is put into: beginnings of its "
         "modules' names, joined by `+`, with a range of numbers if need be, as in "

@@ -15,6 +15,10 @@ paper is inferred from that number; the place of the factors and whether the nor
 therefore settings.
 
 The paper's projection factor and γ1 multiply the same tensor; both are trained.
+
+With ``gamma: mlp`` each branch f has a small residual network instead of its factors:
+``x + gate·(f + W2·GELU(W1·f + b1) + b2)``. W2 and b2 start at zero. It is not linear in f, so it
+does not merge.
 """
 
 from __future__ import annotations
@@ -31,22 +35,26 @@ if TYPE_CHECKING:
 
 trains = True
 folds = True
-AT_REST = {"gamma": 1.0, "gamma_text": 1.0, "beta": 0.0}
+budget = "width"
+AT_REST = {"gamma": 1.0, "gamma_text": 1.0, "beta": 0.0, "up": 0.0}
 
 
 class Settings(PartialSettings):
     """Which of DiffFit's three parts are trained, and where the scale factors are."""
 
-    gamma: Literal["all", "branch", "none"] = Field(
+    LATER = ("only_scaled",)
+
+    gamma: Literal["all", "branch", "none", "mlp"] = Field(
         "all",
         description="Scale factors: on q, k, v and the projection of each attention and on each "
-        "residual branch, on the branches alone, or none.",
+        "residual branch, on the branches alone, or none; or on each branch a residual MLP of one "
+        "hidden layer instead.",
     )
-    LATER = ("only_scaled",)
+    width: int = Field(8, ge=1, le=65_536, description="Units of the MLP; no meaning without one.")
 
     blocks: str = Field(
         "first",
-        max_length=200,
+        max_length=1000,
         pattern=PATTERN,
         description="The transformer blocks with scale factors: `first` or `last`, counted from "
         "that end by `share`; or parts of the denoiser, as in `up_blocks` or "
@@ -65,8 +73,11 @@ class Settings(PartialSettings):
     )
 
     def resolved(self, family: str) -> dict[str, Any]:
-        """Every setting that has a meaning; ``share`` has one where blocks are counted."""
+        """Every setting that has a meaning; ``share`` has one where blocks are counted, ``width``
+        with an MLP."""
         found = super().resolved(family)
+        if self.gamma != "mlp":
+            del found["width"]
         if self.blocks not in ENDS:
             del found["share"]
         return found
@@ -80,7 +91,7 @@ def problems(settings: Settings, family: str) -> list[str]:
 
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
-    """Put the factors and affine parts into the blocks; make biases and norms trainable.
+    """Put the factors (or MLPs) and affine parts into the blocks; make biases and norms trainable.
 
     Raises
     ------
@@ -89,4 +100,4 @@ def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     """
     from fitspace.methods.difffit_layers import attach_layers
 
-    return attach_layers(model, settings)
+    return attach_layers(model, settings, seed)

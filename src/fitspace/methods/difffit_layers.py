@@ -1,7 +1,7 @@
-"""DiffFit's scale factors and affine parts in diffusers' blocks.
+"""DiffFit's scale factors, MLPs and affine parts in diffusers' blocks.
 
-Both are parameters of a module whose output a hook changes, so the block's own code runs. Both
-are linear, so merging is exact:
+They are parameters of a module whose output a hook changes, so the block's own code runs. Factors
+and affine parts are linear, so merging is exact:
 
 - a layer's factors multiply the rows of its weight and its bias; a branch's factors multiply
   those of the branch's last layer (a DiT's gate multiplies afterwards, which commutes);
@@ -12,7 +12,7 @@ are linear, so merging is exact:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +23,7 @@ from torch import nn
 from fitspace.bases import family_of
 from fitspace.bases.blocks import layers
 from fitspace.core.errors import UserError
+from fitspace.methods.adapter_layers import UP, bottleneck, initialise
 from fitspace.methods.attachment import Attachment, restoring
 from fitspace.methods.bitfit import biases
 from fitspace.methods.blocks import ENDS, at_end, blocks_in_order, inside, within
@@ -32,14 +33,14 @@ if TYPE_CHECKING:
     from fitspace.methods.difffit import Settings
 
 
-def attach_layers(model: nn.Module, settings: Settings) -> Attachment:
+def attach_layers(model: nn.Module, settings: Settings, seed: int) -> Attachment:
     """Build what the settings name; see :func:`fitspace.methods.difffit.attach`."""
     blocks = blocks_in_order(model)
     used = settings.gamma != "none" or settings.only_scaled
     scaled = _scaled(model, list(blocks), settings) if used else []
     wanted = within(scaled) if settings.only_scaled else lambda name: True
     own = biases(model) if settings.biases else {}
-    parts: dict[str, Factors | Affine] = {}
+    parts: dict[str, Part] = {}
     if settings.norms:
         own |= affine_parameters(model)
         form = family_of(model).block_of
@@ -47,12 +48,13 @@ def attach_layers(model: nn.Module, settings: Settings) -> Attachment:
             parts |= {f"{path}.{name}": part for name, part in norms(block, form(block))}
     own = {name: parameter for name, parameter in own.items() if wanted(name)}
     parts = {name: part for name, part in parts.items() if wanted(name)}
-    if settings.gamma != "none":
-        parts |= {
-            f"{path}.{name}": part
-            for path in scaled
-            for name, part in factors(blocks[path], settings.gamma)
-        }
+    for path in scaled if settings.gamma != "none" else ():
+        for name, module, last in branches(blocks[path], settings.gamma == "all"):
+            at = f"{path}.{name}"
+            if settings.gamma == "mlp":
+                parts[at] = Mlps(module, last, settings.width, at, seed)
+            else:
+                parts[at] = Factors(module, last)
     restore = restoring(own)
     new = {f"{path}.{name}": p for path, part in parts.items() for name, p in part.attach().items()}
 
@@ -69,7 +71,8 @@ def attach_layers(model: nn.Module, settings: Settings) -> Attachment:
             part.fold()
         detach()
 
-    return Attachment(model, own | new, identity_at_start=True, undo=undo, fold=fold)
+    merges = fold if settings.gamma != "mlp" else None
+    return Attachment(model, own | new, identity_at_start=True, undo=undo, fold=merges)
 
 
 def _scaled(model: nn.Module, blocks: list[str], settings: Settings) -> list[str]:
@@ -100,20 +103,25 @@ def norms(module: nn.Module, block: Block) -> Iterator[tuple[str, Affine]]:
             yield name, Affine(norm, module.get_submodule(modulation), pairs)
 
 
-def factors(block: nn.Module, where: str) -> Iterator[tuple[str, Factors]]:
-    """The modules to scale in a block: its branches; with ``all`` also its attentions' layers."""
+def branches(
+    block: nn.Module, within: bool
+) -> Iterator[tuple[str, nn.Module, tuple[nn.Linear, ...]]]:
+    """Name, module and last layers of a block's branches; ``within``: its attentions' layers too.
+
+    A branch of two streams has a last layer for each.
+    """
     for name, branch in block.named_children():
         if isinstance(branch, FeedForward):
-            yield name, Factors(branch, branch.net[2])
+            yield name, branch, (branch.net[2],)
     for name, attention in block.named_children():
         if not isinstance(attention, Attention):
             continue
         # Of two streams, what it adds to the text's as well.
         last = (attention.to_out[0], attention.to_add_out)
-        yield name, Factors(attention, *(layer for layer in last if layer is not None))
-        if where == "all":
+        yield name, attention, tuple(layer for layer in last if layer is not None)
+        if within:
             for layer, linear in layers(attention, ("q", "k", "v", "out")).items():
-                yield f"{name}{layer}", Factors(linear, linear)
+                yield f"{name}{layer}", linear, (linear,)
 
 
 class Factors:
@@ -121,7 +129,7 @@ class Factors:
 
     NAMES = ("gamma", "gamma_text")
 
-    def __init__(self, module: nn.Module, *layers: nn.Linear):
+    def __init__(self, module: nn.Module, layers: tuple[nn.Linear, ...]):
         self.module, self.layers = module, dict(zip(self.NAMES, layers, strict=False))
 
     def attach(self) -> dict[str, nn.Parameter]:
@@ -146,6 +154,40 @@ class Factors:
             layer.weight.mul_(gamma[:, None])
             if layer.bias is not None:
                 layer.bias.mul_(gamma)
+
+
+class Mlps:
+    """``y + up(GELU(down(y)))`` for each output y (..., d) of a branch."""
+
+    NAMES = ("mlp", "mlp_text")
+
+    def __init__(
+        self, module: nn.Module, layers: tuple[nn.Linear, ...], width: int, path: str, seed: int
+    ):
+        self.module, self.layers = module, dict(zip(self.NAMES, layers, strict=False))
+        self.width, self.path, self.seed = width, path, seed
+
+    def attach(self) -> dict[str, nn.Parameter]:
+        """Put an MLP for each output on the branch; returns the parameters by name."""
+        for name, layer in self.layers.items():
+            with torch.device("meta"):  # or PyTorch would draw from its global generator
+                mlp = bottleneck(layer.out_features, self.width, nn.GELU(), 1.0)
+            if layer.weight.device.type != "meta":
+                mlp.to_empty(device=layer.weight.device)
+                initialise(mlp, f"{self.path}.{name}", self.seed, UP)
+            self.module.add_module(name, mlp.train(self.module.training))
+        self.handle = self.module.register_forward_hook(_add_mlp)
+        return {
+            f"{name}.{key}": parameter
+            for name in self.layers
+            for key, parameter in getattr(self.module, name).named_parameters()
+        }
+
+    def detach(self) -> None:
+        """Remove the MLPs and their hook."""
+        self.handle.remove()
+        for name in self.layers:
+            delattr(self.module, name)
 
 
 class Affine:
@@ -182,17 +224,25 @@ class Affine:
             biases[scale].mul_(gamma).add_(gamma - 1)
 
 
+Part = Factors | Mlps | Affine
+
+
 # Computed in single precision for any base: near 1, a factor in half precision would lose the
 # small steps of training.
 def _scale(module: nn.Module, _, output: Any) -> Any:
-    if not isinstance(output, tuple):
-        return _scale_one(output, module.gamma)
-    named = zip(Factors.NAMES, output, strict=True)
-    return tuple(_scale_one(own, getattr(module, name, None)) for name, own in named)
+    return _each(module, Factors.NAMES, output, lambda y, gamma: (y * gamma).to(y.dtype))
 
 
-def _scale_one(output: torch.Tensor, gamma: torch.Tensor | None) -> torch.Tensor:
-    return output if gamma is None else (output * gamma).to(output.dtype)
+def _add_mlp(module: nn.Module, _, output: Any) -> Any:
+    return _each(module, Mlps.NAMES, output, lambda y, mlp: y + mlp(y))
+
+
+def _each(module: nn.Module, names: tuple[str, ...], output: Any, change: Callable) -> Any:
+    """The output, or each of two, changed by what the module has for it under its name."""
+    outputs = output if isinstance(output, tuple) else (output,)
+    held = [getattr(module, name, None) for name in names[: len(outputs)]]
+    changed = [y if own is None else change(y, own) for y, own in zip(outputs, held, strict=True)]
+    return tuple(changed) if isinstance(output, tuple) else changed[0]
 
 
 def _scale_and_shift(module: nn.Module, _, output: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Write an adapter in the formats of peft and diffusers, for use without fitspace."""
+"""Write an adapter in the formats of peft, diffusers and kohya, for use without fitspace."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from fitspace.methods.tuners import TUNERS
 if TYPE_CHECKING:
     import torch
 
+KOHYA = "kohya_lora.safetensors"
+_KOHYA = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}
 LOADER = "fitspace.load_adapter(pipeline, PATH) puts it on any diffusers pipeline"
 
 
@@ -25,7 +27,8 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
     The scale is in the tensors: whoever reads them without the configuration has the same change.
     Methods of peft become ``adapter_config.json`` and ``adapter_model.safetensors``, for
     ``PeftModel.from_pretrained(denoiser, out)``. LoRA of a U-Net or a Stable Diffusion 3 also
-    becomes ``pytorch_lora_weights.safetensors``, for ``pipeline.load_lora_weights(out)``.
+    becomes ``pytorch_lora_weights.safetensors``, for ``pipeline.load_lora_weights(out)``, and that
+    of a U-Net, but DoRA, ``kohya_lora.safetensors``, by kohya's names, for ComfyUI.
 
     Parameters
     ----------
@@ -74,6 +77,8 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
     loads = not any(name.startswith("transformer_blocks.") and ".attn1." in name for name in state)
     if method == "lora" and loads:
         written.append(_write_diffusers(config, state, out))
+    if method == "lora" and not settings.dora and not any(n.startswith("transf") for n in state):
+        written.append(_write_kohya(config, parts, out))
     return written
 
 
@@ -167,3 +172,18 @@ def _write_diffusers(config, state: dict[str, torch.Tensor], out: Path) -> Path:
             out, unet_lora_layers=state, unet_lora_adapter_metadata=facts
         )
     return out / LORA_WEIGHT_NAME_SAFE
+
+
+def _write_kohya(config, parts: dict[str, dict[str, torch.Tensor]], out: Path) -> Path:
+    """A U-Net's layers as kohya's scripts name them, each with its alpha."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for layer, own in parts.items():
+        name = f"lora_unet_{layer.replace('.', '_')}"
+        tensors |= {f"{name}.{_KOHYA[part]}": tensor for part, tensor in own.items()}
+        tensors[f"{name}.alpha"] = torch.tensor(float(config.lora_alpha))
+    with replacing(out / KOHYA) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    return out / KOHYA

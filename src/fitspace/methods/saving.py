@@ -109,8 +109,9 @@ def _check_sizes(path: str | Path, facts: dict[str, Any], tensors: dict[str, Any
     said = {"classes + 1": facts["classes"] + 1} if "classes" in facts else {}
     channels = facts.get("control", {}).get("channels", [])
     said |= {f"control.channels[{i}]": count for i, count in enumerate(channels)}
-    if (width := knob(facts["method"])) is not None:
-        said[width] = getattr(settings, width)
+    width = knob(facts["method"])
+    if width is not None and (units := getattr(settings, width)) is not None:
+        said[width] = units
     said |= getattr(get(facts["method"]), "sizes", lambda _: {})(settings)
     for name, size in said.items():
         if size > 2 * largest + 1:  # what is less differs in shape, and is named so

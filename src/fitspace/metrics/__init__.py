@@ -45,6 +45,7 @@ from fitspace.metrics.weights import (
     judge_files,
     judge_folder,
     weights_file,
+    weights_of,
 )
 
 __all__ = [
@@ -88,4 +89,5 @@ __all__ = [
     "subject_features",
     "weights_file",
     "weights_for",
+    "weights_of",
 ]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fitspace.core.errors import UserError
-from fitspace.core.imports import import_torchvision
+from fitspace.core.imports import import_open_clip
 from fitspace.metrics.weights import judge_files, judge_folder
 
 BATCH = 64
@@ -33,9 +33,7 @@ class Judge:
     @property
     def tokenizer(self):
         """open_clip's tokenizer of the judge: captions -> int64 (n, context)."""
-        import open_clip
-
-        return open_clip.get_tokenizer(self.name)
+        return import_open_clip().get_tokenizer(self.name)
 
 
 def load(judge: str | Path) -> Judge:
@@ -49,9 +47,7 @@ def load(judge: str | Path) -> Judge:
     name, _, weights = str(judge).partition("@")
     if folder := judge_folder(judge):
         name, weights = f"local-dir:{folder}", ""
-    import_torchvision()
-    import open_clip
-
+    open_clip = import_open_clip()
     if not logging.root.handlers:  # else open_clip's first message would make one that prints all
         logging.root.addHandler(logging.NullHandler())
     try:
@@ -110,6 +106,29 @@ def image_embeddings(judge: Judge, images: Tensor) -> Tensor:
     """Embed uint8 images, shape (n, h, w, 3): unit float32 vectors, shape (n, d)."""
     batches = (preprocess(judge, batch) for batch in images.split(BATCH))
     return torch.cat([judge.model.encode_image(b, normalize=True).float() for b in batches])
+
+
+def embedded(judge: Judge, images: Tensor) -> Tensor:
+    """Embed images with values from 0 to 1, shape (n, 3, h, w): unit float32 vectors, (n, d).
+
+    As :func:`image_embeddings`, but gradients pass through: nothing is rounded to grey levels, and
+    images are resized by products of matrices, whose gradients are the same every time on a GPU.
+    """
+    settings = judge.model.visual.preprocess_cfg
+    size = settings["size"]
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    if tuple(images.shape[2:]) != (height, width):
+        rows = _resizing(images, images.shape[2], height, settings["interpolation"])
+        columns = _resizing(images, images.shape[3], width, settings["interpolation"])
+        images = (rows @ images @ columns.T).clamp(0, 1)
+    mean, std = (images.new_tensor(settings[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+    return judge.model.encode_image((images - mean) / std, normalize=True).float()
+
+
+def _resizing(like: Tensor, before: int, after: int, mode: str) -> Tensor:
+    """What resizing does to one axis, antialiased, as a matrix (after, before)."""
+    eye = torch.eye(before)[None, None]
+    return F.interpolate(eye, size=(after, before), mode=mode, antialias=True)[0, 0].to(like)
 
 
 @torch.inference_mode()

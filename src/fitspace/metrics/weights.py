@@ -74,6 +74,12 @@ def judge_files(judge: str | Path) -> list[Path]:
     )
 
 
+def weights_of(judge: str | Path) -> set[str]:
+    """SHA-256 of a judge's weights alone, whatever its configuration; errors as `judge_files`."""
+    found = [path for path in judge_files(judge) if path.suffix != ".json"]
+    return set(hashes.hashes(found).values())
+
+
 def fetch_judge(judge: str) -> None:
     """Download a hub id's open_clip model unless it is on this machine; ignore other judges.
 

@@ -36,7 +36,10 @@ def width(
     def count(value: int) -> int:
         return counting.count(base, method, settings | {name: value}, control)["trainable"]
 
-    counts = around(count, *_limits(method), target)
+    low, high = _limits(method)
+    if count(low) == count(low + 1):
+        raise UserError(f"match_trainable: {target:,}: {name} has no meaning with these settings")
+    counts = around(count, low, high, target)
     value, trainable = counts[0]
     if abs(trainable - target) <= TOLERANCE * target:
         return value

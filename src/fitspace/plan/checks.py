@@ -16,7 +16,7 @@ from fitspace.core.errors import UserError
 from fitspace.core.reading import explain
 from fitspace.core.texts import shown
 from fitspace.plan.keys import Plan, build_plan
-from fitspace.plan.models import Models
+from fitspace.plan.models import REWARD_KEY, Models
 from fitspace.plan.points import (
     Point,
     chosen_cells,
@@ -33,7 +33,9 @@ from fitspace.study import (
     DRAWN,
     LEARNT,
     OF_CONTROL,
+    REWARD_WEIGHT,
     Arm,
+    Reward,
     SampleSettings,
     Study,
     Task,
@@ -78,6 +80,7 @@ def checked(path: str | Path, in_job: bool = False) -> tuple[Study, Models]:
 def _other_problems(study: Study, models: Models, quickly: bool) -> list[str]:
     """What is wrong beside the arms; ``quickly``: without a look at what the tasks hold."""
     problems = metric_problems(study) + task_problems(study) + models.problems
+    problems += reward_problems(models)
     return problems if problems or quickly else content_problems(study, models)
 
 
@@ -150,8 +153,49 @@ def usable(plan: Plan) -> None:
     if all(run.finished for run in plan.runs):
         return
     problems = _base_problems(plan.study, plan.models)
+    problems += _unusable_reward(plan.study)
     if problems := problems + metrics.problems(plan.study.judge):
         raise UserError(problems)
+
+
+def reward_problems(models: Models) -> list[str]:
+    """Why a study's rewards cannot be given, or would judge themselves."""
+    study, reward = models.study, models.study.train.reward
+    if reward is None:
+        return [
+            f"arms[{i}].factors.{REWARD_WEIGHT}: the study has no reward; needed: train.reward"
+            for i, arm in enumerate(study.arms)
+            if REWARD_WEIGHT in arm.factors
+        ]
+    problems = []
+    with contextlib.suppress(UserError):  # others report it
+        if reward.against == "caption" and bases.family(study.base).by_class:
+            problems.append(
+                "train.reward.against: 'caption': the base is told classes, not words; allowed: "
+                "target"
+            )
+    with contextlib.suppress(UserError):
+        judging = {"judge": metrics.weights_of(study.judge)}
+        judging |= {
+            name: metrics.weights_of(f"@{metrics.weights_file(name, path)}")
+            for name, path in study.weights.items()
+        }
+        rewarding = metrics.weights_of(reward.model)
+        problems += [
+            f"{REWARD_KEY}: {reward.model!r}: has the weights of {name!r}, which evaluates the "
+            "study: whatever pleases it would be found good; allowed: another model"
+            for name, own in judging.items()
+            if own & rewarding
+        ]
+    return problems
+
+
+def _unusable_reward(study: Study) -> list[str]:
+    """What goes wrong with the rewarding model when it is tried."""
+    if study.train.reward is None:
+        return []
+    found = metrics.problems(study.train.reward.model)
+    return [f"{REWARD_KEY}: {problem.removeprefix('judge: ')}" for problem in found]
 
 
 def _base_problems(study: Study, models: Models) -> list[str]:
@@ -177,7 +221,7 @@ def looked(study: Study, models: Models) -> list[str]:
     if models.here("base"):
         problems += _base_problems(study, models)
     if models.here("judge"):
-        problems += metrics.problems(study.judge)
+        problems += metrics.problems(study.judge) + _unusable_reward(study)
     if models.here("base") and not problems:
         problems = _unbuilt(models)
     for task in study.tasks:
@@ -613,7 +657,9 @@ def _problems_of(arm: Arm, base: Any, family: str | None) -> list[str]:
         problems.append(f"train: method {arm.method!r} trains nothing; leave out {own_training}")
     for factor, levels in arm.factors.items():
         model, name = method.Settings, factor
-        if factor.startswith("train."):
+        if factor == REWARD_WEIGHT:
+            model, name = Reward, "weight"
+        elif factor.startswith("train."):
             model, name = TrainSettings, factor.removeprefix("train.")
         elif factor in DRAWN:
             model, name = SampleSettings, DRAWN[factor]
@@ -626,7 +672,8 @@ def _problems_of(arm: Arm, base: Any, family: str | None) -> list[str]:
             problems.append(f"factors.{factor}: []: a factor needs at least one level")
         first = {level: i for i, level in reversed(list(enumerate(levels)))}
         for i, level in enumerate(levels):
-            problems += _level_problems(model, f"factors.{factor}[{i}]", name, level)
+            if not (model is Reward and level == 0 and level is not False):  # without a reward
+                problems += _level_problems(model, f"factors.{factor}[{i}]", name, level)
             if first[level] < i:
                 problems.append(f"factors.{factor}[{i}]: {level!r} stands more than once")
     for name, item in method.Settings.model_fields.items():

@@ -7,13 +7,14 @@ any size can therefore be measured on any machine. A multiply-add counts as two 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitspace import bases, methods
+from fitspace import bases, methods, metrics
 from fitspace.core import hub
 from fitspace.core.files import digest, remember, remembered, sha256
 from fitspace.plan import counting
@@ -39,6 +40,7 @@ class Footprint:
         as the point needs it; 0 if nothing is trained. Recomputation is not included.
     activations : bytes that a training step keeps for the backward pass of the whole batch.
     frozen, trainable : numbers of parameters, including the method's.
+    beside : bytes of the weights that only a reward needs.
     """
 
     forward: int
@@ -46,6 +48,7 @@ class Footprint:
     activations: int
     frozen: int
     trainable: int
+    beside: int = 0
 
     def training(self, settings: dict[str, Any]) -> int:
         """Bytes of a training step: weights, gradients, AdamW's state and activations.
@@ -56,7 +59,8 @@ class Footprint:
         """
         width = WIDTH[settings["precision"]]
         each = 16 + (4 if settings["ema"] is not None else 0) + (width if width < 4 else 0)
-        return width * self.frozen + each * self.trainable + self.activations
+        own = width * self.frozen + each * self.trainable
+        return own + self.activations + self.beside
 
     @property
     def sampling(self) -> int:
@@ -71,9 +75,13 @@ def of(study: Study, point: Point, task: Task) -> Footprint:
     """
     precision = (point.train or {"precision": "fp32"})["precision"]
     batch = latents(point, task)
-    return measure(
+    found = measure(
         study.base, point.method, point.settings, batch, precision, task.scale, point.learnt
     )
+    if point.train is not None and point.train.get("reward"):
+        with contextlib.suppress(hub.NotHere):  # of models elsewhere nobody knows the size
+            found = _rewarded(found, study.base, point.train["reward"], batch, task.scale)
+    return found
 
 
 def latents(point: Point, task: Task) -> int:
@@ -166,6 +174,52 @@ def _measure(
         frozen=total - trainable,
         trainable=trainable,
     )
+
+
+def _rewarded(
+    found: Footprint, base: str, reward: dict[str, Any], batch: int, scale: int
+) -> Footprint:
+    """A footprint with what a reward adds; the FLOPs are those of the share of time steps that it
+    rewards, the bytes those of a batch that it rewards as a whole."""
+    folder = bases.resolve(base)
+    side = bases.config(folder, bases.denoiser(folder))["sample_size"] * scale
+    config, code = bases.config(folder, "vae"), sha256(find_spec("fitspace.training.reward").origin)
+    judge = metrics.identity(reward["model"])[metrics.JUDGE]
+    key = digest(["reward", config, judge, reward["against"], batch, side, code, _code()])
+    known = remembered(CACHE)
+    if key not in known:
+        known[key] = _measure_reward(folder, reward, batch, side)
+        remember(CACHE, known)
+    flop, activations, weights = known[key]
+    return replace(
+        found,
+        step=found.step + round(flop * reward["below"]),
+        activations=found.activations + activations,
+        beside=weights,
+    )
+
+
+def _measure_reward(folder: Path, reward: dict[str, Any], batch: int, side: int) -> list[int]:
+    """FLOPs of an example that is rewarded; bytes kept for a batch; bytes of the weights."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from fitspace import training
+
+    own = training.load_reward(reward | {"against": "target"}, folder, [], "cpu")
+    models = torch.nn.ModuleList([own.vae, own.judge.model]).to("meta")
+    channels = own.vae.config.latent_channels
+    latents = torch.empty(batch, channels, side, side, device="meta", requires_grad=True)
+    kept = _Kept(models)
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
+    with FlopCounterMode(display=False, custom_mapping={backward: _backward}) as flops:
+        with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
+            seen = own.seen(latents)
+        forward = flops.get_total_flops()
+        seen.backward(torch.empty_like(seen))
+    total = flops.get_total_flops() + forward * (reward["against"] == "target")
+    weights = sum(p.numel() * p.element_size() for p in models.parameters())
+    return [total // batch, kept.bytes, weights]
 
 
 def _inputs(

@@ -208,12 +208,17 @@ def _drawing(point: Point) -> str:
 
 
 def unchanged(study: Study, run: Run) -> bool:
-    """Whether base and judge still are the ones that the run's keys contain."""
+    """Whether base, judge and rewarding model still are the ones that the run's keys contain."""
     models = Models(study)
     try:
         keys = {"prepare": run.prepare.key}
         same_judge = _stage(STAGES["reference"], Making(study, models, run.task, keys))
-        return same_judge == run.reference and models.digest == run.sample.material["base"]
+        reward = (run.train.material["train"] if run.train else {}).get("reward")
+        return (
+            same_judge == run.reference
+            and models.digest == run.sample.material["base"]
+            and (reward is None or models.rewarder == reward["model"])
+        )
     except UserError:
         return False
 

@@ -28,25 +28,41 @@ def _of_judge(reference: str) -> dict[str, Path]:
     return {path.name: path for path in metrics.judge_files(reference)}
 
 
+def _of_reward(reference: str) -> dict[str, Path]:
+    try:
+        return _of_judge(reference)
+    except UserError as error:
+        raise type(error)(
+            f"{REWARD_KEY}: {problem.removeprefix('judge: ')}" for problem in error.problems
+        ) from None
+
+
 def _of_extractor(name: str, reference: str) -> dict[str, Path]:
     return {Path(reference).name: metrics.weights_file(name, reference)}
 
 
+REWARD, REWARD_KEY = "reward", "train.reward.model"  # its name here, and in a study file
 # The models that a study can name -> the files that determine the model, by name.
 MODELS: dict[str, Callable[[str], dict[str, Path]]] = {
     "base": _of_base,
     "judge": _of_judge,
     **{name: partial(_of_extractor, name) for name in metrics.NAMED},
+    REWARD: _of_reward,
 }
 
 
 # What of `Models` is the same for all studies of a base, a judge and named tasks.
-_SAME = ("_sources", "_outlines", "base", "digest", "evaluator", "by_class", "held", "line_endings")
+_SAME = (
+    "_sources", "_outlines", "base", "digest", "evaluator", "rewarder", "by_class", "held",
+    "line_endings",
+)  # fmt: skip
 
 
 def named(study: Study) -> dict[str, str]:
     """The models that a study names: name -> reference."""
-    found = {name: getattr(study, name) for name in MODELS}
+    reward = study.train.reward
+    found = {name: getattr(study, name) for name in MODELS if name != REWARD}
+    found[REWARD] = None if reward is None else reward.model
     return {name: reference for name, reference in found.items() if reference is not None}
 
 
@@ -84,6 +100,12 @@ class Models:
     def evaluator(self) -> dict[str, Any]:
         """What determines the metrics besides the images: versions and the judges' digests."""
         return metrics.identity(self.study.judge, self.study.weights)
+
+    @cached_property
+    def rewarder(self) -> str | None:
+        """Digest of the model that rewards training, if one does."""
+        reward = self.study.train.reward
+        return None if reward is None else metrics.identity(reward.model)[metrics.JUDGE]
 
     @cached_property
     def by_class(self) -> bool:
@@ -221,6 +243,7 @@ def fetch(path: str | Path) -> Study:
     for get, what in (
         (bases.fetch, study.base),
         (metrics.fetch_judge, study.judge),
+        *((metrics.fetch_judge, own.model) for own in [study.train.reward] if own is not None),
         *((data.fetch, task) for task in study.tasks),
     ):
         try:

@@ -18,6 +18,7 @@ from fitspace.study import (
     CONTROL,
     DRAWN,
     LEARNT,
+    REWARD_WEIGHT,
     Arm,
     SampleSettings,
     Study,
@@ -175,7 +176,8 @@ def expand(
                 }
                 if control != "concat":  # where nothing else is told a latent
                     own["given_dropout"] = 0.0
-                train = TrainSettings(**(study.train.model_dump() | arm.train | own)).model_dump()
+                own = study.train.model_dump() | arm.train | own
+                train = TrainSettings(**_rewarded(own)).model_dump()
             points += [
                 Point(
                     arm.title,
@@ -191,6 +193,14 @@ def expand(
                 for within in _within(study, arm, train)
             ]
     return _told_apart(points), dropped
+
+
+def _rewarded(train: dict[str, Any]) -> dict[str, Any]:
+    """Training settings whose reward has the weight of a level, if there is one: 0 is none."""
+    weight = train.pop(REWARD_WEIGHT.removeprefix("train."), None)
+    if weight is not None and train.get("reward") is not None:
+        train["reward"] = train["reward"] | {"weight": float(weight)} if weight else None
+    return train
 
 
 def _within(study: Study, arm: Arm, train: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -236,12 +246,17 @@ def _told_apart(points: list[Point]) -> list[Point]:
     for group in (list(alike.values()) for alike in names.values() if len(alike) > 1):
         trained = [p.train or {} for p in group]
         keys = [k for k in trained[0] if len({canonical(t.get(k)) for t in trained}) > 1]
-        told = [".".join(f"{k}{t.get(k)}" for k in keys) for t in trained]
+        told = [".".join(f"{k}{_in_name(t.get(k))}" for k in keys) for t in trained]
         if len(set(told)) < len(group):
             told = [".".join(filter(None, [t, digest(p.trained)[:6]]))
                     for t, p in zip(told, group, strict=True)]  # fmt: skip
         apart |= {p.trained: text for p, text in zip(group, told, strict=True)}
     return [replace(p, apart=apart.get(p.trained, "")) for p in points]
+
+
+def _in_name(value: Any) -> Any:
+    """A training setting as a name has it: of a reward its weight."""
+    return value["weight"] if isinstance(value, dict) else value
 
 
 def _slug(settings: Any, arm: Arm, control: str | None) -> str:

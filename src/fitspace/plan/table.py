@@ -149,12 +149,15 @@ def _train(making: Making) -> dict[str, Any] | None:
     point = making.point
     if point.train is None:
         return None
+    train = point.train
+    if reward := train.get("reward"):  # which model it is, wherever it lies
+        train = train | {"reward": reward | {"model": making.models.rewarder}}
     return {
         "base": making.models.digest,
         "task": making.keys["prepare"],
         "method": point.method,
         "settings": point.settings,
-        "train": point.train,
+        "train": train,
         "seed": making.seed,
         **({"control": point.learnt} if point.learnt else {}),
     }

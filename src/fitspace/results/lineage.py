@@ -24,7 +24,7 @@ from fitspace.core.files import canonical, digest, read_json, sha256, write_text
 from fitspace.core.reading import Recorded, Sha256, checked, names_a_file
 from fitspace.metrics.extractors import NAMED
 from fitspace.plan import ENDS, KEY_LENGTH, STAGES, Plan, Stage
-from fitspace.plan.models import MODELS, named
+from fitspace.plan.models import MODELS, REWARD, named
 from fitspace.stages.sidecars import Environment, load_sidecar
 
 NAME = "provenance.json"
@@ -392,7 +392,7 @@ class _NamedEnvironment(Environment):
 _Models = create_model(
     "_Models",
     __base__=Recorded,
-    **{name: (_Model, Field(None) if name in NAMED else ...) for name in MODELS},
+    **{name: (_Model, Field(None) if name in {*NAMED, REWARD} else ...) for name in MODELS},
 )
 
 

@@ -51,7 +51,7 @@ def train(
     UserError : changed or missing inputs.
     """
     from fitspace import training
-    from fitspace.data.prepared import load
+    from fitspace.data.prepared import load, read_manifest
 
     started, run = now(), runs[0]
     if len(runs) > 1 and (gradient_checkpointing or compiled):
@@ -79,11 +79,16 @@ def train(
                 mine = _attached(bases.load_denoiser(base), each, task, base)
             own = training.leaves(mine.trainable, devices.device())
         on_loss = curves.enter_context(live(study, each))
+        settings = each.train.material["train"]  # as the key has them
         return training.Member(
-            own, each.point.train, each.seed, _checkpoint(each), on_loss, attachment.rates
+            own, settings, each.seed, _checkpoint(each), on_loss, attachment.rates
         )
 
     scaling, shift = bases.scaling_of(bases.config(base, "vae"))
+    reward = None
+    if asked := run.point.train.get("reward"):
+        captions = read_manifest(run.prepare)["captions"]
+        reward = training.load_reward(asked, base, captions, devices.device())
     with ExitStack() as curves:
         results = training.fit_members(
             model,
@@ -95,6 +100,7 @@ def train(
             dropouts=attachment.dropouts,
             folded=len(runs) > 1,
             shift=shift,
+            reward=reward,
         )
     facts = {
         "trainable": count(attachment.trainable.values()),
@@ -124,7 +130,7 @@ def folds(run: Run, other: Run) -> bool:
         and (a.method, a.settings) == (b.method, b.settings)
         and a.learnt == b.learnt
         and not a.settings.get("dropout")
-        and all(a.train[key] == b.train[key] for key in training.COMMON)
+        and all(a.train.get(key) == b.train.get(key) for key in training.COMMON)
         and training.steps_done(_checkpoint(run)) == training.steps_done(_checkpoint(other))
     )
 

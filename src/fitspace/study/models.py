@@ -319,10 +319,37 @@ class Task(_InKeys):
         return wrong
 
 
+class Reward(_Strict):
+    """A likeness that training raises beside its objective, by a model that does not evaluate."""
+
+    model: PathText = Field(
+        description="The rewarding open_clip model, as `judge` has it. The judge, and what else "
+        "evaluates the study, may not reward."
+    )
+    weight: float = Field(
+        gt=0, le=1e6, description="Factor on the cosine that is taken from the loss."
+    )
+    against: Literal["caption", "target"] = Field(
+        "caption",
+        description="Whose embedding the decoded estimate of the clean image is to be near: the "
+        "caption's, or the decoded training image's.",
+    )
+    below: float = Field(
+        0.3,
+        gt=0,
+        le=1,
+        description="Time steps below this share of the base's are rewarded: at later ones an "
+        "estimate in one step shows little.",
+    )
+
+
+REWARD_WEIGHT = "train.reward.weight"  # the factor whose level 0 is a training without the reward
+
+
 class TrainSettings(_InKeys):
     """How one adapter is trained. Everything here is part of the run's key."""
 
-    LATER = ("checkpoints", "density", "given_dropout")
+    LATER = ("checkpoints", "density", "given_dropout", "reward")
 
     steps: int = Field(ge=1, le=10_000_000, description="Optimizer steps.")
     batch_size: int = Field(ge=1, le=65_536, description="Examples per step.")
@@ -365,6 +392,9 @@ class TrainSettings(_InKeys):
         max_length=1000,
         description="Steps after which the trainables are sampled too, beside the last: the levels "
         "of the factor `checkpoint`, all from one training.",
+    )
+    reward: Reward | None = Field(
+        None, description="A likeness that the training raises too; null: the objective alone."
     )
 
     @field_validator("checkpoints")
@@ -521,12 +551,13 @@ class Arm(_Strict):
         "encoder, input channels of its own, or sampling that starts from it; null: not at all. "
         "Also a factor.",
     )
-    settings: dict[str, Level] = Field(
+    settings: dict[str, Level | None] = Field(
         default_factory=dict, description="Settings of the method that all points share."
     )
     factors: dict[str, Annotated[list[Level], Field(max_length=10_000)]] = Field(
         default_factory=dict,
-        description="Factor -> levels: a setting of the method, `train.<key>`, `control`, or one "
+        description="Factor -> levels: a setting of the method, `train.<key>`, "
+        "`train.reward.weight` (0: without it), `control`, or one "
         "of `sample.guidance`, `sample.steps`, `sample.strength`, `sample.blocks`, "
         "`sample.given_guidance` and `sample.noised`, whose levels share their training.",
     )

@@ -21,7 +21,11 @@ from fitspace.data.prepared import PreparedTask
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of one step: clean latents, noise, noisy latents, time steps, conditions, weights."""
+    """Inputs of one step: clean latents, noise, noisy latents, time steps, conditions, weights.
+
+    ``rows`` are those of the conditions, 0 where the caption was dropped; ``counts`` is how much an
+    example counts in the mean over the task's examples, 0 for class images.
+    """
 
     clean: torch.Tensor
     noise: torch.Tensor
@@ -29,6 +33,8 @@ class Batch:
     t: torch.Tensor
     conditions: Conditions
     weight: torch.Tensor
+    rows: torch.Tensor
+    counts: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.t)
@@ -89,9 +95,10 @@ def make_batch(
     mean, std = task.latents(chosen, mirrored)
     latents = mean + std * torch.from_numpy(np.stack(resample))
     latents = (latents - shift) * scaling
-    weight = process.weights(t, settings["min_snr_gamma"])
+    weight, counts = process.weights(t, settings["min_snr_gamma"]), torch.ones(size)
     if task.prior:
         weight = weight * torch.tensor([2.0] * size + [2.0 * task.prior_weight] * size)
+        counts = torch.tensor([2.0] * size + [0.0] * size)
     return Batch(
         clean=latents,
         noise=epsilon,
@@ -99,4 +106,6 @@ def make_batch(
         t=t,
         conditions=task.told(captions) | task.given_with(chosen, mirrored, without),
         weight=weight,
+        rows=torch.tensor(captions),
+        counts=counts,
     )

@@ -25,10 +25,11 @@ from fitspace.training.member import (
     Fit,
     Member,
 )
+from fitspace.training.reward import Reward
 
 CHECKPOINT_SECONDS = 20.0
 TOGETHER = "dropout masks are drawn for all of a batch together"
-COMMON = ("steps", "batch_size", "precision")  # what runs of a fold have in common
+COMMON = ("steps", "batch_size", "precision", "reward")  # what runs of a fold have in common
 
 
 def fit(
@@ -46,6 +47,7 @@ def fit(
     on_loss: Callable[[int, float, float], None] | None = None,
     dropouts: Sequence[torch.nn.Module] = (),
     rates: dict[str, float] | None = None,
+    reward: Reward | None = None,
 ) -> Fit:
     """Train ``trainable`` by AdamW and return their final values.
 
@@ -59,6 +61,7 @@ def fit(
     dropouts : the method's dropout layers, active only during training; the base stays in
         evaluation mode (its own label dropout, drawn once per block, would undo ours).
     rates : name -> factor on the learning rate, for the parameters of which it is not 1.
+    reward : what is added to the loss; None: nothing.
 
     A loss that is not finite ends training, see :class:`Fit`.
 
@@ -69,7 +72,7 @@ def fit(
     member = Member(trainable, settings, seed, checkpoint, on_loss, rates)
     (result,) = fit_members(
         model, [member], task, process, scaling, checkpoint_seconds, description, on_step,
-        dropouts,
+        dropouts, reward=reward,
     )  # fmt: skip
     return result
 
@@ -86,12 +89,14 @@ def fit_members(
     dropouts: Sequence[torch.nn.Module] = (),
     folded: bool = False,
     shift: float = 0.0,
+    reward: Reward | None = None,
 ) -> list[Fit]:
     """Train one run, or the members of a fold in one batch; see :func:`fit`.
 
     In a fold ``model`` is evaluated with each member's own leaves in place of its parameters; all
     other parameters are shared. A member whose loss is not finite leaves the fold; the others
-    continue. ``scaling`` and ``shift`` are those of :func:`make_batch`.
+    continue. ``scaling`` and ``shift`` are those of :func:`make_batch`; ``reward`` is what the
+    loss of each member has beside.
 
     Raises
     ------
@@ -127,10 +132,10 @@ def fit_members(
             try:
                 if folded:
                     losses = _backward_folded(
-                        model, process, active, batches, runs_at_once, at_once, half
+                        model, process, active, batches, runs_at_once, at_once, half, reward
                     )
                 else:
-                    losses = [_backward(model, process, batches[0], at_once, half)]
+                    losses = [_backward(model, process, batches[0], at_once, half, reward)]
                 continue
             except torch.OutOfMemoryError:
                 pass  # and out of the handler: a traceback keeps the step's tensors alive
@@ -164,22 +169,28 @@ def fit_members(
     return [member.result(at_once) for member in members]
 
 
-def _backward(model, process, batch: Batch, at_once: int, half: bool) -> float:
+def _backward(
+    model, process, batch: Batch, at_once: int, half: bool, reward: Reward | None
+) -> float:
     """The batch's mean loss; accumulates its gradient over parts of ``at_once`` examples."""
     total, predict = 0.0, family_of(model).predict
     for first in range(0, len(batch), at_once):
         part = batch[first : first + at_once]
         with torch.autocast(part.t.device.type, dtype=torch.bfloat16, enabled=half):
             predicted = predict(model, part.noisy, part.t, part.conditions)
-        loss = _loss(process, predicted, part, len(batch))
+        loss = _loss(process, predicted, part, len(batch), reward)
         total += loss.item()
         loss.backward()
     return total
 
 
-def _loss(process, predicted: torch.Tensor, part: Batch, size: int) -> torch.Tensor:
+def _loss(
+    process, predicted: torch.Tensor, part: Batch, size: int, reward: Reward | None
+) -> torch.Tensor:
     """A part's share of the mean loss of a batch of ``size``."""
     loss = part.losses(process, predicted.float())
+    if reward is not None:
+        loss = loss + reward.losses(process, predicted.float(), part)
     return loss.mean() if len(part) == size else loss.sum() / size
 
 
@@ -191,6 +202,7 @@ def _backward_folded(
     runs_at_once: int,
     at_once: int,
     half: bool,
+    reward: Reward | None,
 ) -> list[float]:
     """As :func:`_backward` for every member; the members' batches form one batch on the device.
 
@@ -212,7 +224,7 @@ def _backward_folded(
             for first in range(0, len(members), runs_at_once)
             for loss in _backward_folded(
                 model, process, members[first : first + runs_at_once],
-                batches[first : first + runs_at_once], runs_at_once, at_once, half,
+                batches[first : first + runs_at_once], runs_at_once, at_once, half, reward,
             )
         ]  # fmt: skip
     totals = [0.0] * len(members)
@@ -224,7 +236,7 @@ def _backward_folded(
         with torch.autocast(inputs[0].device.type, dtype=torch.bfloat16, enabled=half):
             predicted = torch.vmap(predict)(stacked, *inputs, told)
         losses = [
-            _loss(process, own, part, len(batch))
+            _loss(process, own, part, len(batch), reward)
             for own, part, batch in zip(predicted, parts, batches, strict=True)
         ]
         torch.stack(losses).sum().backward()

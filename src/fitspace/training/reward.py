@@ -1,0 +1,91 @@
+"""A reward beside the objective: the likeness, by an open_clip model, of what is being denoised.
+
+With a time step below a bound the one-step estimate of the clean latents is decoded and embedded,
+and the loss is lowered by the weight times its cosine with the embedding of the caption, or of the
+decoded training image. Gradients go through the frozen autoencoder and the frozen encoder. ReFL
+(2304.05977) rewards an estimate at a late time step too; DRaFT (2309.17400) rewards whole samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fitspace import bases
+from fitspace.metrics import clip
+
+if TYPE_CHECKING:
+    from fitspace.bases.process import Process
+    from fitspace.training.batch import Batch
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A rewarding model and what it sees.
+
+    Attributes
+    ----------
+    judge : the open_clip model, frozen.
+    vae : the base's autoencoder, frozen; a denoiser's latents are ``scaling`` times those of the
+        autoencoder less their ``shift``.
+    weight : factor on the cosine.
+    below : share of the time steps, counted from the clean end, that is rewarded.
+    texts : unit vectors of the captions, by their row among the conditions; None: each example's
+        own image is the target.
+    """
+
+    judge: clip.Judge
+    vae: torch.nn.Module
+    scaling: float
+    shift: float
+    weight: float
+    below: float
+    texts: torch.Tensor | None
+
+    def losses(self, process: Process, predicted: torch.Tensor, part: Batch) -> torch.Tensor:
+        """The negative reward of each example, shape (n,); 0 for those that are not rewarded.
+
+        Those are class images, examples whose caption was dropped, and time steps not below the
+        bound. ``predicted`` is float32, shaped as the batch's latents or with variances beside.
+        """
+        rewarded = (part.counts > 0) & (part.rows != 0) & (part.t < self.below * process.steps)
+        chosen = rewarded.nonzero()[:, 0]
+        found = predicted.new_zeros(len(part))
+        if not len(chosen):
+            return found
+        mean = predicted[chosen, : part.noisy.shape[1]]
+        estimate = process.estimate(mean, part.noisy[chosen], part.t[chosen])
+        if self.texts is not None:
+            goal = self.texts[part.rows[chosen]]
+        else:
+            with torch.no_grad():
+                goal = self.seen(part.clean[chosen])
+        cosine = (self.seen(estimate) * goal).sum(1)
+        return found.index_copy(0, chosen, -self.weight * part.counts[chosen] * cosine)
+
+    def seen(self, latents: torch.Tensor) -> torch.Tensor:
+        """Unit vectors (n, d) of a denoiser's clean latents (n, c, h, w), decoded."""
+        images = self.vae.decode(latents / self.scaling + self.shift).sample
+        return clip.embedded(self.judge, (images.clamp(-1, 1) + 1) / 2)
+
+
+def load_reward(
+    settings: dict[str, Any], base: Path, captions: Sequence[str], device: str | torch.device
+) -> Reward:
+    """The reward of a study on its resolved base; ``captions`` by their row.
+
+    ``settings`` are a :class:`fitspace.study.Reward` as a dict. Raises UserError as
+    :func:`fitspace.metrics.clip.load`.
+    """
+    judge = clip.load(settings["model"])
+    texts = None
+    if settings["against"] == "caption":  # a copy: what inference made takes part in no gradient
+        texts = clip.text_embeddings(judge, list(captions)).clone().to(device)
+    judge.model.to(device)
+    scaling, shift = bases.scaling_of(bases.config(base, "vae"))
+    vae = bases.load_vae(base).to(device)
+    return Reward(judge, vae, scaling, shift, settings["weight"], settings["below"], texts)

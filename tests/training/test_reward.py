@@ -1,0 +1,217 @@
+"""The reward beside the objective: value and gradient, what it teaches, where it is none."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pipelines
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+
+from fitspace import methods, training
+from fitspace.bases.process import FlowMatching
+from fitspace.core import rng
+from fitspace.metrics import clip
+from fitspace.training import sampling
+
+MODEL = Path(__file__).parents[2] / "models/emoji-clip-32"
+CAPTIONS = ["", *(f"{c} {x}" for c in ("red", "blue", "green") for x in ("cat", "car", "sun"))]
+CAPTIONS += ["house", "tree"]
+SCALING, SHIFT, WEIGHT = 0.5, 0.1, 3.0
+PROCESSES = {
+    "epsilon": lambda: tiny.process("epsilon"),
+    "v_prediction": tiny.process,
+    "flow": lambda: FlowMatching({"shift": 3.0}),
+}
+
+
+@cache
+def judge():
+    return clip.load(MODEL)
+
+
+@cache
+def vae():
+    torch.manual_seed(3)
+    return pipelines.vae(shift_factor=SHIFT, scaling_factor=SCALING).requires_grad_(False).eval()
+
+
+def reward(against: str = "caption", below: float = 1.0, weight: float = WEIGHT):
+    texts = clip.text_embeddings(judge(), CAPTIONS).clone() if against == "caption" else None
+    return training.Reward(judge(), vae(), SCALING, SHIFT, weight, below, texts)
+
+
+def batch(process, settings=(), task=None, step: int = 0):
+    own = tiny.SETTINGS | {"min_snr_gamma": None, "batch_size": 8} | dict(settings)
+    return training.make_batch(task or tiny.task(), process, SCALING, own, 0, step, SHIFT)
+
+
+def written_out(kind, made, predicted, against):
+    """Each example's cosine, by open_clip, diffusers and the papers' formulas alone."""
+    import open_clip
+
+    model = open_clip.create_model(f"local-dir:{MODEL}").eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{MODEL}")(CAPTIONS)
+    t = made.t.reshape(-1, 1, 1, 1)
+    if kind == "flow":
+        clean = made.noisy - t / 1000 * predicted
+    else:
+        betas = torch.linspace(0.0001**0.5, 0.02**0.5, 1000).double() ** 2
+        alpha = (1 - betas).cumprod(0)[t].float()
+        a, s = alpha.sqrt(), (1 - alpha).sqrt()
+        v = kind == "v_prediction"
+        clean = a * made.noisy - s * predicted if v else (made.noisy - s * predicted) / a
+
+    def seen(latents):
+        images = (vae().decode(latents / SCALING + SHIFT).sample.clamp(-1, 1) + 1) / 2
+        images = F.interpolate(images, (32, 32), mode="bilinear", antialias=True)
+        return F.normalize(model.encode_image((images - 0.5) / 0.5), dim=-1)
+
+    told = F.normalize(model.encode_text(tokens), dim=-1).detach()
+    goal = told[made.rows] if against == "caption" else seen(made.clean).detach()
+    return (seen(clean) * goal).sum(1)
+
+
+@pytest.mark.parametrize("against", ["caption", "target"])
+@pytest.mark.parametrize("kind", PROCESSES)
+def test_the_reward_is_the_formula_and_so_is_its_gradient(kind, against):
+    process = PROCESSES[kind]()
+    made = batch(process)
+    torch.manual_seed(1)
+    predicted = (0.5 * torch.randn(made.noisy.shape)).requires_grad_()
+    found = reward(against, below=0.7).losses(process, predicted, made)
+    rewarded = ((made.rows != 0) & (made.t < 700)).float()
+    assert 2 <= rewarded.sum() < 8 and (made.rows == 0).any() and (made.t >= 700).any()
+    # Where nothing is rewarded the estimate may be far away: it must not reach the sum.
+    apart = written_out(kind, made, predicted, against)
+    expected = torch.where(rewarded > 0, -WEIGHT * apart, torch.zeros(()))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    (own,) = torch.autograd.grad(found.sum(), predicted)
+    (other,) = torch.autograd.grad(expected.sum(), predicted)
+    torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-3 * other.abs().max().item())
+    assert own.abs().max() > 1e-4
+
+
+def test_a_learned_variance_is_no_part_of_the_estimate():
+    process = tiny.process()
+    made = batch(process)
+    mean = torch.zeros_like(made.noisy)
+    wide = torch.cat([mean, torch.ones_like(mean)], 1).requires_grad_()
+    found = reward().losses(process, wide, made)
+    assert torch.equal(found, reward().losses(process, mean, made))
+    (gradient,) = torch.autograd.grad(found.sum(), wide)
+    assert gradient[:, :4].any() and not gradient[:, 4:].any()
+
+
+def test_class_images_are_not_rewarded_and_the_mean_is_over_the_tasks_examples():
+    process = tiny.process()
+    never = {"caption_dropout": 0.0, "batch_size": 2}
+    task = dataclasses.replace(tiny.task(), prior=[7, 8], prior_weight=0.5)
+    alone, both = batch(process, never), batch(process, never, task)
+    assert both.counts.tolist() == [2, 2, 0, 0]
+    of_alone = reward().losses(process, torch.zeros_like(alone.noisy), alone)
+    of_both = reward().losses(process, torch.zeros_like(both.noisy), both)
+    assert of_both.mean().item() == pytest.approx(of_alone.mean().item(), rel=1e-5)
+    assert not of_both[2:].any()
+
+
+def test_images_are_seen_as_the_metric_sees_them():
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3), np.uint8))
+    there = clip.image_embeddings(judge(), pixels)
+    here = clip.embedded(judge(), pixels.permute(0, 3, 1, 2) / 255)
+    assert (here * there).sum(1).min() > 0.9995
+
+
+def trained(path: Path, rewarding, method: str = "full", **changes):
+    """A tiny model that is trained, with its Fit."""
+    own = {} if method == "full" else {"input": "CA_out", "output": "FFN_in", "width": 3}
+    attachment = methods.attach(tiny.unet(), method, own, 0)
+    options = {k: changes.pop(k) for k in ("checkpoint_seconds", "on_step") if k in changes}
+    settings = tiny.SETTINGS | {"min_snr_gamma": None, "caption_dropout": 0.0} | changes
+    found = training.fit(
+        attachment.model, attachment.trainable, tiny.task(), tiny.process(), SCALING, settings, 0,
+        path, reward=rewarding, **options,
+    )  # fmt: skip
+    return attachment.model, found
+
+
+def likeness(model) -> float:
+    """Mean cosine of a model's own samples with the captions that it was trained on."""
+    task = tiny.task()
+    rows = list(range(1, 11))
+    noise = rng.initial_noise(0, len(rows), (4, 4, 4))
+    images = sampling.generate(
+        model, vae(), tiny.process(), task.told(rows), task.told(slice(1)), noise, 6, 1.0
+    )
+    seen = clip.image_embeddings(judge(), torch.from_numpy(images))
+    return clip.clip_t(seen, clip.text_embeddings(judge(), CAPTIONS)[rows])
+
+
+def test_a_rewarded_training_makes_samples_that_the_model_likes_better(tmp_path):
+    longer = {
+        "steps": 60, "batch_size": 8, "lr": 0.02, "lr_schedule": "constant", "ema": None,
+    }  # fmt: skip
+    before = likeness(tiny.unet())
+    without = likeness(trained(tmp_path / "a", None, **longer)[0])
+    rewarded = likeness(trained(tmp_path / "b", reward(weight=100.0), **longer)[0])
+    assert rewarded > max(before, without) + 0.08
+
+
+def test_a_rewarded_training_resumes_bit_for_bit(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def interrupt(step):
+        if step == 2:
+            raise Stop
+
+    short = {"steps": 5, "method": "adapter"}
+    _, whole = trained(tmp_path / "a", reward(), **short)
+    with pytest.raises(Stop):
+        trained(tmp_path / "b", reward(), checkpoint_seconds=0.0, on_step=interrupt, **short)
+    _, resumed = trained(tmp_path / "b", reward(), **short)
+    assert resumed.losses == whole.losses
+    assert all(torch.equal(v, resumed.parameters[n]) for n, v in whole.parameters.items())
+    _, plain = trained(tmp_path / "c", None, **short)
+    assert plain.losses[0] != whole.losses[0]
+
+
+def test_folded_runs_are_rewarded_as_each_alone(tmp_path):
+    own = {"input": "CA_out", "output": "FFN_in", "width": 3}
+    settings = tiny.SETTINGS | {"steps": 3, "min_snr_gamma": None}
+
+    def members(model, folder, seeds):
+        found = []
+        for seed in seeds:
+            attachment = methods.attach(tiny.unet() if found else model, "adapter", own, seed)
+            leaves = training.leaves(attachment.trainable, "cpu")
+            found.append(training.Member(leaves, settings, seed, folder / f"{seed}"))
+        return found
+
+    def fits(seeds, name):
+        model = tiny.unet()
+        return training.fit_members(
+            model, members(model, tmp_path / name, seeds), tiny.task(), tiny.process(), SCALING,
+            folded=True, reward=reward(),
+        )  # fmt: skip
+
+    together = fits([0, 1], "together")
+    for seed, found in enumerate(together):
+        (alone,) = fits([seed], f"alone{seed}")
+        np.testing.assert_allclose(found.losses, alone.losses, rtol=1e-4)
+
+
+def test_the_gradient_over_parts_of_a_batch_is_that_of_the_whole():
+    process = tiny.process()
+    made = batch(process)
+    predicted = (0.3 * torch.randn(made.noisy.shape)).requires_grad_()
+    whole = reward().losses(process, predicted, made)
+    parts = [
+        reward().losses(process, predicted[rows], made[rows]) for rows in (slice(0, 3), slice(3, 8))
+    ]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-5)
