@@ -193,3 +193,30 @@ def pixart(folder):
     folder.mkdir()
     pipeline.save_pretrained(folder / "base")
     return folder / "base"
+
+
+def flux_denoiser(**changes):
+    """Two blocks of two streams, then two of one, told the scale of the guidance as FLUX.1-dev."""
+    torch.manual_seed(0)
+    settings = dict(
+        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=28, pooled_projection_dim=12,
+        guidance_embeds=True, axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    return diffusers.FluxTransformer2DModel(**settings | changes).eval()
+
+
+def flux(folder, **changes):
+    """FLUX.1-dev, whose steps are shifted by the number of tokens; changes are the denoiser's."""
+    torch.manual_seed(0)
+    folder.mkdir()
+    own = folder / "parts"
+    own.mkdir()
+    parts = dict(zip(("tokenizer", "text_encoder"), clip(own), strict=True))
+    parts |= dict(zip(("tokenizer_2", "text_encoder_2"), t5(28), strict=True))
+    pipeline = diffusers.FluxPipeline(
+        transformer=flux_denoiser(**changes), vae=vae(shift_factor=0.1, scaling_factor=1.5),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), **parts,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder / "base")
+    return folder / "base"

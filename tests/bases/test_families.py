@@ -23,9 +23,15 @@ from fitspace.training import sampling
 import_torchvision()
 import diffusers  # noqa: E402
 
-BUILT = {"sd3": pipelines.sd3, "sdxl": pipelines.sdxl, "pixart": pipelines.pixart}
-# One family always: it has all that others have.
-FAMILIES = [n if n == "sd3" else pytest.param(n, marks=pytest.mark.slow) for n in BUILT]
+BUILT = {
+    "sd3": pipelines.sd3,
+    "sdxl": pipelines.sdxl,
+    "pixart": pipelines.pixart,
+    "flux": pipelines.flux,
+}
+# Two always: they have all that others have.
+ALWAYS = ("sd3", "flux")
+FAMILIES = [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.slow) for n in BUILT]
 # PixArt's pipeline by itself cleans captions of HTML and resizes to one of its trained sizes.
 CALLED = {"PixArtSigmaPipeline": {"clean_caption": False, "use_resolution_binning": False}}
 CAPTIONS, STEPS, GUIDANCE = ["red apple", "a green tree"], 3, 3.0
@@ -45,9 +51,17 @@ def pipeline(family):
 
 
 def noise(folder):
-    config = bases.config(folder, bases.denoiser(folder))
-    side = config["sample_size"]
-    return rng.initial_noise(0, len(CAPTIONS), (config["in_channels"], side, side))
+    return rng.initial_noise(0, len(CAPTIONS), bases.latent_shape(folder))
+
+
+def asked(pipeline, folder):
+    """How a pipeline is asked for what we draw."""
+    found, given = {"guidance_scale": GUIDANCE}, noise(folder)
+    if isinstance(pipeline, diffusers.FluxPipeline):
+        if not pipeline.transformer.config.guidance_embeds:
+            found = {"true_cfg_scale": GUIDANCE, "negative_prompt": len(CAPTIONS) * [""]}
+        given = pipeline._pack_latents(given, *given.shape)
+    return found | {"latents": given} | CALLED.get(type(pipeline).__name__, {})
 
 
 def drawn_by(pipeline, folder):
@@ -58,8 +72,8 @@ def drawn_by(pipeline, folder):
     theirs = type(pipeline)(**pipeline.components | {"scheduler": solver})
     theirs.set_progress_bar_config(disable=True)
     images = theirs(
-        CAPTIONS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, latents=noise(folder),
-        height=side, width=side, output_type="np", **CALLED.get(type(pipeline).__name__, {}),
+        CAPTIONS, num_inference_steps=STEPS, height=side, width=side, output_type="np",
+        **asked(pipeline, folder),
     ).images  # fmt: skip
     return (images * 255).round().astype(np.uint8)
 
@@ -89,6 +103,9 @@ def test_conditions_are_the_pipelines_own(family, pipeline):
     if family[0] == "pixart":
         own = pipeline.encode_prompt(CAPTIONS)
         wanted = {"embeddings": (own[2][:1], own[0]), "mask": (own[3][:1], own[1])}
+    elif family[0] == "flux":
+        own, empty = pipeline.encode_prompt(CAPTIONS, None), pipeline.encode_prompt("", None)
+        wanted = {"embeddings": (empty[0], own[0]), "pooled": (empty[1], own[1])}
     else:
         third = (None, None) if family[0] == "sd3" else ()
         own = pipeline.encode_prompt(CAPTIONS, *third)
@@ -144,6 +161,14 @@ def test_exported_lora_is_read_by_diffusers_and_peft(family, pipeline, tmp_path)
     found = drawn_by(pipeline, folder)
     pipeline.unload_lora_weights()
     assert np.abs(found.astype(int) - wanted).max() <= 1
+
+
+def test_flux_without_a_guidance_to_be_told_is_guided_away_from_the_empty_caption(tmp_path):
+    """As FLUX.1-schnell, whose pipeline calls this `true_cfg_scale`."""
+    folder = pipelines.flux(tmp_path / "own", guidance_embeds=False)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    ours = drawn_by_us(bases.load_denoiser(folder), folder)
+    assert np.abs(ours.astype(int) - drawn_by(pipeline, folder)).max() <= 1
 
 
 def edited(folder, out, file, **changes):

@@ -35,6 +35,7 @@ from fitspace.bases.finding import (
     files,
     image_size,
     labels,
+    latent_shape,
     named_config,
     resolve,
 )
@@ -53,6 +54,7 @@ from fitspace.bases.loading import (
     to_model,
 )
 from fitspace.bases.trying import problems
+from fitspace.bases.usable import pixels
 
 __all__ = [
     "CONFIGS",
@@ -86,6 +88,7 @@ __all__ = [
     "from_config",
     "image_size",
     "labels",
+    "latent_shape",
     "load_denoiser",
     "load_process",
     "load_teller",
@@ -95,6 +98,7 @@ __all__ = [
     "new_classes",
     "own_classes",
     "picked",
+    "pixels",
     "problems",
     "resolve",
     "scale",

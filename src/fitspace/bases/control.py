@@ -78,7 +78,7 @@ def _pixels(ref: str | Path) -> int:
         folder = resolve(ref)
     except hub.NotHere:
         return PIXELS
-    return image_size(folder) // config(folder, denoiser(folder))["sample_size"]
+    return pixels(config(folder, "vae"))
 
 
 def control_of(model: nn.Module) -> Control | None:

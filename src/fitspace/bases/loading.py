@@ -25,6 +25,7 @@ from fitspace.bases.finding import (
     family_in,
     image_size,
     index_of,
+    latent_shape,
 )
 from fitspace.bases.usable import FLOW, tokens_of, tokens_read
 from fitspace.core.files import read_json
@@ -115,8 +116,8 @@ def load_process(folder: Path) -> Process:
     found = family_in(folder)
     if name != FLOW or not found.flows:
         raise UserError(f"{path}: {name} has no beta_schedule; allowed: DDPM and its solvers")
-    own = config(folder, found.component)
-    return FlowMatching(settings, (own["sample_size"] // own["patch_size"]) ** 2)
+    tokens = found.image_tokens(config(folder, found.component), latent_shape(folder)[-1])
+    return FlowMatching(settings, tokens, found.steps)
 
 
 def load_teller(

@@ -186,13 +186,14 @@ class FlowMatching:
     ----------
     settings : configuration of diffusers' FlowMatchEulerDiscreteScheduler.
     tokens : how many tokens an image has in the denoiser, for a dynamic shift.
+    choice : which steps a solver takes, before any shift; one of `STEPS`.
     """
 
-    def __init__(self, settings: dict[str, Any], tokens: int = 0):
+    def __init__(self, settings: dict[str, Any], tokens: int = 0, choice: str = "solver"):
         import_torchvision()
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        self.settings, self.tokens = settings, tokens
+        self.settings, self.tokens, self.choice = settings, tokens, choice
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(settings)
         self.times = self.scheduler.timesteps.tolist()  # from noise to clean
 
@@ -220,7 +221,7 @@ class FlowMatching:
 
         solver = FlowMatchEulerDiscreteScheduler.from_config(self.settings)
         shift = {"mu": self.mu} if solver.config.use_dynamic_shifting else {}
-        solver.set_timesteps(steps, device=device, **shift)
+        solver.set_timesteps(**STEPS[self.choice](steps), device=device, **shift)
         return solver
 
     @property
@@ -266,6 +267,11 @@ def _mode(draw: np.random.Generator) -> float:
     return 1 - u - MODE_SCALE * (math.cos(math.pi * u / 2) ** 2 - 1 + u)
 
 
+# How pipelines choose a solver's steps -> its arguments. ``even``: σ from 1 down to 1/steps.
+STEPS = {
+    "solver": lambda steps: {"num_inference_steps": steps},
+    "even": lambda steps: {"sigmas": np.linspace(1.0, 1 / steps, steps).tolist()},
+}
 MODE_SCALE = 1.29  # of diffusers' scripts; the best of 2403.03206, table 1
 # Density of time steps in training (2403.03206, section 3.1) -> a place in [0, 1] of it. All are
 # symmetric: middle steps are as likely from either end.

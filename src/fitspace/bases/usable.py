@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,11 @@ def config(folder: Path, component: str) -> dict[str, Any]:
     """The configuration of one component of a resolved pipeline."""
     name = "scheduler_config.json" if component == "scheduler" else "config.json"
     return read_json(folder / component / name, finite=False)
+
+
+def pixels(vae: Mapping[str, Any]) -> int:
+    """Side [px] of what becomes one latent, by an autoencoder's configuration."""
+    return 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def strangers(index: dict[str, Any], known: Iterable[str]) -> list[str]:
@@ -111,13 +116,16 @@ def _learns_variance(read: dict[str, Any], family: Family) -> bool:
 
 def _latents(read: dict[str, Any], family: Family) -> list[str]:
     side = read[family.component].get("sample_size")
-    latent = read["vae"].get("latent_channels", 4)
+    latent = read["vae"].get("latent_channels", 4) * family.packs**2
     taken, given = _channels(read, family)
     found = []
-    if not isinstance(side, int) or side < 1:
+    if family.side is None and (not isinstance(side, int) or side < 1):
         found.append(f"sample_size: {side!r}; allowed: the side of its latents, a whole number")
     if taken != latent:
-        found.append(f"in_channels: {taken!r}; allowed: {latent}, the latent channels of the vae")
+        packed = f", of {family.packs}x{family.packs} latents" * (family.packs > 1)
+        found.append(
+            f"in_channels: {taken!r}; allowed: {latent}, the latent channels of the vae{packed}"
+        )
     elif given not in (taken, 2 * taken):
         found.append(
             f"out_channels: {given!r}; allowed: {taken}, or {2 * taken} with learned variances"
@@ -143,7 +151,13 @@ def _vae(config: dict[str, Any], kind: str, family: Family) -> list[str]:
     if not isinstance(factor, int | float) or not factor > 0:
         found.append(f"scaling_factor: {factor!r}; allowed: a number above 0")
     if not isinstance(config.get("block_out_channels"), list):
-        found.append("block_out_channels: missing; allowed: a list of numbers")
+        return [*found, "block_out_channels: missing; allowed: a list of numbers"]
+    if family.side is not None:
+        side, unit = config.get("sample_size"), pixels(config) * family.packs
+        if not isinstance(side, int) or side < 1 or side % unit:
+            found.append(
+                f"sample_size: {side!r}; allowed: the side of images [px], a multiple of {unit}"
+            )
     return found
 
 

@@ -234,8 +234,8 @@ def insert(
     return Attachment(model, trainable, zeros >= UP, undo, dropouts=dropouts)
 
 
-def blocks_of(model: nn.Module, position: str, where: str) -> dict[str, nn.Module]:
-    """Path -> block, for every block with this position in the parts ``where``.
+def blocks_of(model: nn.Module, cell: tuple[str, str], where: str) -> dict[str, nn.Module]:
+    """Path -> block, for every block with these positions in the parts ``where``.
 
     Raises UserError if there is none.
     """
@@ -243,10 +243,11 @@ def blocks_of(model: nn.Module, position: str, where: str) -> dict[str, nn.Modul
     blocks = {
         name: module
         for name, module in model.named_modules()
-        if (block := form(module)) and position in block.positions and chosen(name)
+        if (block := form(module)) and block.reaches(*cell) and chosen(name)
     }
     if not blocks:
-        raise UserError(f"blocks: {where!r}: no block with the position {position} is there")
+        asked = " and ".join(dict.fromkeys(cell))
+        raise UserError(f"blocks: {where!r}: no block with {asked} is there")
     return blocks
 
 
@@ -258,7 +259,7 @@ def attach_layers(model: nn.Module, settings: Settings, seed: int) -> Attachment
     UserError : no such block, or a ResNet block whose output and input differ in size.
     """
     cell = settings.input, settings.output
-    blocks = blocks_of(model, settings.input, settings.blocks)
+    blocks = blocks_of(model, cell, settings.blocks)
     if cell == ("Res_in", "Res_out"):
         resampling = [name for name, block in blocks.items() if block.up or block.down]
         if resampling:

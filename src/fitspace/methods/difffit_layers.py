@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.attention import FeedForward
-from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from fitspace.bases import family_of
-from fitspace.bases.blocks import layers
+from fitspace.bases.blocks import attends, layers
 from fitspace.core.errors import UserError
 from fitspace.methods.attachment import Attachment, restoring
 from fitspace.methods.bitfit import biases
@@ -40,9 +39,9 @@ def attach_layers(model: nn.Module, settings: Settings) -> Attachment:
     wanted = within(scaled) if settings.only_scaled else lambda name: True
     own = biases(model) if settings.biases else {}
     parts: dict[str, Factors | Affine] = {}
+    form = family_of(model).block_of
     if settings.norms:
         own |= affine_parameters(model)
-        form = family_of(model).block_of
         for path, block in blocks.items():
             parts |= {f"{path}.{name}": part for name, part in norms(block, form(block))}
     own = {name: parameter for name, parameter in own.items() if wanted(name)}
@@ -51,7 +50,9 @@ def attach_layers(model: nn.Module, settings: Settings) -> Attachment:
         parts |= {
             f"{path}.{name}": part
             for path in scaled
-            for name, part in factors(blocks[path], settings.gamma)
+            for name, part in factors(
+                blocks[path], settings.gamma, form(blocks[path]).joined
+            )
         }
     restore = restoring(own)
     new = {f"{path}.{name}": p for path, part in parts.items() for name, p in part.attach().items()}
@@ -100,17 +101,22 @@ def norms(module: nn.Module, block: Block) -> Iterator[tuple[str, Affine]]:
             yield name, Affine(norm, module.get_submodule(modulation), pairs)
 
 
-def factors(block: nn.Module, where: str) -> Iterator[tuple[str, Factors]]:
-    """The modules to scale in a block: its branches; with ``all`` also its attentions' layers."""
+def factors(
+    block: nn.Module, where: str, joined: tuple[str, ...]
+) -> Iterator[tuple[str, Factors]]:
+    """The modules to scale in a block: its branches, or layers that join what several give; with
+    ``all`` also its attentions' layers."""
+    for name in joined:
+        yield name, Factors(block.get_submodule(name), block.get_submodule(name))
     for name, branch in block.named_children():
         if isinstance(branch, FeedForward):
             yield name, Factors(branch, branch.net[2])
     for name, attention in block.named_children():
-        if not isinstance(attention, Attention):
+        if not attends(attention):
             continue
         # Of two streams, what it adds to the text's as well.
-        last = (attention.to_out[0], attention.to_add_out)
-        yield name, Factors(attention, *(layer for layer in last if layer is not None))
+        if last := [*layers(attention, ("out",)).values()]:
+            yield name, Factors(attention, *last)
         if where == "all":
             for layer, linear in layers(attention, ("q", "k", "v", "out")).items():
                 yield f"{name}{layer}", Factors(linear, linear)

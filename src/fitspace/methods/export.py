@@ -24,7 +24,7 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
 
     The scale is in the tensors: whoever reads them without the configuration has the same change.
     Methods of peft become ``adapter_config.json`` and ``adapter_model.safetensors``, for
-    ``PeftModel.from_pretrained(denoiser, out)``. LoRA of a U-Net or a Stable Diffusion 3 also
+    ``PeftModel.from_pretrained(denoiser, out)``. LoRA of families whose pipeline loads it also
     becomes ``pytorch_lora_weights.safetensors``, for ``pipeline.load_lora_weights(out)``.
 
     Parameters
@@ -158,7 +158,7 @@ def _write_diffusers(config, state: dict[str, torch.Tensor], out: Path) -> Path:
     # diffusers leaves loaded layers in training mode, so a dropout would be active.
     facts = config.to_dict() | {"lora_dropout": 0.0}
     # Only the denoiser's name goes into the file: all pipelines with a transformer write alike.
-    if all(name.startswith("transformer_blocks.") for name in state):
+    if all(name.startswith(("transformer_blocks.", "single_transformer_blocks.")) for name in state):
         StableDiffusion3Pipeline.save_lora_weights(
             out, transformer_lora_layers=state, transformer_lora_adapter_metadata=facts
         )

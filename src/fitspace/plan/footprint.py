@@ -101,10 +101,12 @@ def measure(
     Raises UserError as :func:`fitspace.plan.counting.count`.
     """
     tokens, told = text_tokens(base), bases.control_for(base, control)
-    given = [bases.architecture(base), method, settings, batch, precision, scale, tokens]
+    side = latent_side(base) * scale
+    given = [bases.architecture(base), method, settings, batch, precision, scale, tokens, side]
     key, known = digest([*given, *counting.named(told), _code()]), remembered(CACHE)
     if key not in known:
-        known[key] = asdict(_measure(base, method, settings, batch, precision, scale, tokens, told))
+        measured = _measure(base, method, settings, batch, precision, scale, tokens, side, told)
+        known[key] = asdict(measured)
         remember(CACHE, known)
     return Footprint(**known[key])
 
@@ -116,6 +118,15 @@ def text_tokens(base: str) -> int:
         with contextlib.suppress(hub.NotHere):
             return bases.text_tokens(bases.resolve(base))
     return bases.family_by(bases.architecture(base)).tokens
+
+
+def latent_side(base: str) -> int:
+    """Side of a base's latents; where the base is not on this machine, that of its family."""
+    if base not in bases.CONFIGS:
+        with contextlib.suppress(hub.NotHere):
+            return bases.latent_shape(bases.resolve(base))[-1]
+    settings = bases.architecture(base)
+    return bases.family_by(settings).latents(settings)[1]
 
 
 @cache
@@ -132,6 +143,7 @@ def _measure(
     precision: str,
     scale: int,
     tokens: int,
+    side: int,
     told: bases.Control | None,
 ) -> Footprint:
     import torch
@@ -147,7 +159,7 @@ def _measure(
         layer.train()
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     torch.nn.Module.to(model, dtype)  # diffusers' own `to` warns about layers it keeps in fp32
-    latents, t, conditions = _inputs(model, batch, tokens, dtype)
+    latents, t, conditions = _inputs(model, batch, tokens, side, dtype)
     kept = _Kept(model)
     backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
     attention = _attention_mode()
@@ -169,15 +181,15 @@ def _measure(
 
 
 def _inputs(
-    model: torch.nn.Module, batch: int, tokens: int, dtype: torch.dtype
+    model: torch.nn.Module, batch: int, tokens: int, side: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Latents, time steps and conditions, all without content."""
     import torch
 
     config, family = model.config, bases.family_of(model)
-    side = config.sample_size
+    channels, _ = family.latents(config)
     with torch.device("meta"):
-        latents = torch.empty(batch, config.in_channels, side, side, dtype=dtype)
+        latents = torch.empty(batch, channels, side, side, dtype=dtype)
         conditions = family.blank(config, batch, tokens, dtype)
         if control := bases.control_of(model):
             conditions["given"] = latents
@@ -218,9 +230,11 @@ def _attention_mode() -> torch.overrides.TorchFunctionMode:
 
     class Fused(TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):
+            kwargs = kwargs or {}
             if function is scaled_dot_product_attention:  # a mask costs next to nothing
-                return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
-            return function(*args, **(kwargs or {}))
+                given = args[:3] or [kwargs[name] for name in ("query", "key", "value")]
+                return torch.ops.aten._scaled_dot_product_flash_attention(*given)[0]
+            return function(*args, **kwargs)
 
     return Fused()
 
