@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pipelines
@@ -17,7 +18,7 @@ from fitspace.core import rng
 from fitspace.core.errors import UserError
 from fitspace.core.imports import import_peft, import_torchvision
 from fitspace.methods.export import export
-from fitspace.plan import counting, footprint
+from fitspace.plan import cost, counting, footprint
 from fitspace.training import sampling
 
 import_torchvision()
@@ -321,6 +322,124 @@ def test_adapters_reach_the_positions_of_joint_blocks(cell):
     assert (found - plain).abs().max() > 1e-2
 
 
+def flux_forward(block, at, h, c, temb, rope):
+    """FLUX.1's blocks, position by position; Stable Diffusion 3's, and then both streams as one."""
+    import torch.nn.functional as F
+
+    def norm(x):
+        return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+    dim, emb = h.shape[-1], F.silu(temb)
+    h, c = at("SA_in", h), at("CA_c", c)
+    if type(block).__name__ == "FluxSingleTransformerBlock":
+        both = torch.cat([c, at("FFN_in", h)], 1)
+        shift, scale, gate = block.norm.linear(emb)[:, None].split(dim, -1)
+        normed = norm(both) * (1 + scale) + shift
+        fed = F.gelu(block.proj_mlp(normed), approximate="tanh")
+        attended = block.attn(normed, image_rotary_emb=rope)
+        weights = block.proj_out.weight.split([dim, fed.shape[-1]], 1)
+        out = attended @ weights[0].T + fed @ weights[1].T + block.proj_out.bias
+        out = both + gate * out
+        return out[:, : c.shape[1]], at("Trans_out", out[:, c.shape[1] :])
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (
+        block.norm1.linear(emb)[:, None].split(dim, -1)
+    )  # fmt: skip
+    text = block.norm1_context.linear(emb)[:, None].split(dim, -1)
+    attended, of_text = block.attn(
+        norm(h) * (1 + scale_1) + shift_1,
+        encoder_hidden_states=norm(c) * (1 + text[1]) + text[0],
+        image_rotary_emb=rope,
+    )
+    h = at("FFN_in", h + at("SA_out", gate_1 * attended))
+    fed = block.ff(norm(h) * (1 + scale_2) + shift_2)
+    h = at("Trans_out", h + at("FFN_out", gate_2 * fed))
+    c = c + text[2] * of_text
+    return c + text[5] * block.ff_context(norm(c) * (1 + text[4]) + text[3]), h
+
+
+# Of single blocks, which have no stream between their branches.
+IN_SINGLE = [("SA_in", "SA_in"), ("SA_in", "Trans_out"), ("FFN_in", "Trans_out"),
+             ("Trans_out", "Trans_out"), ("CA_c", "CA_c")]  # fmt: skip
+
+
+@pytest.mark.parametrize("cell", methods.get("adapter").legal_cells("flux"), ids="-".join)
+def test_adapters_reach_the_positions_of_both_kinds_of_blocks_of_flux(cell):
+    base = pipelines.flux_denoiser()
+    with torch.no_grad():
+        for p in base.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    ours, plain = copy.deepcopy(base), copy.deepcopy(base)
+    own = {"input": cell[0], "output": cell[1], "width": 3, "init": "default"}
+    methods.attach(ours, "adapter", own, seed=0)
+    blocks = {n: m for n, m in base.named_modules() if bases.FAMILIES["flux"].block_of(m)}
+    wanted = {n for n in blocks if not n.startswith("single") or cell in IN_SINGLE}
+    assert {n for n in blocks if hasattr(ours.get_submodule(n), "adapter")} == wanted
+    for path, block in blocks.items():
+
+        def forward(hidden_states, encoder_hidden_states, temb, image_rotary_emb, _b=block,
+                    _n=path, **_):  # fmt: skip
+            delta = ours.get_submodule(f"{_n}.adapter") if _n in wanted else None
+            at = Positions(delta, *(cell if delta else (None, None)))
+            return flux_forward(
+                _b, at, hidden_states, encoder_hidden_states, temb, image_rotary_emb
+            )
+
+        block.forward = forward
+    inputs = flux_inputs()
+    with torch.no_grad():
+        found, want, before = (
+            bases.FAMILIES["flux"].predict(m, *inputs) for m in (ours, base, plain)
+        )
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+    assert (found - before).abs().max() > 1e-2
+
+
+def test_where_no_block_has_both_positions_an_adapter_is_refused():
+    own = {"input": "SA_out", "output": "FFN_in", "blocks": "single_transformer_blocks"}
+    with pytest.raises(UserError, match="no block with SA_out and FFN_in is there"):
+        methods.attach(pipelines.flux_denoiser(), "adapter", own, seed=0)
+    with pytest.raises(UserError, match=r"a FLUX.1 has no cross-attention; allowed: SA_in, SA_out"):
+        methods.attach(
+            pipelines.flux_denoiser(), "adapter", {"input": "CA_in", "output": "FFN_in"}, seed=0
+        )
+
+
+def flux_inputs():
+    g = torch.Generator().manual_seed(1)
+    told = {
+        "embeddings": torch.randn(2, 5, 28, generator=g),
+        "pooled": torch.randn(2, 12, generator=g),
+    }
+    return torch.randn(2, 4, 8, 8, generator=g), torch.tensor([3.0, 700.0]), told
+
+
+@pytest.mark.parametrize("guidance_embeds", [True, False])
+def test_flux_is_asked_in_training_as_by_the_script(guidance_embeds):
+    """train_dreambooth_lora_flux.py: packed latents, ids of squares, time from 0 to 1, and where
+    the model is told it guidance 1."""
+    model = pipelines.flux_denoiser(guidance_embeds=guidance_embeds)
+    noisy, t, told = flux_inputs()
+    pipeline = diffusers.FluxPipeline
+    with torch.no_grad():
+        predicted = model(
+            hidden_states=pipeline._pack_latents(noisy, *noisy.shape),
+            timestep=t / 1000,
+            guidance=torch.tensor([1.0]).expand(2) if guidance_embeds else None,
+            pooled_projections=told["pooled"],
+            encoder_hidden_states=told["embeddings"],
+            txt_ids=torch.zeros(5, 3),
+            img_ids=pipeline._prepare_latent_image_ids(2, 4, 4, "cpu", torch.float32),
+            return_dict=False,
+        )[0]
+        wanted = pipeline._unpack_latents(predicted, 8 * 8, 8 * 8, vae_scale_factor=8)
+        found = bases.FAMILIES["flux"].predict(model, noisy, t, told)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+        if guidance_embeds:
+            guided = told | {"guidance": torch.tensor([3.5, 3.5])}
+            other = bases.FAMILIES["flux"].predict(model, noisy, t, guided)
+            assert (other - found).abs().max() > 1e-4
+
+
 def pixart_forward(block, at, h, c, mask, timestep):
     """A block from PixArt's paper (2310.00426, figure 4), position by position."""
     import torch.nn.functional as F
@@ -369,7 +488,10 @@ def test_adapters_reach_the_positions_of_pixarts_blocks(cell):
     assert (found - before).abs().max() > 1e-2
 
 
-CHECKPOINTED = [("sd3", "CA_c", "CA_c"), ("sd3", "SA_in", "FFN_in"), ("pixart", "SA_out", "CA_in")]
+CHECKPOINTED = [
+    ("sd3", "CA_c", "CA_c"), ("sd3", "SA_in", "FFN_in"), ("pixart", "SA_out", "CA_in"),
+    ("flux", "CA_c", "CA_c"), ("flux", "SA_in", "Trans_out"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CHECKPOINTED, ids="-".join)
@@ -384,6 +506,8 @@ def test_adapters_learn_the_same_where_blocks_are_computed_again(case):
     told = {"embeddings": text, "pooled": inputs["pooled_projections"]}
     if name == "pixart":
         told = {"embeddings": text[..., :12], "mask": torch.ones(2, 5, dtype=torch.long)}
+    if name == "flux":
+        noisy, t, told = flux_inputs()
 
     def gradients():
         loss = bases.FAMILIES[name].predict(model, noisy, t, told).square().mean()
@@ -405,6 +529,7 @@ PARAMETERS = {
     "sd3-medium": 2.03e9,
     "sd35-medium": 2.24e9,
     "sd35-large": 8.06e9,
+    "flux-dev": 11.9e9,
 }
 
 
@@ -412,6 +537,7 @@ KNOWN = {
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
     "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": "pixart",
     "stabilityai/stable-diffusion-3.5-medium": "sd3",
+    "black-forest-labs/FLUX.1-schnell": "flux",
 }
 
 
@@ -426,6 +552,8 @@ def test_full_size_is_counted_without_weights(name, billions, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     found = counting.count(name, "lora", {"rank": 8})
     assert found["total"] == pytest.approx(billions, rel=0.03)
+    if name == "flux-dev":  # both streams' q, k and v in 19 blocks, those of one in 38
+        assert found["trainable"] == (19 * 6 + 38 * 3) * 8 * 2 * 3072
     if not name.startswith("sd3"):
         return
     config = bases.named_config(name)
@@ -433,6 +561,13 @@ def test_full_size_is_counted_without_weights(name, billions, tmp_path, monkeypa
     # q, k and v of both streams, and of second attentions; the last text query leads nowhere.
     layers = 6 * blocks - 1 + 3 * len(config["dual_attention_layers"])
     assert found["trainable"] == layers * 8 * 2 * dim
+
+
+@pytest.mark.parametrize("name, times", [("dev", 1), ("schnell", 2)])
+def test_a_model_that_is_told_the_guidance_is_asked_once_for_each_step(name, times):
+    study = SimpleNamespace(base=f"black-forest-labs/FLUX.1-{name}")
+    point = SimpleNamespace(sample={"steps": 10, "guidance": 3.5}, control=None)
+    assert cost.passes(point, cost.distilled(study)) == times * 10
 
 
 def test_full_size_is_costed_without_weights(tmp_path, monkeypatch):

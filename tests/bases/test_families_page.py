@@ -16,6 +16,7 @@ COLUMNS = {
     "DiT": ("dit",),
     "PixArt-Σ": ("pixart",),
     "SD3": ("sd3",),
+    "FLUX.1": ("flux",),
 }
 
 

@@ -87,6 +87,14 @@ def test_the_solver_is_eulers_on_the_shifted_steps(settings):
     np.testing.assert_allclose(x, np.full(x.shape, wanted), rtol=1e-5)
 
 
+def test_steps_may_be_even_before_they_are_shifted():
+    """As FluxPipeline's, whose sigmas are ``linspace(1, 1 / steps, steps)``."""
+    process = FlowMatching(SHIFTS["dynamic, as FLUX.1-dev"], tokens=1024, choice="even")
+    even, shift = np.array([1, 0.75, 0.5, 0.25]), math.exp(process.mu)
+    wanted = shift * even / (1 + (shift - 1) * even)
+    np.testing.assert_allclose(process.solver(4, "cpu").timesteps / STEPS, wanted, rtol=1e-5)
+
+
 def test_a_velocity_is_converted_to_the_noise_that_it_stands_for():
     process = FlowMatching({"shift": 3.0})
     clean, noise, t = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2), torch.tensor([0, 400, 999])

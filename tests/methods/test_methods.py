@@ -130,6 +130,21 @@ CASES = [
     Case("sd3", "svdiff"),
     Case("sd3", "full"),
     Case("sd3", "none"),
+    Case("flux", "adapter", {"input": "SA_in", "output": "Trans_out", "width": 3}, merges=False),
+    Case("flux", "adaptformer", {"width": 3}, merges=False),
+    Case("flux", "bitfit"),
+    Case("flux", "custom_diffusion"),
+    Case("flux", "difffit", {"share": 1.0}),
+    Case("flux", "lora", {"rank": 2, "target": "attention+ff"}),
+    Case("flux", "lora", {"rank": 2, "fused": True}),
+    Case("flux", "loha", {"rank": 2}),
+    Case("flux", "lokr", {"rank": 1}),
+    Case("flux", "ia3"),
+    Case("flux", "oft", {"block_size": 4}),
+    Case("flux", "peft", {"peft_type": "VERA", "r": 4}),
+    Case("flux", "svdiff"),
+    Case("flux", "full"),
+    Case("flux", "none"),
     Case("dit", "vpt", {"prompts": 3}, identity=False, merges=False),
     Case(
         "dit", "vpt", {"final_layer": False, "class_embedding": False},
@@ -139,10 +154,21 @@ CASES = [
 # Method and family that do not go together.
 REFUSED = [
     ("vpt", "unet"), ("vpt", "sdxl"), ("vpt", "pixart"), ("vpt", "sd3"),
+    ("vpt", "flux"),
     ("custom_diffusion", "dit"),
 ]  # fmt: skip
+# Of families whose layers others have too, the methods that look at them as blocks.
+ALWAYS = {"flux": ("adapter", "difffit", "ia3")}
+
+
+def slow(case):
+    return case.family in ALWAYS and case.method not in ALWAYS[case.family]
+
+
 every_case = pytest.mark.parametrize(
-    "case", CASES, ids=lambda c: "-".join([c.family, c.method, *map(str, c.settings.values())])
+    "case",
+    [pytest.param(c, marks=pytest.mark.slow) if slow(c) else c for c in CASES],
+    ids=["-".join([c.family, c.method, *map(str, c.settings.values())]) for c in CASES],
 )
 
 # The cells of the paper's released configurations (2303.18181).
@@ -193,6 +219,11 @@ def _dit():
 @pytest.fixture(scope="module")
 def _sd3():
     return trained_somewhat(pipelines.sd3_denoiser())
+
+
+@pytest.fixture(scope="module")
+def _flux():
+    return trained_somewhat(pipelines.flux_denoiser())
 
 
 @pytest.fixture(scope="module")
@@ -569,9 +600,10 @@ def inputs_of(family, batch):
         )
     if family == "dit":
         return latents, times, torch.tensor([1, 3])
-    if family == "sd3":
+    if family in ("sd3", "flux"):
+        pooled = {"sd3": 24, "flux": 12}[family]
         text = torch.cat([text, text, text], -1)
-        told = {"embeddings": text[..., :28], "pooled": text[:, 0, :24]}
+        told = {"embeddings": text[..., :28], "pooled": text[:, 0, :pooled]}
         return latents, times.float(), told
     return batch
 
@@ -789,7 +821,10 @@ def test_equal_content_gives_equal_bytes(trained, tmp_path):
         assert again.read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("family", ["unet", "dit", "pixart", "sd3"])
+@pytest.mark.parametrize(
+    "family",
+    ["unet", "dit", "pixart", "sd3", *(pytest.param(f, marks=pytest.mark.slow) for f in ALWAYS)],
+)
 def test_a_stream_of_adapters_changes_no_earlier_output_by_a_bit(family, request, batch, tmp_path):
     """One base, many small files: each draws the same whenever it comes, and the base too."""
     model = copy.deepcopy(request.getfixturevalue(f"_{family}"))

@@ -19,10 +19,15 @@ from fitspace.plan import planned
 from fitspace.plan.checks import usable
 
 ROOT = Path(__file__).parents[2]
-BUILT = {"sd3": pipelines.sd3, "sdxl": pipelines.sdxl, "pixart": pipelines.pixart}
+BUILT = {
+    "sd3": pipelines.sd3,
+    "sdxl": pipelines.sdxl,
+    "pixart": pipelines.pixart,
+    "flux": pipelines.flux,
+}
 # One family always: it has all that others have.
 FAMILIES = [n if n == "sd3" else pytest.param(n, marks=pytest.mark.slow) for n in BUILT]
-FLOWS = ("sd3",)
+FLOWS = ("sd3", "flux")
 ADAPTER = {"input": "SA_out", "output": "FFN_in", "width": 4}
 PROMPTS, STEPS = 4, 2
 

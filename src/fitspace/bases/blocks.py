@@ -274,7 +274,9 @@ LAYERS = {
     },
     "FeedForward": {"ff_in": ("net.0.proj",), "ff_out": ("net.2",)},
     "FluxSingleTransformerBlock": {
-        "ff_in": ("proj_mlp",), "out": ("proj_out",), "ff_out": ("proj_out",),
+        "ff_in": ("proj_mlp",),
+        "out": ("proj_out",),
+        "ff_out": ("proj_out",),
     },
     "ResnetBlock2D": {"conv": ("conv1", "conv2")},
 }

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitspace.bases.families import family_of
-from fitspace.bases.finding import CONFIGS, config, denoiser, image_size, resolve
+from fitspace.bases.finding import CONFIGS, resolve
+from fitspace.bases.usable import config, pixels
 from fitspace.core import hub, rng
 from fitspace.core.errors import UserError
 

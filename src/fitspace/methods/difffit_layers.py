@@ -50,9 +50,7 @@ def attach_layers(model: nn.Module, settings: Settings) -> Attachment:
         parts |= {
             f"{path}.{name}": part
             for path in scaled
-            for name, part in factors(
-                blocks[path], settings.gamma, form(blocks[path]).joined
-            )
+            for name, part in factors(blocks[path], settings.gamma, form(blocks[path]).joined)
         }
     restore = restoring(own)
     new = {f"{path}.{name}": p for path, part in parts.items() for name, p in part.attach().items()}
@@ -101,9 +99,7 @@ def norms(module: nn.Module, block: Block) -> Iterator[tuple[str, Affine]]:
             yield name, Affine(norm, module.get_submodule(modulation), pairs)
 
 
-def factors(
-    block: nn.Module, where: str, joined: tuple[str, ...]
-) -> Iterator[tuple[str, Factors]]:
+def factors(block: nn.Module, where: str, joined: tuple[str, ...]) -> Iterator[tuple[str, Factors]]:
     """The modules to scale in a block: its branches, or layers that join what several give; with
     ``all`` also its attentions' layers."""
     for name in joined:

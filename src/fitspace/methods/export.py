@@ -158,7 +158,9 @@ def _write_diffusers(config, state: dict[str, torch.Tensor], out: Path) -> Path:
     # diffusers leaves loaded layers in training mode, so a dropout would be active.
     facts = config.to_dict() | {"lora_dropout": 0.0}
     # Only the denoiser's name goes into the file: all pipelines with a transformer write alike.
-    if all(name.startswith(("transformer_blocks.", "single_transformer_blocks.")) for name in state):
+    if all(
+        name.startswith(("transformer_blocks.", "single_transformer_blocks.")) for name in state
+    ):
         StableDiffusion3Pipeline.save_lora_weights(
             out, transformer_lora_layers=state, transformer_lora_adapter_metadata=facts
         )
