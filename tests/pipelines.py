@@ -220,3 +220,48 @@ def flux(folder, **changes):
     )  # fmt: skip
     pipeline.save_pretrained(folder / "base")
     return folder / "base"
+
+
+def gemma(width):
+    letters = sorted(set("".join(WORDS)))
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *letters]
+    tokenizer = transformers.GemmaTokenizer({piece: i for i, piece in enumerate(pieces)})
+    config = transformers.Gemma2Config(
+        vocab_size=len(pieces), hidden_size=width, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=4,
+    )  # fmt: skip
+    return tokenizer, transformers.Gemma2Model(config)
+
+
+def sana_denoiser(**changes):
+    torch.manual_seed(0)
+    settings = dict(
+        sample_size=16, patch_size=1, in_channels=4, out_channels=4, num_layers=2,
+        num_attention_heads=2, attention_head_dim=4, num_cross_attention_heads=2,
+        cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=12,
+    )  # fmt: skip
+    return diffusers.SanaTransformer2DModel(**settings | changes).eval()
+
+
+def sana(folder):
+    """Sana as published: solved by DPM-Solver++; latents without a distribution."""
+    torch.manual_seed(0)
+    tokenizer, encoder = gemma(12)
+    kinds, channels = ("ResBlock", "EfficientViTBlock"), (8, 8)
+    vae = diffusers.AutoencoderDC(
+        latent_channels=4, attention_head_dim=2, encoder_block_types=kinds,
+        decoder_block_types=kinds, encoder_block_out_channels=channels,
+        decoder_block_out_channels=channels, encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)), encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1), downsample_block_type="conv",
+        upsample_block_type="interpolate", scaling_factor=0.5,
+    )  # fmt: skip
+    pipeline = diffusers.SanaPipeline(
+        tokenizer=tokenizer, text_encoder=encoder, vae=vae, transformer=sana_denoiser(),
+        scheduler=diffusers.DPMSolverMultistepScheduler(
+            flow_shift=3.0, use_flow_sigmas=True, prediction_type="flow_prediction"
+        ),
+    )  # fmt: skip
+    folder.mkdir()
+    pipeline.save_pretrained(folder / "base")
+    return folder / "base"

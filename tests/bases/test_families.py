@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import shutil
 from types import SimpleNamespace
@@ -29,12 +30,17 @@ BUILT = {
     "sdxl": pipelines.sdxl,
     "pixart": pipelines.pixart,
     "flux": pipelines.flux,
+    "sana": pipelines.sana,
 }
 # Two always: they have all that others have.
 ALWAYS = ("sd3", "flux")
 FAMILIES = [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.slow) for n in BUILT]
-# PixArt's pipeline by itself cleans captions of HTML and resizes to one of its trained sizes.
-CALLED = {"PixArtSigmaPipeline": {"clean_caption": False, "use_resolution_binning": False}}
+# PixArt's pipeline by itself cleans captions of HTML and resizes to one of its trained sizes, as
+# Sana's does.
+CALLED = {
+    "PixArtSigmaPipeline": {"clean_caption": False, "use_resolution_binning": False},
+    "SanaPipeline": {"use_resolution_binning": False},
+}
 CAPTIONS, STEPS, GUIDANCE = ["red apple", "a green tree"], 3, 3.0
 
 
@@ -104,6 +110,12 @@ def test_conditions_are_the_pipelines_own(family, pipeline):
     if family[0] == "pixart":
         own = pipeline.encode_prompt(CAPTIONS)
         wanted = {"embeddings": (own[2][:1], own[0]), "mask": (own[3][:1], own[1])}
+    elif family[0] == "sana":
+        asked = inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default
+        own = pipeline.encode_prompt(CAPTIONS, complex_human_instruction=asked)
+        wanted = {"embeddings": (own[2][:1], own[0]), "mask": (own[3][:1], own[1])}
+        plain = pipeline.encode_prompt(CAPTIONS)
+        assert len(asked) > 5 and not torch.allclose(plain[0], own[0], atol=1e-2)
     elif family[0] == "flux":
         own, empty = pipeline.encode_prompt(CAPTIONS, None), pipeline.encode_prompt("", None)
         wanted = {"embeddings": (empty[0], own[0]), "pooled": (empty[1], own[1])}
@@ -458,9 +470,39 @@ def pixart_forward(block, at, h, c, mask, timestep):
     return at("Trans_out", h + at("FFN_out", gate_2 * fed))
 
 
+def sana_forward(block, at, h, c, mask, timestep, height, width):
+    """A block from Sana's paper (2410.10629, figure 5): PixArt's, with another feed-forward."""
+    import torch.nn.functional as F
+
+    def norm(x):
+        return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+    rows = block.scale_shift_table[None] + timestep.reshape(len(timestep), 6, -1)
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = rows.chunk(6, dim=1)
+    h = at("SA_in", h)
+    h = at("CA_in", h + at("SA_out", gate_1 * block.attn1(norm(h) * (1 + scale_1) + shift_1)))
+    c = at("CA_c", c)
+    given = {"encoder_hidden_states": c, "attention_mask": mask}
+    h = at("FFN_in", h + at("CA_out", block.attn2(h, **given)))
+    image = (norm(h) * (1 + scale_2) + shift_2).reshape(len(h), height, width, -1)
+    fed = block.ff(image.movedim(-1, 1)).movedim(1, -1).reshape(h.shape)
+    return at("Trans_out", h + at("FFN_out", gate_2 * fed))
+
+
+SINGLE = {
+    "pixart": lambda block, at, h, told: pixart_forward(
+        block, at, h, told["encoder_hidden_states"], told["encoder_attention_mask"],
+        told["timestep"],
+    ),
+    "sana": lambda block, at, h, told: sana_forward(block, at, h, *told["others"][1:]),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("cell", methods.get("adapter").legal_cells("pixart"), ids="-".join)
-def test_adapters_reach_the_positions_of_pixarts_blocks(cell):
-    base = pipelines.pixart_denoiser()
+@pytest.mark.parametrize("name", SINGLE)
+def test_adapters_reach_the_positions_of_blocks_with_one_modulation(name, cell):
+    assert cell in methods.get("adapter").legal_cells(name)
+    base = getattr(pipelines, f"{name}_denoiser")()
     with torch.no_grad():
         for p in base.parameters():
             p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
@@ -469,19 +511,16 @@ def test_adapters_reach_the_positions_of_pixarts_blocks(cell):
     methods.attach(ours, "adapter", own, seed=0)
     for path, block in base.transformer_blocks.named_children():
 
-        def forward(h, encoder_hidden_states, encoder_attention_mask, timestep, _b=block, _n=path,
-                    **_):  # fmt: skip
+        def forward(h, *others, _b=block, _n=path, **told):
             at = Positions(ours.transformer_blocks.get_submodule(f"{_n}.adapter"), *cell)
-            return pixart_forward(
-                _b, at, h, encoder_hidden_states, encoder_attention_mask, timestep
-            )
+            return SINGLE[name](_b, at, h, told | {"others": others})
 
         block.forward = forward
     g = torch.Generator().manual_seed(1)
     told = {"embeddings": torch.randn(2, 5, 12, generator=g)}
     told["mask"] = torch.tensor([[1] * 5, [1, 1, 0, 0, 0]])
     inputs = torch.randn(2, 4, 8, 8, generator=g), torch.tensor([3, 700]), told
-    predict = bases.FAMILIES["pixart"].predict
+    predict = bases.FAMILIES[name].predict
     with torch.no_grad():
         found, wanted, before = (predict(model, *inputs) for model in (ours, base, plain))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -490,7 +529,7 @@ def test_adapters_reach_the_positions_of_pixarts_blocks(cell):
 
 CHECKPOINTED = [
     ("sd3", "CA_c", "CA_c"), ("sd3", "SA_in", "FFN_in"), ("pixart", "SA_out", "CA_in"),
-    ("flux", "CA_c", "CA_c"), ("flux", "SA_in", "Trans_out"),
+    ("flux", "CA_c", "CA_c"), ("flux", "SA_in", "Trans_out"), ("sana", "FFN_out", "Trans_out"),
 ]  # fmt: skip
 
 
@@ -504,7 +543,7 @@ def test_adapters_learn_the_same_where_blocks_are_computed_again(case):
     inputs = sd3_inputs()
     noisy, t, text = (inputs[k] for k in ("hidden_states", "timestep", "encoder_hidden_states"))
     told = {"embeddings": text, "pooled": inputs["pooled_projections"]}
-    if name == "pixart":
+    if name in ("pixart", "sana"):
         told = {"embeddings": text[..., :12], "mask": torch.ones(2, 5, dtype=torch.long)}
     if name == "flux":
         noisy, t, told = flux_inputs()
@@ -530,6 +569,7 @@ PARAMETERS = {
     "sd35-medium": 2.24e9,
     "sd35-large": 8.06e9,
     "flux-dev": 11.9e9,
+    "sana-1.6b": 1.6e9,
 }
 
 
@@ -538,6 +578,7 @@ KNOWN = {
     "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": "pixart",
     "stabilityai/stable-diffusion-3.5-medium": "sd3",
     "black-forest-labs/FLUX.1-schnell": "flux",
+    "Efficient-Large-Model/Sana_1600M_512px_diffusers": "sana",
 }
 
 

@@ -17,6 +17,7 @@ COLUMNS = {
     "PixArt-Σ": ("pixart",),
     "SD3": ("sd3",),
     "FLUX.1": ("flux",),
+    "Sana": ("sana",),
 }
 
 

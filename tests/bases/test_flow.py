@@ -87,6 +87,18 @@ def test_the_solver_is_eulers_on_the_shifted_steps(settings):
     np.testing.assert_allclose(x, np.full(x.shape, wanted), rtol=1e-5)
 
 
+def test_dpm_solvers_shift_of_a_flow_counts_as_the_others():
+    """As published with Sana; its script's scheduler does not read ``flow_shift`` in training."""
+    dpm = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+    process = FlowMatching(dpm)
+    np.testing.assert_allclose(np.array(process.times) / STEPS, sigmas(3.0), rtol=1e-6)
+    solver = process.solver(4, "cpu")
+    assert type(solver).__name__ == "DPMSolverMultistepScheduler" and solver.init_noise_sigma == 1
+    even = (1 - np.linspace(1, 1 / STEPS, 5))[:0:-1]
+    wanted = [*(3 * even / (1 + 2 * even)), 0]
+    np.testing.assert_allclose(solver.sigmas, wanted, rtol=1e-5)
+
+
 def test_steps_may_be_even_before_they_are_shifted():
     """As FluxPipeline's, whose sigmas are ``linspace(1, 1 / steps, steps)``."""
     process = FlowMatching(SHIFTS["dynamic, as FLUX.1-dev"], tokens=1024, choice="even")

@@ -145,6 +145,21 @@ CASES = [
     Case("flux", "svdiff"),
     Case("flux", "full"),
     Case("flux", "none"),
+    Case("sana", "adapter", {"input": "FFN_out", "output": "Trans_out", "width": 3}, merges=False),
+    Case("sana", "adaptformer", {"form": "sequential", "width": 3}, merges=False),
+    Case("sana", "bitfit"),
+    Case("sana", "custom_diffusion"),
+    Case("sana", "difffit", {"share": 1.0}),
+    Case("sana", "lora", {"rank": 2, "target": "attention+ff"}),
+    Case("sana", "lora", {"rank": 2, "fused": True}),
+    Case("sana", "loha", {"rank": 2, "target": "attention+ff"}),
+    Case("sana", "lokr", {"rank": 1}),
+    Case("sana", "ia3"),
+    Case("sana", "oft", {"block_size": 4}),
+    Case("sana", "peft", {"peft_type": "VERA", "r": 4}),
+    Case("sana", "svdiff"),
+    Case("sana", "full"),
+    Case("sana", "none"),
     Case("dit", "vpt", {"prompts": 3}, identity=False, merges=False),
     Case(
         "dit", "vpt", {"final_layer": False, "class_embedding": False},
@@ -154,11 +169,11 @@ CASES = [
 # Method and family that do not go together.
 REFUSED = [
     ("vpt", "unet"), ("vpt", "sdxl"), ("vpt", "pixart"), ("vpt", "sd3"),
-    ("vpt", "flux"),
+    ("vpt", "flux"), ("vpt", "sana"),
     ("custom_diffusion", "dit"),
 ]  # fmt: skip
 # Of families whose layers others have too, the methods that look at them as blocks.
-ALWAYS = {"flux": ("adapter", "difffit", "ia3")}
+ALWAYS = {"flux": ("adapter", "difffit", "ia3"), "sana": ("adapter", "difffit", "ia3", "lora")}
 
 
 def slow(case):
@@ -224,6 +239,11 @@ def _sd3():
 @pytest.fixture(scope="module")
 def _flux():
     return trained_somewhat(pipelines.flux_denoiser())
+
+
+@pytest.fixture(scope="module")
+def _sana():
+    return trained_somewhat(pipelines.sana_denoiser())
 
 
 @pytest.fixture(scope="module")
@@ -592,7 +612,7 @@ def inputs_of(family, batch):
     """Latents, time steps and the condition: text (2, 5, 12), the second and the empty class, or
     text and what is pooled of it."""
     latents, times, text = batch
-    if family == "pixart":
+    if family in ("pixart", "sana"):
         return (
             latents,
             times,

@@ -24,10 +24,11 @@ BUILT = {
     "sdxl": pipelines.sdxl,
     "pixart": pipelines.pixart,
     "flux": pipelines.flux,
+    "sana": pipelines.sana,
 }
 # One family always: it has all that others have.
 FAMILIES = [n if n == "sd3" else pytest.param(n, marks=pytest.mark.slow) for n in BUILT]
-FLOWS = ("sd3", "flux")
+FLOWS = ("sd3", "flux", "sana")
 ADAPTER = {"input": "SA_out", "output": "FFN_in", "width": 4}
 PROMPTS, STEPS = 4, 2
 

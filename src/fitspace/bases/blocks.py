@@ -32,12 +32,15 @@ class Place:
     side : ``input`` or ``output``.
     at : its number among the inputs or outputs; None: the only output.
     name : of an input that may be given by its name.
+    image : whether it has the shape of an image (n, c, h, w), not of tokens (n, h·w, c). Such a
+        place is only read.
     """
 
     part: str
     side: str
     at: int | None = None
     name: str = "hidden_states"
+    image: bool = False
 
 
 def given(part: str, at: int = 0, name: str = "hidden_states") -> Place:
@@ -186,6 +189,14 @@ ADALN_SINGLE = Block(
     width_at=CROSS.width_at,
     has={"attn2": True, "scale_shift_table": True},
 )  # fmt: skip
+# As Sana's: PixArt's with a feed-forward of convolutions, which returns an image.
+SANA_BLOCK = replace(
+    ADALN_SINGLE,
+    kind="SanaTransformerBlock",
+    read=ADALN_SINGLE.read | {"FFN_out": Place("ff", "output", image=True)},
+    width_at={p: "attn1.to_q" for p in ADALN_SINGLE.positions} | CROSS.width_at,
+    has={},
+)
 RESNET = Block(
     kind="ResnetBlock2D",
     orders={"pixel of a ResNet block": ("Res_in", "Res_out")},
@@ -273,6 +284,7 @@ LAYERS = {
         "out": ("to_out.0", "to_add_out"),
     },
     "FeedForward": {"ff_in": ("net.0.proj",), "ff_out": ("net.2",)},
+    "GLUMBConv": {"ff_in": ("conv_inverted",), "ff_out": ("conv_point",)},
     "FluxSingleTransformerBlock": {
         "ff_in": ("proj_mlp",),
         "out": ("proj_out",),
@@ -306,6 +318,11 @@ def layers(model: nn.Module, roles: tuple[str, ...]) -> dict[str, nn.Module]:
 def attends(module: nn.Module) -> bool:
     """Whether a module is an attention."""
     return "q" in _roles(module)
+
+
+def feeds(module: nn.Module) -> bool:
+    """Whether a part of a block is a feed-forward."""
+    return "ff_out" in _roles(module)
 
 
 def crosses(attention: nn.Module) -> bool:

@@ -103,6 +103,9 @@ class Family:
     copied : the class of diffusers that a copy of its encoder is, made of the same blocks.
     flows : whether its process is flow matching, not diffusion.
     shifted : whether its autoencoder's latents are shifted before they are scaled.
+    vae : the class of diffusers that its autoencoder is.
+    named : whether files of adapters name the family: its layers have the names of another's, which
+        no pipeline of diffusers loads.
     norms : whether the norms of its transformer blocks have parameters.
     final : the layers after its last transformer block, where prompts can be put before the tokens
         of each block.
@@ -138,6 +141,8 @@ class Family:
     copied: str | None = None
     flows: bool = False
     shifted: bool = False
+    vae: str = "AutoencoderKL"
+    named: bool = False
     norms: bool = False
     final: tuple[str, ...] = ()
     side: int | None = None

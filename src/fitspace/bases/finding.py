@@ -25,7 +25,7 @@ COMPONENTS = tuple(
 )
 CONFIGS = (
     "sd15", "emoji-unet", "dit-xl", "emoji-dit", "sdxl", "pixart-sigma", "sd3-medium",
-    "sd35-medium", "sd35-large", "flux-dev",
+    "sd35-medium", "sd35-large", "flux-dev", "sana-1.6b",
 )  # fmt: skip
 _SUFFIXES = (".json", ".safetensors", ".txt", ".model")  # the last: of sentencepiece
 # About the weights, not part of them: where they come from and how they were trained.
@@ -47,6 +47,9 @@ _KNOWN = {
     "stabilityai/stable-diffusion-3-medium-diffusers": ("sd3-medium", {}),
     "stabilityai/stable-diffusion-3.5-medium": ("sd35-medium", {}),
     "stabilityai/stable-diffusion-3.5-large": ("sd35-large", {}),
+    "Efficient-Large-Model/Sana_1600M_1024px_diffusers": ("sana-1.6b", {}),
+    "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": ("sana-1.6b", {}),
+    "Efficient-Large-Model/Sana_1600M_512px_diffusers": ("sana-1.6b", {"sample_size": 16}),
     "black-forest-labs/FLUX.1-dev": ("flux-dev", {}),
     "black-forest-labs/FLUX.1-schnell": ("flux-dev", {"guidance_embeds": False}),
 }

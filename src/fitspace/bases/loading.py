@@ -27,7 +27,7 @@ from fitspace.bases.finding import (
     index_of,
     latent_shape,
 )
-from fitspace.bases.usable import FLOW, tokens_of, tokens_read
+from fitspace.bases.usable import FLOW, FLOW_DPM, tokens_of, tokens_read
 from fitspace.core.files import read_json
 
 SD_SCALING_FACTOR = 0.18215  # diffusers' default, for configurations older than the key
@@ -47,7 +47,7 @@ def load_denoiser(folder: Path, dtype: str = "float32") -> nn.Module:
 
 def load_vae(folder: Path) -> nn.Module:
     """The pipeline's autoencoder, frozen, float32, in evaluation mode."""
-    return _load(folder, "vae", "AutoencoderKL", "float32")
+    return _load(folder, "vae", family_in(folder).vae, "float32")
 
 
 def _load(folder: Path, component: str, kind: str, dtype: str) -> nn.Module:
@@ -94,6 +94,15 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def encoded(vae: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the latents of images in [-1, 1], (n, 3, h, w); 0 by an
+    autoencoder whose latents have no distribution."""
+    found = vae.encode(images)
+    if hasattr(found, "latent_dist"):
+        return found.latent_dist.mean, found.latent_dist.std
+    return found.latent, found.latent.new_zeros(found.latent.shape)
+
+
 def scaling_of(vae: Mapping[str, Any]) -> tuple[float, float]:
     """Factor and shift by an autoencoder's configuration: a denoiser's latents are
     ``factor·(latents - shift)``."""
@@ -111,10 +120,10 @@ def load_process(folder: Path) -> Process:
 
     settings = config(folder, "scheduler")
     name, path = settings.get("_class_name"), folder / "scheduler" / "scheduler_config.json"
-    if "beta_schedule" in settings:
-        return Diffusion(settings)
     found = family_in(folder)
-    if name != FLOW or not found.flows:
+    if "beta_schedule" in settings and not found.flows:
+        return Diffusion(settings)
+    if name not in (FLOW, FLOW_DPM) or not found.flows:
         raise UserError(f"{path}: {name} has no beta_schedule; allowed: DDPM and its solvers")
     tokens = found.image_tokens(config(folder, found.component), latent_shape(folder)[-1])
     return FlowMatching(settings, tokens, found.steps)

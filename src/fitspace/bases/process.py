@@ -184,7 +184,8 @@ class FlowMatching:
 
     Parameters
     ----------
-    settings : configuration of diffusers' FlowMatchEulerDiscreteScheduler.
+    settings : configuration of diffusers' FlowMatchEulerDiscreteScheduler, or of a
+        DPMSolverMultistepScheduler for flows, which calls the shift ``flow_shift``.
     tokens : how many tokens an image has in the denoiser, for a dynamic shift.
     choice : which steps a solver takes, before any shift; one of `STEPS`.
     """
@@ -194,7 +195,9 @@ class FlowMatching:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         self.settings, self.tokens, self.choice = settings, tokens, choice
-        self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(settings)
+        self.dpm = bool(settings.get("use_flow_sigmas"))
+        own = {"shift": settings["flow_shift"]} if self.dpm else settings
+        self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(own)
         self.times = self.scheduler.timesteps.tolist()  # from noise to clean
 
     @property
@@ -216,9 +219,17 @@ class FlowMatching:
         return (1 - sigma) * clean + sigma * noise
 
     def solver(self, steps: int, device: str | torch.device) -> Any:
-        """Euler's method, with its time steps set."""
-        from diffusers import FlowMatchEulerDiscreteScheduler
+        """Euler's method, or DPM-Solver++ where the settings are its, with its time steps set.
 
+        The latter keeps a history: one for each batch.
+        """
+        from diffusers import FlowMatchEulerDiscreteScheduler
+        from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+        if self.dpm:
+            solver = DPMSolverMultistepScheduler.from_config(self.settings)
+            solver.set_timesteps(steps, device=device)
+            return solver
         solver = FlowMatchEulerDiscreteScheduler.from_config(self.settings)
         shift = {"mu": self.mu} if solver.config.use_dynamic_shifting else {}
         solver.set_timesteps(**STEPS[self.choice](steps), device=device, **shift)

@@ -10,6 +10,7 @@ from fitspace.bases.family import Conditions
 from fitspace.bases.finding import config, denoiser, digest, family, image_size, latent_shape
 from fitspace.bases.loading import (
     encode_captions,
+    encoded,
     load_denoiser,
     load_process,
     load_teller,
@@ -91,11 +92,11 @@ def _latents(folder: Path) -> None:
     vae = load_vae(folder).to("meta")
     with torch.no_grad():
         size = image_size(folder)
-        posterior = vae.encode(torch.zeros(1, 3, size, size, device="meta")).latent_dist
+        latents, _ = encoded(vae, torch.zeros(1, 3, size, size, device="meta"))
         wanted = (1, *latent_shape(folder))
-        if (shape := tuple(posterior.mean.shape)) != wanted:
+        if (shape := tuple(latents.shape)) != wanted:
             raise UserError(f"vae: makes {shape} of an image of {size} px; needed: {wanted}")
-        decoded = vae.decode(posterior.mean).sample
+        decoded = vae.decode(latents).sample
     if (shape := tuple(decoded.shape)) != (1, 3, size, size):
         raise UserError(f"vae: makes {shape} of its own latents; needed: {(1, 3, size, size)}")
 

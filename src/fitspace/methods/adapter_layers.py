@@ -157,7 +157,8 @@ def _reading(
         held[place] = kwargs[place.name] if place.name in kwargs else args[place.at]
 
     def read_output(_, args, output) -> None:
-        held[place] = output if place.at is None else output[place.at]
+        tensor = output if place.at is None else output[place.at]
+        held[place] = tensor.flatten(2).transpose(1, 2) if place.image else tensor
         if gates:
             held[place] = gates.pop() * held[place]
 

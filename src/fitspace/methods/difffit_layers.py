@@ -16,11 +16,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.attention import FeedForward
 from torch import nn
 
 from fitspace.bases import family_of
-from fitspace.bases.blocks import attends, layers
+from fitspace.bases.blocks import attends, feeds, layers
 from fitspace.core.errors import UserError
 from fitspace.methods.attachment import Attachment, restoring
 from fitspace.methods.bitfit import biases
@@ -105,8 +104,8 @@ def factors(block: nn.Module, where: str, joined: tuple[str, ...]) -> Iterator[t
     for name in joined:
         yield name, Factors(block.get_submodule(name), block.get_submodule(name))
     for name, branch in block.named_children():
-        if isinstance(branch, FeedForward):
-            yield name, Factors(branch, branch.net[2])
+        if feeds(branch):
+            yield name, Factors(branch, *layers(branch, ("ff_out",)).values())
     for name, attention in block.named_children():
         if not attends(attention):
             continue
@@ -119,17 +118,18 @@ def factors(block: nn.Module, where: str, joined: tuple[str, ...]) -> Iterator[t
 
 
 class Factors:
-    """``γ·y`` for each output y (..., d) of a module, the output of one of its linear layers."""
+    """``γ·y`` for each output y of a module, (..., d) or (n, d, h, w), the output of one of its
+    layers, linear or a convolution."""
 
     NAMES = ("gamma", "gamma_text")
 
-    def __init__(self, module: nn.Module, *layers: nn.Linear):
+    def __init__(self, module: nn.Module, *layers: nn.Linear | nn.Conv2d):
         self.module, self.layers = module, dict(zip(self.NAMES, layers, strict=False))
 
     def attach(self) -> dict[str, nn.Parameter]:
         """Put the factors, all 1, on the module; returns them by name, shape (d,)."""
         for name, layer in self.layers.items():
-            ones = torch.ones(layer.out_features, device=layer.weight.device)
+            ones = torch.ones(len(layer.weight), device=layer.weight.device)
             self.module.register_parameter(name, nn.Parameter(ones))
         self.handle = self.module.register_forward_hook(_scale)
         return {name: getattr(self.module, name) for name in self.layers}
@@ -142,10 +142,10 @@ class Factors:
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Multiply the factors into the linear layers."""
+        """Multiply the factors into the layers."""
         for name, layer in self.layers.items():
             gamma = getattr(self.module, name)
-            layer.weight.mul_(gamma[:, None])
+            layer.weight.mul_(gamma.reshape(-1, *[1] * (layer.weight.ndim - 1)))
             if layer.bias is not None:
                 layer.bias.mul_(gamma)
 
@@ -194,7 +194,10 @@ def _scale(module: nn.Module, _, output: Any) -> Any:
 
 
 def _scale_one(output: torch.Tensor, gamma: torch.Tensor | None) -> torch.Tensor:
-    return output if gamma is None else (output * gamma).to(output.dtype)
+    if gamma is None:
+        return output
+    gamma = gamma[:, None, None] if output.ndim == 4 else gamma
+    return (output * gamma).to(output.dtype)
 
 
 def _scale_and_shift(module: nn.Module, _, output: torch.Tensor) -> torch.Tensor:

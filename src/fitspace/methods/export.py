@@ -70,8 +70,9 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
         f"{layer}.{name}": tensor for layer, own in parts.items() for name, tensor in own.items()
     }
     written = _write_peft(config, state, shared, out)
-    # diffusers has no loader for DiT and PixArt-Σ, whose blocks are those of a U-Net.
-    loads = not any(name.startswith("transformer_blocks.") and ".attn1." in name for name in state)
+    # diffusers has no loader for DiT and PixArt-Σ, whose layers have names of a U-Net's.
+    unread = any(name.startswith("transformer_blocks.") and ".attn1." in name for name in state)
+    loads = "family" in facts or not unread
     if method == "lora" and loads:
         written.append(_write_diffusers(config, state, out))
     return written

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 trains = True
 folds = True
-FEED_FORWARD = (".net.2", ".proj_out")
+FEED_FORWARD = (".net.2", ".proj_out", ".conv_point")
 AT_REST = TUNERS["IA3"].rest
 
 
