@@ -265,3 +265,53 @@ def sana(folder):
     folder.mkdir()
     pipeline.save_pretrained(folder / "base")
     return folder / "base"
+
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+)
+
+
+def qwen(width):
+    letters = ["\u0120", *sorted(set("".join(WORDS)))]
+    vocabulary = {token: i for i, token in enumerate(["<|endoftext|>", *letters])}
+    tokenizer = transformers.Qwen2Tokenizer(
+        vocabulary, [], additional_special_tokens=["<|im_start|>", "<|im_end|>"]
+    )
+    tokenizer.chat_template = CHAT
+    config = transformers.Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=8, num_hidden_layers=28,
+        num_attention_heads=1, num_key_value_heads=1, head_dim=4, tie_word_embeddings=True,
+    )  # fmt: skip
+    return tokenizer, transformers.Qwen3ForCausalLM(config)
+
+
+def flux2_denoiser(**changes):
+    torch.manual_seed(0)
+    settings = dict(
+        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=12, timestep_guidance_channels=8,
+        axes_dims_rope=(2, 2, 2, 2), guidance_embeds=False,
+    )  # fmt: skip
+    return diffusers.Flux2Transformer2DModel(**settings | changes).eval()
+
+
+def flux2(folder):
+    """FLUX.2-klein before its distillation, with batch statistics far from 0 and 1."""
+    torch.manual_seed(0)
+    tokenizer, encoder = qwen(4)
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(4, 8), down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2, latent_channels=4, norm_num_groups=4,
+        layers_per_block=1, sample_size=16,
+    )  # fmt: skip
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.2, 2)
+    pipeline = diffusers.Flux2KleinPipeline(
+        tokenizer=tokenizer, text_encoder=encoder, vae=vae, transformer=flux2_denoiser(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )  # fmt: skip
+    folder.mkdir()
+    pipeline.save_pretrained(folder / "base")
+    return folder / "base"

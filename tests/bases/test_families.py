@@ -20,6 +20,7 @@ from fitspace.core.errors import UserError
 from fitspace.core.imports import import_peft, import_torchvision
 from fitspace.methods.export import export
 from fitspace.plan import cost, counting, footprint
+from fitspace.stages import prepare
 from fitspace.training import sampling
 
 import_torchvision()
@@ -31,6 +32,7 @@ BUILT = {
     "pixart": pipelines.pixart,
     "flux": pipelines.flux,
     "sana": pipelines.sana,
+    "flux2": pipelines.flux2,
 }
 # Two always: they have all that others have.
 ALWAYS = ("sd3", "flux")
@@ -79,7 +81,7 @@ def drawn_by(pipeline, folder):
     theirs = type(pipeline)(**pipeline.components | {"scheduler": solver})
     theirs.set_progress_bar_config(disable=True)
     images = theirs(
-        CAPTIONS, num_inference_steps=STEPS, height=side, width=side, output_type="np",
+        prompt=CAPTIONS, num_inference_steps=STEPS, height=side, width=side, output_type="np",
         **asked(pipeline, folder),
     ).images  # fmt: skip
     return (images * 255).round().astype(np.uint8)
@@ -116,6 +118,9 @@ def test_conditions_are_the_pipelines_own(family, pipeline):
         wanted = {"embeddings": (own[2][:1], own[0]), "mask": (own[3][:1], own[1])}
         plain = pipeline.encode_prompt(CAPTIONS)
         assert len(asked) > 5 and not torch.allclose(plain[0], own[0], atol=1e-2)
+    elif family[0] == "flux2":
+        own, empty = pipeline.encode_prompt(CAPTIONS), pipeline.encode_prompt("")
+        wanted = {"embeddings": (empty[0], own[0])}
     elif family[0] == "flux":
         own, empty = pipeline.encode_prompt(CAPTIONS, None), pipeline.encode_prompt("", None)
         wanted = {"embeddings": (empty[0], own[0]), "pooled": (empty[1], own[1])}
@@ -369,39 +374,84 @@ def flux_forward(block, at, h, c, temb, rope):
     return c + text[5] * block.ff_context(norm(c) * (1 + text[4]) + text[3]), h
 
 
+def flux2_forward(block, at, h, c, modulation, of_text, rope):
+    """FLUX.2's blocks: FLUX.1's, modulated from outside; its single blocks get all tokens as one,
+    and one layer makes queries, keys, values and the feed-forward's units of them."""
+    import torch.nn.functional as F
+
+    def norm(x):
+        return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+    def swiglu(x):
+        gate, units = x.chunk(2, -1)
+        return F.silu(gate) * units
+
+    dim = h.shape[-1]
+    h = at("SA_in", h)
+    if type(block).__name__ == "Flux2SingleTransformerBlock":
+        h = at("FFN_in", h)
+        shift, scale, gate = modulation[:, None].split(dim, -1)
+        return at("Trans_out", h + gate * block.attn(norm(h) * (1 + scale) + shift,
+                                                     image_rotary_emb=rope))  # fmt: skip
+    c = at("CA_c", c)
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation[:, None].split(dim, -1)
+    text = of_text[:, None].split(dim, -1)
+    attended, by_text = block.attn(
+        norm(h) * (1 + scale_1) + shift_1,
+        encoder_hidden_states=norm(c) * (1 + text[1]) + text[0],
+        image_rotary_emb=rope,
+    )
+    h = at("FFN_in", h + at("SA_out", gate_1 * attended))
+    units = swiglu(block.ff.linear_in(norm(h) * (1 + scale_2) + shift_2))
+    h = at("Trans_out", h + at("FFN_out", gate_2 * block.ff.linear_out(units)))
+    c = c + text[2] * by_text
+    return c + text[5] * block.ff_context(norm(c) * (1 + text[4]) + text[3]), h
+
+
+def flux_called(block, at, told):
+    keys = ("hidden_states", "encoder_hidden_states", "temb", "image_rotary_emb")
+    return flux_forward(block, at, *(told[key] for key in keys))
+
+
+def flux2_called(block, at, told):
+    own = told["temb_mod"] if "temb_mod" in told else told["temb_mod_img"]
+    given = told["hidden_states"], told["encoder_hidden_states"], own, told.get("temb_mod_txt")
+    return flux2_forward(block, at, *given, told["image_rotary_emb"])
+
+
+DOUBLE = {"flux": flux_called, "flux2": flux2_called}
 # Of single blocks, which have no stream between their branches.
 IN_SINGLE = [("SA_in", "SA_in"), ("SA_in", "Trans_out"), ("FFN_in", "Trans_out"),
-             ("Trans_out", "Trans_out"), ("CA_c", "CA_c")]  # fmt: skip
+             ("Trans_out", "Trans_out")]  # fmt: skip
 
 
 @pytest.mark.parametrize("cell", methods.get("adapter").legal_cells("flux"), ids="-".join)
-def test_adapters_reach_the_positions_of_both_kinds_of_blocks_of_flux(cell):
-    base = pipelines.flux_denoiser()
+@pytest.mark.parametrize("name", DOUBLE)
+def test_adapters_reach_the_positions_of_both_kinds_of_blocks_of_flux(name, cell):
+    family, inputs = bases.FAMILIES[name], flux_inputs()
+    if name == "flux2":
+        inputs = flux2_inputs()
+    assert cell in methods.get("adapter").legal_cells(name)
+    base = getattr(pipelines, f"{name}_denoiser")()
     with torch.no_grad():
         for p in base.parameters():
             p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     ours, plain = copy.deepcopy(base), copy.deepcopy(base)
     own = {"input": cell[0], "output": cell[1], "width": 3, "init": "default"}
     methods.attach(ours, "adapter", own, seed=0)
-    blocks = {n: m for n, m in base.named_modules() if bases.FAMILIES["flux"].block_of(m)}
-    wanted = {n for n in blocks if not n.startswith("single") or cell in IN_SINGLE}
+    blocks = {n: m for n, m in base.named_modules() if family.block_of(m)}
+    in_single = [*IN_SINGLE, *([("CA_c", "CA_c")] if name == "flux" else [])]
+    wanted = {n for n in blocks if not n.startswith("single") or cell in in_single}
     assert {n for n in blocks if hasattr(ours.get_submodule(n), "adapter")} == wanted
     for path, block in blocks.items():
 
-        def forward(hidden_states, encoder_hidden_states, temb, image_rotary_emb, _b=block,
-                    _n=path, **_):  # fmt: skip
+        def forward(_b=block, _n=path, **told):
             delta = ours.get_submodule(f"{_n}.adapter") if _n in wanted else None
-            at = Positions(delta, *(cell if delta else (None, None)))
-            return flux_forward(
-                _b, at, hidden_states, encoder_hidden_states, temb, image_rotary_emb
-            )
+            return DOUBLE[name](_b, Positions(delta, *(cell if delta else (None, None))), told)
 
         block.forward = forward
-    inputs = flux_inputs()
     with torch.no_grad():
-        found, want, before = (
-            bases.FAMILIES["flux"].predict(m, *inputs) for m in (ours, base, plain)
-        )
+        found, want, before = (family.predict(m, *inputs) for m in (ours, base, plain))
     torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
     assert (found - before).abs().max() > 1e-2
 
@@ -423,6 +473,56 @@ def flux_inputs():
         "pooled": torch.randn(2, 12, generator=g),
     }
     return torch.randn(2, 4, 8, 8, generator=g), torch.tensor([3.0, 700.0]), told
+
+
+def flux2_inputs():
+    g = torch.Generator().manual_seed(1)
+    told = {"embeddings": torch.randn(2, 5, 12, generator=g)}
+    return torch.randn(2, 16, 4, 4, generator=g), torch.tensor([3.0, 700.0]), told
+
+
+def test_flux2_is_asked_in_training_as_by_the_script():
+    """train_dreambooth_lora_flux2_klein.py: the mode of the latents in squares, normalised by batch
+    statistics, packed; ids of four numbers; time from 0 to 1, no guidance."""
+    model, pipeline = pipelines.flux2_denoiser(), diffusers.Flux2KleinPipeline
+    noisy, t, told = flux2_inputs()
+    ids = pipeline._prepare_latent_ids(noisy)
+    with torch.no_grad():
+        predicted = model(
+            hidden_states=pipeline._pack_latents(noisy),
+            timestep=t / 1000,
+            guidance=None,
+            encoder_hidden_states=told["embeddings"],
+            txt_ids=pipeline._prepare_text_ids(told["embeddings"]),
+            img_ids=ids,
+            return_dict=False,
+        )[0]
+        found = bases.FAMILIES["flux2"].predict(model, noisy, t, told)
+    wanted = pipeline._unpack_latents_with_ids(predicted, ids)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_flux2s_latents_are_the_scripts_in_squares_and_normalised(tmp_path):
+    folder, pipeline = pipelines.flux2(tmp_path / "own"), diffusers.Flux2KleinPipeline
+    vae = bases.load_vae(folder)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        mode = pipeline._patchify_latents(vae.encode(images).latent_dist.mode())
+        mean, std = bases.encoded(vae, images)
+        back = bases.decoded(vae, mean)
+        plain = vae.decode(vae.encode(images).latent_dist.mode()).sample
+    variance = vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps
+    wanted = (mode - vae.bn.running_mean.view(1, -1, 1, 1)) / variance.sqrt()
+    scaling, shift = bases.load_scaling(folder)
+    assert not std.any() and (scaling - 1).abs().max() > 0.2 and shift.abs().max() > 0.2
+    torch.testing.assert_close((mean - shift) * scaling, wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(back, plain, rtol=0, atol=0)
+
+
+def test_conditions_that_half_precision_does_not_hold_are_refused():
+    with pytest.raises(UserError, match="gives pooled that half precision does not hold; allowed"):
+        prepare.halved({"embeddings": torch.ones(2), "pooled": torch.tensor([1.0, 7e4])})
 
 
 @pytest.mark.parametrize("guidance_embeds", [True, False])
@@ -530,6 +630,7 @@ def test_adapters_reach_the_positions_of_blocks_with_one_modulation(name, cell):
 CHECKPOINTED = [
     ("sd3", "CA_c", "CA_c"), ("sd3", "SA_in", "FFN_in"), ("pixart", "SA_out", "CA_in"),
     ("flux", "CA_c", "CA_c"), ("flux", "SA_in", "Trans_out"), ("sana", "FFN_out", "Trans_out"),
+    ("flux2", "FFN_in", "FFN_in"), ("flux2", "SA_out", "Trans_out"),
 ]  # fmt: skip
 
 
@@ -545,8 +646,8 @@ def test_adapters_learn_the_same_where_blocks_are_computed_again(case):
     told = {"embeddings": text, "pooled": inputs["pooled_projections"]}
     if name in ("pixart", "sana"):
         told = {"embeddings": text[..., :12], "mask": torch.ones(2, 5, dtype=torch.long)}
-    if name == "flux":
-        noisy, t, told = flux_inputs()
+    if name.startswith("flux"):
+        noisy, t, told = flux_inputs() if name == "flux" else flux2_inputs()
 
     def gradients():
         loss = bases.FAMILIES[name].predict(model, noisy, t, told).square().mean()
@@ -570,6 +671,7 @@ PARAMETERS = {
     "sd35-large": 8.06e9,
     "flux-dev": 11.9e9,
     "sana-1.6b": 1.6e9,
+    "flux2-klein-4b": 3.88e9,
 }
 
 
@@ -579,6 +681,7 @@ KNOWN = {
     "stabilityai/stable-diffusion-3.5-medium": "sd3",
     "black-forest-labs/FLUX.1-schnell": "flux",
     "Efficient-Large-Model/Sana_1600M_512px_diffusers": "sana",
+    "black-forest-labs/FLUX.2-klein-base-4B": "flux2",
 }
 
 
@@ -595,6 +698,8 @@ def test_full_size_is_counted_without_weights(name, billions, tmp_path, monkeypa
     assert found["total"] == pytest.approx(billions, rel=0.03)
     if name == "flux-dev":  # both streams' q, k and v in 19 blocks, those of one in 38
         assert found["trainable"] == (19 * 6 + 38 * 3) * 8 * 2 * 3072
+    if name == "flux2-klein-4b":  # in 20 blocks one layer of 3 * 3072 and twice 3 * 3072 outputs
+        assert found["trainable"] == 5 * 6 * 8 * 2 * 3072 + 20 * 8 * 10 * 3072
     if not name.startswith("sd3"):
         return
     config = bases.named_config(name)

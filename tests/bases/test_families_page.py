@@ -18,6 +18,7 @@ COLUMNS = {
     "SD3": ("sd3",),
     "FLUX.1": ("flux",),
     "Sana": ("sana",),
+    "FLUX.2": ("flux2",),
 }
 
 

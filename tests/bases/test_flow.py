@@ -107,6 +107,19 @@ def test_steps_may_be_even_before_they_are_shifted():
     np.testing.assert_allclose(process.solver(4, "cpu").timesteps / STEPS, wanted, rtol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [256, 4096, 5000])
+def test_flux2s_shift_depends_on_the_steps_too(tokens):
+    from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+    process = FlowMatching({"use_dynamic_shifting": True}, tokens, choice="empirical")
+    for steps in (4, 50):
+        shift = math.exp(compute_empirical_mu(tokens, steps))
+        even = np.linspace(1, 1 / steps, steps)
+        wanted = shift * even / (1 + (shift - 1) * even)
+        found = process.solver(steps, "cpu").timesteps / STEPS
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
 def test_a_velocity_is_converted_to_the_noise_that_it_stands_for():
     process = FlowMatching({"shift": 3.0})
     clean, noise, t = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2), torch.tensor([0, 400, 999])

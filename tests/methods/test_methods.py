@@ -160,6 +160,20 @@ CASES = [
     Case("sana", "svdiff"),
     Case("sana", "full"),
     Case("sana", "none"),
+    Case("flux2", "adapter", {"input": "FFN_in", "output": "FFN_in", "width": 3}, merges=False),
+    Case("flux2", "adaptformer", {"width": 3}, merges=False),
+    Case("flux2", "custom_diffusion"),
+    Case("flux2", "difffit", {"share": 1.0}),
+    Case("flux2", "lora", {"rank": 2, "target": "attention+ff"}),
+    Case("flux2", "lora", {"rank": 2, "fused": True}),
+    Case("flux2", "loha", {"rank": 2}),
+    Case("flux2", "lokr", {"rank": 1}),
+    Case("flux2", "ia3"),
+    Case("flux2", "oft", {"block_size": 4}),
+    Case("flux2", "peft", {"peft_type": "VERA", "r": 4}),
+    Case("flux2", "svdiff"),
+    Case("flux2", "full"),
+    Case("flux2", "none"),
     Case("dit", "vpt", {"prompts": 3}, identity=False, merges=False),
     Case(
         "dit", "vpt", {"final_layer": False, "class_embedding": False},
@@ -169,11 +183,12 @@ CASES = [
 # Method and family that do not go together.
 REFUSED = [
     ("vpt", "unet"), ("vpt", "sdxl"), ("vpt", "pixart"), ("vpt", "sd3"),
-    ("vpt", "flux"), ("vpt", "sana"),
+    ("vpt", "flux"), ("vpt", "sana"), ("vpt", "flux2"),
+    ("bitfit", "flux2"),
     ("custom_diffusion", "dit"),
 ]  # fmt: skip
 # Of families whose layers others have too, the methods that look at them as blocks.
-ALWAYS = {"flux": ("adapter", "difffit", "ia3"), "sana": ("adapter", "difffit", "ia3", "lora")}
+ALWAYS = dict.fromkeys(("flux", "sana", "flux2"), ("adapter", "difffit", "ia3"))
 
 
 def slow(case):
@@ -244,6 +259,11 @@ def _flux():
 @pytest.fixture(scope="module")
 def _sana():
     return trained_somewhat(pipelines.sana_denoiser())
+
+
+@pytest.fixture(scope="module")
+def _flux2():
+    return trained_somewhat(pipelines.flux2_denoiser())
 
 
 @pytest.fixture(scope="module")
@@ -612,6 +632,8 @@ def inputs_of(family, batch):
     """Latents, time steps and the condition: text (2, 5, 12), the second and the empty class, or
     text and what is pooled of it."""
     latents, times, text = batch
+    if family == "flux2":
+        return F.pixel_unshuffle(latents, 2), times.float(), {"embeddings": text}
     if family in ("pixart", "sana"):
         return (
             latents,

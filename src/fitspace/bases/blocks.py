@@ -68,8 +68,10 @@ class Block:
     before : position -> the places whose sum is the stream in front of the branch at whose output
         is added to it; only there an adapter from a position to itself needs the sum.
     gates : branch -> which of the values that ``norm1`` returns is its gate.
-    table : branch -> which row of the block's ``scale_shift_table``, and of the time's embedding,
-        which are added, is its gate. Nobody adds to the output of such a branch.
+    table : branch -> which row of the time's embedding, to which those of the block's
+        ``scale_shift_table`` are added, if it has one, is its gate. Nobody adds to the output of
+        such a branch.
+    time : where a block with such a table is given the time's embedding, its rows side by side.
     width_at : position -> linear layer whose inputs are as wide as the position's tensor; at all
         others it is as wide as the outputs of ``ff``.
     stream : where the block returns its image's stream.
@@ -87,6 +89,7 @@ class Block:
     before: dict[str, tuple[Place, ...]] = field(default_factory=dict)
     gates: dict[str, int] = field(default_factory=dict)
     table: dict[str, int] = field(default_factory=dict)
+    time: Place = Place("", "input", 4, "timestep")
     width_at: dict[str, str] = field(default_factory=dict)
     stream: Place = Place("", "output")
     joined: tuple[str, ...] = ()
@@ -274,6 +277,27 @@ FLUX_SINGLE = Block(
     joined=("proj_out",),
     norms={"norm.norm": ("norm.linear", ((0, 1),))},
 )
+# As FLUX.2's: the same, but modulated from outside, so that gates are no values of a norm. What is
+# added between the branches is added where the second one reads, and once more at the end.
+FLUX2_JOINT = Block(
+    kind="Flux2TransformerBlock",
+    orders=FLUX_JOINT.orders,
+    read=FLUX_JOINT.read,
+    write=FLUX_JOINT.write | {"FFN_in": given("norm2")},
+    again={"FFN_in": returned("", 1)},
+    table={"attn": 2, "ff": 5},
+    time=given("", 2, "temb_mod_img"),
+    width_at=dict.fromkeys(FLUX_JOINT.read, "attn.to_q"),
+    stream=returned("", 1),
+)
+# Its blocks of one stream are given text and image as one, and cannot tell them apart.
+FLUX2_SINGLE = Block(
+    kind="Flux2SingleTransformerBlock",
+    orders={"token of a single block": ("SA_in", "FFN_in", "Trans_out")},
+    read={"SA_in": given(""), "FFN_in": given(""), "Trans_out": returned("")},
+    write={"SA_in": given(""), "Trans_out": returned("")},
+    width_at=dict.fromkeys(("SA_in", "FFN_in", "Trans_out"), "attn.to_qkv_mlp_proj"),
+)
 
 # Role -> the layers that have it, by the class of the module that they are in.
 LAYERS = {
@@ -284,6 +308,11 @@ LAYERS = {
         "out": ("to_out.0", "to_add_out"),
     },
     "FeedForward": {"ff_in": ("net.0.proj",), "ff_out": ("net.2",)},
+    "Flux2FeedForward": {"ff_in": ("linear_in",), "ff_out": ("linear_out",)},
+    "Flux2ParallelSelfAttention": {  # two layers in place of six
+        **dict.fromkeys(("q", "k", "v", "ff_in"), ("to_qkv_mlp_proj",)),
+        **dict.fromkeys(("out", "ff_out"), ("to_out",)),
+    },
     "GLUMBConv": {"ff_in": ("conv_inverted",), "ff_out": ("conv_point",)},
     "FluxSingleTransformerBlock": {
         "ff_in": ("proj_mlp",),
@@ -292,7 +321,7 @@ LAYERS = {
     },
     "ResnetBlock2D": {"conv": ("conv1", "conv2")},
 }
-LAYERS["FluxAttention"] = LAYERS["Attention"]
+LAYERS |= dict.fromkeys(("FluxAttention", "Flux2Attention"), LAYERS["Attention"])
 # Projections that read the same tensor; in cross-attention q reads another.
 PROJECTIONS = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
 
@@ -321,8 +350,8 @@ def attends(module: nn.Module) -> bool:
 
 
 def feeds(module: nn.Module) -> bool:
-    """Whether a part of a block is a feed-forward."""
-    return "ff_out" in _roles(module)
+    """Whether a part of a block is a feed-forward alone."""
+    return "ff_out" in _roles(module) and not attends(module)
 
 
 def crosses(attention: nn.Module) -> bool:

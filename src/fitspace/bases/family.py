@@ -106,6 +106,7 @@ class Family:
     vae : the class of diffusers that its autoencoder is.
     named : whether files of adapters name the family: its layers have the names of another's, which
         no pipeline of diffusers loads.
+    biases : whether its layers have biases.
     norms : whether the norms of its transformer blocks have parameters.
     final : the layers after its last transformer block, where prompts can be put before the tokens
         of each block.
@@ -143,6 +144,7 @@ class Family:
     shifted: bool = False
     vae: str = "AutoencoderKL"
     named: bool = False
+    biases: bool = True
     norms: bool = False
     final: tuple[str, ...] = ()
     side: int | None = None

@@ -26,8 +26,10 @@ COMPONENTS = tuple(
 CONFIGS = (
     "sd15", "emoji-unet", "dit-xl", "emoji-dit", "sdxl", "pixart-sigma", "sd3-medium",
     "sd35-medium", "sd35-large", "flux-dev", "sana-1.6b",
+    "flux2-klein-4b",
 )  # fmt: skip
-_SUFFIXES = (".json", ".safetensors", ".txt", ".model")  # the last: of sentencepiece
+# Of tokenizers: .model is sentencepiece's, .jinja the form of a chat.
+_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
 # About the weights, not part of them: where they come from and how they were trained.
 _NOTES = ("package.json", "training.json")
 # Of a hub id: only safetensors, and of them the main variant.
@@ -51,6 +53,8 @@ _KNOWN = {
     "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": ("sana-1.6b", {}),
     "Efficient-Large-Model/Sana_1600M_512px_diffusers": ("sana-1.6b", {"sample_size": 16}),
     "black-forest-labs/FLUX.1-dev": ("flux-dev", {}),
+    "black-forest-labs/FLUX.2-klein-4B": ("flux2-klein-4b", {}),
+    "black-forest-labs/FLUX.2-klein-base-4B": ("flux2-klein-4b", {}),
     "black-forest-labs/FLUX.1-schnell": ("flux-dev", {"guidance_embeds": False}),
 }
 

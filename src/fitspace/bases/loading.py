@@ -96,17 +96,49 @@ def _first_line(error: Exception) -> str:
 
 def encoded(vae: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of the latents of images in [-1, 1], (n, 3, h, w); 0 by an
-    autoencoder whose latents have no distribution."""
+    autoencoder whose latents have no distribution, or of which a pipeline takes the mean alone."""
+    import torch
+
     found = vae.encode(images)
-    if hasattr(found, "latent_dist"):
+    if hasattr(vae, "bn"):
+        squares = vae.config.patch_size[0]
+        mean = torch.nn.functional.pixel_unshuffle(found.latent_dist.mean, squares)
+    elif hasattr(found, "latent_dist"):
         return found.latent_dist.mean, found.latent_dist.std
-    return found.latent, found.latent.new_zeros(found.latent.shape)
+    else:
+        mean = found.latent
+    return mean, torch.zeros_like(mean)
 
 
-def scaling_of(vae: Mapping[str, Any]) -> tuple[float, float]:
-    """Factor and shift by an autoencoder's configuration: a denoiser's latents are
-    ``factor·(latents - shift)``."""
-    return vae.get("scaling_factor", SD_SCALING_FACTOR), vae.get("shift_factor") or 0.0
+def decoded(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """Images in [-1, 1] of latents as `encoded` gives them."""
+    import torch
+
+    if hasattr(vae, "bn"):
+        latents = torch.nn.functional.pixel_shuffle(latents, vae.config.patch_size[0])
+    return vae.decode(latents).sample
+
+
+Scaling = tuple["float | torch.Tensor", "float | torch.Tensor"]
+
+
+def load_scaling(folder: Path) -> Scaling:
+    """Factor and shift of a pipeline's latents, as `scaling_of` has them."""
+    settings = config(folder, "vae")
+    return scaling_of(load_vae(folder) if "batch_norm_eps" in settings else settings)
+
+
+def scaling_of(vae: nn.Module | Mapping[str, Any]) -> Scaling:
+    """Factor and shift by an autoencoder, or by its configuration where this says them: a
+    denoiser's latents are ``factor·(latents - shift)``.
+
+    An autoencoder with batch statistics has a factor and a shift for each channel, (c, 1, 1).
+    """
+    if statistics := getattr(vae, "bn", None):
+        variance = statistics.running_var + vae.config.batch_norm_eps
+        return variance.rsqrt().reshape(-1, 1, 1), statistics.running_mean.reshape(-1, 1, 1)
+    settings = getattr(vae, "config", vae)
+    return settings.get("scaling_factor", SD_SCALING_FACTOR), settings.get("shift_factor") or 0.0
 
 
 def load_process(folder: Path) -> Process:

@@ -9,6 +9,7 @@ from typing import Any
 from fitspace.bases.family import Conditions
 from fitspace.bases.finding import config, denoiser, digest, family, image_size, latent_shape
 from fitspace.bases.loading import (
+    decoded,
     encode_captions,
     encoded,
     load_denoiser,
@@ -96,8 +97,8 @@ def _latents(folder: Path) -> None:
         wanted = (1, *latent_shape(folder))
         if (shape := tuple(latents.shape)) != wanted:
             raise UserError(f"vae: makes {shape} of an image of {size} px; needed: {wanted}")
-        decoded = vae.decode(latents).sample
-    if (shape := tuple(decoded.shape)) != (1, 3, size, size):
+        images = decoded(vae, latents)
+    if (shape := tuple(images.shape)) != (1, 3, size, size):
         raise UserError(f"vae: makes {shape} of its own latents; needed: {(1, 3, size, size)}")
 
 

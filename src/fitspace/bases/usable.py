@@ -42,7 +42,12 @@ def config(folder: Path, component: str) -> dict[str, Any]:
 
 def pixels(vae: Mapping[str, Any]) -> int:
     """Side [px] of what becomes one latent, by an autoencoder's configuration."""
-    return 2 ** (len(vae[_halving(vae)]) - 1)
+    return 2 ** (len(vae[_halving(vae)]) - 1) * _squares(vae)
+
+
+def _squares(vae: Mapping[str, Any]) -> int:
+    """Side of the squares of latents that are taken as one, with their channels side by side."""
+    return vae.get("patch_size", (1,))[0]
 
 
 def _halving(vae: Mapping[str, Any]) -> str:
@@ -129,13 +134,14 @@ def _learns_variance(read: dict[str, Any], family: Family) -> bool:
 
 def _latents(read: dict[str, Any], family: Family) -> list[str]:
     side = read[family.component].get("sample_size")
-    latent = read["vae"].get("latent_channels", 4) * family.packs**2
+    side_by_side = family.packs * _squares(read["vae"])
+    latent = read["vae"].get("latent_channels", 4) * side_by_side**2
     taken, given = _channels(read, family)
     found = []
     if family.side is None and (not isinstance(side, int) or side < 1):
         found.append(f"sample_size: {side!r}; allowed: the side of its latents, a whole number")
     if taken != latent:
-        packed = f", of {family.packs}x{family.packs} latents" * (family.packs > 1)
+        packed = f", of {side_by_side}x{side_by_side} latents" * (side_by_side > 1)
         found.append(
             f"in_channels: {taken!r}; allowed: {latent}, the latent channels of the vae{packed}"
         )

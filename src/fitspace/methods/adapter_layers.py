@@ -117,7 +117,7 @@ def wire(
     gated = sorted(block.gates.keys() & {place.part for place in (*places, writing)})
     return [
         *(handle for part in gated for handle in gate(module, part, block)),
-        *(handle for p in places for handle in _reading(module, p, held, block.table.get(p.part))),
+        *(handle for p in places for handle in _reading(module, p, held, block)),
         _writing(module, writing, write),
         *(_writing(module, place, again) for place in more),
     ]
@@ -148,10 +148,11 @@ def gate(module: nn.Module, part: str, block: Block) -> list[RemovableHandle]:
 
 
 def _reading(
-    module: nn.Module, place: Place, held: dict[Place, torch.Tensor], row: int | None
+    module: nn.Module, place: Place, held: dict[Place, torch.Tensor], block: Block
 ) -> list[RemovableHandle]:
-    """Hold a place's tensor; ``row``: that of its gate in the block's table, for an output."""
+    """Hold a place's tensor; an output that has a gate in the block's table, after its gate."""
     gates: list[torch.Tensor] = []
+    row, time = block.table.get(place.part), block.time
 
     def read_input(_, args, kwargs) -> None:
         held[place] = kwargs[place.name] if place.name in kwargs else args[place.at]
@@ -163,8 +164,10 @@ def _reading(
             held[place] = gates.pop() * held[place]
 
     def read_gate(_, args, kwargs) -> None:
-        time = kwargs["timestep"] if "timestep" in kwargs else args[4]  # as checkpoints give it
-        rows = module.scale_shift_table[None] + time.reshape(len(time), 6, -1)
+        given = kwargs[time.name] if time.name in kwargs else args[time.at]
+        rows = given.reshape(len(given), 6, -1)
+        if hasattr(module, "scale_shift_table"):
+            rows = module.scale_shift_table[None] + rows
         gates[:] = [rows[:, row, None]]
 
     part = module.get_submodule(place.part)

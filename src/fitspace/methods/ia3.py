@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 trains = True
 folds = True
-FEED_FORWARD = (".net.2", ".proj_out", ".conv_point")
+FEED_FORWARD = (".net.2", ".proj_out", ".conv_point", ".linear_out", ".attn.to_out")
 AT_REST = TUNERS["IA3"].rest
 
 

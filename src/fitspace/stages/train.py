@@ -83,7 +83,7 @@ def train(
             own, each.point.train, each.seed, _checkpoint(each), on_loss, attachment.rates
         )
 
-    scaling, shift = bases.scaling_of(bases.config(base, "vae"))
+    scaling, shift = bases.load_scaling(base)
     with ExitStack() as curves:
         results = training.fit_members(
             model,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fitspace.bases import family_of, pixels, scaling_of
+from fitspace import bases
 from fitspace.bases.family import Conditions, picked
 from fitspace.bases.process import Process
 from fitspace.core import devices
@@ -61,9 +61,9 @@ def generate(
     NotFinite : some values of the images are not finite.
     UserError : device memory too small for one image.
     """
-    family = family_of(model)
+    family = bases.family_of(model)
     distilled = family.distilled(model.config)
-    scaling, shift = scaling_of(vae.config)
+    scaling, shift = bases.scaling_of(vae)
 
     def denoise(x: torch.Tensor, t: torch.Tensor, told: Conditions) -> torch.Tensor:
         return family.predict(model, x, t.expand(len(x)), told)[:, : noise.shape[1]]
@@ -105,9 +105,9 @@ def generate(
             x = solver.step(predicted, t, x).prev_sample
             progress.update(len(x))
         # Large images a few at a time: decoding takes more memory than denoising.
-        side = pixels(vae.config) * noise.shape[-1]
+        side = bases.pixels(vae.config) * noise.shape[-1]
         parts = (x / scaling + shift).split(devices.images_at_once(BATCH, side))
-        return torch.cat([vae.decode(part).sample for part in parts])
+        return torch.cat([bases.decoded(vae, part) for part in parts])
 
     device = next(model.parameters()).device
     images: list[torch.Tensor] = []
@@ -140,9 +140,9 @@ def decoded(vae: torch.nn.Module, latents: torch.Tensor) -> np.ndarray:
     """Images of latents (n, c, h, w) that are not multiplied by the autoencoder's scaling factor:
     uint8 (n, h, w, 3)."""
     device = next(vae.parameters()).device
-    side = pixels(vae.config) * latents.shape[-1]
+    side = bases.pixels(vae.config) * latents.shape[-1]
     parts = latents.split(devices.images_at_once(BATCH, side))
-    return torch.cat([_pixels(vae.decode(p.to(device)).sample) for p in parts]).numpy()
+    return torch.cat([_pixels(bases.decoded(vae, p.to(device))) for p in parts]).numpy()
 
 
 def _pixels(images: torch.Tensor) -> torch.Tensor:
