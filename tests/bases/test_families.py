@@ -218,6 +218,47 @@ SD3_EDITS = {
 }  # fmt: skip
 
 
+# Of the other families: file, change, problem.
+EDITS = {
+    "flux": [
+        ("vae/config.json", {"sample_size": 15}, "sample_size: 15; allowed: .* a multiple of 4"),
+        ("vae/config.json", {"latent_channels": 8}, "in_channels: 16; allowed: 32, .* of 2x2 lat"),
+        ("transformer/config.json", {"patch_size": 2}, "patch_size: 2; allowed: 1"),
+        (
+            "scheduler/scheduler_config.json", {"_class_name": "DPMSolverMultistepScheduler"},
+            "DPMSolverMultistepScheduler; allowed: FlowMatchEulerDiscreteScheduler$",
+        ),
+    ],
+    "sana": [
+        ("transformer/config.json", {"guidance_embeds": True}, "allowed: false, no Sana-Sprint"),
+        ("transformer/config.json", {"timestep_scale": 0.001}, "timestep_scale: 0.001; allowed: 1"),
+        (
+            "scheduler/scheduler_config.json", {"use_flow_sigmas": False},
+            "use_flow_sigmas: False; allowed: True",
+        ),
+        (
+            "scheduler/scheduler_config.json", {"algorithm_type": "sde-dpmsolver++"},
+            "algorithm_type: 'sde-dpmsolver[+]+'; allowed: 'dpmsolver[+]+'",
+        ),
+        (
+            "model_index.json", {"vae": ["diffusers", "AutoencoderKL"]},
+            "_class_name: AutoencoderKL; allowed: AutoencoderDC",
+        ),
+    ],
+    "flux2": [
+        ("transformer/config.json", {"guidance_embeds": True}, "allowed: false, FLUX.2-klein"),
+        ("vae/config.json", {"sample_size": 18}, "sample_size: 18; allowed: .* a multiple of 4"),
+    ],
+}  # fmt: skip
+
+
+def test_what_a_family_cannot_be_is_refused_by_its_key(family, tmp_path):
+    for number, (file, changes, problem) in enumerate(EDITS.get(family[0], [])):
+        folder = edited(family[1], tmp_path / str(number), file, **changes)
+        with pytest.raises(UserError, match=problem):
+            bases.resolve(folder)
+
+
 @pytest.fixture(scope="module")
 def sd3(tmp_path_factory):
     return pipelines.sd3(tmp_path_factory.mktemp("families") / "own")
