@@ -103,6 +103,8 @@ def test_it_is_found_and_sound(family, tmp_path, monkeypatch):
     assert bases.problems(folder, STEPS) == []
     denoiser = bases.load_denoiser(folder)
     assert bases.family_of(denoiser).name == name and bases.scale(denoiser) == 1
+    side = None if name in ("sd3", "sdxl", "pixart", "sana") else bases.latent_shape(folder)[-1]
+    assert footprint.latent_side(str(folder)) == side
 
 
 def test_conditions_are_the_pipelines_own(family, pipeline):

@@ -101,7 +101,7 @@ def measure(
     Raises UserError as :func:`fitspace.plan.counting.count`.
     """
     tokens, told = text_tokens(base), bases.control_for(base, control)
-    side = latent_side(base) * scale
+    side = latent_side(base)
     given = [bases.architecture(base), method, settings, batch, precision, scale, tokens, side]
     key, known = digest([*given, *counting.named(told), _code()]), remembered(CACHE)
     if key not in known:
@@ -120,13 +120,14 @@ def text_tokens(base: str) -> int:
     return bases.family_by(bases.architecture(base)).tokens
 
 
-def latent_side(base: str) -> int:
-    """Side of a base's latents; where the base is not on this machine, that of its family."""
-    if base not in bases.CONFIGS:
-        with contextlib.suppress(hub.NotHere):
-            return bases.latent_shape(bases.resolve(base))[-1]
-    settings = bases.architecture(base)
-    return bases.family_by(settings).latents(settings)[1]
+def latent_side(base: str) -> int | None:
+    """Side of a base's latents by its autoencoder, if it is on this machine and its denoiser does
+    not say it; else None."""
+    if base in bases.CONFIGS or bases.family_by(bases.architecture(base)).side is None:
+        return None
+    with contextlib.suppress(hub.NotHere):
+        return bases.latent_shape(bases.resolve(base))[-1]
+    return None
 
 
 @cache
@@ -143,7 +144,7 @@ def _measure(
     precision: str,
     scale: int,
     tokens: int,
-    side: int,
+    side: int | None,
     told: bases.Control | None,
 ) -> Footprint:
     import torch
@@ -181,13 +182,14 @@ def _measure(
 
 
 def _inputs(
-    model: torch.nn.Module, batch: int, tokens: int, side: int, dtype: torch.dtype
+    model: torch.nn.Module, batch: int, tokens: int, side: int | None, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Latents, time steps and conditions, all without content."""
     import torch
 
     config, family = model.config, bases.family_of(model)
-    channels, _ = family.latents(config)
+    channels, by_default = family.latents(config)
+    side = side or by_default
     with torch.device("meta"):
         latents = torch.empty(batch, channels, side, side, dtype=dtype)
         conditions = family.blank(config, batch, tokens, dtype)
