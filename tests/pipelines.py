@@ -193,3 +193,125 @@ def pixart(folder):
     folder.mkdir()
     pipeline.save_pretrained(folder / "base")
     return folder / "base"
+
+
+def flux_denoiser(**changes):
+    """Two blocks of two streams, then two of one, told the scale of the guidance as FLUX.1-dev."""
+    torch.manual_seed(0)
+    settings = dict(
+        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=28, pooled_projection_dim=12,
+        guidance_embeds=True, axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    return diffusers.FluxTransformer2DModel(**settings | changes).eval()
+
+
+def flux(folder, **changes):
+    """FLUX.1-dev, whose steps are shifted by the number of tokens; changes are the denoiser's."""
+    torch.manual_seed(0)
+    folder.mkdir()
+    own = folder / "parts"
+    own.mkdir()
+    parts = dict(zip(("tokenizer", "text_encoder"), clip(own), strict=True))
+    parts |= dict(zip(("tokenizer_2", "text_encoder_2"), t5(28), strict=True))
+    pipeline = diffusers.FluxPipeline(
+        transformer=flux_denoiser(**changes), vae=vae(shift_factor=0.1, scaling_factor=1.5),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), **parts,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder / "base")
+    return folder / "base"
+
+
+def gemma(width):
+    letters = sorted(set("".join(WORDS)))
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *letters]
+    tokenizer = transformers.GemmaTokenizer({piece: i for i, piece in enumerate(pieces)})
+    config = transformers.Gemma2Config(
+        vocab_size=len(pieces), hidden_size=width, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=4,
+    )  # fmt: skip
+    return tokenizer, transformers.Gemma2Model(config)
+
+
+def sana_denoiser(**changes):
+    torch.manual_seed(0)
+    settings = dict(
+        sample_size=16, patch_size=1, in_channels=4, out_channels=4, num_layers=2,
+        num_attention_heads=2, attention_head_dim=4, num_cross_attention_heads=2,
+        cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=12,
+    )  # fmt: skip
+    return diffusers.SanaTransformer2DModel(**settings | changes).eval()
+
+
+def sana(folder):
+    """Sana as published: solved by DPM-Solver++; latents without a distribution."""
+    torch.manual_seed(0)
+    tokenizer, encoder = gemma(12)
+    kinds, channels = ("ResBlock", "EfficientViTBlock"), (8, 8)
+    vae = diffusers.AutoencoderDC(
+        latent_channels=4, attention_head_dim=2, encoder_block_types=kinds,
+        decoder_block_types=kinds, encoder_block_out_channels=channels,
+        decoder_block_out_channels=channels, encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)), encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1), downsample_block_type="conv",
+        upsample_block_type="interpolate", scaling_factor=0.5,
+    )  # fmt: skip
+    pipeline = diffusers.SanaPipeline(
+        tokenizer=tokenizer, text_encoder=encoder, vae=vae, transformer=sana_denoiser(),
+        scheduler=diffusers.DPMSolverMultistepScheduler(
+            flow_shift=3.0, use_flow_sigmas=True, prediction_type="flow_prediction"
+        ),
+    )  # fmt: skip
+    folder.mkdir()
+    pipeline.save_pretrained(folder / "base")
+    return folder / "base"
+
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+)
+
+
+def qwen(width):
+    letters = ["\u0120", *sorted(set("".join(WORDS)))]
+    vocabulary = {token: i for i, token in enumerate(["<|endoftext|>", *letters])}
+    tokenizer = transformers.Qwen2Tokenizer(
+        vocabulary, [], additional_special_tokens=["<|im_start|>", "<|im_end|>"]
+    )
+    tokenizer.chat_template = CHAT
+    config = transformers.Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=8, num_hidden_layers=28,
+        num_attention_heads=1, num_key_value_heads=1, head_dim=4, tie_word_embeddings=True,
+    )  # fmt: skip
+    return tokenizer, transformers.Qwen3ForCausalLM(config)
+
+
+def flux2_denoiser(**changes):
+    torch.manual_seed(0)
+    settings = dict(
+        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=12, timestep_guidance_channels=8,
+        axes_dims_rope=(2, 2, 2, 2), guidance_embeds=False,
+    )  # fmt: skip
+    return diffusers.Flux2Transformer2DModel(**settings | changes).eval()
+
+
+def flux2(folder):
+    """FLUX.2-klein before its distillation, with batch statistics far from 0 and 1."""
+    torch.manual_seed(0)
+    tokenizer, encoder = qwen(4)
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(4, 8), down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2, latent_channels=4, norm_num_groups=4,
+        layers_per_block=1, sample_size=16,
+    )  # fmt: skip
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.2, 2)
+    pipeline = diffusers.Flux2KleinPipeline(
+        tokenizer=tokenizer, text_encoder=encoder, vae=vae, transformer=flux2_denoiser(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )  # fmt: skip
+    folder.mkdir()
+    pipeline.save_pretrained(folder / "base")
+    return folder / "base"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pipelines
@@ -17,17 +19,30 @@ from fitspace.core import rng
 from fitspace.core.errors import UserError
 from fitspace.core.imports import import_peft, import_torchvision
 from fitspace.methods.export import export
-from fitspace.plan import counting, footprint
+from fitspace.plan import cost, counting, footprint
+from fitspace.stages import prepare
 from fitspace.training import sampling
 
 import_torchvision()
 import diffusers  # noqa: E402
 
-BUILT = {"sd3": pipelines.sd3, "sdxl": pipelines.sdxl, "pixart": pipelines.pixart}
-# One family always: it has all that others have.
-FAMILIES = [n if n == "sd3" else pytest.param(n, marks=pytest.mark.slow) for n in BUILT]
-# PixArt's pipeline by itself cleans captions of HTML and resizes to one of its trained sizes.
-CALLED = {"PixArtSigmaPipeline": {"clean_caption": False, "use_resolution_binning": False}}
+BUILT = {
+    "sd3": pipelines.sd3,
+    "sdxl": pipelines.sdxl,
+    "pixart": pipelines.pixart,
+    "flux": pipelines.flux,
+    "sana": pipelines.sana,
+    "flux2": pipelines.flux2,
+}
+# Two always: they have all that others have.
+ALWAYS = ("sd3", "flux")
+FAMILIES = [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.slow) for n in BUILT]
+# PixArt's pipeline by itself cleans captions of HTML and resizes to one of its trained sizes, as
+# Sana's does.
+CALLED = {
+    "PixArtSigmaPipeline": {"clean_caption": False, "use_resolution_binning": False},
+    "SanaPipeline": {"use_resolution_binning": False},
+}
 CAPTIONS, STEPS, GUIDANCE = ["red apple", "a green tree"], 3, 3.0
 
 
@@ -45,9 +60,17 @@ def pipeline(family):
 
 
 def noise(folder):
-    config = bases.config(folder, bases.denoiser(folder))
-    side = config["sample_size"]
-    return rng.initial_noise(0, len(CAPTIONS), (config["in_channels"], side, side))
+    return rng.initial_noise(0, len(CAPTIONS), bases.latent_shape(folder))
+
+
+def asked(pipeline, folder):
+    """How a pipeline is asked for what we draw."""
+    found, given = {"guidance_scale": GUIDANCE}, noise(folder)
+    if isinstance(pipeline, diffusers.FluxPipeline):
+        if not pipeline.transformer.config.guidance_embeds:
+            found = {"true_cfg_scale": GUIDANCE, "negative_prompt": len(CAPTIONS) * [""]}
+        given = pipeline._pack_latents(given, *given.shape)
+    return found | {"latents": given} | CALLED.get(type(pipeline).__name__, {})
 
 
 def drawn_by(pipeline, folder):
@@ -58,8 +81,8 @@ def drawn_by(pipeline, folder):
     theirs = type(pipeline)(**pipeline.components | {"scheduler": solver})
     theirs.set_progress_bar_config(disable=True)
     images = theirs(
-        CAPTIONS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, latents=noise(folder),
-        height=side, width=side, output_type="np", **CALLED.get(type(pipeline).__name__, {}),
+        prompt=CAPTIONS, num_inference_steps=STEPS, height=side, width=side, output_type="np",
+        **asked(pipeline, folder),
     ).images  # fmt: skip
     return (images * 255).round().astype(np.uint8)
 
@@ -80,6 +103,8 @@ def test_it_is_found_and_sound(family, tmp_path, monkeypatch):
     assert bases.problems(folder, STEPS) == []
     denoiser = bases.load_denoiser(folder)
     assert bases.family_of(denoiser).name == name and bases.scale(denoiser) == 1
+    side = None if name in ("sd3", "sdxl", "pixart", "sana") else bases.latent_shape(folder)[-1]
+    assert footprint.latent_side(str(folder)) == side
 
 
 def test_conditions_are_the_pipelines_own(family, pipeline):
@@ -89,6 +114,18 @@ def test_conditions_are_the_pipelines_own(family, pipeline):
     if family[0] == "pixart":
         own = pipeline.encode_prompt(CAPTIONS)
         wanted = {"embeddings": (own[2][:1], own[0]), "mask": (own[3][:1], own[1])}
+    elif family[0] == "sana":
+        asked = inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default
+        own = pipeline.encode_prompt(CAPTIONS, complex_human_instruction=asked)
+        wanted = {"embeddings": (own[2][:1], own[0]), "mask": (own[3][:1], own[1])}
+        plain = pipeline.encode_prompt(CAPTIONS)
+        assert len(asked) > 5 and not torch.allclose(plain[0], own[0], atol=1e-2)
+    elif family[0] == "flux2":
+        own, empty = pipeline.encode_prompt(CAPTIONS), pipeline.encode_prompt("")
+        wanted = {"embeddings": (empty[0], own[0])}
+    elif family[0] == "flux":
+        own, empty = pipeline.encode_prompt(CAPTIONS, None), pipeline.encode_prompt("", None)
+        wanted = {"embeddings": (empty[0], own[0]), "pooled": (empty[1], own[1])}
     else:
         third = (None, None) if family[0] == "sd3" else ()
         own = pipeline.encode_prompt(CAPTIONS, *third)
@@ -146,6 +183,14 @@ def test_exported_lora_is_read_by_diffusers_and_peft(family, pipeline, tmp_path)
     assert np.abs(found.astype(int) - wanted).max() <= 1
 
 
+def test_flux_without_a_guidance_to_be_told_is_guided_away_from_the_empty_caption(tmp_path):
+    """As FLUX.1-schnell, whose pipeline calls this `true_cfg_scale`."""
+    folder = pipelines.flux(tmp_path / "own", guidance_embeds=False)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    ours = drawn_by_us(bases.load_denoiser(folder), folder)
+    assert np.abs(ours.astype(int) - drawn_by(pipeline, folder)).max() <= 1
+
+
 def edited(folder, out, file, **changes):
     shutil.copytree(folder, out)
     path = out / file
@@ -173,6 +218,47 @@ SD3_EDITS = {
         "model_max_length: None; allowed: a number of tokens",
     ),
 }  # fmt: skip
+
+
+# Of the other families: file, change, problem.
+EDITS = {
+    "flux": [
+        ("vae/config.json", {"sample_size": 15}, "sample_size: 15; allowed: .* a multiple of 4"),
+        ("vae/config.json", {"latent_channels": 8}, "in_channels: 16; allowed: 32, .* of 2x2 lat"),
+        ("transformer/config.json", {"patch_size": 2}, "patch_size: 2; allowed: 1"),
+        (
+            "scheduler/scheduler_config.json", {"_class_name": "DPMSolverMultistepScheduler"},
+            "DPMSolverMultistepScheduler; allowed: FlowMatchEulerDiscreteScheduler$",
+        ),
+    ],
+    "sana": [
+        ("transformer/config.json", {"guidance_embeds": True}, "allowed: false, no Sana-Sprint"),
+        ("transformer/config.json", {"timestep_scale": 0.001}, "timestep_scale: 0.001; allowed: 1"),
+        (
+            "scheduler/scheduler_config.json", {"use_flow_sigmas": False},
+            "use_flow_sigmas: False; allowed: True",
+        ),
+        (
+            "scheduler/scheduler_config.json", {"algorithm_type": "sde-dpmsolver++"},
+            "algorithm_type: 'sde-dpmsolver[+]+'; allowed: 'dpmsolver[+]+'",
+        ),
+        (
+            "model_index.json", {"vae": ["diffusers", "AutoencoderKL"]},
+            "_class_name: AutoencoderKL; allowed: AutoencoderDC",
+        ),
+    ],
+    "flux2": [
+        ("transformer/config.json", {"guidance_embeds": True}, "allowed: false, FLUX.2-klein"),
+        ("vae/config.json", {"sample_size": 18}, "sample_size: 18; allowed: .* a multiple of 4"),
+    ],
+}  # fmt: skip
+
+
+def test_what_a_family_cannot_be_is_refused_by_its_key(family, tmp_path):
+    for number, (file, changes, problem) in enumerate(EDITS.get(family[0], [])):
+        folder = edited(family[1], tmp_path / str(number), file, **changes)
+        with pytest.raises(UserError, match=problem):
+            bases.resolve(folder)
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +382,219 @@ def test_adapters_reach_the_positions_of_joint_blocks(cell):
     assert (found - plain).abs().max() > 1e-2
 
 
+def flux_forward(block, at, h, c, temb, rope):
+    """FLUX.1's blocks, position by position; Stable Diffusion 3's, and then both streams as one."""
+    import torch.nn.functional as F
+
+    def norm(x):
+        return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+    dim, emb = h.shape[-1], F.silu(temb)
+    h, c = at("SA_in", h), at("CA_c", c)
+    if type(block).__name__ == "FluxSingleTransformerBlock":
+        both = torch.cat([c, at("FFN_in", h)], 1)
+        shift, scale, gate = block.norm.linear(emb)[:, None].split(dim, -1)
+        normed = norm(both) * (1 + scale) + shift
+        fed = F.gelu(block.proj_mlp(normed), approximate="tanh")
+        attended = block.attn(normed, image_rotary_emb=rope)
+        weights = block.proj_out.weight.split([dim, fed.shape[-1]], 1)
+        out = attended @ weights[0].T + fed @ weights[1].T + block.proj_out.bias
+        out = both + gate * out
+        return out[:, : c.shape[1]], at("Trans_out", out[:, c.shape[1] :])
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (
+        block.norm1.linear(emb)[:, None].split(dim, -1)
+    )  # fmt: skip
+    text = block.norm1_context.linear(emb)[:, None].split(dim, -1)
+    attended, of_text = block.attn(
+        norm(h) * (1 + scale_1) + shift_1,
+        encoder_hidden_states=norm(c) * (1 + text[1]) + text[0],
+        image_rotary_emb=rope,
+    )
+    h = at("FFN_in", h + at("SA_out", gate_1 * attended))
+    fed = block.ff(norm(h) * (1 + scale_2) + shift_2)
+    h = at("Trans_out", h + at("FFN_out", gate_2 * fed))
+    c = c + text[2] * of_text
+    return c + text[5] * block.ff_context(norm(c) * (1 + text[4]) + text[3]), h
+
+
+def flux2_forward(block, at, h, c, modulation, of_text, rope):
+    """FLUX.2's blocks: FLUX.1's, modulated from outside; its single blocks get all tokens as one,
+    and one layer makes queries, keys, values and the feed-forward's units of them."""
+    import torch.nn.functional as F
+
+    def norm(x):
+        return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+    def swiglu(x):
+        gate, units = x.chunk(2, -1)
+        return F.silu(gate) * units
+
+    dim = h.shape[-1]
+    h = at("SA_in", h)
+    if type(block).__name__ == "Flux2SingleTransformerBlock":
+        h = at("FFN_in", h)
+        shift, scale, gate = modulation[:, None].split(dim, -1)
+        return at("Trans_out", h + gate * block.attn(norm(h) * (1 + scale) + shift,
+                                                     image_rotary_emb=rope))  # fmt: skip
+    c = at("CA_c", c)
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation[:, None].split(dim, -1)
+    text = of_text[:, None].split(dim, -1)
+    attended, by_text = block.attn(
+        norm(h) * (1 + scale_1) + shift_1,
+        encoder_hidden_states=norm(c) * (1 + text[1]) + text[0],
+        image_rotary_emb=rope,
+    )
+    h = at("FFN_in", h + at("SA_out", gate_1 * attended))
+    units = swiglu(block.ff.linear_in(norm(h) * (1 + scale_2) + shift_2))
+    h = at("Trans_out", h + at("FFN_out", gate_2 * block.ff.linear_out(units)))
+    c = c + text[2] * by_text
+    return c + text[5] * block.ff_context(norm(c) * (1 + text[4]) + text[3]), h
+
+
+def flux_called(block, at, told):
+    keys = ("hidden_states", "encoder_hidden_states", "temb", "image_rotary_emb")
+    return flux_forward(block, at, *(told[key] for key in keys))
+
+
+def flux2_called(block, at, told):
+    own = told["temb_mod"] if "temb_mod" in told else told["temb_mod_img"]
+    given = told["hidden_states"], told["encoder_hidden_states"], own, told.get("temb_mod_txt")
+    return flux2_forward(block, at, *given, told["image_rotary_emb"])
+
+
+DOUBLE = {"flux": flux_called, "flux2": flux2_called}
+# Of single blocks, which have no stream between their branches.
+IN_SINGLE = [("SA_in", "SA_in"), ("SA_in", "Trans_out"), ("FFN_in", "Trans_out"),
+             ("Trans_out", "Trans_out")]  # fmt: skip
+
+
+@pytest.mark.parametrize("cell", methods.get("adapter").legal_cells("flux"), ids="-".join)
+@pytest.mark.parametrize("name", DOUBLE)
+def test_adapters_reach_the_positions_of_both_kinds_of_blocks_of_flux(name, cell):
+    family, inputs = bases.FAMILIES[name], flux_inputs()
+    if name == "flux2":
+        inputs = flux2_inputs()
+    assert cell in methods.get("adapter").legal_cells(name)
+    base = getattr(pipelines, f"{name}_denoiser")()
+    with torch.no_grad():
+        for p in base.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    ours, plain = copy.deepcopy(base), copy.deepcopy(base)
+    own = {"input": cell[0], "output": cell[1], "width": 3, "init": "default"}
+    methods.attach(ours, "adapter", own, seed=0)
+    blocks = {n: m for n, m in base.named_modules() if family.block_of(m)}
+    in_single = [*IN_SINGLE, *([("CA_c", "CA_c")] if name == "flux" else [])]
+    wanted = {n for n in blocks if not n.startswith("single") or cell in in_single}
+    assert {n for n in blocks if hasattr(ours.get_submodule(n), "adapter")} == wanted
+    for path, block in blocks.items():
+
+        def forward(_b=block, _n=path, **told):
+            delta = ours.get_submodule(f"{_n}.adapter") if _n in wanted else None
+            return DOUBLE[name](_b, Positions(delta, *(cell if delta else (None, None))), told)
+
+        block.forward = forward
+    with torch.no_grad():
+        found, want, before = (family.predict(m, *inputs) for m in (ours, base, plain))
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+    assert (found - before).abs().max() > 1e-2
+
+
+def test_where_no_block_has_both_positions_an_adapter_is_refused():
+    own = {"input": "SA_out", "output": "FFN_in", "blocks": "single_transformer_blocks"}
+    with pytest.raises(UserError, match="no block with SA_out and FFN_in is there"):
+        methods.attach(pipelines.flux_denoiser(), "adapter", own, seed=0)
+    with pytest.raises(UserError, match=r"a FLUX.1 has no cross-attention; allowed: SA_in, SA_out"):
+        methods.attach(
+            pipelines.flux_denoiser(), "adapter", {"input": "CA_in", "output": "FFN_in"}, seed=0
+        )
+
+
+def flux_inputs():
+    g = torch.Generator().manual_seed(1)
+    told = {
+        "embeddings": torch.randn(2, 5, 28, generator=g),
+        "pooled": torch.randn(2, 12, generator=g),
+    }
+    return torch.randn(2, 4, 8, 8, generator=g), torch.tensor([3.0, 700.0]), told
+
+
+def flux2_inputs():
+    g = torch.Generator().manual_seed(1)
+    told = {"embeddings": torch.randn(2, 5, 12, generator=g)}
+    return torch.randn(2, 16, 4, 4, generator=g), torch.tensor([3.0, 700.0]), told
+
+
+def test_flux2_is_asked_in_training_as_by_the_script():
+    """train_dreambooth_lora_flux2_klein.py: the mode of the latents in squares, normalised by batch
+    statistics, packed; ids of four numbers; time from 0 to 1, no guidance."""
+    model, pipeline = pipelines.flux2_denoiser(), diffusers.Flux2KleinPipeline
+    noisy, t, told = flux2_inputs()
+    ids = pipeline._prepare_latent_ids(noisy)
+    with torch.no_grad():
+        predicted = model(
+            hidden_states=pipeline._pack_latents(noisy),
+            timestep=t / 1000,
+            guidance=None,
+            encoder_hidden_states=told["embeddings"],
+            txt_ids=pipeline._prepare_text_ids(told["embeddings"]),
+            img_ids=ids,
+            return_dict=False,
+        )[0]
+        found = bases.FAMILIES["flux2"].predict(model, noisy, t, told)
+    wanted = pipeline._unpack_latents_with_ids(predicted, ids)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_flux2s_latents_are_the_scripts_in_squares_and_normalised(tmp_path):
+    folder, pipeline = pipelines.flux2(tmp_path / "own"), diffusers.Flux2KleinPipeline
+    vae = bases.load_vae(folder)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        mode = pipeline._patchify_latents(vae.encode(images).latent_dist.mode())
+        mean, std = bases.encoded(vae, images)
+        back = bases.decoded(vae, mean)
+        plain = vae.decode(vae.encode(images).latent_dist.mode()).sample
+    variance = vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps
+    wanted = (mode - vae.bn.running_mean.view(1, -1, 1, 1)) / variance.sqrt()
+    scaling, shift = bases.load_scaling(folder)
+    assert not std.any() and (scaling - 1).abs().max() > 0.2 and shift.abs().max() > 0.2
+    torch.testing.assert_close((mean - shift) * scaling, wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(back, plain, rtol=0, atol=0)
+
+
+def test_conditions_that_half_precision_does_not_hold_are_refused():
+    with pytest.raises(UserError, match="gives pooled that half precision does not hold; allowed"):
+        prepare.halved({"embeddings": torch.ones(2), "pooled": torch.tensor([1.0, 7e4])})
+
+
+@pytest.mark.parametrize("guidance_embeds", [True, False])
+def test_flux_is_asked_in_training_as_by_the_script(guidance_embeds):
+    """train_dreambooth_lora_flux.py: packed latents, ids of squares, time from 0 to 1, and where
+    the model is told it guidance 1."""
+    model = pipelines.flux_denoiser(guidance_embeds=guidance_embeds)
+    noisy, t, told = flux_inputs()
+    pipeline = diffusers.FluxPipeline
+    with torch.no_grad():
+        predicted = model(
+            hidden_states=pipeline._pack_latents(noisy, *noisy.shape),
+            timestep=t / 1000,
+            guidance=torch.tensor([1.0]).expand(2) if guidance_embeds else None,
+            pooled_projections=told["pooled"],
+            encoder_hidden_states=told["embeddings"],
+            txt_ids=torch.zeros(5, 3),
+            img_ids=pipeline._prepare_latent_image_ids(2, 4, 4, "cpu", torch.float32),
+            return_dict=False,
+        )[0]
+        wanted = pipeline._unpack_latents(predicted, 8 * 8, 8 * 8, vae_scale_factor=8)
+        found = bases.FAMILIES["flux"].predict(model, noisy, t, told)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+        if guidance_embeds:
+            guided = told | {"guidance": torch.tensor([3.5, 3.5])}
+            other = bases.FAMILIES["flux"].predict(model, noisy, t, guided)
+            assert (other - found).abs().max() > 1e-4
+
+
 def pixart_forward(block, at, h, c, mask, timestep):
     """A block from PixArt's paper (2310.00426, figure 4), position by position."""
     import torch.nn.functional as F
@@ -314,9 +613,39 @@ def pixart_forward(block, at, h, c, mask, timestep):
     return at("Trans_out", h + at("FFN_out", gate_2 * fed))
 
 
+def sana_forward(block, at, h, c, mask, timestep, height, width):
+    """A block from Sana's paper (2410.10629, figure 5): PixArt's, with another feed-forward."""
+    import torch.nn.functional as F
+
+    def norm(x):
+        return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+    rows = block.scale_shift_table[None] + timestep.reshape(len(timestep), 6, -1)
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = rows.chunk(6, dim=1)
+    h = at("SA_in", h)
+    h = at("CA_in", h + at("SA_out", gate_1 * block.attn1(norm(h) * (1 + scale_1) + shift_1)))
+    c = at("CA_c", c)
+    given = {"encoder_hidden_states": c, "attention_mask": mask}
+    h = at("FFN_in", h + at("CA_out", block.attn2(h, **given)))
+    image = (norm(h) * (1 + scale_2) + shift_2).reshape(len(h), height, width, -1)
+    fed = block.ff(image.movedim(-1, 1)).movedim(1, -1).reshape(h.shape)
+    return at("Trans_out", h + at("FFN_out", gate_2 * fed))
+
+
+SINGLE = {
+    "pixart": lambda block, at, h, told: pixart_forward(
+        block, at, h, told["encoder_hidden_states"], told["encoder_attention_mask"],
+        told["timestep"],
+    ),
+    "sana": lambda block, at, h, told: sana_forward(block, at, h, *told["others"][1:]),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("cell", methods.get("adapter").legal_cells("pixart"), ids="-".join)
-def test_adapters_reach_the_positions_of_pixarts_blocks(cell):
-    base = pipelines.pixart_denoiser()
+@pytest.mark.parametrize("name", SINGLE)
+def test_adapters_reach_the_positions_of_blocks_with_one_modulation(name, cell):
+    assert cell in methods.get("adapter").legal_cells(name)
+    base = getattr(pipelines, f"{name}_denoiser")()
     with torch.no_grad():
         for p in base.parameters():
             p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
@@ -325,26 +654,27 @@ def test_adapters_reach_the_positions_of_pixarts_blocks(cell):
     methods.attach(ours, "adapter", own, seed=0)
     for path, block in base.transformer_blocks.named_children():
 
-        def forward(h, encoder_hidden_states, encoder_attention_mask, timestep, _b=block, _n=path,
-                    **_):  # fmt: skip
+        def forward(h, *others, _b=block, _n=path, **told):
             at = Positions(ours.transformer_blocks.get_submodule(f"{_n}.adapter"), *cell)
-            return pixart_forward(
-                _b, at, h, encoder_hidden_states, encoder_attention_mask, timestep
-            )
+            return SINGLE[name](_b, at, h, told | {"others": others})
 
         block.forward = forward
     g = torch.Generator().manual_seed(1)
     told = {"embeddings": torch.randn(2, 5, 12, generator=g)}
     told["mask"] = torch.tensor([[1] * 5, [1, 1, 0, 0, 0]])
     inputs = torch.randn(2, 4, 8, 8, generator=g), torch.tensor([3, 700]), told
-    predict = bases.FAMILIES["pixart"].predict
+    predict = bases.FAMILIES[name].predict
     with torch.no_grad():
         found, wanted, before = (predict(model, *inputs) for model in (ours, base, plain))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert (found - before).abs().max() > 1e-2
 
 
-CHECKPOINTED = [("sd3", "CA_c", "CA_c"), ("sd3", "SA_in", "FFN_in"), ("pixart", "SA_out", "CA_in")]
+CHECKPOINTED = [
+    ("sd3", "CA_c", "CA_c"), ("sd3", "SA_in", "FFN_in"), ("pixart", "SA_out", "CA_in"),
+    ("flux", "CA_c", "CA_c"), ("flux", "SA_in", "Trans_out"), ("sana", "FFN_out", "Trans_out"),
+    ("flux2", "FFN_in", "FFN_in"), ("flux2", "SA_out", "Trans_out"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CHECKPOINTED, ids="-".join)
@@ -357,8 +687,10 @@ def test_adapters_learn_the_same_where_blocks_are_computed_again(case):
     inputs = sd3_inputs()
     noisy, t, text = (inputs[k] for k in ("hidden_states", "timestep", "encoder_hidden_states"))
     told = {"embeddings": text, "pooled": inputs["pooled_projections"]}
-    if name == "pixart":
+    if name in ("pixart", "sana"):
         told = {"embeddings": text[..., :12], "mask": torch.ones(2, 5, dtype=torch.long)}
+    if name.startswith("flux"):
+        noisy, t, told = flux_inputs() if name == "flux" else flux2_inputs()
 
     def gradients():
         loss = bases.FAMILIES[name].predict(model, noisy, t, told).square().mean()
@@ -380,6 +712,9 @@ PARAMETERS = {
     "sd3-medium": 2.03e9,
     "sd35-medium": 2.24e9,
     "sd35-large": 8.06e9,
+    "flux-dev": 11.9e9,
+    "sana-1.6b": 1.6e9,
+    "flux2-klein-4b": 3.88e9,
 }
 
 
@@ -387,6 +722,9 @@ KNOWN = {
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
     "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": "pixart",
     "stabilityai/stable-diffusion-3.5-medium": "sd3",
+    "black-forest-labs/FLUX.1-schnell": "flux",
+    "Efficient-Large-Model/Sana_1600M_512px_diffusers": "sana",
+    "black-forest-labs/FLUX.2-klein-base-4B": "flux2",
 }
 
 
@@ -401,6 +739,10 @@ def test_full_size_is_counted_without_weights(name, billions, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     found = counting.count(name, "lora", {"rank": 8})
     assert found["total"] == pytest.approx(billions, rel=0.03)
+    if name == "flux-dev":  # both streams' q, k and v in 19 blocks, those of one in 38
+        assert found["trainable"] == (19 * 6 + 38 * 3) * 8 * 2 * 3072
+    if name == "flux2-klein-4b":  # in 20 blocks one layer of 3 * 3072 and twice 3 * 3072 outputs
+        assert found["trainable"] == 5 * 6 * 8 * 2 * 3072 + 20 * 8 * 10 * 3072
     if not name.startswith("sd3"):
         return
     config = bases.named_config(name)
@@ -408,6 +750,13 @@ def test_full_size_is_counted_without_weights(name, billions, tmp_path, monkeypa
     # q, k and v of both streams, and of second attentions; the last text query leads nowhere.
     layers = 6 * blocks - 1 + 3 * len(config["dual_attention_layers"])
     assert found["trainable"] == layers * 8 * 2 * dim
+
+
+@pytest.mark.parametrize("name, times", [("dev", 1), ("schnell", 2)])
+def test_a_model_that_is_told_the_guidance_is_asked_once_for_each_step(name, times):
+    study = SimpleNamespace(base=f"black-forest-labs/FLUX.1-{name}")
+    point = SimpleNamespace(sample={"steps": 10, "guidance": 3.5}, control=None)
+    assert cost.passes(point, cost.distilled(study)) == times * 10
 
 
 def test_full_size_is_costed_without_weights(tmp_path, monkeypatch):

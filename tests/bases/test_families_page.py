@@ -16,6 +16,9 @@ COLUMNS = {
     "DiT": ("dit",),
     "PixArt-Σ": ("pixart",),
     "SD3": ("sd3",),
+    "FLUX.1": ("flux",),
+    "Sana": ("sana",),
+    "FLUX.2": ("flux2",),
 }
 
 

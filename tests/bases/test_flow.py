@@ -87,6 +87,39 @@ def test_the_solver_is_eulers_on_the_shifted_steps(settings):
     np.testing.assert_allclose(x, np.full(x.shape, wanted), rtol=1e-5)
 
 
+def test_dpm_solvers_shift_of_a_flow_counts_as_the_others():
+    """As published with Sana; its script's scheduler does not read ``flow_shift`` in training."""
+    dpm = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+    process = FlowMatching(dpm)
+    np.testing.assert_allclose(np.array(process.times) / STEPS, sigmas(3.0), rtol=1e-6)
+    solver = process.solver(4, "cpu")
+    assert type(solver).__name__ == "DPMSolverMultistepScheduler" and solver.init_noise_sigma == 1
+    even = (1 - np.linspace(1, 1 / STEPS, 5))[:0:-1]
+    wanted = [*(3 * even / (1 + 2 * even)), 0]
+    np.testing.assert_allclose(solver.sigmas, wanted, rtol=1e-5)
+
+
+def test_steps_may_be_even_before_they_are_shifted():
+    """As FluxPipeline's, whose sigmas are ``linspace(1, 1 / steps, steps)``."""
+    process = FlowMatching(SHIFTS["dynamic, as FLUX.1-dev"], tokens=1024, choice="even")
+    even, shift = np.array([1, 0.75, 0.5, 0.25]), math.exp(process.mu)
+    wanted = shift * even / (1 + (shift - 1) * even)
+    np.testing.assert_allclose(process.solver(4, "cpu").timesteps / STEPS, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [256, 4096, 5000])
+def test_flux2s_shift_depends_on_the_steps_too(tokens):
+    from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+    process = FlowMatching({"use_dynamic_shifting": True}, tokens, choice="empirical")
+    for steps in (4, 50):
+        shift = math.exp(compute_empirical_mu(tokens, steps))
+        even = np.linspace(1, 1 / steps, steps)
+        wanted = shift * even / (1 + (shift - 1) * even)
+        found = process.solver(steps, "cpu").timesteps / STEPS
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
 def test_a_velocity_is_converted_to_the_noise_that_it_stands_for():
     process = FlowMatching({"shift": 3.0})
     clean, noise, t = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2), torch.tensor([0, 400, 999])

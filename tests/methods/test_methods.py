@@ -134,6 +134,50 @@ CASES = [
     Case("sd3", "svdiff"),
     Case("sd3", "full"),
     Case("sd3", "none"),
+    Case("flux", "adapter", {"input": "SA_in", "output": "Trans_out", "width": 3}, merges=False),
+    Case("flux", "adaptformer", {"width": 3}, merges=False),
+    Case("flux", "bitfit"),
+    Case("flux", "custom_diffusion"),
+    Case("flux", "difffit", {"share": 1.0}),
+    Case("flux", "lora", {"rank": 2, "target": "attention+ff"}),
+    Case("flux", "lora", {"rank": 2, "fused": True}),
+    Case("flux", "loha", {"rank": 2}),
+    Case("flux", "lokr", {"rank": 1}),
+    Case("flux", "ia3"),
+    Case("flux", "oft", {"block_size": 4}),
+    Case("flux", "peft", {"peft_type": "VERA", "r": 4}),
+    Case("flux", "svdiff"),
+    Case("flux", "full"),
+    Case("flux", "none"),
+    Case("sana", "adapter", {"input": "FFN_out", "output": "Trans_out", "width": 3}, merges=False),
+    Case("sana", "adaptformer", {"form": "sequential", "width": 3}, merges=False),
+    Case("sana", "bitfit"),
+    Case("sana", "custom_diffusion"),
+    Case("sana", "difffit", {"share": 1.0}),
+    Case("sana", "lora", {"rank": 2, "target": "attention+ff"}),
+    Case("sana", "lora", {"rank": 2, "fused": True}),
+    Case("sana", "loha", {"rank": 2, "target": "attention+ff"}),
+    Case("sana", "lokr", {"rank": 1}),
+    Case("sana", "ia3"),
+    Case("sana", "oft", {"block_size": 4}),
+    Case("sana", "peft", {"peft_type": "VERA", "r": 4}),
+    Case("sana", "svdiff"),
+    Case("sana", "full"),
+    Case("sana", "none"),
+    Case("flux2", "adapter", {"input": "FFN_in", "output": "FFN_in", "width": 3}, merges=False),
+    Case("flux2", "adaptformer", {"width": 3}, merges=False),
+    Case("flux2", "custom_diffusion"),
+    Case("flux2", "difffit", {"share": 1.0}),
+    Case("flux2", "lora", {"rank": 2, "target": "attention+ff"}),
+    Case("flux2", "lora", {"rank": 2, "fused": True}),
+    Case("flux2", "loha", {"rank": 2}),
+    Case("flux2", "lokr", {"rank": 1}),
+    Case("flux2", "ia3"),
+    Case("flux2", "oft", {"block_size": 4}),
+    Case("flux2", "peft", {"peft_type": "VERA", "r": 4}),
+    Case("flux2", "svdiff"),
+    Case("flux2", "full"),
+    Case("flux2", "none"),
     Case("dit", "vpt", {"prompts": 3}, identity=False, merges=False),
     Case(
         "dit", "vpt", {"final_layer": False, "class_embedding": False},
@@ -143,18 +187,24 @@ CASES = [
 # Method and family that do not go together.
 REFUSED = [
     ("vpt", "unet"), ("vpt", "sdxl"), ("vpt", "pixart"), ("vpt", "sd3"),
+    ("vpt", "flux"), ("vpt", "sana"), ("vpt", "flux2"),
+    ("bitfit", "flux2"),
     ("custom_diffusion", "dit"),
 ]  # fmt: skip
+# Of families whose layers others have too, the methods that look at them as blocks.
+ALWAYS = dict.fromkeys(("flux", "sana", "flux2"), ("adapter", "difffit", "ia3"))
 
 
 def every(cases):
-    """The cases as parameters; a method's further forms on a family are slow tests."""
+    """The cases as parameters. Slow tests are a method's further forms on a family, and on families
+    whose layers others have too the methods that do not look at them as blocks."""
     met, found = set(), []
     for case in cases:
-        further = (case.family, case.method) in met
+        slow = (case.family, case.method) in met
+        slow |= case.family in ALWAYS and case.method not in ALWAYS[case.family]
         met.add((case.family, case.method))
         name = "-".join([case.family, case.method, *map(str, case.settings.values())])
-        found.append(pytest.param(case, id=name, marks=[pytest.mark.slow] if further else []))
+        found.append(pytest.param(case, id=name, marks=[pytest.mark.slow] if slow else []))
     return pytest.mark.parametrize("case", found)
 
 
@@ -214,6 +264,21 @@ def _dit():
 @pytest.fixture(scope="module")
 def _sd3():
     return trained_somewhat(pipelines.sd3_denoiser())
+
+
+@pytest.fixture(scope="module")
+def _flux():
+    return trained_somewhat(pipelines.flux_denoiser())
+
+
+@pytest.fixture(scope="module")
+def _sana():
+    return trained_somewhat(pipelines.sana_denoiser())
+
+
+@pytest.fixture(scope="module")
+def _flux2():
+    return trained_somewhat(pipelines.flux2_denoiser())
 
 
 @pytest.fixture(scope="module")
@@ -608,7 +673,9 @@ def inputs_of(family, batch):
     """Latents, time steps and the condition: text (2, 5, 12), the second and the empty class, or
     text and what is pooled of it."""
     latents, times, text = batch
-    if family == "pixart":
+    if family == "flux2":
+        return F.pixel_unshuffle(latents, 2), times.float(), {"embeddings": text}
+    if family in ("pixart", "sana"):
         return (
             latents,
             times,
@@ -616,9 +683,10 @@ def inputs_of(family, batch):
         )
     if family == "dit":
         return latents, times, torch.tensor([1, 3])
-    if family == "sd3":
+    if family in ("sd3", "flux"):
+        pooled = {"sd3": 24, "flux": 12}[family]
         text = torch.cat([text, text, text], -1)
-        told = {"embeddings": text[..., :28], "pooled": text[:, 0, :24]}
+        told = {"embeddings": text[..., :28], "pooled": text[:, 0, :pooled]}
         return latents, times.float(), told
     return batch
 
@@ -836,7 +904,10 @@ def test_equal_content_gives_equal_bytes(trained, tmp_path):
         assert again.read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("family", ["unet", "dit", "pixart", "sd3"])
+@pytest.mark.parametrize(
+    "family",
+    ["unet", "dit", "pixart", "sd3", *(pytest.param(f, marks=pytest.mark.slow) for f in ALWAYS)],
+)
 def test_a_stream_of_adapters_changes_no_earlier_output_by_a_bit(family, request, batch, tmp_path):
     """One base, many small files: each draws the same whenever it comes, and the base too."""
     model = copy.deepcopy(request.getfixturevalue(f"_{family}"))

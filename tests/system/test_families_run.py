@@ -19,10 +19,17 @@ from fitspace.plan import planned
 from fitspace.plan.checks import usable
 
 ROOT = Path(__file__).parents[2]
-BUILT = {"sd3": pipelines.sd3, "sdxl": pipelines.sdxl, "pixart": pipelines.pixart}
+BUILT = {
+    "sd3": pipelines.sd3,
+    "sdxl": pipelines.sdxl,
+    "pixart": pipelines.pixart,
+    "flux": pipelines.flux,
+    "sana": pipelines.sana,
+    "flux2": pipelines.flux2,
+}
 # One family always: it has all that others have.
 FAMILIES = [n if n == "sd3" else pytest.param(n, marks=pytest.mark.slow) for n in BUILT]
-FLOWS = ("sd3",)
+FLOWS = ("sd3", "flux", "sana", "flux2")
 ADAPTER = {"input": "SA_out", "output": "FFN_in", "width": 4}
 PROMPTS, STEPS = 4, 2
 
@@ -115,7 +122,7 @@ def fit(run, members, folded=False, on_step=None):
     """Trains, of a run, the member of each checkpoint's file and seed; their results."""
     base = Path("base")
     task, process = prepared.load(run.prepare, base), bases.load_process(base)
-    scaling, shift = bases.scaling_of(bases.config(base, "vae"))
+    scaling, shift = bases.load_scaling(base)
     model, own = bases.load_denoiser(base), []
     for path, seed in reversed(members.items()):
         shared = bases.load_denoiser(base) if own else model

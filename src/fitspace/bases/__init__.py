@@ -35,16 +35,20 @@ from fitspace.bases.finding import (
     files,
     image_size,
     labels,
+    latent_shape,
     named_config,
     resolve,
 )
 from fitspace.bases.loading import (
     caption_tokens,
     cut_captions,
+    decoded,
     encode_captions,
+    encoded,
     from_config,
     load_denoiser,
     load_process,
+    load_scaling,
     load_teller,
     load_text,
     load_vae,
@@ -53,6 +57,7 @@ from fitspace.bases.loading import (
     to_model,
 )
 from fitspace.bases.trying import problems
+from fitspace.bases.usable import pixels
 
 __all__ = [
     "CONFIGS",
@@ -72,10 +77,12 @@ __all__ = [
     "control_of",
     "control_parameters",
     "cut_captions",
+    "decoded",
     "denoiser",
     "denoiser_config",
     "digest",
     "encode_captions",
+    "encoded",
     "family",
     "family_by",
     "family_in",
@@ -86,8 +93,10 @@ __all__ = [
     "from_config",
     "image_size",
     "labels",
+    "latent_shape",
     "load_denoiser",
     "load_process",
+    "load_scaling",
     "load_teller",
     "load_text",
     "load_vae",
@@ -95,6 +104,7 @@ __all__ = [
     "new_classes",
     "own_classes",
     "picked",
+    "pixels",
     "problems",
     "resolve",
     "scale",

@@ -15,7 +15,7 @@ No torch here, because settings are checked without it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,12 +32,15 @@ class Place:
     side : ``input`` or ``output``.
     at : its number among the inputs or outputs; None: the only output.
     name : of an input that may be given by its name.
+    image : whether it has the shape of an image (n, c, h, w), not of tokens (n, h·w, c). Such a
+        place is only read.
     """
 
     part: str
     side: str
     at: int | None = None
     name: str = "hidden_states"
+    image: bool = False
 
 
 def given(part: str, at: int = 0, name: str = "hidden_states") -> Place:
@@ -65,11 +68,14 @@ class Block:
     before : position -> the places whose sum is the stream in front of the branch at whose output
         is added to it; only there an adapter from a position to itself needs the sum.
     gates : branch -> which of the values that ``norm1`` returns is its gate.
-    table : branch -> which row of the block's ``scale_shift_table``, and of the time's embedding,
-        which are added, is its gate. Nobody adds to the output of such a branch.
+    table : branch -> which row of the time's embedding, to which those of the block's
+        ``scale_shift_table`` are added, if it has one, is its gate. Nobody adds to the output of
+        such a branch.
+    time : where a block with such a table is given the time's embedding, its rows side by side.
     width_at : position -> linear layer whose inputs are as wide as the position's tensor; at all
         others it is as wide as the outputs of ``ff``.
     stream : where the block returns its image's stream.
+    joined : linear layers that give at once what several branches add to the stream.
     norms : norm without parameters -> the layer that gives its shift and scale, and at which parts
         of that layer's output they are, in pairs (shift, scale).
     has : attribute of a block -> whether it is there, to tell forms of a class apart.
@@ -83,8 +89,10 @@ class Block:
     before: dict[str, tuple[Place, ...]] = field(default_factory=dict)
     gates: dict[str, int] = field(default_factory=dict)
     table: dict[str, int] = field(default_factory=dict)
+    time: Place = Place("", "input", 4, "timestep")
     width_at: dict[str, str] = field(default_factory=dict)
     stream: Place = Place("", "output")
+    joined: tuple[str, ...] = ()
     norms: dict[str, tuple[str, tuple[tuple[int, int], ...]]] = field(default_factory=dict)
     has: dict[str, bool] = field(default_factory=dict)
 
@@ -96,6 +104,10 @@ class Block:
     def transformer(self) -> bool:
         """Whether it is a transformer block, with a stream of tokens."""
         return "Trans_out" in self.positions
+
+    def reaches(self, source: str, target: str) -> bool:
+        """Whether such a block has these positions, to read at one and to add at the other."""
+        return source in self.read and target in self.write
 
     def fits(self, module: nn.Module) -> bool:
         """Whether a module is such a block."""
@@ -180,6 +192,14 @@ ADALN_SINGLE = Block(
     width_at=CROSS.width_at,
     has={"attn2": True, "scale_shift_table": True},
 )  # fmt: skip
+# As Sana's: PixArt's with a feed-forward of convolutions, which returns an image.
+SANA_BLOCK = replace(
+    ADALN_SINGLE,
+    kind="SanaTransformerBlock",
+    read=ADALN_SINGLE.read | {"FFN_out": Place("ff", "output", image=True)},
+    width_at={p: "attn1.to_q" for p in ADALN_SINGLE.positions} | CROSS.width_at,
+    has={},
+)
 RESNET = Block(
     kind="ResnetBlock2D",
     orders={"pixel of a ResNet block": ("Res_in", "Res_out")},
@@ -230,6 +250,54 @@ def _joint(second: bool, last: bool) -> Block:
 
 
 JOINT = tuple(_joint(second, last) for second in (False, True) for last in (False, True))
+# As FLUX.1's: blocks of two streams, none of which ends the text's.
+FLUX_JOINT = replace(_joint(False, last=False), kind="FluxTransformerBlock", has={})
+# Then blocks of one: h = h + gate·W(attn(n), mlp(n)), of text and image tokens together, with
+# n = norm(h). A block is given the streams apart, and returns them so. The feed-forward reads what
+# the attention reads, and one layer makes both into one sum.
+FLUX_SINGLE = Block(
+    kind="FluxSingleTransformerBlock",
+    orders={
+        "image token of a single block": ("SA_in", "FFN_in", "Trans_out"),
+        "text token": ("CA_c",),
+    },
+    read={
+        "SA_in": given(""),
+        "FFN_in": given(""),
+        "Trans_out": returned("", 1),
+        "CA_c": given("", 1, "encoder_hidden_states"),
+    },
+    write={
+        "SA_in": given(""),
+        "Trans_out": returned("", 1),
+        "CA_c": given("", 1, "encoder_hidden_states"),
+    },
+    width_at=dict.fromkeys(("SA_in", "FFN_in", "Trans_out", "CA_c"), "attn.to_q"),
+    stream=returned("", 1),
+    joined=("proj_out",),
+    norms={"norm.norm": ("norm.linear", ((0, 1),))},
+)
+# As FLUX.2's: the same, but modulated from outside, so that gates are no values of a norm. What is
+# added between the branches is added where the second one reads, and once more at the end.
+FLUX2_JOINT = Block(
+    kind="Flux2TransformerBlock",
+    orders=FLUX_JOINT.orders,
+    read=FLUX_JOINT.read,
+    write=FLUX_JOINT.write | {"FFN_in": given("norm2")},
+    again={"FFN_in": returned("", 1)},
+    table={"attn": 2, "ff": 5},
+    time=given("", 2, "temb_mod_img"),
+    width_at=dict.fromkeys(FLUX_JOINT.read, "attn.to_q"),
+    stream=returned("", 1),
+)
+# Its blocks of one stream are given text and image as one, and cannot tell them apart.
+FLUX2_SINGLE = Block(
+    kind="Flux2SingleTransformerBlock",
+    orders={"token of a single block": ("SA_in", "FFN_in", "Trans_out")},
+    read={"SA_in": given(""), "FFN_in": given(""), "Trans_out": returned("")},
+    write={"SA_in": given(""), "Trans_out": returned("")},
+    width_at=dict.fromkeys(("SA_in", "FFN_in", "Trans_out"), "attn.to_qkv_mlp_proj"),
+)
 
 # Role -> the layers that have it, by the class of the module that they are in.
 LAYERS = {
@@ -240,8 +308,20 @@ LAYERS = {
         "out": ("to_out.0", "to_add_out"),
     },
     "FeedForward": {"ff_in": ("net.0.proj",), "ff_out": ("net.2",)},
+    "Flux2FeedForward": {"ff_in": ("linear_in",), "ff_out": ("linear_out",)},
+    "Flux2ParallelSelfAttention": {  # two layers in place of six
+        **dict.fromkeys(("q", "k", "v", "ff_in"), ("to_qkv_mlp_proj",)),
+        **dict.fromkeys(("out", "ff_out"), ("to_out",)),
+    },
+    "GLUMBConv": {"ff_in": ("conv_inverted",), "ff_out": ("conv_point",)},
+    "FluxSingleTransformerBlock": {
+        "ff_in": ("proj_mlp",),
+        "out": ("proj_out",),
+        "ff_out": ("proj_out",),
+    },
     "ResnetBlock2D": {"conv": ("conv1", "conv2")},
 }
+LAYERS |= dict.fromkeys(("FluxAttention", "Flux2Attention"), LAYERS["Attention"])
 # Projections that read the same tensor; in cross-attention q reads another.
 PROJECTIONS = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
 
@@ -253,10 +333,9 @@ def layers(model: nn.Module, roles: tuple[str, ...]) -> dict[str, nn.Module]:
     """
     found = {}
     for path, module in model.named_modules():
-        kinds = (LAYERS[c.__name__] for c in type(module).__mro__ if c.__name__ in LAYERS)
-        own = next(kinds, {})
+        own = _roles(module)
         if "k" in own:  # of the text, alone or beside those of the image
-            text = ("to_k", "to_v") if module.is_cross_attention else PROJECTIONS[1][1:]
+            text = ("to_k", "to_v") if crosses(module) else PROJECTIONS[1][1:]
             own = own | dict(zip(("text_k", "text_v"), zip(text), strict=True))
         for part in (part for role in roles for part in own.get(role, ())):
             layer = _within(module, part)
@@ -265,10 +344,30 @@ def layers(model: nn.Module, roles: tuple[str, ...]) -> dict[str, nn.Module]:
     return found
 
 
+def attends(module: nn.Module) -> bool:
+    """Whether a module is an attention."""
+    return "q" in _roles(module)
+
+
+def feeds(module: nn.Module) -> bool:
+    """Whether a part of a block is a feed-forward alone."""
+    return "ff_out" in _roles(module) and not attends(module)
+
+
+def crosses(attention: nn.Module) -> bool:
+    """Whether an attention's keys and values are those of the text alone."""
+    return getattr(attention, "is_cross_attention", False)
+
+
+def _roles(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    kinds = (LAYERS[c.__name__] for c in type(module).__mro__ if c.__name__ in LAYERS)
+    return next(kinds, {})
+
+
 def _within(module: nn.Module, path: str) -> nn.Module | None:
     """A layer of a module; None where it has none, or one that leads nowhere: in the last block of
     two streams nobody reads what the text's queries find."""
-    if path == "add_q_proj" and module.to_add_out is None:
+    if path == "add_q_proj" and getattr(module, "to_add_out", None) is None:
         return None
     for name in path.split("."):
         module = getattr(module, name, None)

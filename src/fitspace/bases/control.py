@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitspace.bases.families import family_of
-from fitspace.bases.finding import CONFIGS, config, denoiser, image_size, resolve
+from fitspace.bases.finding import CONFIGS, resolve
+from fitspace.bases.usable import config, pixels
 from fitspace.core import hub, rng
 from fitspace.core.errors import UserError
 
@@ -78,7 +79,7 @@ def _pixels(ref: str | Path) -> int:
         folder = resolve(ref)
     except hub.NotHere:
         return PIXELS
-    return image_size(folder) // config(folder, denoiser(folder))["sample_size"]
+    return pixels(config(folder, "vae"))
 
 
 def control_of(model: nn.Module) -> Control | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fitspace.bases.blocks import ADALN_ZERO
-from fitspace.bases.family import Conditions, Family
+from fitspace.bases.family import Conditions, Family, by_name
 from fitspace.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ DIT = Family(
     kind="DiTTransformer2DModel",
     needs=(),
     told={"labels": "I64 n"},
-    hand=_hand,
+    ask=by_name(_hand),
     blank=_blank,
     sizes={"classes": "num_embeds_ada_norm"},
     blocks=(ADALN_ZERO,),

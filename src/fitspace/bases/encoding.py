@@ -17,7 +17,7 @@ def prompted(
     pipeline: Any,
     captions: Sequence[str],
     device: Any,
-    returned: dict[str, tuple[int, int]],
+    returned: dict[str, tuple[int, int | None]],
     **others: Any,
 ) -> Conditions:
     """What ``encode_prompt`` says of captions.
@@ -25,19 +25,20 @@ def prompted(
     Parameters
     ----------
     returned : condition -> where it is among the values returned, and where what the pipeline
-        guides away from is. The empty caption is told the latter, in training too.
+        guides away from is. The empty caption is told the latter, in training too; with None it is
+        told as any other.
     others : further arguments.
     """
     import torch
 
+    if any(nothing is not None for _, nothing in returned.values()):
+        others["do_classifier_free_guidance"] = True
     with torch.no_grad():
-        found = pipeline.encode_prompt(
-            list(captions), device=device, do_classifier_free_guidance=True, **others
-        )
+        found = pipeline.encode_prompt(list(captions), device=device, **others)
     empty = torch.tensor([caption == "" for caption in captions], device=device)
     told = {}
     for name, (caption, nothing) in returned.items():
-        given, without = found[caption], found[nothing]
+        given, without = found[caption], found[caption if nothing is None else nothing]
         rows = empty.reshape(-1, *[1] * (given.ndim - 1))
         told[name] = torch.where(rows, without, given).cpu()
     return told

@@ -16,11 +16,23 @@ if TYPE_CHECKING:
 
 # What a denoiser is told of images beside the time step: name -> tensor, first axis the images.
 Conditions = dict[str, "torch.Tensor"]
+# How a denoiser is asked for its prediction, see `Family`.
+Ask = Callable[[Callable, Any, "torch.Tensor", "torch.Tensor", Conditions], "torch.Tensor"]
 
 
 def picked(conditions: Conditions, rows: Any) -> Conditions:
     """These rows of each condition; ``rows`` is a slice or a list."""
     return {name: values[rows] for name, values in conditions.items()}
+
+
+def by_name(hand: Callable[[Conditions], dict[str, Any]]) -> Ask:
+    """Asks a denoiser that takes latents and time steps as they are; ``hand`` makes of conditions
+    its other keyword arguments."""
+
+    def ask(call: Callable, config: Any, noisy: Any, t: Any, conditions: Conditions) -> Any:
+        return call(noisy, timestep=t, **hand(conditions)).sample
+
+    return ask
 
 
 def _nothing(model: nn.Module) -> None:
@@ -37,6 +49,10 @@ def _always(config: dict[str, Any]) -> bool:
 
 
 def _never(kind: str, config: dict[str, Any]) -> bool:
+    return False
+
+
+def _is_not(config: dict[str, Any]) -> bool:
     return False
 
 
@@ -76,7 +92,8 @@ class Family:
     needs : components of its pipeline beside the denoiser, the autoencoder and the scheduler.
     told : what it is told beside the time step: names of its conditions, as prepared tasks have
         them, and their form there (see :func:`fitspace.core.files.read_tensors`).
-    hand : conditions as the denoiser's keyword arguments.
+    ask : a denoiser or a function in its place, the denoiser's configuration, noisy latents
+        (n, c, h, w), time steps (n,) and conditions -> what it predicts, shaped as the latents.
     blank : conditions without content, for a denoiser's configuration, so many images and tokens.
     sizes : of the letters in ``told``: the configuration's keys that hold them.
     blocks : the forms of its blocks.
@@ -86,9 +103,20 @@ class Family:
     copied : the class of diffusers that a copy of its encoder is, made of the same blocks.
     flows : whether its process is flow matching, not diffusion.
     shifted : whether its autoencoder's latents are shifted before they are scaled.
+    vae : the class of diffusers that its autoencoder is.
+    named : whether files of adapters name the family: its layers have the names of another's, which
+        no pipeline of diffusers loads.
+    biases : whether its layers have biases.
     norms : whether the norms of its transformer blocks have parameters.
     final : the layers after its last transformer block, where prompts can be put before the tokens
         of each block.
+    side : side of its latents by default, where its configuration has no ``sample_size``: that of
+        the autoencoder [px] says then how large images are.
+    packs : side of the squares of latents that it takes as one, with their channels side by side.
+    steps : how its pipeline chooses the steps of a flow's solver, see
+        :class:`fitspace.bases.process.FlowMatching`.
+    distilled : whether a denoiser of this configuration is told the scale of the guidance, so that
+        one prediction is guided already.
     tokens : how many text tokens it is told, where the pipeline's own number is not known.
     reading : how captions become conditions; None: they are what the one text encoder gives last.
     optional : components that its pipeline may have beside those it needs.
@@ -105,7 +133,7 @@ class Family:
     kind: str
     needs: tuple[str, ...]
     told: dict[str, str]
-    hand: Callable[[Conditions], dict[str, torch.Tensor]]
+    ask: Ask
     blank: Callable[[Any, int, int, torch.dtype], Conditions]
     sizes: dict[str, str]
     blocks: tuple[Block, ...]
@@ -114,8 +142,15 @@ class Family:
     copied: str | None = None
     flows: bool = False
     shifted: bool = False
+    vae: str = "AutoencoderKL"
+    named: bool = False
+    biases: bool = True
     norms: bool = False
     final: tuple[str, ...] = ()
+    side: int | None = None
+    packs: int = 1
+    steps: str = "solver"
+    distilled: Callable[[dict[str, Any]], bool] = _is_not
     tokens: int = 77
     reading: Reading | None = None
     optional: tuple[str, ...] = ()
@@ -151,9 +186,26 @@ class Family:
         """The form of a block of the denoiser; None for a module that is no block."""
         return next((block for block in self.blocks if block.fits(module)), None)
 
+    def latents(self, config: Any) -> tuple[int, int]:
+        """Channels and side of the latents that a denoiser of this configuration takes; the side by
+        default, where the autoencoder says it."""
+        side = config["sample_size"] if self.side is None else self.side
+        return config.get("in_channels", 4) // self.packs**2, side
+
+    def image_tokens(self, config: Any, side: int) -> int:
+        """How many tokens latents of this side are to a transformer of this configuration."""
+        return (side // (self.packs * config["patch_size"])) ** 2
+
     def predict(
-        self, model: Callable, noisy: torch.Tensor, t: torch.Tensor, conditions: Conditions
+        self,
+        model: nn.Module,
+        noisy: torch.Tensor,
+        t: torch.Tensor,
+        conditions: Conditions,
+        call: Callable | None = None,
     ) -> torch.Tensor:
-        """What a denoiser, or a function that calls it, predicts of noisy latents (n, c, h, w) at
-        time steps (n,)."""
-        return model(noisy, timestep=t, **self.hand(conditions)).sample
+        """What a denoiser predicts of noisy latents (n, c, h, w) at time steps (n,).
+
+        ``call`` is called in place of the denoiser, such as with other parameters.
+        """
+        return self.ask(call or model, model.config, noisy, t, conditions)

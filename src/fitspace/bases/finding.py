@@ -11,7 +11,7 @@ from typing import Any
 from fitspace.bases import usable
 from fitspace.bases.families import DENOISERS, FAMILIES, family_by
 from fitspace.bases.family import Family
-from fitspace.bases.usable import config
+from fitspace.bases.usable import config, pixels
 from fitspace.core import hub
 from fitspace.core.errors import UserError
 from fitspace.core.files import digest as digest_of
@@ -25,9 +25,11 @@ COMPONENTS = tuple(
 )
 CONFIGS = (
     "sd15", "emoji-unet", "dit-xl", "emoji-dit", "sdxl", "pixart-sigma", "sd3-medium",
-    "sd35-medium", "sd35-large",
+    "sd35-medium", "sd35-large", "flux-dev", "sana-1.6b",
+    "flux2-klein-4b",
 )  # fmt: skip
-_SUFFIXES = (".json", ".safetensors", ".txt", ".model")  # the last: of sentencepiece
+# Of tokenizers: .model is sentencepiece's, .jinja the form of a chat.
+_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
 # About the weights, not part of them: where they come from and how they were trained.
 _NOTES = ("package.json", "training.json")
 # Of a hub id: only safetensors, and of them the main variant.
@@ -47,6 +49,13 @@ _KNOWN = {
     "stabilityai/stable-diffusion-3-medium-diffusers": ("sd3-medium", {}),
     "stabilityai/stable-diffusion-3.5-medium": ("sd35-medium", {}),
     "stabilityai/stable-diffusion-3.5-large": ("sd35-large", {}),
+    "Efficient-Large-Model/Sana_1600M_1024px_diffusers": ("sana-1.6b", {}),
+    "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": ("sana-1.6b", {}),
+    "Efficient-Large-Model/Sana_1600M_512px_diffusers": ("sana-1.6b", {"sample_size": 16}),
+    "black-forest-labs/FLUX.1-dev": ("flux-dev", {}),
+    "black-forest-labs/FLUX.2-klein-4B": ("flux2-klein-4b", {}),
+    "black-forest-labs/FLUX.2-klein-base-4B": ("flux2-klein-4b", {}),
+    "black-forest-labs/FLUX.1-schnell": ("flux-dev", {"guidance_embeds": False}),
 }
 
 
@@ -249,10 +258,17 @@ def labels(folder: Path) -> dict[str, int]:
     return {n.strip(): int(i) for i, names in named.items() for n in names.split(",")}
 
 
+def latent_shape(folder: Path) -> tuple[int, int, int]:
+    """Channels, height and width of the latents of a resolved pipeline."""
+    found, vae = family_in(folder), config(folder, "vae")
+    channels, side = found.latents(config(folder, found.component))
+    side = side if found.side is None else vae["sample_size"] // pixels(vae)
+    return channels, side, side
+
+
 def image_size(folder: Path) -> int:
     """Side [px] of the images the pipeline makes: latent side times the autoencoder's factor."""
-    sample = config(folder, denoiser(folder))["sample_size"]
-    return sample * 2 ** (len(config(folder, "vae")["block_out_channels"]) - 1)
+    return latent_shape(folder)[-1] * pixels(config(folder, "vae"))
 
 
 def digest(folder: Path) -> str:

@@ -25,8 +25,9 @@ from fitspace.bases.finding import (
     family_in,
     image_size,
     index_of,
+    latent_shape,
 )
-from fitspace.bases.usable import FLOW, tokens_of, tokens_read
+from fitspace.bases.usable import FLOW, FLOW_DPM, tokens_of, tokens_read
 from fitspace.core.files import read_json
 
 SD_SCALING_FACTOR = 0.18215  # diffusers' default, for configurations older than the key
@@ -46,7 +47,7 @@ def load_denoiser(folder: Path, dtype: str = "float32") -> nn.Module:
 
 def load_vae(folder: Path) -> nn.Module:
     """The pipeline's autoencoder, frozen, float32, in evaluation mode."""
-    return _load(folder, "vae", "AutoencoderKL", "float32")
+    return _load(folder, "vae", family_in(folder).vae, "float32")
 
 
 def _load(folder: Path, component: str, kind: str, dtype: str) -> nn.Module:
@@ -93,10 +94,51 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def scaling_of(vae: Mapping[str, Any]) -> tuple[float, float]:
-    """Factor and shift by an autoencoder's configuration: a denoiser's latents are
-    ``factor·(latents - shift)``."""
-    return vae.get("scaling_factor", SD_SCALING_FACTOR), vae.get("shift_factor") or 0.0
+def encoded(vae: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the latents of images in [-1, 1], (n, 3, h, w); 0 by an
+    autoencoder whose latents have no distribution, or of which a pipeline takes the mean alone."""
+    import torch
+
+    found = vae.encode(images)
+    if hasattr(vae, "bn"):
+        squares = vae.config.patch_size[0]
+        mean = torch.nn.functional.pixel_unshuffle(found.latent_dist.mean, squares)
+    elif hasattr(found, "latent_dist"):
+        return found.latent_dist.mean, found.latent_dist.std
+    else:
+        mean = found.latent
+    return mean, torch.zeros_like(mean)
+
+
+def decoded(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """Images in [-1, 1] of latents as `encoded` gives them."""
+    import torch
+
+    if hasattr(vae, "bn"):
+        latents = torch.nn.functional.pixel_shuffle(latents, vae.config.patch_size[0])
+    return vae.decode(latents).sample
+
+
+Scaling = tuple["float | torch.Tensor", "float | torch.Tensor"]
+
+
+def load_scaling(folder: Path) -> Scaling:
+    """Factor and shift of a pipeline's latents, as `scaling_of` has them."""
+    settings = config(folder, "vae")
+    return scaling_of(load_vae(folder) if "batch_norm_eps" in settings else settings)
+
+
+def scaling_of(vae: nn.Module | Mapping[str, Any]) -> Scaling:
+    """Factor and shift by an autoencoder, or by its configuration where this says them: a
+    denoiser's latents are ``factor·(latents - shift)``.
+
+    An autoencoder with batch statistics has a factor and a shift for each channel, (c, 1, 1).
+    """
+    if statistics := getattr(vae, "bn", None):
+        variance = statistics.running_var + vae.config.batch_norm_eps
+        return variance.rsqrt().reshape(-1, 1, 1), statistics.running_mean.reshape(-1, 1, 1)
+    settings = getattr(vae, "config", vae)
+    return settings.get("scaling_factor", SD_SCALING_FACTOR), settings.get("shift_factor") or 0.0
 
 
 def load_process(folder: Path) -> Process:
@@ -110,13 +152,13 @@ def load_process(folder: Path) -> Process:
 
     settings = config(folder, "scheduler")
     name, path = settings.get("_class_name"), folder / "scheduler" / "scheduler_config.json"
-    if "beta_schedule" in settings:
-        return Diffusion(settings)
     found = family_in(folder)
-    if name != FLOW or not found.flows:
+    if "beta_schedule" in settings and not found.flows:
+        return Diffusion(settings)
+    if name not in (FLOW, FLOW_DPM) or not found.flows:
         raise UserError(f"{path}: {name} has no beta_schedule; allowed: DDPM and its solvers")
-    own = config(folder, found.component)
-    return FlowMatching(settings, (own["sample_size"] // own["patch_size"]) ** 2)
+    tokens = found.image_tokens(config(folder, found.component), latent_shape(folder)[-1])
+    return FlowMatching(settings, tokens, found.steps)
 
 
 def load_teller(

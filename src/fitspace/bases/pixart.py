@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitspace.bases.blocks import ADALN_SINGLE
 from fitspace.bases.encoding import prompted
-from fitspace.bases.family import Conditions, Family, Reading
+from fitspace.bases.family import Conditions, Family, Reading, by_name
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ PIXART = Family(
     kind="PixArtTransformer2DModel",
     needs=("text_encoder", "tokenizer"),
     told={"embeddings": "F16 n tokens dim", "mask": "I64 n tokens"},
-    hand=_hand,
+    ask=by_name(_hand),
     blank=_blank,
     sizes={"dim": "caption_channels"},
     blocks=(ADALN_SINGLE,),

@@ -194,16 +194,20 @@ class FlowMatching:
 
     Parameters
     ----------
-    settings : configuration of diffusers' FlowMatchEulerDiscreteScheduler.
+    settings : configuration of diffusers' FlowMatchEulerDiscreteScheduler, or of a
+        DPMSolverMultistepScheduler for flows, which calls the shift ``flow_shift``.
     tokens : how many tokens an image has in the denoiser, for a dynamic shift.
+    choice : which steps a solver takes, before any shift; one of `STEPS`.
     """
 
-    def __init__(self, settings: dict[str, Any], tokens: int = 0):
+    def __init__(self, settings: dict[str, Any], tokens: int = 0, choice: str = "solver"):
         import_torchvision()
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        self.settings, self.tokens = settings, tokens
-        self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(settings)
+        self.settings, self.tokens, self.choice = settings, tokens, choice
+        self.dpm = bool(settings.get("use_flow_sigmas"))
+        own = {"shift": settings["flow_shift"]} if self.dpm else settings
+        self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(own)
         self.times = self.scheduler.timesteps.tolist()  # from noise to clean
 
     @property
@@ -225,12 +229,21 @@ class FlowMatching:
         return (1 - sigma) * clean + sigma * noise
 
     def solver(self, steps: int, device: str | torch.device) -> Any:
-        """Euler's method, with its time steps set."""
-        from diffusers import FlowMatchEulerDiscreteScheduler
+        """Euler's method, or DPM-Solver++ where the settings are its, with its time steps set.
 
+        The latter keeps a history: one for each batch.
+        """
+        from diffusers import FlowMatchEulerDiscreteScheduler
+        from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+        if self.dpm:
+            solver = DPMSolverMultistepScheduler.from_config(self.settings)
+            solver.set_timesteps(steps, device=device)
+            return solver
         solver = FlowMatchEulerDiscreteScheduler.from_config(self.settings)
-        shift = {"mu": self.mu} if solver.config.use_dynamic_shifting else {}
-        solver.set_timesteps(steps, device=device, **shift)
+        mu = empirical_mu(self.tokens, steps) if self.choice == "empirical" else self.mu
+        shift = {"mu": mu} if solver.config.use_dynamic_shifting else {}
+        solver.set_timesteps(**STEPS[self.choice](steps), device=device, **shift)
         return solver
 
     @property
@@ -282,6 +295,27 @@ def _mode(draw: np.random.Generator) -> float:
     return 1 - u - MODE_SCALE * (math.cos(math.pi * u / 2) ** 2 - 1 + u)
 
 
+def empirical_mu(tokens: int, steps: int) -> float:
+    """Logarithm of FLUX.2's dynamic shift, by the number of tokens and of steps: lines fitted by
+    its authors for 10 and for 200 steps, and the line between them."""
+    many = 0.00016927 * tokens + 0.45666666
+    if tokens > 4300:
+        return many
+    few = 8.73809524e-05 * tokens + 1.89833333
+    return many + (many - few) / 190 * (steps - 200)
+
+
+def _even(steps: int) -> dict[str, Any]:
+    return {"sigmas": np.linspace(1.0, 1 / steps, steps).tolist()}
+
+
+# How pipelines choose a solver's steps -> its arguments. ``even``: σ from 1 down to 1/steps;
+# ``empirical``: the same, shifted by :func:`empirical_mu`.
+STEPS = {
+    "solver": lambda steps: {"num_inference_steps": steps},
+    "even": _even,
+    "empirical": _even,
+}
 MODE_SCALE = 1.29  # of diffusers' scripts; the best of 2403.03206, table 1
 # Density of time steps in training (2403.03206, section 3.1) -> a place in [0, 1] of it. All are
 # symmetric: middle steps are as likely from either end.

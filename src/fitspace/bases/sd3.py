@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitspace.bases.blocks import JOINT
 from fitspace.bases.encoding import prompted, tokens_kept
-from fitspace.bases.family import Conditions, Family, Reading
+from fitspace.bases.family import Conditions, Family, Reading, by_name
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +68,7 @@ SD3 = Family(
     # Without T5, which takes most memory, the pipeline tells zeros in its place.
     optional=("text_encoder_3", "tokenizer_3"),
     told={"embeddings": "F16 n tokens dim", "pooled": "F16 n pooled"},
-    hand=_hand,
+    ask=by_name(_hand),
     blank=_blank,
     sizes={"dim": "joint_attention_dim", "pooled": "pooled_projection_dim"},
     blocks=JOINT,

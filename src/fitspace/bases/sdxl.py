@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fitspace.bases import unet
 from fitspace.bases.blocks import CROSS, RESNET
 from fitspace.bases.encoding import prompted, tokens_kept
-from fitspace.bases.family import Conditions, Family, Reading
+from fitspace.bases.family import Conditions, Family, Reading, by_name
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,7 @@ SDXL = Family(
     kind="UNet2DConditionModel",
     needs=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
     told={"embeddings": "F16 n tokens dim", "pooled": "F16 n pooled", "sizes": f"I64 n {SIZES}"},
-    hand=_hand,
+    ask=by_name(_hand),
     blank=_blank,
     sizes={"dim": "cross_attention_dim"},
     blocks=(CROSS, RESNET),

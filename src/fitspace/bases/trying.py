@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from fitspace.bases.family import Conditions
-from fitspace.bases.finding import config, denoiser, digest, family, image_size
+from fitspace.bases.finding import config, denoiser, digest, family, image_size, latent_shape
 from fitspace.bases.loading import (
+    decoded,
     encode_captions,
+    encoded,
     load_denoiser,
     load_process,
     load_teller,
@@ -88,23 +90,23 @@ def _told(folder: Path) -> Conditions:
 def _latents(folder: Path) -> None:
     import torch
 
-    vae, side = load_vae(folder).to("meta"), config(folder, denoiser(folder))["sample_size"]
+    vae = load_vae(folder).to("meta")
     with torch.no_grad():
         size = image_size(folder)
-        posterior = vae.encode(torch.zeros(1, 3, size, size, device="meta")).latent_dist
-        wanted = (1, vae.config.latent_channels, side, side)
-        if (shape := tuple(posterior.mean.shape)) != wanted:
+        latents, _ = encoded(vae, torch.zeros(1, 3, size, size, device="meta"))
+        wanted = (1, *latent_shape(folder))
+        if (shape := tuple(latents.shape)) != wanted:
             raise UserError(f"vae: makes {shape} of an image of {size} px; needed: {wanted}")
-        decoded = vae.decode(posterior.mean).sample
-    if (shape := tuple(decoded.shape)) != (1, 3, size, size):
+        images = decoded(vae, latents)
+    if (shape := tuple(images.shape)) != (1, 3, size, size):
         raise UserError(f"vae: makes {shape} of its own latents; needed: {(1, 3, size, size)}")
 
 
 def _predicted(folder: Path, told: Conditions) -> None:
     import torch
 
-    model, side = load_denoiser(folder).to("meta"), config(folder, denoiser(folder))["sample_size"]
-    x = torch.zeros(1, model.config.in_channels, side, side, device="meta")
+    model = load_denoiser(folder).to("meta")
+    x = torch.zeros(1, *latent_shape(folder), device="meta")
     told = {name: value.to("meta") for name, value in told.items()}
     with torch.no_grad():
         predicted = family(folder).predict(model, x, torch.zeros(1, device="meta").long(), told)

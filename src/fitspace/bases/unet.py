@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fitspace.bases.blocks import CROSS, RESNET
-from fitspace.bases.family import Conditions, Family
+from fitspace.bases.family import Conditions, Family, by_name
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ UNET = Family(
     kind="UNet2DConditionModel",
     needs=("text_encoder", "tokenizer"),
     told={"embeddings": "F16 n tokens dim"},
-    hand=_hand,
+    ask=by_name(_hand),
     blank=_blank,
     sizes={"dim": "cross_attention_dim"},
     blocks=(CROSS, RESNET),

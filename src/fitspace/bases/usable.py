@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,14 @@ _HARMLESS = ("safety_checker", "feature_extractor", "image_encoder")
 # How diffusers and transformers call a component's weights; in parts, an index names them.
 _OF_TRANSFORMERS = "model"
 FLOW = "FlowMatchEulerDiscreteScheduler"
+FLOW_DPM = "DPMSolverMultistepScheduler"
+# What the latter says if it solves a flow, without randomness.
+_DPM = {
+    "use_flow_sigmas": True,
+    "prediction_type": "flow_prediction",
+    "algorithm_type": "dpmsolver++",
+    "num_train_timesteps": 1000,
+}
 _OF_DIFFUSERS = "diffusion_pytorch_model"
 MOST_TOKENS = 100_000  # transformers writes 1e30 where a tokenizer has no limit
 # Their positions are numbered after that of the padding.
@@ -30,6 +38,21 @@ def config(folder: Path, component: str) -> dict[str, Any]:
     """The configuration of one component of a resolved pipeline."""
     name = "scheduler_config.json" if component == "scheduler" else "config.json"
     return read_json(folder / component / name, finite=False)
+
+
+def pixels(vae: Mapping[str, Any]) -> int:
+    """Side [px] of what becomes one latent, by an autoencoder's configuration."""
+    return 2 ** (len(vae[_halving(vae)]) - 1) * _squares(vae)
+
+
+def _squares(vae: Mapping[str, Any]) -> int:
+    """Side of the squares of latents that are taken as one, with their channels side by side."""
+    return vae.get("patch_size", (1,))[0]
+
+
+def _halving(vae: Mapping[str, Any]) -> str:
+    """The key of an autoencoder's channels, of which each after the first halves an image."""
+    return next((key for key in vae if key == "encoder_block_out_channels"), "block_out_channels")
 
 
 def strangers(index: dict[str, Any], known: Iterable[str]) -> list[str]:
@@ -66,7 +89,7 @@ def problems(folder: Path, family: Family, index: dict[str, Any]) -> list[str]:
     checks = {
         family.component: [*family.problems(read[family.component]), *_latents(read, family)],
         "vae": _vae(read["vae"], index["vae"][1], family),
-        "scheduler": _flow(read["scheduler"])
+        "scheduler": _flow(read["scheduler"], family)
         if family.flows
         else _scheduler(read["scheduler"], _learns_variance(read, family)),
         "text_encoder": _text(folder, read, family) if "text_encoder" in read else [],
@@ -111,13 +134,17 @@ def _learns_variance(read: dict[str, Any], family: Family) -> bool:
 
 def _latents(read: dict[str, Any], family: Family) -> list[str]:
     side = read[family.component].get("sample_size")
-    latent = read["vae"].get("latent_channels", 4)
+    side_by_side = family.packs * _squares(read["vae"])
+    latent = read["vae"].get("latent_channels", 4) * side_by_side**2
     taken, given = _channels(read, family)
     found = []
-    if not isinstance(side, int) or side < 1:
+    if family.side is None and (not isinstance(side, int) or side < 1):
         found.append(f"sample_size: {side!r}; allowed: the side of its latents, a whole number")
     if taken != latent:
-        found.append(f"in_channels: {taken!r}; allowed: {latent}, the latent channels of the vae")
+        packed = f", of {side_by_side}x{side_by_side} latents" * (side_by_side > 1)
+        found.append(
+            f"in_channels: {taken!r}; allowed: {latent}, the latent channels of the vae{packed}"
+        )
     elif given not in (taken, 2 * taken):
         found.append(
             f"out_channels: {given!r}; allowed: {taken}, or {2 * taken} with learned variances"
@@ -126,7 +153,7 @@ def _latents(read: dict[str, Any], family: Family) -> list[str]:
 
 
 def _vae(config: dict[str, Any], kind: str, family: Family) -> list[str]:
-    found = [] if kind == "AutoencoderKL" else [f"_class_name: {kind}; allowed: AutoencoderKL"]
+    found = [] if kind == family.vae else [f"_class_name: {kind}; allowed: {family.vae}"]
     for key in ("in_channels", "out_channels"):
         if (channels := config.get(key, 3)) != 3:
             found.append(f"{key}: {channels!r}; allowed: 3")
@@ -142,8 +169,14 @@ def _vae(config: dict[str, Any], kind: str, family: Family) -> list[str]:
     factor = config.get("scaling_factor", 1.0)
     if not isinstance(factor, int | float) or not factor > 0:
         found.append(f"scaling_factor: {factor!r}; allowed: a number above 0")
-    if not isinstance(config.get("block_out_channels"), list):
-        found.append("block_out_channels: missing; allowed: a list of numbers")
+    if not isinstance(config.get(key := _halving(config)), list):
+        return [*found, f"{key}: missing; allowed: a list of numbers"]
+    if family.side is not None:
+        side, unit = config.get("sample_size"), pixels(config) * family.packs
+        if not isinstance(side, int) or side < 1 or side % unit:
+            found.append(
+                f"sample_size: {side!r}; allowed: the side of images [px], a multiple of {unit}"
+            )
     return found
 
 
@@ -164,10 +197,16 @@ def _scheduler(config: dict[str, Any], learns_variance: bool) -> list[str]:
     return found
 
 
-def _flow(config: dict[str, Any]) -> list[str]:
-    name = config.get("_class_name")
+def _flow(config: dict[str, Any], family: Family) -> list[str]:
+    name, other = config.get("_class_name"), family.steps == "solver"
+    if name == FLOW_DPM and other:
+        return [
+            f"{key}: {config.get(key)!r}; allowed: {wanted!r}"
+            for key, wanted in _DPM.items()
+            if config.get(key) != wanted
+        ]
     if name != FLOW:
-        return [f"_class_name: {name}; allowed: {FLOW}"]
+        return [f"_class_name: {name}; allowed: {FLOW}" + f", {FLOW_DPM} for flows" * other]
     return [
         f"{key}: true; allowed: false"
         for key in ("invert_sigmas", "stochastic_sampling")

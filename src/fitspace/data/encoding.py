@@ -25,9 +25,9 @@ def encode_images(base: Path, images: np.ndarray) -> tuple[torch.Tensor, torch.T
     batch = devices.images_at_once(BATCH, images.shape[1])
     for start in tqdm(range(0, len(images), batch), desc="encoding images", disable=None):
         pixels = bases.to_model(images[start : start + batch]).to(device)
-        posterior = vae.encode(pixels).latent_dist
-        means.append(posterior.mean.cpu())
-        stds.append(posterior.std.cpu())
+        mean, std = bases.encoded(vae, pixels)
+        means.append(mean.cpu())
+        stds.append(std.cpu())
     return torch.cat(means), torch.cat(stds)
 
 

@@ -313,9 +313,10 @@ def _told(path: Path, base: Path | None) -> dict[str, str]:
 def _sizes(base: Path, scale: int) -> dict[str, int]:
     """Of what a base takes: latents (c, h, h), and what its family's conditions need."""
     config = bases.config(base, bases.denoiser(base))
+    channels, side, _ = bases.latent_shape(base)
     found = {
-        "c": config.get("in_channels"),
-        "h": config["sample_size"] * scale,
+        "c": channels,
+        "h": side * scale,
         **{name: config.get(key) for name, key in bases.family_in(base).sizes.items()},
     }
     return {name: size for name, size in found.items() if isinstance(size, int)}

@@ -124,7 +124,7 @@ def wire(
     gated = sorted(block.gates.keys() & {place.part for place in (*places, writing)})
     return [
         *(handle for part in gated for handle in gate(module, part, block)),
-        *(handle for p in places for handle in _reading(module, p, held, block.table.get(p.part))),
+        *(handle for p in places for handle in _reading(module, p, held, block)),
         _writing(module, writing, write),
         *(_writing(module, place, again) for place in more),
     ]
@@ -155,22 +155,26 @@ def gate(module: nn.Module, part: str, block: Block) -> list[RemovableHandle]:
 
 
 def _reading(
-    module: nn.Module, place: Place, held: dict[Place, torch.Tensor], row: int | None
+    module: nn.Module, place: Place, held: dict[Place, torch.Tensor], block: Block
 ) -> list[RemovableHandle]:
-    """Hold a place's tensor; ``row``: that of its gate in the block's table, for an output."""
+    """Hold a place's tensor; an output that has a gate in the block's table, after its gate."""
     gates: list[torch.Tensor] = []
+    row, time = block.table.get(place.part), block.time
 
     def read_input(_, args, kwargs) -> None:
         held[place] = kwargs[place.name] if place.name in kwargs else args[place.at]
 
     def read_output(_, args, output) -> None:
-        held[place] = output if place.at is None else output[place.at]
+        tensor = output if place.at is None else output[place.at]
+        held[place] = tensor.flatten(2).transpose(1, 2) if place.image else tensor
         if gates:
             held[place] = gates.pop() * held[place]
 
     def read_gate(_, args, kwargs) -> None:
-        time = kwargs["timestep"] if "timestep" in kwargs else args[4]  # as checkpoints give it
-        rows = module.scale_shift_table[None] + time.reshape(len(time), 6, -1)
+        given = kwargs[time.name] if time.name in kwargs else args[time.at]
+        rows = given.reshape(len(given), 6, -1)
+        if hasattr(module, "scale_shift_table"):
+            rows = module.scale_shift_table[None] + rows
         gates[:] = [rows[:, row, None]]
 
     part = module.get_submodule(place.part)
@@ -241,8 +245,8 @@ def insert(
     return Attachment(model, trainable, zeros >= UP, undo, dropouts=dropouts)
 
 
-def blocks_of(model: nn.Module, position: str, where: str) -> dict[str, nn.Module]:
-    """Path -> block, for every block with this position in the parts ``where``.
+def blocks_of(model: nn.Module, cell: tuple[str, str], where: str) -> dict[str, nn.Module]:
+    """Path -> block, for every block with these positions in the parts ``where``.
 
     Raises UserError if there is none.
     """
@@ -250,10 +254,11 @@ def blocks_of(model: nn.Module, position: str, where: str) -> dict[str, nn.Modul
     blocks = {
         name: module
         for name, module in model.named_modules()
-        if (block := form(module)) and position in block.positions and chosen(name)
+        if (block := form(module)) and block.reaches(*cell) and chosen(name)
     }
     if not blocks:
-        raise UserError(f"blocks: {where!r}: no block with the position {position} is there")
+        asked = " and ".join(dict.fromkeys(cell))
+        raise UserError(f"blocks: {where!r}: no block with {asked} is there")
     return blocks
 
 
@@ -265,7 +270,7 @@ def attach_layers(model: nn.Module, settings: Settings, seed: int) -> Attachment
     UserError : no such block, or a ResNet block whose output and input differ in size.
     """
     cell = settings.input, settings.output
-    blocks = blocks_of(model, settings.input, settings.blocks)
+    blocks = blocks_of(model, cell, settings.blocks)
     if cell == ("Res_in", "Res_out"):
         resampling = [name for name, block in blocks.items() if block.up or block.down]
         if resampling:

@@ -66,5 +66,5 @@ def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
         )
 
     cell = ("FFN_in" if settings.form == "parallel" else "FFN_out", "Trans_out")
-    blocks = blocks_of(model, cell[0], settings.blocks)
+    blocks = blocks_of(model, cell, settings.blocks)
     return insert(model, blocks, "adaptformer", build, cell, UP | {"down.bias"}, seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fitspace.bases.families import FAMILIES
 from fitspace.core.errors import UserError
 from fitspace.methods.attachment import Attachment, PartialSettings, nothing, restoring
 from fitspace.methods.blocks import inside
@@ -21,8 +22,10 @@ class Settings(PartialSettings):
 
 
 def problems(settings: Settings, family: str) -> list[str]:
-    """None: the layers of every denoiser have biases."""
-    return []
+    """Why these settings cannot be built on this family of denoisers; empty if they can."""
+    if FAMILIES[family].biases:
+        return []
+    return [f"bitfit: a {FAMILIES[family].title} has no biases; allowed on a base with some"]
 
 
 def biases(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -16,12 +16,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.attention import FeedForward
-from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from fitspace.bases import family_of
-from fitspace.bases.blocks import layers
+from fitspace.bases.blocks import attends, feeds, layers
 from fitspace.core.errors import UserError
 from fitspace.methods.adapter_layers import UP, bottleneck, initialise
 from fitspace.methods.attachment import Attachment, restoring
@@ -41,15 +39,16 @@ def attach_layers(model: nn.Module, settings: Settings, seed: int) -> Attachment
     wanted = within(scaled) if settings.only_scaled else lambda name: True
     own = biases(model) if settings.biases else {}
     parts: dict[str, Part] = {}
+    form = family_of(model).block_of
     if settings.norms:
         own |= affine_parameters(model)
-        form = family_of(model).block_of
         for path, block in blocks.items():
             parts |= {f"{path}.{name}": part for name, part in norms(block, form(block))}
     own = {name: parameter for name, parameter in own.items() if wanted(name)}
     parts = {name: part for name, part in parts.items() if wanted(name)}
     for path in scaled if settings.gamma != "none" else ():
-        for name, module, last in branches(blocks[path], settings.gamma == "all"):
+        block = blocks[path]
+        for name, module, last in branches(block, settings.gamma == "all", form(block).joined):
             at = f"{path}.{name}"
             if settings.gamma == "mlp":
                 parts[at] = Mlps(module, last, settings.width, at, seed)
@@ -104,38 +103,42 @@ def norms(module: nn.Module, block: Block) -> Iterator[tuple[str, Affine]]:
 
 
 def branches(
-    block: nn.Module, within: bool
-) -> Iterator[tuple[str, nn.Module, tuple[nn.Linear, ...]]]:
-    """Name, module and last layers of a block's branches; ``within``: its attentions' layers too.
+    block: nn.Module, within: bool, joined: tuple[str, ...]
+) -> Iterator[tuple[str, nn.Module, tuple[nn.Linear | nn.Conv2d, ...]]]:
+    """Name, module and last layers of a block's branches, or of layers that join what several
+    give; ``within``: its attentions' layers too.
 
     A branch of two streams has a last layer for each.
     """
+    for name in joined:
+        yield name, block.get_submodule(name), (block.get_submodule(name),)
     for name, branch in block.named_children():
-        if isinstance(branch, FeedForward):
-            yield name, branch, (branch.net[2],)
+        if feeds(branch):
+            yield name, branch, tuple(layers(branch, ("ff_out",)).values())
     for name, attention in block.named_children():
-        if not isinstance(attention, Attention):
+        if not attends(attention):
             continue
         # Of two streams, what it adds to the text's as well.
-        last = (attention.to_out[0], attention.to_add_out)
-        yield name, attention, tuple(layer for layer in last if layer is not None)
+        if last := tuple(layers(attention, ("out",)).values()):
+            yield name, attention, last
         if within:
             for layer, linear in layers(attention, ("q", "k", "v", "out")).items():
                 yield f"{name}{layer}", linear, (linear,)
 
 
 class Factors:
-    """``γ·y`` for each output y (..., d) of a module, the output of one of its linear layers."""
+    """``γ·y`` for each output y of a module, (..., d) or (n, d, h, w), the output of one of its
+    layers, linear or a convolution."""
 
     NAMES = ("gamma", "gamma_text")
 
-    def __init__(self, module: nn.Module, layers: tuple[nn.Linear, ...]):
+    def __init__(self, module: nn.Module, layers: tuple[nn.Linear | nn.Conv2d, ...]):
         self.module, self.layers = module, dict(zip(self.NAMES, layers, strict=False))
 
     def attach(self) -> dict[str, nn.Parameter]:
         """Put the factors, all 1, on the module; returns them by name, shape (d,)."""
         for name, layer in self.layers.items():
-            ones = torch.ones(layer.out_features, device=layer.weight.device)
+            ones = torch.ones(len(layer.weight), device=layer.weight.device)
             self.module.register_parameter(name, nn.Parameter(ones))
         self.handle = self.module.register_forward_hook(_scale)
         return {name: getattr(self.module, name) for name in self.layers}
@@ -148,21 +151,26 @@ class Factors:
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Multiply the factors into the linear layers."""
+        """Multiply the factors into the layers."""
         for name, layer in self.layers.items():
             gamma = getattr(self.module, name)
-            layer.weight.mul_(gamma[:, None])
+            layer.weight.mul_(gamma.reshape(-1, *[1] * (layer.weight.ndim - 1)))
             if layer.bias is not None:
                 layer.bias.mul_(gamma)
 
 
 class Mlps:
-    """``y + up(GELU(down(y)))`` for each output y (..., d) of a branch."""
+    """``y + up(GELU(down(y)))`` for each output y of a branch, as :class:`Factors` has them."""
 
     NAMES = ("mlp", "mlp_text")
 
     def __init__(
-        self, module: nn.Module, layers: tuple[nn.Linear, ...], width: int, path: str, seed: int
+        self,
+        module: nn.Module,
+        layers: tuple[nn.Linear | nn.Conv2d, ...],
+        width: int,
+        path: str,
+        seed: int,
     ):
         self.module, self.layers = module, dict(zip(self.NAMES, layers, strict=False))
         self.width, self.path, self.seed = width, path, seed
@@ -171,7 +179,7 @@ class Mlps:
         """Put an MLP for each output on the branch; returns the parameters by name."""
         for name, layer in self.layers.items():
             with torch.device("meta"):  # or PyTorch would draw from its global generator
-                mlp = bottleneck(layer.out_features, self.width, nn.GELU(), 1.0)
+                mlp = bottleneck(len(layer.weight), self.width, nn.GELU(), 1.0)
             if layer.weight.device.type != "meta":
                 mlp.to_empty(device=layer.weight.device)
                 initialise(mlp, f"{self.path}.{name}", self.seed, UP)
@@ -241,8 +249,16 @@ def _each(module: nn.Module, names: tuple[str, ...], output: Any, change: Callab
     """The output, or each of two, changed by what the module has for it under its name."""
     outputs = output if isinstance(output, tuple) else (output,)
     held = [getattr(module, name, None) for name in names[: len(outputs)]]
-    changed = [y if own is None else change(y, own) for y, own in zip(outputs, held, strict=True)]
-    return tuple(changed) if isinstance(output, tuple) else changed[0]
+    changed = tuple(
+        y if own is None else _by_channel(change, y, own)
+        for y, own in zip(outputs, held, strict=True)
+    )
+    return changed if isinstance(output, tuple) else changed[0]
+
+
+def _by_channel(change: Callable, y: torch.Tensor, own: Any) -> torch.Tensor:
+    """What a change of (..., d) makes of tokens (n, k, d), or of an image (n, d, h, w)."""
+    return change(y.movedim(1, -1), own).movedim(-1, 1) if y.ndim == 4 else change(y, own)
 
 
 def _scale_and_shift(module: nn.Module, _, output: torch.Tensor) -> torch.Tensor:

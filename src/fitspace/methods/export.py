@@ -26,7 +26,7 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
 
     The scale is in the tensors: whoever reads them without the configuration has the same change.
     Methods of peft become ``adapter_config.json`` and ``adapter_model.safetensors``, for
-    ``PeftModel.from_pretrained(denoiser, out)``. LoRA of a U-Net or a Stable Diffusion 3 also
+    ``PeftModel.from_pretrained(denoiser, out)``. LoRA of families whose pipeline loads it also
     becomes ``pytorch_lora_weights.safetensors``, for ``pipeline.load_lora_weights(out)``, and that
     of a U-Net, but DoRA, ``kohya_lora.safetensors``, by kohya's names, for ComfyUI.
 
@@ -73,11 +73,13 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
         f"{layer}.{name}": tensor for layer, own in parts.items() for name, tensor in own.items()
     }
     written = _write_peft(config, state, shared, out)
-    # diffusers has no loader for DiT and PixArt-Σ, whose blocks are those of a U-Net.
-    loads = not any(name.startswith("transformer_blocks.") and ".attn1." in name for name in state)
+    # diffusers has no loader for DiT and PixArt-Σ, whose layers have names of a U-Net's.
+    unread = any(name.startswith("transformer_blocks.") and ".attn1." in name for name in state)
+    loads = "family" in facts or not unread
     if method == "lora" and loads:
         written.append(_write_diffusers(config, state, out))
-    if method == "lora" and not settings.dora and not any(n.startswith("transf") for n in state):
+    unet = not any("transformer_blocks" in name.split(".")[0] for name in state)
+    if method == "lora" and unet and not settings.dora:
         written.append(_write_kohya(config, parts, out))
     return written
 
@@ -163,7 +165,9 @@ def _write_diffusers(config, state: dict[str, torch.Tensor], out: Path) -> Path:
     # diffusers leaves loaded layers in training mode, so a dropout would be active.
     facts = config.to_dict() | {"lora_dropout": 0.0}
     # Only the denoiser's name goes into the file: all pipelines with a transformer write alike.
-    if all(name.startswith("transformer_blocks.") for name in state):
+    if all(
+        name.startswith(("transformer_blocks.", "single_transformer_blocks.")) for name in state
+    ):
         StableDiffusion3Pipeline.save_lora_weights(
             out, transformer_lora_layers=state, transformer_lora_adapter_metadata=facts
         )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 trains = True
 folds = True
-FEED_FORWARD = "net.2"
+FEED_FORWARD = (".net.2", ".proj_out", ".conv_point", ".linear_out", ".attn.to_out")
 AT_REST = TUNERS["IA3"].rest
 
 
@@ -39,7 +39,7 @@ def peft_config(settings: Settings, layers: Iterable[str]) -> IA3Config:
     layers = list(layers)
     return import_peft().IA3Config(
         target_modules=layers,
-        feedforward_modules=[path for path in layers if path.endswith(f".{FEED_FORWARD}")],
+        feedforward_modules=[path for path in layers if path.endswith(FEED_FORWARD)],
     )
 
 

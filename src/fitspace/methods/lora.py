@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from fitspace.bases.blocks import PROJECTIONS
+from fitspace.bases.blocks import PROJECTIONS, attends, crosses
 from fitspace.methods.attachment import Attachment
 from fitspace.methods.peft_layers import (
     ADAPTER,
@@ -147,13 +147,11 @@ def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:
 
 def _share(model: nn.Module) -> None:
     """Let to_k and to_v use the A of to_q; in cross-attention let to_v use the A of to_k."""
-    from diffusers.models.attention_processor import Attention
-
     for module in model.modules():
-        if not isinstance(module, Attention):
+        if not attends(module):
             continue
         for names in PROJECTIONS:
-            alike = names[1:] if module.is_cross_attention else names
+            alike = names[1:] if crosses(module) else names
             own = [
                 layer for name in alike if hasattr(layer := getattr(module, name, None), "lora_A")
             ]

@@ -150,7 +150,7 @@ def peft_config(settings: Tuned, layers: Iterable[str]) -> PeftConfig:
     peft, layers = import_peft(), list(layers)
     where: dict[str, Any] = {"target_modules": layers}
     if settings.peft_type == "IA3":
-        where["feedforward_modules"] = [p for p in layers if p.endswith(f".{FEED_FORWARD}")]
+        where["feedforward_modules"] = [p for p in layers if p.endswith(FEED_FORWARD)]
     kind = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType[settings.peft_type]]
     try:
         return kind(**where, **settings.own)

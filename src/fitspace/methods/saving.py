@@ -39,6 +39,8 @@ def save(attachment: Attachment, path: str | Path, metadata: dict[str, str]) -> 
         "settings": attachment.settings.resolved(bases.family_of(attachment.model).name),
         "metadata": metadata,
     }
+    if (family := bases.family_of(attachment.model)).named:
+        facts["family"] = family.name
     if classes := bases.own_classes(attachment.model):
         facts["classes"] = classes
     if (scale := bases.scale(attachment.model)) != 1:
@@ -54,7 +56,8 @@ def save(attachment: Attachment, path: str | Path, metadata: dict[str, str]) -> 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Read what :func:`save` wrote: its facts, and the parameters by name.
 
-    The facts are ``method``, ``settings`` (a dict) and ``metadata``; also ``classes`` if the model
+    The facts are ``method``, ``settings`` (a dict) and ``metadata``; also ``family`` where names of
+    layers do not tell it, ``classes`` if the model
     had a class table of its own, ``scale`` if it was not at its base's size, and ``control`` if it
     was told of an image.
 
@@ -93,6 +96,7 @@ class _Facts(BaseModel):
     metadata: dict[str, str]
     classes: int = Field(1, ge=1)
     scale: int = Field(1, ge=1, le=4)
+    family: str | None = None
     control: _Control | None = None
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitspace import bases
 from fitspace.core import hub
+from fitspace.core.errors import UserError
 from fitspace.plan import footprint
 from fitspace.plan.footprint import Footprint
 from fitspace.plan.keys import Plan
@@ -84,14 +85,23 @@ def asked(study: Study, point: Point) -> int:
     return 2 * len(study.explain.times) * study.explain.images * (2 if point.train else 1)
 
 
-def passes(point: Point) -> int:
-    """Latents that an image passes through the denoiser."""
+def distilled(study: Study) -> bool:
+    """Whether the base's denoiser is told the guidance, and is asked once for each step."""
+    try:
+        settings = bases.architecture(study.base)
+    except UserError:
+        return False
+    return bases.family_by(settings).distilled(settings)
+
+
+def passes(point: Point, once: bool = False) -> int:
+    """Latents that an image passes through the denoiser; ``once``: see :func:`distilled`."""
     drawn, steps = point.sample, point.sample["steps"]
     if point.control == "img2img":  # the others are left out
         steps = int(steps * drawn["noised"])
     if drawn.get("given_guidance", 1) > 1:
         return 3 * steps
-    return steps * (2 if drawn["guidance"] > 1 else 1)
+    return steps * (2 if drawn["guidance"] > 1 and not once else 1)
 
 
 def step_times(runs: pd.DataFrame) -> Times:
@@ -118,9 +128,10 @@ def step_times(runs: pd.DataFrame) -> Times:
     return {method: row.dropna().to_dict() for method, row in medians.iterrows()}
 
 
-def seconds(todo: Sequence[Job], times: Times, prompts: int) -> dict:
+def seconds(todo: Sequence[Job], times: Times, prompts: int, once: bool = False) -> dict:
     """Seconds of training, sampling and explaining (``train``, ``sample``, ``explain``), by
-    recorded times; a pass of a latent takes as long in explaining as in sampling.
+    recorded times; a pass of a latent takes as long in explaining as in sampling. ``once``: see
+    :func:`passes`.
 
     Jobs without recorded times are not in the sums; ``unknown`` lists their methods.
     """
@@ -133,7 +144,7 @@ def seconds(todo: Sequence[Job], times: Times, prompts: int) -> dict:
         if job.sample:
             parts.append(("sample", "image", prompts))
         if job.explain:
-            parts.append(("explain", "image", job.explain / passes(job.point)))
+            parts.append(("explain", "image", job.explain / passes(job.point, once)))
         for stage, unit, count in parts:
             if unit in of_method:
                 found[stage] += of_method[unit] * count
@@ -192,14 +203,16 @@ def step_flop(study: Study, point: Point, times: Times, taken: Taken) -> int | N
 def flop(study: Study, todo: Sequence[Job], times: Times, taken: Taken) -> dict[str, int]:
     """FLOPs of training, sampling and explaining without recorded times; the decoder is not
     included."""
-    found = {"train": 0, "sample": 0, "explain": 0}
+    found, once = {"train": 0, "sample": 0, "explain": 0}, distilled(study)
     for job in todo:
         of_method = times.get(job.point.method, {})
         kind = _kind(job.point, job.task)
         if job.train and "step" not in of_method:
             found["train"] += taken[kind].step * kind[-1] * job.point.train["steps"]
         if job.sample and "image" not in of_method:
-            found["sample"] += taken[kind].forward * passes(job.point) * images(study, job.task)
+            found["sample"] += (
+                taken[kind].forward * passes(job.point, once) * images(study, job.task)
+            )
         if job.explain and "image" not in of_method:
             found["explain"] += taken[kind].forward * job.explain
     return found
@@ -240,10 +253,11 @@ def describe(
     ``flop`` counts the jobs without recorded times, which ``seconds`` does not include.
     """
     scopes: dict[str, Any] = {"total": None, "to_run": None}
+    prompts = study.sample.prompts * study.sample.images_per_prompt
     for scope, todo in jobs(study, points, plan).items():
         scopes[scope] = {
             "runs": len(todo),
-            "seconds": seconds(todo, times, study.sample.prompts * study.sample.images_per_prompt),
+            "seconds": seconds(todo, times, prompts, distilled(study)),
             "flop": flop(study, todo, times, taken),
             "bytes": storage(study, todo, trainable),
         }

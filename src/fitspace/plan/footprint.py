@@ -109,10 +109,12 @@ def measure(
     Raises UserError as :func:`fitspace.plan.counting.count`.
     """
     tokens, told = text_tokens(base), bases.control_for(base, control)
-    given = [bases.architecture(base), method, settings, batch, precision, scale, tokens]
+    side = latent_side(base)
+    given = [bases.architecture(base), method, settings, batch, precision, scale, tokens, side]
     key, known = digest([*given, *counting.named(told), _code()]), remembered(CACHE)
     if key not in known:
-        known[key] = asdict(_measure(base, method, settings, batch, precision, scale, tokens, told))
+        measured = _measure(base, method, settings, batch, precision, scale, tokens, side, told)
+        known[key] = asdict(measured)
         remember(CACHE, known)
     return Footprint(**known[key])
 
@@ -124,6 +126,16 @@ def text_tokens(base: str) -> int:
         with contextlib.suppress(hub.NotHere):
             return bases.text_tokens(bases.resolve(base))
     return bases.family_by(bases.architecture(base)).tokens
+
+
+def latent_side(base: str) -> int | None:
+    """Side of a base's latents by its autoencoder, if it is on this machine and its denoiser does
+    not say it; else None."""
+    if base in bases.CONFIGS or bases.family_by(bases.architecture(base)).side is None:
+        return None
+    with contextlib.suppress(hub.NotHere):
+        return bases.latent_shape(bases.resolve(base))[-1]
+    return None
 
 
 @cache
@@ -140,6 +152,7 @@ def _measure(
     precision: str,
     scale: int,
     tokens: int,
+    side: int | None,
     told: bases.Control | None,
 ) -> Footprint:
     import torch
@@ -155,7 +168,7 @@ def _measure(
         layer.train()
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     torch.nn.Module.to(model, dtype)  # diffusers' own `to` warns about layers it keeps in fp32
-    latents, t, conditions = _inputs(model, batch, tokens, dtype)
+    latents, t, conditions = _inputs(model, batch, tokens, side, dtype)
     kept = _Kept(model)
     backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
     attention = _attention_mode()
@@ -223,15 +236,16 @@ def _measure_reward(folder: Path, reward: dict[str, Any], batch: int, side: int)
 
 
 def _inputs(
-    model: torch.nn.Module, batch: int, tokens: int, dtype: torch.dtype
+    model: torch.nn.Module, batch: int, tokens: int, side: int | None, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Latents, time steps and conditions, all without content."""
     import torch
 
     config, family = model.config, bases.family_of(model)
-    side = config.sample_size
+    channels, by_default = family.latents(config)
+    side = side or by_default
     with torch.device("meta"):
-        latents = torch.empty(batch, config.in_channels, side, side, dtype=dtype)
+        latents = torch.empty(batch, channels, side, side, dtype=dtype)
         conditions = family.blank(config, batch, tokens, dtype)
         if control := bases.control_of(model):
             conditions["given"] = latents
@@ -272,9 +286,11 @@ def _attention_mode() -> torch.overrides.TorchFunctionMode:
 
     class Fused(TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):
+            kwargs = kwargs or {}
             if function is scaled_dot_product_attention:  # a mask costs next to nothing
-                return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
-            return function(*args, **(kwargs or {}))
+                given = args[:3] or [kwargs[name] for name in ("query", "key", "value")]
+                return torch.ops.aten._scaled_dot_product_flash_attention(*given)[0]
+            return function(*args, **kwargs)
 
     return Fused()
 

@@ -95,7 +95,7 @@ def explained(study: Study, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     noise = initial_noise(0, shape[0], shape[1:], stream)
     steps = [min(int(share * process.steps + 0.5), process.steps - 1)
              for share in study.explain.times]  # fmt: skip
-    scaling, shift = bases.scaling_of(bases.config(base, "vae"))
+    scaling, shift = bases.load_scaling(base)
     captions = read_manifest(run.prepare)["captions"]
     words, tokens = ("", [])
     if family.maps:

@@ -135,8 +135,17 @@ def encoded(base: Path, images: np.ndarray, flip: float) -> dict[str, torch.Tens
 
 
 def halved(told: bases.Conditions) -> bases.Conditions:
-    """Tensors in the form in which files hold them: floats in 16 bits, labels unchanged."""
-    return {name: v.half() if v.is_floating_point() else v for name, v in told.items()}
+    """Tensors in the form in which files hold them: floats in 16 bits, labels unchanged.
+
+    Raises UserError for values that 16 bits do not hold.
+    """
+    found = {name: v.half() if v.is_floating_point() else v for name, v in told.items()}
+    if beyond := [name for name, v in found.items() if not bool(v.isfinite().all())]:
+        raise UserError(
+            f"base: its text encoder gives {', '.join(beyond)} that half precision does not hold; "
+            "allowed: values up to 65504"
+        )
+    return found
 
 
 def _batches(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:

@@ -41,14 +41,13 @@ def class_images(base: Path, asked: dict[str, Any], device: str) -> np.ndarray:
     """
     told = joined(conditions(base, ["", asked["prompt"]])[0])
     model = bases.load_denoiser(base).to(device)
-    shape = (model.config.in_channels, *2 * [model.config.sample_size])
     return generate(
         model,
         bases.load_vae(base).to(device),
         bases.load_process(base),
         bases.picked(told, [1] * asked["images"]),
         bases.picked(told, slice(1)),
-        initial_noise(0, asked["images"], shape, "class"),
+        initial_noise(0, asked["images"], bases.latent_shape(base), "class"),
         asked["steps"],
         asked["guidance"],
         description=f"drawing {asked['prompt']!r}",

@@ -84,7 +84,7 @@ def train(
             own, settings, each.seed, _checkpoint(each), on_loss, attachment.rates
         )
 
-    scaling, shift = bases.scaling_of(bases.config(base, "vae"))
+    scaling, shift = bases.load_scaling(base)
     reward = None
     if asked := run.point.train.get("reward"):
         captions = read_manifest(run.prepare)["captions"]

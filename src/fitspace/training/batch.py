@@ -59,11 +59,11 @@ class Batch:
 def make_batch(
     task: PreparedTask,
     process: Process,
-    scaling: float,
+    scaling: float | torch.Tensor,
     settings: dict[str, Any],
     seed: int,
     step: int,
-    shift: float = 0.0,
+    shift: float | torch.Tensor = 0.0,
 ) -> Batch:
     """Draw one step's batch: the same for every point of a seed.
 

@@ -216,7 +216,7 @@ def _backward_folded(
         def call(noisy, **told):
             return torch.func.functional_call(model, own, (noisy,), told)
 
-        return family.predict(call, noisy, t, conditions)
+        return family.predict(model, noisy, t, conditions, call)
 
     if len(members) > runs_at_once:
         return [

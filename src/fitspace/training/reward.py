@@ -40,8 +40,8 @@ class Reward:
 
     judge: clip.Judge
     vae: torch.nn.Module
-    scaling: float
-    shift: float
+    scaling: float | torch.Tensor
+    shift: float | torch.Tensor
     weight: float
     below: float
     texts: torch.Tensor | None
@@ -69,7 +69,7 @@ class Reward:
 
     def seen(self, latents: torch.Tensor) -> torch.Tensor:
         """Unit vectors (n, d) of a denoiser's clean latents (n, c, h, w), decoded."""
-        images = self.vae.decode(latents / self.scaling + self.shift).sample
+        images = bases.decoded(self.vae, latents / self.scaling + self.shift)
         return clip.embedded(self.judge, (images.clamp(-1, 1) + 1) / 2)
 
 
@@ -86,6 +86,6 @@ def load_reward(
     if settings["against"] == "caption":  # a copy: what inference made takes part in no gradient
         texts = clip.text_embeddings(judge, list(captions)).clone().to(device)
     judge.model.to(device)
-    scaling, shift = bases.scaling_of(bases.config(base, "vae"))
     vae = bases.load_vae(base).to(device)
+    scaling, shift = bases.scaling_of(vae)
     return Reward(judge, vae, scaling, shift, settings["weight"], settings["below"], texts)

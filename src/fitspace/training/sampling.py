@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fitspace.bases import family_of, scaling_of
+from fitspace import bases
 from fitspace.bases.family import Conditions, picked
 from fitspace.bases.process import Process
 from fitspace.core import devices
@@ -43,6 +43,7 @@ def generate(
 
     With the scales s and g of guidance and of the given image's guidance, a prediction is
     ``e(0, 0) + g (e(0, given) - e(0, 0)) + s (e(text, given) - e(0, given))`` (2211.09800, eq. 3).
+    A denoiser that is told the scale s is asked once.
 
     Parameters
     ----------
@@ -60,11 +61,12 @@ def generate(
     NotFinite : some values of the images are not finite.
     UserError : device memory too small for one image.
     """
-    predict = family_of(model).predict
-    scaling, shift = scaling_of(vae.config)
+    family = bases.family_of(model)
+    distilled = family.distilled(model.config)
+    scaling, shift = bases.scaling_of(vae)
 
     def denoise(x: torch.Tensor, t: torch.Tensor, told: Conditions) -> torch.Tensor:
-        return predict(model, x, t.expand(len(x)), told)[:, : noise.shape[1]]
+        return family.predict(model, x, t.expand(len(x)), told)[:, : noise.shape[1]]
 
     def draw(rows: slice) -> torch.Tensor:
         solver = process.solver(steps, device)
@@ -78,7 +80,10 @@ def generate(
             begun = (start[rows].to(device) - shift) * scaling
             x = solver.add_noise(begun, noise[rows].to(device), times[:1])
         told = {name: v.to(device) for name, v in picked(conditions, rows).items()}
-        if guidance > 1 or given_guidance > 1:
+        twice = guidance > 1 and not distilled
+        if distilled:
+            told["guidance"] = torch.full((len(x),), float(guidance), device=device)
+        if twice or given_guidance > 1:
             none = {
                 n: unconditional[n].to(device).expand_as(v) if n in unconditional else v
                 for n, v in told.items()
@@ -92,7 +97,7 @@ def generate(
                 nothing, without, given = denoise(torch.cat([x, x, x]), t, told).chunk(3)
                 predicted = nothing + given_guidance * (without - nothing)
                 predicted = predicted + guidance * (given - without)
-            elif guidance > 1:
+            elif twice:
                 without, given = denoise(torch.cat([x, x]), t, told).chunk(2)
                 predicted = without + guidance * (given - without)
             else:
@@ -100,9 +105,9 @@ def generate(
             x = solver.step(predicted, t, x).prev_sample
             progress.update(len(x))
         # Large images a few at a time: decoding takes more memory than denoising.
-        side = 2 ** (len(vae.config.block_out_channels) - 1) * noise.shape[-1]
+        side = bases.pixels(vae.config) * noise.shape[-1]
         parts = (x / scaling + shift).split(devices.images_at_once(BATCH, side))
-        return torch.cat([vae.decode(part).sample for part in parts])
+        return torch.cat([bases.decoded(vae, part) for part in parts])
 
     device = next(model.parameters()).device
     images: list[torch.Tensor] = []
@@ -135,9 +140,9 @@ def decoded(vae: torch.nn.Module, latents: torch.Tensor) -> np.ndarray:
     """Images of latents (n, c, h, w) that are not multiplied by the autoencoder's scaling factor:
     uint8 (n, h, w, 3)."""
     device = next(vae.parameters()).device
-    side = 2 ** (len(vae.config.block_out_channels) - 1) * latents.shape[-1]
+    side = bases.pixels(vae.config) * latents.shape[-1]
     parts = latents.split(devices.images_at_once(BATCH, side))
-    return torch.cat([_pixels(vae.decode(p.to(device)).sample) for p in parts]).numpy()
+    return torch.cat([_pixels(bases.decoded(vae, p.to(device))) for p in parts]).numpy()
 
 
 def _pixels(images: torch.Tensor) -> torch.Tensor:
