@@ -41,6 +41,7 @@ def folder(tmp_path_factory):
     config = json.loads((judge / "open_clip_config.json").read_text())
     config["preprocess_cfg"]["interpolation"] = "bilinear"
     (judge / "open_clip_config.json").write_text(json.dumps(config))
+    shutil.copy(judge / "open_clip_model.safetensors", made / "disguised.safetensors")
     return made
 
 
@@ -95,6 +96,11 @@ FACTOR = LORA | {"factors": {"train.reward.weight": [0.5, -1]}}
 REFUSED = {
     "the judge": (REWARD | {"model": str(ROOT / "models/emoji-clip")}, {}, "has the weights of"),
     "its weights": (REWARD | {"model": "judge-in-disguise"}, {}, "weights of 'judge', which eval"),
+    "another extractor's": (
+        REWARD | {"model": "RN50@disguised.safetensors"},
+        {"dreamsim": "disguised.safetensors", "metrics": ["dreamsim"], "inception": "nowhere"},
+        "weights of 'dreamsim', which eval",
+    ),
     "no model": (REWARD | {"model": "nowhere"}, {}, "train.reward.model: 'nowhere' is not"),
     "no weight": (REWARD | {"weight": 0.0}, {}, "train.reward.weight: 0.0"),
     "no bound": (REWARD | {"below": 0.0}, {}, "train.reward.below: 0.0"),
@@ -132,13 +138,13 @@ def losses(content):
     return [float(row.split(",")[1]) for row in rows]
 
 
-OF = {
-    "a U-Net, by words": {},
-    "a DiT, by images": {"base": "dit", "tasks": [dit.task("known")]},
-}
+OF = [
+    pytest.param({}, id="a U-Net, by words", marks=pytest.mark.slow),
+    pytest.param({"base": "dit", "tasks": [dit.task("known")]}, id="a DiT, by images"),
+]
 
 
-@pytest.mark.parametrize("changes", OF.values(), ids=OF)
+@pytest.mark.parametrize("changes", OF)
 def test_a_training_is_rewarded_through_its_stages(here, changes):
     by_images = {"against": "target"} if changes else {}
     plain = losses(written(None) | changes)

@@ -152,6 +152,7 @@ def likeness(model) -> float:
     return clip.clip_t(seen, clip.text_embeddings(judge(), CAPTIONS)[rows])
 
 
+@pytest.mark.slow
 def test_a_rewarded_training_makes_samples_that_the_model_likes_better(tmp_path):
     longer = {
         "steps": 60, "batch_size": 8, "lr": 0.02, "lr_schedule": "constant", "ema": None,

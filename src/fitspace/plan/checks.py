@@ -174,19 +174,14 @@ def reward_problems(models: Models) -> list[str]:
                 "train.reward.against: 'caption': the base is told classes, not words; allowed: "
                 "target"
             )
-    with contextlib.suppress(UserError):
-        judging = {"judge": metrics.weights_of(study.judge)}
-        judging |= {
-            name: metrics.weights_of(f"@{metrics.weights_file(name, path)}")
-            for name, path in study.weights.items()
-        }
-        rewarding = metrics.weights_of(reward.model)
-        problems += [
-            f"{REWARD_KEY}: {reward.model!r}: has the weights of {name!r}, which evaluates the "
-            "study: whatever pleases it would be found good; allowed: another model"
-            for name, own in judging.items()
-            if own & rewarding
-        ]
+    judging = {"judge": study.judge} | {name: f"@{path}" for name, path in study.weights.items()}
+    for name, reference in judging.items():
+        with contextlib.suppress(UserError):  # not here, or no model
+            if metrics.weights_of(reference) & metrics.weights_of(reward.model):
+                problems.append(
+                    f"{REWARD_KEY}: {reward.model!r}: has the weights of {name!r}, which evaluates "
+                    "the study: whatever pleases it would be found good; allowed: another model"
+                )
     return problems
 
 
