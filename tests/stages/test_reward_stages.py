@@ -15,10 +15,13 @@ from control_study import ROOT, build_images, content
 from torch.utils.flop_counter import FlopCounterMode
 
 from fitspace import bases, stages
+from fitspace.audit.again import elsewhere
 from fitspace.core import devices
 from fitspace.core.errors import UserError
+from fitspace.core.files import sha256
 from fitspace.metrics import identity
 from fitspace.plan import build_plan, checked, footprint
+from fitspace.results import lineage
 from fitspace.stages.train import folds
 from fitspace.study import Study
 
@@ -193,3 +196,16 @@ def test_a_plan_counts_what_a_reward_costs(here):
     assert images.shape[-1] == 16
     added = own.step - without.step
     assert 1.8 * decoder.get_total_flops() < added < 2.2 * decoder.get_total_flops()
+
+
+def test_lineage_and_audits_know_the_rewarding_model(here, tmp_path):
+    told = written(REWARD | {"model": "copied"})
+    plan = build_plan(Study.model_validate(told))
+    text = lineage.text(lineage.collect(plan))
+    found = lineage.of_content(json.loads(text), here / lineage.NAME).models
+    assert found["reward"]["path"] == "copied"
+    path = here / "copied/open_clip_model.safetensors"
+    assert found["reward"]["files"][path.name] == sha256(path)
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(told))
+    assert yaml.safe_load(elsewhere(file))["train"]["reward"]["model"] == str(here / "copied")
