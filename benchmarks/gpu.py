@@ -217,8 +217,8 @@ def flops_of(model, process, batch, trainable, options) -> int:
     half = options.precision == "bf16"
     with FlopCounterMode(display=False) as counter:
         with torch.autocast(options.device, dtype=torch.bfloat16, enabled=half):
-            told = bases.family_of(model).hand(batch.conditions)
-            predicted = model(batch.noisy, batch.t, **told).sample
+            family = bases.family_of(model)
+            predicted = family.predict(model, batch.noisy, batch.t, batch.conditions)
         loss = batch.losses(process, predicted.float()).mean()
         torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
     return counter.get_total_flops()

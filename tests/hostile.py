@@ -23,7 +23,7 @@ from typing import Any
 
 from fitspace.core.errors import UserError
 
-SECONDS = 120  # an input that takes longer hangs, on a busy machine too
+SECONDS = 600  # an input that takes longer hangs, on a busy machine too
 MEMORY = 2 << 30  # more address space than this, in bytes, for one input is a bomb
 
 # --- the watch --------------------------------------------------------------------------

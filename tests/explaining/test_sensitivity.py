@@ -23,6 +23,8 @@ from fitspace.training.sampling import NotFinite
 class UNet2DConditionModel(torch.nn.Module):
     """Predicts ``gain·(mean of the words)`` everywhere: a toy of the name that families look at."""
 
+    config = {}
+
     def __init__(self, gain: float = 1.0):
         super().__init__()
         self.gain = torch.nn.Parameter(torch.tensor(gain))

@@ -257,7 +257,8 @@ def test_command_line(tmp_path, capsys):
     path, out = tmp_path / "adapter.safetensors", tmp_path / "out"
     trained(tiny.unet(), "lora", {"rank": 2}, path)
     assert cli.main(["export", str(tmp_path), "--out", str(out)]) == 0
-    names = ["adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"]
+    names = ["adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors",
+             "kohya_lora.safetensors"]  # fmt: skip
     assert capsys.readouterr().out.split() == [str(out / name) for name in names]
     config = json.loads((out / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["inference_mode"]) == ("LORA", 2, True)
