@@ -315,3 +315,6 @@ def flux2(folder):
     folder.mkdir()
     pipeline.save_pretrained(folder / "base")
     return folder / "base"
+
+
+BUILT = {"sd3": sd3, "sdxl": sdxl, "pixart": pixart, "flux": flux, "sana": sana, "flux2": flux2}

@@ -26,17 +26,9 @@ from fitspace.training import sampling
 import_torchvision()
 import diffusers  # noqa: E402
 
-BUILT = {
-    "sd3": pipelines.sd3,
-    "sdxl": pipelines.sdxl,
-    "pixart": pipelines.pixart,
-    "flux": pipelines.flux,
-    "sana": pipelines.sana,
-    "flux2": pipelines.flux2,
-}
 # Two always: they have all that others have.
 ALWAYS = ("sd3", "flux")
-FAMILIES = [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.slow) for n in BUILT]
+FAMILIES = [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.slow) for n in pipelines.BUILT]
 # PixArt's pipeline by itself cleans captions of HTML and resizes to one of its trained sizes, as
 # Sana's does.
 CALLED = {
@@ -49,7 +41,9 @@ CAPTIONS, STEPS, GUIDANCE = ["red apple", "a green tree"], 3, 3.0
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
     """A family's name and its pipeline's folder."""
-    return request.param, BUILT[request.param](tmp_path_factory.mktemp("families") / request.param)
+    return request.param, pipelines.BUILT[request.param](
+        tmp_path_factory.mktemp("families") / request.param
+    )
 
 
 @pytest.fixture(scope="module")

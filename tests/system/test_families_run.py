@@ -19,16 +19,8 @@ from fitspace.plan import planned
 from fitspace.plan.checks import usable
 
 ROOT = Path(__file__).parents[2]
-BUILT = {
-    "sd3": pipelines.sd3,
-    "sdxl": pipelines.sdxl,
-    "pixart": pipelines.pixart,
-    "flux": pipelines.flux,
-    "sana": pipelines.sana,
-    "flux2": pipelines.flux2,
-}
 # One family always: it has all that others have.
-FAMILIES = [n if n == "sd3" else pytest.param(n, marks=pytest.mark.slow) for n in BUILT]
+FAMILIES = [n if n == "sd3" else pytest.param(n, marks=pytest.mark.slow) for n in pipelines.BUILT]
 FLOWS = ("sd3", "flux", "sana", "flux2")
 ADAPTER = {"input": "SA_out", "output": "FFN_in", "width": 4}
 PROMPTS, STEPS = 4, 2
@@ -73,7 +65,7 @@ def ready(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp(request.param)
         patch.chdir(folder)
-        BUILT[request.param](folder / "made").rename(folder / "base")
+        pipelines.BUILT[request.param](folder / "made").rename(folder / "base")
         images(folder / "own")
         density = {"density": "mode"} if request.param in FLOWS else {}
         plan = planned(study_file(**density))

@@ -68,9 +68,9 @@ def committed(path: str) -> bytes:
 
 
 def _models(study: Study, lineage: Lineage) -> list[Finding]:
-    findings = []
+    findings, references = [], named(study)
     for key, recorded in lineage.models.items():
-        reference = named(study).get(key)
+        reference = references.get(key)
         if reference != recorded["path"]:
             message = f"the study names {reference!r}; the runs were made with {recorded['path']!r}"
             findings.append(Finding("changed", key, message))

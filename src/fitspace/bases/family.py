@@ -35,6 +35,15 @@ def by_name(hand: Callable[[Conditions], dict[str, Any]]) -> Ask:
     return ask
 
 
+def not_whole(config: dict[str, Any], *keys: str) -> list[str]:
+    """What is wrong with keys of a denoiser's configuration that have to be whole numbers."""
+    return [
+        f"{key}: {config.get(key)!r}; allowed: a whole number"
+        for key in keys
+        if not isinstance(config.get(key), int)
+    ]
+
+
 def _nothing(model: nn.Module) -> None:
     """Most models are what they should be as diffusers loads them."""
 

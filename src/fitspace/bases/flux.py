@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fitspace.bases import sd3
 from fitspace.bases.blocks import FLUX_JOINT, FLUX_SINGLE
 from fitspace.bases.encoding import prompted, tokens_kept
-from fitspace.bases.family import Conditions, Family, Reading
+from fitspace.bases.family import Conditions, Family, Reading, not_whole
 
 if TYPE_CHECKING:
     import torch
@@ -51,15 +52,6 @@ def _ask(
     return squares.permute(0, 3, 1, 4, 2, 5).reshape(n, channels, h, w)
 
 
-def _blank(config: Any, images: int, tokens: int, dtype: torch.dtype) -> Conditions:
-    import torch
-
-    return {
-        "embeddings": torch.empty(images, tokens, config.joint_attention_dim, dtype=dtype),
-        "pooled": torch.empty(images, config.pooled_projection_dim, dtype=dtype),
-    }
-
-
 def _encode(pipeline: Any, captions: Sequence[str], device: Any, side: int) -> Conditions:
     """T5's last states, and CLIP's pooled state. Nothing is guided away from but an empty caption
     that is read as any other."""
@@ -76,11 +68,7 @@ def _tokens(kept: dict[str, int]) -> int:
 
 
 def _problems(config: dict[str, Any]) -> list[str]:
-    found = [
-        f"{key}: {config.get(key)!r}; allowed: a whole number"
-        for key in ("joint_attention_dim", "pooled_projection_dim")
-        if not isinstance(config.get(key), int)
-    ]
+    found = not_whole(config, "joint_attention_dim", "pooled_projection_dim")
     if (patch := config.get("patch_size", 1)) != 1:
         found.append(f"patch_size: {patch!r}; allowed: 1, as latents are packed before")
     return found
@@ -94,7 +82,7 @@ FLUX = Family(
     needs=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
     told={"embeddings": "F16 n tokens dim", "pooled": "F16 n pooled"},
     ask=_ask,
-    blank=_blank,
+    blank=sd3.blank,
     sizes={"dim": "joint_attention_dim", "pooled": "pooled_projection_dim"},
     blocks=(FLUX_JOINT, FLUX_SINGLE),
     flows=True,

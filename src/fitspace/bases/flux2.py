@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitspace.bases.blocks import FLUX2_JOINT, FLUX2_SINGLE
 from fitspace.bases.encoding import prompted
-from fitspace.bases.family import Conditions, Family, Reading
+from fitspace.bases.family import Conditions, Family, Reading, not_whole
 
 if TYPE_CHECKING:
     import torch
@@ -60,9 +60,7 @@ def _tokens(kept: dict[str, int]) -> int:
 
 
 def _problems(config: dict[str, Any]) -> list[str]:
-    found = []
-    if not isinstance(width := config.get("joint_attention_dim"), int):
-        found.append(f"joint_attention_dim: {width!r}; allowed: a whole number")
+    found = not_whole(config, "joint_attention_dim")
     if (patch := config.get("patch_size", 1)) != 1:
         found.append(f"patch_size: {patch!r}; allowed: 1, as latents are packed before")
     if config.get("guidance_embeds", True):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitspace.bases.blocks import ADALN_SINGLE
 from fitspace.bases.encoding import prompted
-from fitspace.bases.family import Conditions, Family, Reading, by_name
+from fitspace.bases.family import Conditions, Family, Reading, by_name, not_whole
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,8 @@ def _hand(conditions: Conditions) -> dict[str, Any]:
     }
 
 
-def _blank(config: Any, images: int, tokens: int, dtype: torch.dtype) -> Conditions:
+def blank(config: Any, images: int, tokens: int, dtype: torch.dtype) -> Conditions:
+    """Words and which are no padding, without content, see :class:`Family`."""
     import torch
 
     return {
@@ -48,9 +49,7 @@ def _problems(config: dict[str, Any]) -> list[str]:
             f"use_additional_conditions: {asked!r}; allowed: false, as nobody here tells it "
             "resolution and aspect ratio"
         )
-    if not isinstance(width := config.get("caption_channels"), int):
-        found.append(f"caption_channels: {width!r}; allowed: a whole number")
-    return found
+    return found + not_whole(config, "caption_channels")
 
 
 PIXART = Family(
@@ -61,7 +60,7 @@ PIXART = Family(
     needs=("text_encoder", "tokenizer"),
     told={"embeddings": "F16 n tokens dim", "mask": "I64 n tokens"},
     ask=by_name(_hand),
-    blank=_blank,
+    blank=blank,
     sizes={"dim": "caption_channels"},
     blocks=(ADALN_SINGLE,),
     tokens=TOKENS,

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fitspace.bases import pixart
 from fitspace.bases.blocks import SANA_BLOCK
 from fitspace.bases.encoding import prompted
-from fitspace.bases.family import Conditions, Family, Reading, by_name
+from fitspace.bases.family import Conditions, Family, Reading, by_name, not_whole
 
 if TYPE_CHECKING:
     import torch
@@ -26,15 +27,6 @@ def _hand(conditions: Conditions) -> dict[str, torch.Tensor]:
     return {
         "encoder_hidden_states": conditions["embeddings"],
         "encoder_attention_mask": conditions["mask"],
-    }
-
-
-def _blank(config: Any, images: int, tokens: int, dtype: torch.dtype) -> Conditions:
-    import torch
-
-    return {
-        "embeddings": torch.empty(images, tokens, config.caption_channels, dtype=dtype),
-        "mask": torch.empty(images, tokens, dtype=torch.long),
     }
 
 
@@ -56,11 +48,7 @@ def _tokens(kept: dict[str, int]) -> int:
 
 
 def _problems(config: dict[str, Any]) -> list[str]:
-    found = [
-        f"{key}: {config.get(key)!r}; allowed: a whole number"
-        for key in ("caption_channels", "cross_attention_dim", "patch_size")
-        if not isinstance(config.get(key), int)
-    ]
+    found = not_whole(config, "caption_channels", "cross_attention_dim", "patch_size")
     if config.get("guidance_embeds"):
         found.append("guidance_embeds: true; allowed: false, no Sana-Sprint")
     if (scale := config.get("timestep_scale", 1.0)) != 1:
@@ -77,7 +65,7 @@ SANA = Family(
     needs=("text_encoder", "tokenizer"),
     told={"embeddings": "F16 n tokens dim", "mask": "I64 n tokens"},
     ask=by_name(_hand),
-    blank=_blank,
+    blank=pixart.blank,
     sizes={"dim": "caption_channels"},
     blocks=(SANA_BLOCK,),
     flows=True,

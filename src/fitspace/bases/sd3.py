@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitspace.bases.blocks import JOINT
 from fitspace.bases.encoding import prompted, tokens_kept
-from fitspace.bases.family import Conditions, Family, Reading, by_name
+from fitspace.bases.family import Conditions, Family, Reading, by_name, not_whole
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,8 @@ def _hand(conditions: Conditions) -> dict[str, torch.Tensor]:
     }
 
 
-def _blank(config: Any, images: int, tokens: int, dtype: torch.dtype) -> Conditions:
+def blank(config: Any, images: int, tokens: int, dtype: torch.dtype) -> Conditions:
+    """Words and what is pooled of them, without content, see :class:`Family`."""
     import torch
 
     return {
@@ -52,11 +53,7 @@ def _tokens(kept: dict[str, int]) -> int:
 
 
 def _problems(config: dict[str, Any]) -> list[str]:
-    return [
-        f"{key}: {config.get(key)!r}; allowed: a whole number"
-        for key in ("joint_attention_dim", "pooled_projection_dim", "patch_size")
-        if not isinstance(config.get(key), int)
-    ]
+    return not_whole(config, "joint_attention_dim", "pooled_projection_dim", "patch_size")
 
 
 SD3 = Family(
@@ -69,7 +66,7 @@ SD3 = Family(
     optional=("text_encoder_3", "tokenizer_3"),
     told={"embeddings": "F16 n tokens dim", "pooled": "F16 n pooled"},
     ask=by_name(_hand),
-    blank=_blank,
+    blank=blank,
     sizes={"dim": "joint_attention_dim", "pooled": "pooled_projection_dim"},
     blocks=JOINT,
     flows=True,

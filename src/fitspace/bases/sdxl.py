@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fitspace.bases import unet
 from fitspace.bases.blocks import CROSS, RESNET
 from fitspace.bases.encoding import prompted, tokens_kept
-from fitspace.bases.family import Conditions, Family, Reading, by_name
+from fitspace.bases.family import Conditions, Family, Reading, by_name, not_whole
 
 if TYPE_CHECKING:
     import torch
@@ -58,11 +58,7 @@ def _kept(folder: Path) -> dict[str, int]:
 
 def _problems(config: dict[str, Any]) -> list[str]:
     keys = ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
-    return unet.problems(config, told=("addition_embed_type",)) + [
-        f"{key}: {config.get(key)!r}; allowed: a whole number"
-        for key in keys
-        if not isinstance(config.get(key), int)
-    ]
+    return unet.problems(config, told=("addition_embed_type",)) + not_whole(config, *keys)
 
 
 SDXL = Family(

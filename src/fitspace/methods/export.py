@@ -78,8 +78,7 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
     loads = "family" in facts or not unread
     if method == "lora" and loads:
         written.append(_write_diffusers(config, state, out))
-    unet = not any("transformer_blocks" in name.split(".")[0] for name in state)
-    if method == "lora" and unet and not settings.dora:
+    if method == "lora" and not _of_transformer(state) and not settings.dora:
         written.append(_write_kohya(config, parts, out))
     return written
 
@@ -165,9 +164,7 @@ def _write_diffusers(config, state: dict[str, torch.Tensor], out: Path) -> Path:
     # diffusers leaves loaded layers in training mode, so a dropout would be active.
     facts = config.to_dict() | {"lora_dropout": 0.0}
     # Only the denoiser's name goes into the file: all pipelines with a transformer write alike.
-    if all(
-        name.startswith(("transformer_blocks.", "single_transformer_blocks.")) for name in state
-    ):
+    if _of_transformer(state):
         StableDiffusion3Pipeline.save_lora_weights(
             out, transformer_lora_layers=state, transformer_lora_adapter_metadata=facts
         )
@@ -176,6 +173,13 @@ def _write_diffusers(config, state: dict[str, torch.Tensor], out: Path) -> Path:
             out, unet_lora_layers=state, unet_lora_adapter_metadata=facts
         )
     return out / LORA_WEIGHT_NAME_SAFE
+
+
+def _of_transformer(state: dict[str, torch.Tensor]) -> bool:
+    """Whether the layers are those of a transformer's blocks, not of a U-Net."""
+    return all(
+        name.startswith(("transformer_blocks.", "single_transformer_blocks.")) for name in state
+    )
 
 
 def _write_kohya(config, parts: dict[str, dict[str, torch.Tensor]], out: Path) -> Path:

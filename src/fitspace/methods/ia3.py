@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from fitspace.bases.blocks import LAYERS
 from fitspace.methods.attachment import Attachment, PartialSettings
 from fitspace.methods.peft_layers import attachment, inject, linear_layers
 from fitspace.methods.tuners import TUNERS
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 trains = True
 folds = True
-FEED_FORWARD = (".net.2", ".proj_out", ".conv_point", ".linear_out", ".attn.to_out")
+# How names of layers that end a feed-forward end.
+FEED_FORWARD = tuple(f".{part}" for roles in LAYERS.values() for part in roles.get("ff_out", ()))
 AT_REST = TUNERS["IA3"].rest
 
 

@@ -34,12 +34,13 @@ def save(attachment: Attachment, path: str | Path, metadata: dict[str, str]) -> 
     """
     from safetensors.torch import save_file
 
+    family = bases.family_of(attachment.model)
     facts = {
         "method": attachment.method,
-        "settings": attachment.settings.resolved(bases.family_of(attachment.model).name),
+        "settings": attachment.settings.resolved(family.name),
         "metadata": metadata,
     }
-    if (family := bases.family_of(attachment.model)).named:
+    if family.named:
         facts["family"] = family.name
     if classes := bases.own_classes(attachment.model):
         facts["classes"] = classes
