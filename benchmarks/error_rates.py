@@ -168,7 +168,7 @@ def controls(design: Design, factor: str, control: str, y: np.ndarray) -> dict:
 def fixed_tasks(simulations: int, rows: list) -> None:
     """Fifteen arms on seven tasks, two seeds: claims about these tasks."""
     for response in ("fd_effnet", "clip_i", "diversity"):
-        design = Design("emoji-difffit", response, "y ~ task*arm + task:seed")
+        design = Design("emoji-methods", response, "y ~ task*arm + task:seed")
         y = design.noise(design.spread("arm"), simulations, seed=2)
         p = {"F": design.F("arm", y), "HC2 with its df": design.robust("arm", y, "cr2")}
         p["F and HC2 with its df"] = np.maximum(p["F"], p["HC2 with its df"])
@@ -176,8 +176,8 @@ def fixed_tasks(simulations: int, rows: list) -> None:
         rates["Tukey, any pair"] = design.pairs("arm", y) > 1
         rates |= own_pairs(design, "arm", y, rates["Tukey, any pair"])
         rates |= controls(design, "arm", "none", y)
-        shown(rates, "arm", f"emoji-difffit, {response}, spreads by arm", rows)
-        noninferior(design, y, f"emoji-difffit, {response}, spreads by arm", rows)
+        shown(rates, "arm", f"emoji-methods, {response}, spreads by arm", rows)
+        noninferior(design, y, f"emoji-methods, {response}, spreads by arm", rows)
 
 
 def against(design: Design, factor: str, control: str, y: np.ndarray, kind, sides=2):
@@ -229,14 +229,14 @@ def noninferior(design: Design, y: np.ndarray, where: str, rows: list) -> None:
 def general(simulations: int, rows: list) -> None:
     """Claims on tasks in general: arm by task varies as it does in the committed runs."""
     for response in ("fd_effnet", "clip_i", "diversity"):
-        design = Design("emoji-difffit", response, "y ~ task*arm + task:seed")
+        design = Design("emoji-methods", response, "y ~ task*arm + task:seed")
         runs = design.runs
         cells = runs.groupby(["task", "arm"], sort=False)["y"].mean().unstack()
         apart = (
             cells.sub(cells.mean(axis=1), axis=0).sub(cells.mean(), axis=1)
             + cells.to_numpy().mean()
         )
-        rng, where = np.random.default_rng(3), f"emoji-difffit, {response}"
+        rng, where = np.random.default_rng(3), f"emoji-methods, {response}"
         spread = design.spread("arm")
         column, row = runs["arm"].map(cells.columns.get_loc), runs["task"].map(cells.index.get_loc)
         found = {name: [] for name in ("F uncorrected", "Greenhouse-Geisser", "Huynh-Feldt")}

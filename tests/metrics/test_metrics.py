@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny_judge
 import torch
 
 from fitspace import metrics
@@ -26,7 +27,6 @@ from torch_fidelity.metric_fid import (  # noqa: E402
 
 from fitspace.metrics import clip, effnet  # noqa: E402
 from fitspace.metrics.frechet import frechet_distance  # noqa: E402
-from fitspace.recipes import judge as judge_base  # noqa: E402
 
 CAPTIONS = [f"red square number {i}" for i in range(12)]
 
@@ -34,11 +34,7 @@ CAPTIONS = [f"red square number {i}" for i in range(12)]
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory):
     """A judge folder with untrained weights."""
-    out = tmp_path_factory.mktemp("judge")
-    torch.manual_seed(0)
-    judge_base.save_settings(judge_base.build_tokenizer(CAPTIONS), out)
-    judge_base.save_weights(open_clip.CLIP(**judge_base.MODEL), out)
-    return out
+    return tiny_judge.write(tmp_path_factory.mktemp("judge"), CAPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +189,7 @@ def test_preprocessing_is_open_clips(judge, images, side):
     from PIL import Image
 
     loaded = clip.load(judge)
-    transform = image_transform_v2(PreprocessCfg(**judge_base.PREPROCESS), is_train=False)
+    transform = image_transform_v2(PreprocessCfg(**tiny_judge.PREPROCESS), is_train=False)
     sources = [Image.fromarray(i).resize((side, side), Image.Resampling.BICUBIC) for i in images]
     expected = torch.stack([transform(image) for image in sources])
     got = clip.preprocess(loaded, torch.from_numpy(np.stack([np.asarray(i) for i in sources])))
@@ -202,7 +198,7 @@ def test_preprocessing_is_open_clips(judge, images, side):
 
 
 def test_a_judge_by_name_and_weights_is_the_same_judge(judge, images, tmp_path):
-    (tmp_path / "emoji-tiny.json").write_text(json.dumps(judge_base.MODEL))
+    (tmp_path / "emoji-tiny.json").write_text(json.dumps(tiny_judge.MODEL))
     open_clip.add_model_config(tmp_path)
     spelled = f"emoji-tiny@{judge / 'open_clip_model.safetensors'}"
     # Without a folder open_clip normalises as OpenAI's models do.
@@ -220,11 +216,11 @@ def test_a_judge_has_the_activation_that_its_configuration_says(judge, images, t
     for file in judge.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     vision = {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 16}
-    model = judge_base.MODEL | {"vision_cfg": vision, "quick_gelu": quick}
-    config = {"model_cfg": model, "preprocess_cfg": judge_base.PREPROCESS}
+    model = tiny_judge.MODEL | {"vision_cfg": vision, "quick_gelu": quick}
+    config = {"model_cfg": model, "preprocess_cfg": tiny_judge.PREPROCESS}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
-    judge_base.save_weights(open_clip.CLIP(**judge_base.MODEL | {"vision_cfg": vision}), tmp_path)
+    tiny_judge.write_weights(open_clip.CLIP(**tiny_judge.MODEL | {"vision_cfg": vision}), tmp_path)
     loaded = clip.load(tmp_path).model
     x = torch.linspace(-3, 3, 7)
     expected = x * torch.sigmoid(1.702 * x) if quick else torch.nn.functional.gelu(x)

@@ -53,7 +53,7 @@ def folder(tmp_path, monkeypatch):
     lines = []
     for i in range(12):
         Image.fromarray(np.full((40, 40, 3), 20 * i, np.uint8)).save(images / f"{i}.png")
-        row = {"file_name": f"{i}.png", "text": f"a thing {i}", "label": "cat-face"}
+        row = {"file_name": f"{i}.png", "text": f"a thing {i}", "label": "cat face"}
         lines.append(row | {"split": "test" if i < 6 else "train"})
     (images / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return images
@@ -272,7 +272,7 @@ def test_a_sound_study_has_no_problems(folder):
 def test_new_classes_need_methods_that_train_them(folder):
     metadata = folder / "metadata.jsonl"
     assert problems_of(DIT | {"arms": [lora(), {"method": "none"}]}) == []  # the base knows them
-    metadata.write_text(metadata.read_text().replace("cat-face", "my cat"))
+    metadata.write_text(metadata.read_text().replace("cat face", "my cat"))
     plain = lora(name="plain", settings={"class_embedding": False})
     arms = [lora(settings={"class_embedding": True}), plain, {"method": "full"}, {"method": "none"}]
     found = problems_of(DIT | {"arms": arms})
@@ -396,12 +396,14 @@ def test_check_notes_held_out_images_that_are_trained_on(folder, capsys):
 def test_check_notes_classes_that_are_held_out_alone(folder, capsys):
     metadata = folder / "metadata.jsonl"
     lines = metadata.read_text().replace('"a thing 1"', '"x"').splitlines()
-    lines[1] = lines[1].replace("cat-face", "dog")
+    lines[1] = lines[1].replace("cat face", "my dog")
     metadata.write_text("\n".join(lines))
     arms = [lora(settings={"class_embedding": True}), {"method": "full"}]
     code, out, err = say(capsys, DIT | {"arms": arms})
     assert code == 0, err
-    assert any("classes that are held out alone, never trained: 'dog' (1 in all)" in x for x in out)
+    assert any(
+        "classes that are held out alone, never trained: 'my dog' (1 in all)" in x for x in out
+    )
 
 
 def test_check_loads_the_weights(folder, capsys, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from fitspace import bases
 from fitspace.core.errors import UserError
 from fitspace.data import openmoji
-from fitspace.recipes.world import autoencoder, denoiser, dit, judge, loop, measures, unet
+from fitspace.recipes.world import autoencoder, denoiser, dit, judge, loop, measures, texts, unet
 from fitspace.recipes.world import drawings as drawn
 from fitspace.recipes.world.__main__ import main
 from fitspace.training import sampling
@@ -322,7 +322,7 @@ def test_open_clip_loads_the_judge_and_its_measures_are_its_own(world, vae, tmp_
 
     settings = judge.Settings(steps=30, batch_size=5, warmup_steps=5, texts=5, ema=0.7)
     trained = judge.train(world, tmp_path / "work", settings)
-    judge.save(trained, world, settings, tmp_path / "judge")
+    judge.save(trained.model.clip, world, trained.record(settings), tmp_path / "judge")
     report = judge.measure(tmp_path / "judge", world, {"blank": np.zeros_like})
     assert set(report) == {"clean", "noised", "shifted", "blank"}
     clean = report["clean"]["full"]
@@ -336,6 +336,53 @@ def test_open_clip_loads_the_judge_and_its_measures_are_its_own(world, vae, tmp_
     drawn_samples = world.images[:, 0]  # samples as good as drawings are judged as drawings are
     found = denoiser.precision(drawn_samples, np.arange(5), tmp_path / "judge", world)
     assert found == clean
+
+
+@pytest.fixture
+def untrained(world, tmp_path):
+    """A judge's folder after no step of its first half."""
+    folder, learner = tmp_path / "first", judge.new_learner(len(world), seed=0)
+    judge.save(learner.clip, world, {"losses": []}, folder)
+    return folder
+
+
+def test_texts_learn_what_the_finished_image_tower_sees(world, untrained, tmp_path, capsys):
+    from fitspace.metrics import clip
+
+    few = dict(warmup_steps=2, ema=0.5)
+    vectors = texts.Vectors(steps=40, batch_size=8, **few)
+    settings = texts.Settings(steps=60, batch_size=5, **few)
+    trained, record = texts.train(untrained, world, tmp_path / "whole", vectors, settings)
+    before = clip.load(untrained).model.visual.state_dict()
+    after = trained.model.clip.visual.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    fitted = torch.nn.functional.normalize(trained.model.captions, dim=1)
+    said = texts.plain(trained.model.clip, judge.tokens(world))
+    assert (said * fitted).sum(1).min() > 0.9
+    losses = record["texts"]["losses"]
+    assert len(losses) == 60 and np.mean(losses[-5:]) < np.mean(losses[:5])
+    assert "right figures, by style: " in capsys.readouterr().out
+
+
+def test_texts_killed_go_on_to_the_same_bits(world, untrained, tmp_path, monkeypatch):
+    few = dict(warmup_steps=1, ema=0.5)
+    vectors = texts.Vectors(steps=4, batch_size=8, **few)
+    settings = texts.Settings(steps=6, batch_size=5, **few)
+    whole, _ = texts.train(untrained, world, tmp_path / "whole", vectors, settings)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    compute, steps = judge.text_loss, iter(range(3))
+
+    def stop(*arguments):
+        next(steps)
+        return compute(*arguments)
+
+    monkeypatch.setattr(judge, "text_loss", stop)
+    with pytest.raises(StopIteration):
+        texts.train(untrained, world, tmp_path / "killed", vectors, settings)
+    monkeypatch.setattr(judge, "text_loss", compute)
+    resumed, _ = texts.train(untrained, world, tmp_path / "killed", vectors, settings)
+    ours, theirs = whole.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 RETRIEVED = {  # similarity to the captions of a, a (another tone), b, c; their pictures ->
@@ -352,12 +399,12 @@ RETRIEVED = {  # similarity to the captions of a, a (another tone), b, c; their 
 
 @pytest.mark.parametrize(("row", "pictures", "expected"), RETRIEVED.values(), ids=RETRIEVED)
 def test_retrieval(row, pictures, expected):
-    texts = judge.Texts(torch.eye(4), torch.eye(4)[:, None].expand(4, 8, 4))
+    told = judge.Texts(torch.eye(4), torch.eye(4)[:, None].expand(4, 8, 4))
     pixels = np.array([10 * ord(name) % 256 for name in pictures], np.uint8)
     images = np.broadcast_to(pixels[:, None, None, None, None], (4, 8, 2, 2, 3))
     figures, captions = np.array(["a", "a", "b", "c"]), np.arange(4).astype(str)
     shown = drawn.Drawings(images, np.ones((4, 8), bool), captions, figures, "key")
-    found = judge.retrieval(torch.tensor([row]), np.array([0]), 0, texts, shown)
+    found = judge.retrieval(torch.tensor([row]), np.array([0]), 0, told, shown)
     assert (found["figure"], found["caption"], found["caption5"]) == pytest.approx(expected)
 
 
@@ -392,6 +439,8 @@ def tiny(world, monkeypatch):
         settings = part.Settings(**few)
         monkeypatch.setattr(part, "Settings", lambda settings=settings: settings)
         monkeypatch.setattr(part.train, "__defaults__", (settings, *config))
+    both = texts.Vectors(**few), texts.Settings(**few)
+    monkeypatch.setattr(texts.train, "__defaults__", both)
     monkeypatch.setattr(drawn, "load", lambda folder: world)
 
 

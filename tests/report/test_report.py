@@ -737,7 +737,7 @@ def test_a_report_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-SLOW = {"emoji-difffit": [pytest.mark.slow]}  # seven tasks and fifteen arms: half a minute
+SLOW = {"emoji-methods": [pytest.mark.slow]}  # seven tasks and fifteen arms: half a minute
 
 
 @pytest.fixture(scope="module", params=[pytest.param(n, marks=SLOW.get(n, [])) for n in REPORTS])
@@ -772,7 +772,7 @@ def test_the_committed_design_is_what_its_study_plans(tmp_path, name):
 
 
 def test_the_untouched_base_is_a_baseline_where_arms_are_compared():
-    folder = ROOT / "reports/emoji-difffit"
+    folder = ROOT / "reports/emoji-methods"
     assert [row["arm"] for row in rows_of(folder / "baselines.csv")] == ["none"] * 3
     levels = {row["level"] for row in rows_of(folder / "effects.csv")}
     assert "full" in levels and "none" not in levels

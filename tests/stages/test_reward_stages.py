@@ -9,6 +9,7 @@ import shutil
 import dit_study as dit
 import pipelines
 import pytest
+import tiny_judge
 import torch
 import yaml
 from control_study import ROOT, build_images, content
@@ -25,7 +26,7 @@ from fitspace.results import lineage
 from fitspace.stages.train import folds
 from fitspace.study import Study
 
-REWARD = {"model": str(ROOT / "models/emoji-clip-32"), "weight": 0.5, "below": 1.0}
+REWARD = {"model": "rewarder", "weight": 0.5, "below": 1.0}
 PLAIN = {"name": "pairs", "source": "folder", "path": "images"}
 LORA = {"method": "lora", "settings": {"rank": 2}}
 
@@ -38,7 +39,8 @@ def folder(tmp_path_factory):
     build_images(made / "images")
     dit.build_base(made / "dit")
     dit.build_images(made / "known", dit.LABELS["known"])
-    shutil.copytree(REWARD["model"], made / "copied")
+    tiny_judge.write(made / "rewarder", [f"a {word}" for word in ("cat", "car", "house", "tree")])
+    shutil.copytree(made / "rewarder", made / "copied")
     # Other words about the same weights.
     judge = shutil.copytree(ROOT / "models/emoji-clip", made / "judge-in-disguise")
     config = json.loads((judge / "open_clip_config.json").read_text())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import shutil
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import numpy as np
 import pipelines
 import pytest
 import tiny
+import tiny_judge
 import torch
 import torch.nn.functional as F
 
@@ -19,7 +23,6 @@ from fitspace.core import rng
 from fitspace.metrics import clip
 from fitspace.training import sampling
 
-MODEL = Path(__file__).parents[2] / "models/emoji-clip-32"
 CAPTIONS = ["", *(f"{c} {x}" for c in ("red", "blue", "green") for x in ("cat", "car", "sun"))]
 CAPTIONS += ["house", "tree"]
 SCALING, SHIFT, WEIGHT = 0.5, 0.1, 3.0
@@ -31,8 +34,15 @@ PROCESSES = {
 
 
 @cache
+def rewarder() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    return tiny_judge.write(folder, CAPTIONS)
+
+
+@cache
 def judge():
-    return clip.load(MODEL)
+    return clip.load(rewarder())
 
 
 @cache
@@ -55,8 +65,8 @@ def written_out(kind, made, predicted, against):
     """Each example's cosine, by open_clip, diffusers and the papers' formulas alone."""
     import open_clip
 
-    model = open_clip.create_model(f"local-dir:{MODEL}").eval()
-    tokens = open_clip.get_tokenizer(f"local-dir:{MODEL}")(CAPTIONS)
+    model = open_clip.create_model(f"local-dir:{rewarder()}").eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{rewarder()}")(CAPTIONS)
     t = made.t.reshape(-1, 1, 1, 1)
     if kind == "flow":
         clean = made.noisy - t / 1000 * predicted

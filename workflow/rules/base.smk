@@ -8,8 +8,8 @@ rule base:
     localrule: True
 
 
-# The world at 64 pixels: one autoencoder, a judge, and bases. A part's record is an output too: a
-# part whose record is there is finished.
+# One autoencoder, a judge, and bases. A part's record is an output too: a part whose record is there
+# is finished.
 rule world_autoencoder:
     output:
         "models/vae/diffusion_pytorch_model.safetensors",
@@ -65,15 +65,37 @@ rule world_unet:
         "python -m fitspace.recipes.world unet --work results/base --out models > {log:q} 2>&1"
 
 
+rule world_dit:
+    input:
+        ancient("models/vae/diffusion_pytorch_model.safetensors"),
+    output:
+        "models/emoji-dit/transformer/diffusion_pytorch_model.safetensors",
+        "models/emoji-dit/vae/diffusion_pytorch_model.safetensors",
+        "models/emoji-dit/model_index.json",
+    log:
+        "results/logs/base/world-dit.log",
+    benchmark:
+        "results/benchmarks/base/world-dit.tsv"
+    conda:
+        "../envs/fitspace.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=480,
+    shell:
+        "python -m fitspace.recipes.world dit --work results/base --out models > {log:q} 2>&1"
+
+
 rule world_cards:
     input:
         ancient("models/vae/diffusion_pytorch_model.safetensors"),
         ancient("models/emoji-clip/open_clip_model.safetensors"),
         ancient("models/emoji-unet/unet/diffusion_pytorch_model.safetensors"),
+        ancient("models/emoji-dit/transformer/diffusion_pytorch_model.safetensors"),
     output:
         "models/vae/README.md",
         "models/emoji-clip/README.md",
         "models/emoji-unet/README.md",
+        "models/emoji-dit/README.md",
     log:
         "results/logs/base/world-cards.log",
     benchmark:
@@ -85,73 +107,3 @@ rule world_cards:
         runtime=60,
     shell:
         "python -m fitspace.recipes.world cards --work results/base --out models > {log:q} 2>&1"
-
-
-# The class-conditional base at 32 pixels, with its judge.
-rule base_autoencoder:
-    output:
-        "models/emoji-dit/vae/diffusion_pytorch_model.safetensors",
-    log:
-        "results/logs/base/emoji-dit-autoencoder.log",
-    benchmark:
-        "results/benchmarks/base/emoji-dit-autoencoder.tsv"
-    conda:
-        "../envs/fitspace.yaml"
-    resources:
-        mem_mb=4000,
-        runtime=60,
-    shell:
-        "fitspace base autoencoder models/emoji-dit > {log:q} 2>&1"
-
-
-rule base_denoiser:
-    input:
-        ancient("models/emoji-dit/vae/diffusion_pytorch_model.safetensors"),
-    output:
-        "models/emoji-dit/transformer/diffusion_pytorch_model.safetensors",
-    log:
-        "results/logs/base/emoji-dit-transformer.log",
-    benchmark:
-        "results/benchmarks/base/emoji-dit-transformer.tsv"
-    conda:
-        "../envs/fitspace.yaml"
-    resources:
-        mem_mb=4000,
-        runtime=180,
-    shell:
-        "fitspace base denoiser models/emoji-dit > {log:q} 2>&1"
-
-
-rule base_judge:
-    output:
-        "models/emoji-clip-32/open_clip_model.safetensors",
-    log:
-        "results/logs/base/judge.log",
-    benchmark:
-        "results/benchmarks/base/judge.tsv"
-    conda:
-        "../envs/fitspace.yaml"
-    resources:
-        mem_mb=4000,
-        runtime=60,
-    shell:
-        "fitspace base judge models/emoji-clip-32 > {log:q} 2>&1"
-
-
-rule base_card:
-    input:
-        ancient("models/emoji-dit/transformer/diffusion_pytorch_model.safetensors"),
-        ancient("models/emoji-clip-32/open_clip_model.safetensors"),
-    output:
-        "models/emoji-dit/README.md",
-    log:
-        "results/logs/base/emoji-dit-card.log",
-    benchmark:
-        "results/benchmarks/base/emoji-dit-card.tsv"
-    conda:
-        "../envs/fitspace.yaml"
-    resources:
-        mem_mb=4000,
-        runtime=30,
-    shell:
-        "fitspace base card models/emoji-dit > {log:q} 2>&1"

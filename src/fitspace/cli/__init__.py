@@ -21,7 +21,6 @@ from fitspace import __version__
 from fitspace.cli import (
     completion,
     methods,
-    models,
     records,
     reports,
     stages,
@@ -35,7 +34,7 @@ from fitspace.core.errors import UserError, printable
 # Errors of a full, read-only or foreign file system; the files that were there before stay.
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 CRASH, CRASHES = 70, "results/logs/crashes"
-GROUPS = (starting, studies, methods, models, stages, statistics, reports, records, completion)
+GROUPS = (starting, studies, methods, stages, statistics, reports, records, completion)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

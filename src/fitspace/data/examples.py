@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -65,11 +65,15 @@ def split_of(group: str, held_out_percent: int = HELD_OUT_PERCENT) -> str:
     return "test" if bucket < held_out_percent else "train"
 
 
-def leaks(examples: Sequence[Example], digests: Sequence[str], by_class: bool) -> list[str]:
+def leaks(
+    examples: Sequence[Example], digests: Sequence[str], known: Collection[str] | None
+) -> list[str]:
     """Notes on what the splits of a task leave open.
 
     ``digests`` of the images, which need not be there any more: held-out images that are trained
-    on too. ``by_class``: classes that are held out alone, so that nothing trains them.
+    on too. ``known``: the classes of a class-conditional base, None for another base. Where it
+    does not know all that it is told, they are numbered anew, and nothing trains those that are
+    held out alone.
     """
     both = list(zip(examples, digests, strict=True))
     trained = {digest for example, digest in both if example.split == "train"}
@@ -77,9 +81,9 @@ def leaks(examples: Sequence[Example], digests: Sequence[str], by_class: bool) -
     notes = []
     if twins:
         notes.append(f"held out and trained on as well, pixel for pixel: {_counted(twins)}")
-    if by_class:
-        known = {e.caption for e in examples if e.split == "train"}
-        strange = sorted({e.caption for e in examples if e.split == "test"} - known)
+    told = {s: {e.caption for e in examples if e.split == s} for s in ("train", "test")}
+    if known is not None and not set().union(*told.values()) <= set(known):
+        strange = sorted(told["test"] - told["train"])
         if strange:
             notes.append(f"classes that are held out alone, never trained: {_counted(strange)}")
     return notes

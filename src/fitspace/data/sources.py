@@ -14,15 +14,13 @@ if TYPE_CHECKING:
     from fitspace.study import Task
 
 
-def identity(task: Task, by_class: bool = False) -> dict[str, Any]:
+def identity(task: Task) -> dict[str, Any]:
     """What determines a task's examples, for its key: no image is decoded for it.
-
-    ``by_class``: of examples for a class-conditional base, which is told their categories.
 
     Raises UserError when a folder of images or its captions are not there;
     :class:`fitspace.core.hub.NotHere` when a hub data set is not.
     """
-    found = _identity(task, by_class)
+    found = _identity(task)
     if task.given is not None:
         from fitspace.data import given
 
@@ -30,11 +28,11 @@ def identity(task: Task, by_class: bool = False) -> dict[str, Any]:
     return found
 
 
-def _identity(task: Task, by_class: bool) -> dict[str, Any]:
+def _identity(task: Task) -> dict[str, Any]:
     if task.source == "openmoji":
         from fitspace.data import openmoji
 
-        found = {"openmoji": task.style, "packages": openmoji.source_version(by_class)}
+        found = {"openmoji": task.style, "packages": openmoji.source_version()}
         if task.subject is not None:
             found["figure"] = openmoji.group_of(task.subject)
         return found
@@ -69,16 +67,15 @@ def fetch(task: Task) -> None:
         hub.fetch(task)
 
 
-def outline(task: Task, by_class: bool = False) -> Outline | None:
+def outline(task: Task) -> Outline | None:
     """What is known of a task before its images are decoded; None of a folder with one subject.
 
-    ``by_class`` as :func:`identity` has it. Raises UserError as :func:`load_examples`, but for
-    what decoding alone finds.
+    Raises UserError as :func:`load_examples`, but for what decoding alone finds.
     """
     if task.source == "openmoji":
         from fitspace.data import openmoji
 
-        return openmoji.outline(task.style, by_class, figure=task.subject)
+        return openmoji.outline(task.style, task.subject)
     from fitspace.data import folder, given
 
     if task.given is not None and task.given.path is not None:

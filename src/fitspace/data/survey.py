@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -42,10 +42,13 @@ class Survey:
     notes: list[str]
 
 
-def survey(task: Task, identity: dict[str, Any], size: int, by_class: bool = False) -> Survey:
+def survey(
+    task: Task, identity: dict[str, Any], size: int, known: Collection[str] | None = None
+) -> Survey:
     """Decode every image of a folder or hub task, as squares of ``size`` pixels.
 
-    ``identity``: what determines its examples; ``by_class``: for a class-conditional base.
+    ``identity``: what determines its examples; ``known``: the classes of a
+    class-conditional base.
     Remembered in `CACHE`.
 
     Raises
@@ -54,15 +57,15 @@ def survey(task: Task, identity: dict[str, Any], size: int, by_class: bool = Fal
     """
     code = [sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
     readers = [*pixels.formats(), version("pillow")]
-    key = digest([identity, size, by_class, code, readers])
-    known = remembered(CACHE).get(key)
-    if known is None:
-        known = asdict(_surveyed(task, size, by_class))
-        remember(CACHE, remembered(CACHE) | {key: known})
-    return Survey(**known)
+    key = digest([identity, size, known and sorted(known), code, readers])
+    found = remembered(CACHE).get(key)
+    if found is None:
+        found = asdict(_surveyed(task, size, known))
+        remember(CACHE, remembered(CACHE) | {key: found})
+    return Survey(**found)
 
 
-def _surveyed(task: Task, size: int, by_class: bool) -> Survey:
+def _surveyed(task: Task, size: int, known: Collection[str] | None) -> Survey:
     found, notes = sources.look(task, size)
     examples, digests, done = [], [], []
     refused: dict[str, list[str]] = {}
@@ -73,7 +76,7 @@ def _surveyed(task: Task, size: int, by_class: bool) -> Survey:
             continue
         example = looked.example
         digests.append(hashlib.sha256(example.image.tobytes()).hexdigest())
-        examples.append(example.told(by_class))
+        examples.append(example.told(known is not None))
     reasons = sorted(refused.items(), key=lambda item: -len(item[1]))
     lines = [
         f"{len(where)} image{'s' * (len(where) > 1)} refused: {why}: {', '.join(where[:5])}"
@@ -88,7 +91,7 @@ def _surveyed(task: Task, size: int, by_class: bool) -> Survey:
         held_out=sum(example.split == "test" for example in examples),
         converted=kinds(done),
         refused=lines,
-        notes=notes + leaks(examples, digests, by_class),
+        notes=notes + leaks(examples, digests, known),
     )
 
 

@@ -235,12 +235,13 @@ def looked(study: Study, models: Models) -> list[str]:
 def _survey(study: Study, models: Models, task: Task) -> Survey | None:
     from fitspace.data.survey import survey
 
-    size, by_class = ANY_SIZE, False
+    size, known = ANY_SIZE, None
     if models.here("base"):
-        size, by_class = bases.image_size(models.base) * task.scale, models.by_class
+        size = bases.image_size(models.base) * task.scale
+        known = bases.labels(models.base).keys() if models.by_class else None
     if task.source == "openmoji":
         return None
-    return survey(task, models.source(task), size, by_class)
+    return survey(task, models.source(task), size, known)
 
 
 def _said(task: str, found: Survey) -> list[str]:

@@ -54,7 +54,7 @@ def draft(answers: Answers, path: Path) -> str:
     if problems := _problems(answers):
         raise UserError(problems)
     task = _task(answers)
-    most = _held_out(task, bases.family(answers.base).by_class)
+    most = _held_out(task)
     question, factors = VARIED[answers.vary]
     environment = templates("fitspace.plan", autoescape=False)  # YAML
     environment.filters["yaml"] = _scalar
@@ -96,9 +96,9 @@ def _task(answers: Answers) -> Task:
     return Task(name="images", source="folder", path=answers.images.as_posix())
 
 
-def _held_out(task: Task, by_class: bool) -> int:
+def _held_out(task: Task) -> int:
     """How many held-out captions the task has."""
-    known = data.outline(task, by_class)
+    known = data.outline(task)
     most = data.most_prompts(task, known, PROMPTS)
     if most < FEWEST:
         raise UserError(

@@ -115,9 +115,7 @@ class Models:
     def source(self, task: Task) -> dict[str, Any]:
         """What determines a task's examples."""
         if task.name not in self._sources:
-            # Only the embedded set's identity depends on this; for others the base may be missing.
-            by_class = task.source == "openmoji" and self.by_class
-            self._sources[task.name] = data.identity(task, by_class)
+            self._sources[task.name] = data.identity(task)
         return self._sources[task.name]
 
     @cached_property
@@ -145,8 +143,7 @@ class Models:
     def outline(self, task: Task) -> Outline | None:
         """What is known of a task before its images are decoded."""
         if task.name not in self._outlines:
-            by_class = task.source == "openmoji" and self.by_class
-            self._outlines[task.name] = data.outline(task, by_class)
+            self._outlines[task.name] = data.outline(task)
         return self._outlines[task.name]
 
     @cached_property
@@ -181,9 +178,7 @@ class Models:
             if name != "base"
         ]
         for i, task in enumerate(self.study.tasks):
-            # This look needs no base, so it also works if the base is missing.
-            look = partial(data.identity if task.source == "openmoji" else self.source, task)
-            looks.append((f"tasks[{i}]: ", look))
+            looks.append((f"tasks[{i}]: ", partial(self.source, task)))
         found = [(key, error) for key, look in looks if (error := _refusal(look))]
         if "base" not in dict(found) and (error := _refusal(lambda: self.tuned)):
             found.append(("tuning: ", error))

@@ -54,7 +54,7 @@ def prepare(study: Study, run: Run) -> None:
 def prepare_task(task: Task, base: str, stage: Stage) -> None:
     """Write a task's latents, conditions, held-out images, manifest and sidecar.
 
-    For a class-conditional base the captions are the names of the images' categories.
+    For a class-conditional base the captions are the names of the images' classes.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def prepare_task(task: Task, base: str, stage: Stage) -> None:
     source = bases.resolve(base)
     size = bases.image_size(source) * task.scale
     found, notes, attribution = stream(task, size)
-    by_class = bases.family(source).by_class
+    known = bases.labels(source).keys() if bases.family(source).by_class else None
     examples, digests = [], []
     with ExitStack() as files:
         latents, images = (
@@ -87,11 +87,11 @@ def prepare_task(task: Task, base: str, stage: Stage) -> None:
                 if example.split == "test":
                     images.append("images", example.image[None])
                 digests.append(hashlib.sha256(example.image.tobytes()).hexdigest())
-                examples.append(example.told(by_class))
+                examples.append(example.told(known is not None))
     held_out = [e for e in examples if e.split == "test"]
     captions = ["", *dict.fromkeys(e.caption for e in examples)]
     rows = {caption: i for i, caption in enumerate(captions)}
-    notes += leaks(examples, digests, by_class)
+    notes += leaks(examples, digests, known)
     notes += bases.cut_captions(source, captions)
     parts, own_classes = conditions(source, captions)
     with growing(stage.folder / "text.safetensors") as text:
@@ -101,7 +101,7 @@ def prepare_task(task: Task, base: str, stage: Stage) -> None:
     shown = prompt_images(held_out)
     manifest = {
         "task": task.name,
-        "source": identity(task, by_class),
+        "source": identity(task),
         "attribution": attribution,
         "image_size": size,
         "captions": captions,

@@ -25,10 +25,14 @@ def _autoencoder(work: Path, out: Path) -> None:
 
 
 def _judge(work: Path, out: Path) -> None:
-    from fitspace.recipes.world import drawings, judge
+    from fitspace.recipes.world import drawings, judge, texts
 
-    world, settings = drawings.load(work), judge.Settings()
-    judge.save(judge.train(world, work / "judge", settings), world, settings, out)
+    world, first = drawings.load(work), work / "judge" / "first"
+    if not _finished(first):
+        trained = judge.train(world, work / "judge", judge.Settings())
+        judge.save(trained.model.clip, world, trained.record(judge.Settings()), first)
+    trained, record = texts.train(first, world, work / "judge")
+    judge.save(trained.model.clip, world, record, out)
 
 
 def _unet(work: Path, out: Path) -> None:

@@ -6,7 +6,7 @@ and target share; only the denoisers are confined to the source style.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -200,8 +200,7 @@ def save(trained: loop.Trained, report: dict[str, Any], settings: Settings, out:
     model = trained.model.to(memory_format=torch.contiguous_format)
     model.register_to_config(scaling_factor=report["scaling_factor"])
     model.half().save_pretrained(out)
-    facts = {"settings": asdict(settings), "hours": round(trained.hours, 3), "measured": report}
-    write_json(out / "training.json", facts | {"losses": trained.losses})
+    write_json(out / "training.json", trained.record(settings) | {"measured": report})
 
 
 def load(folder: Path) -> torch.nn.Module:

@@ -68,7 +68,8 @@ def write_judge(folder: Path, drawings: Drawings, measured: dict[str, Any]) -> N
     from fitspace.metrics import clip
 
     training = read_json(folder / "training.json")
-    draw_losses({"judge": training["losses"]}, folder / "losses.png")
+    losses = {"both towers": training["losses"], "texts": training["texts"]["losses"]}
+    draw_losses(losses, folder / "losses.png")
     _write(
         folder,
         alike=f"{ALIKE:g}",

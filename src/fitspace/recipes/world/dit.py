@@ -16,6 +16,7 @@ from torch import nn
 
 from fitspace import bases
 from fitspace.bases.dit import share_embedders
+from fitspace.data import openmoji
 from fitspace.data.prepared import PreparedTask
 from fitspace.recipes.world import denoiser, loop
 from fitspace.recipes.world.drawings import Drawings
@@ -47,10 +48,8 @@ class Settings(denoiser.Settings):
 
 def names(drawings: Drawings) -> dict[int, str]:
     """Class -> its figure's name, the caption without a skin tone."""
-    found = [
-        min((str(drawings.captions[row]) for row in rows), key=len) for rows in drawings.members()
-    ]
-    return {i + (i >= NONE): name for i, name in enumerate(found)}
+    groups = [str(drawings.figures[rows[0]]) for rows in drawings.members()]
+    return {i + (i >= NONE): openmoji.figures()[group] for i, group in enumerate(groups)}
 
 
 def new_model(figures: int, config: dict[str, Any] = CONFIG, seed: int = 0) -> nn.Module:

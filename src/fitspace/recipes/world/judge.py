@@ -4,7 +4,7 @@ It is an instrument, so it has seen everything. It shares neither weights nor vo
 sentence encoder that conditions the embedded generators. Its image tower is EfficientNet-lite0,
 tuned from ImageNet weights but for its first stages. It learns to tell which caption a drawing
 has; each caption has a vector of its own. In parallel the text tower learns to output these
-vectors.
+vectors, and goes on with it in `texts`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import copy
 import string
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +148,13 @@ class _PaddedFirst(nn.Conv2d):
 def train(drawings: Drawings, folder: Path, settings: Settings = Settings()) -> loop.Trained:
     """Train on all drawings in all styles, or go on with it. The model is a settled `Learner`."""
     learner = new_learner(len(drawings), settings.seed).train()
-    tokens = _tokens(drawings)
+    read = tokens(drawings)
 
     def loss_at(step: int) -> Tensor:
         rows, styles, images = batch(drawings, settings, step)
-        texts = text_rows(len(drawings), settings, step)
-        return image_loss(learner, images, rows, styles) + text_loss(learner, tokens, *texts)
+        seen = learner.clip.encode_image(images, normalize=True)
+        texts = text_rows(len(drawings), settings.texts, settings.seed, step)
+        return seen_loss(learner, seen, rows, styles) + text_loss(learner, read, *texts)
 
     def sheet(averaged: nn.Module, path: Path) -> None:
         draw_mistakes(settled(averaged, drawings, settings), drawings, path)
@@ -180,10 +181,10 @@ def batch(drawings: Drawings, settings: Settings, step: int) -> tuple[Tensor, Te
     return torch.from_numpy(rows), torch.from_numpy(styles), images
 
 
-def text_rows(count: int, settings: Settings, step: int) -> tuple[Tensor, Tensor]:
+def text_rows(count: int, texts: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
     """Which captions a step's texts are, and which style each names; -1 for none."""
-    draw = rng.generator(settings.seed, "judge.texts", step)
-    rows = draw.permutation(count)[: settings.texts]
+    draw = rng.generator(seed, "judge.texts", step)
+    rows = draw.permutation(count)[:texts]
     styles = np.where(
         draw.random(len(rows)) < 0.5, draw.integers(len(openmoji.STYLES), size=len(rows)), -1
     )
@@ -223,25 +224,27 @@ def augment(images: np.ndarray, draw: np.random.Generator, side: int) -> Tensor:
     return torch.where(covered, uniform(-1, 1, 3, 1, 1), x).clamp(-1, 1)
 
 
-def image_loss(learner: Learner, images: Tensor, rows: Tensor, styles: Tensor) -> Tensor:
-    """Cross-entropy of the right caption among all, and of its right style among the styles."""
-    seen = learner.clip.encode_image(images, normalize=True)
+def seen_loss(learner: Learner, seen: Tensor, rows: Tensor, styles: Tensor) -> Tensor:
+    """Cross-entropy of the right caption among all, and of its right style among the styles.
+
+    ``seen``: unit vectors of images of the drawings ``rows``, (n, width).
+    """
     scale = _scale(learner)
     by_caption = scale * seen @ F.normalize(learner.captions, dim=1).T
     by_style = scale * (learner.named(rows) @ seen[:, :, None]).squeeze(2)
     return F.cross_entropy(by_caption, rows) + F.cross_entropy(by_style, styles)
 
 
-def text_loss(learner: Learner, tokens: Tensor, rows: Tensor, styles: Tensor) -> Tensor:
+def text_loss(learner: Learner, read: Tensor, rows: Tensor, styles: Tensor) -> Tensor:
     """Cross-entropy of each text's own vector among those of all captions, which are fixed.
 
-    A text that names a style is told from all captions that name the same style. ``tokens``:
-    (captions, 1 + styles, context), without a style first.
+    A text that names a style is told from all captions that name the same style. ``read``: the
+    `tokens` of all drawings.
     """
     with torch.no_grad():
         plain = F.normalize(learner.captions, dim=1)
         others = [plain, *(F.normalize(plain + style, dim=1) for style in learner.styles)]
-    said = learner.clip.encode_text(tokens[rows, styles + 1], normalize=True)
+    said = learner.clip.encode_text(read[rows, styles + 1], normalize=True)
     scale = _scale(learner).detach()
     losses = []
     for style, all_of_style in enumerate(others, start=-1):
@@ -313,7 +316,7 @@ def vocabulary(drawings: Drawings):
     return build_tokenizer([*map(str, drawings.captions), *styles * 100])
 
 
-def _tokens(drawings: Drawings) -> Tensor:
+def tokens(drawings: Drawings) -> Tensor:
     """Every caption alone, then naming each style: int64 (captions, 1 + styles, context)."""
     tokenizer, length = vocabulary(drawings), MODEL["text_cfg"]["context_length"]
     tokenizer.enable_truncation(length)
@@ -326,8 +329,8 @@ def _tokens(drawings: Drawings) -> Tensor:
 # --- written ------------------------------------------------------------------------------
 
 
-def save(trained: loop.Trained, drawings: Drawings, settings: Settings, out: Path) -> None:
-    """Write the judge in open_clip's format, with weights in half precision."""
+def save(clip: nn.Module, drawings: Drawings, record: dict[str, Any], out: Path) -> None:
+    """Write a judge in open_clip's format, with weights in half precision, and its training."""
     from safetensors.torch import save
 
     names = ("pad_token", "unk_token", "cls_token", "sep_token")
@@ -336,18 +339,17 @@ def save(trained: loop.Trained, drawings: Drawings, settings: Settings, out: Pat
         "model_max_length": MODEL["text_cfg"]["context_length"],
         **dict(zip(names, SPECIAL, strict=True)),
     }
-    buffers = {name for name, _ in trained.model.clip.named_buffers()}
+    buffers = {name for name, _ in clip.named_buffers()}
     weights = {
         name: (value if name in buffers else value.half()).contiguous()
-        for name, value in sorted(trained.model.clip.state_dict().items())
+        for name, value in sorted(clip.state_dict().items())
     }
     config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
     files.write_json(out / "open_clip_config.json", config)
     files.write_text(out / "tokenizer.json", vocabulary(drawings).to_str(pretty=False) + "\n")
     files.write_json(out / "tokenizer_config.json", tokenizer)
     files.write_bytes(out / "open_clip_model.safetensors", save(weights))
-    facts = {"settings": asdict(settings), "hours": round(trained.hours, 3)}
-    files.write_json(out / "training.json", facts | {"losses": trained.losses})
+    files.write_json(out / "training.json", record)
 
 
 # --- measured -----------------------------------------------------------------------------
@@ -390,7 +392,7 @@ def retrieval(seen: Tensor, rows: np.ndarray, style: int, texts: Texts, drawings
     equal = 1 + (((similarity - own).abs() <= 1e-6) & ~alike).sum(1)
     found = (texts.named[torch.from_numpy(rows)] @ seen[:, :, None]).squeeze(2).argmax(1)
     return {
-        "figure": float(_right(best, rows, style, drawings).mean()),
+        "figure": float(right(best, rows, style, drawings).mean()),
         "caption": ((1 - before) / equal).clamp(0, 1).mean().item(),
         "caption5": ((5 - before) / equal).clamp(0, 1).mean().item(),
         "style": (found == style).double().mean().item(),
@@ -398,7 +400,7 @@ def retrieval(seen: Tensor, rows: np.ndarray, style: int, texts: Texts, drawings
     }
 
 
-def _right(best: np.ndarray, rows: np.ndarray, styles: Any, drawings: Drawings) -> np.ndarray:
+def right(best: np.ndarray, rows: np.ndarray, styles: Any, drawings: Drawings) -> np.ndarray:
     """Whether the drawings ``best`` show the figures of ``rows``, as far as one can see: bool."""
     figures = drawings.figures
     return (figures[best] == figures[rows]) | drawings.look_alike(best, rows, styles)
@@ -455,17 +457,17 @@ def draw_mistakes(learner: Learner, drawings: Drawings, path: Path) -> None:
 
     rows = np.arange(0, len(drawings), 15)
     texts = F.normalize(learner.captions.detach(), dim=1)
-    pairs, right = [], []
+    pairs, shares = [], []
     for styles in (np.full(len(rows), SOURCE), np.arange(len(rows)) % len(openmoji.STYLES)):
         images = drawings.images[rows, styles]
         best = (embed(learner.clip.visual, images) @ texts.T).argmax(1).numpy()
-        wrong = ~_right(best, rows, styles, drawings)
-        right.append(1 - wrong.mean())
+        wrong = ~right(best, rows, styles, drawings)
+        shares.append(1 - wrong.mean())
         pairs += [
             picture
             for i in np.flatnonzero(wrong)[:18]
             for picture in (images[i], drawings.images[best[i], styles[i]])
         ]
-    print(f"judge: right figures {right[0]:.3f} (source style), {right[1]:.3f} (all)", flush=True)
+    print(f"judge: right figures {shares[0]:.3f} (source style), {shares[1]:.3f} (all)", flush=True)
     if pairs:
         sheet(np.stack(pairs), path)

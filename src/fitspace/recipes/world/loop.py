@@ -47,6 +47,11 @@ class Trained:
     losses: list[float]
     hours: float
 
+    def record(self, settings: Schedule) -> dict[str, Any]:
+        """How the model was trained, for its ``training.json``."""
+        hours = round(self.hours, 3)
+        return {"settings": asdict(settings), "hours": hours, "losses": self.losses}
+
 
 def train(
     model: torch.nn.Module,
