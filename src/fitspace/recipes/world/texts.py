@@ -70,7 +70,7 @@ def train(
     seen = all_seen(learner.clip.visual, drawings, folder / f"seen~{digest(made_of)[:12]}")
     with torch.no_grad():
         drawn = torch.from_numpy(drawings.drawn)[:, :, None]
-        learner.captions.copy_((seen[0] * drawn).sum(1))
+        learner.captions.copy_(F.normalize((seen[0] * drawn).sum(1), dim=1))
         learner.styles.zero_()
 
     def tell(texts: Tensor) -> None:
