@@ -129,14 +129,14 @@ def test_the_study_of_methods(capsys):
     # The untouched base is no level: a baseline is not analysed.
     assert [len(part) for part in found["components"]] == [14]
     power = found["power"]
-    assert (power["runs"], power["sigma"]["scale"]) == (14 * 7 * 2, "log")
+    assert (power["runs"], power["sigma"]["scale"]) == (14 * 6 * 2, "identity")
     runs = pd.read_csv("reports/emoji-methods/runs.csv")
-    assert power["sigma"]["df"] == len(runs[runs["method"] != "none"]) - 1 - 6 - 7 - 13 - 78
+    assert power["sigma"]["df"] == len(runs[runs["method"] != "none"]) - 1 - 5 - 6 - 13 - 65
     (row,) = power["at_delta"]
-    assert row["study_runs"] == row["seeds"] * 15 * 7
+    assert row["study_runs"] == row["seeds"] * 15 * 6
     assert row["power_at_high"] < row["power"] and row["seeds_at_high"] >= row["seeds"]
     said = text(capsys, "params/emoji-methods.yaml", "--delta", "0.1")
-    assert "for fd_effnet on the scale log" in said and "at delta 0.1 and sigma's upper" in said
+    assert "for clip_i_paired" in said and "at delta 0.1 and sigma's upper" in said
 
 
 def test_bases_that_are_not_here(monkeypatch):

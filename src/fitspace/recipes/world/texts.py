@@ -7,6 +7,7 @@ vectors. Both are cheap, because the image tower looks at every drawing only twi
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from fitspace.recipes.world import judge, loop
 from fitspace.recipes.world.drawings import Drawings
 
 LOOKS = 2  # at each drawing: as it is, and changed
+PLAIN = 2 / 3  # the share of looks at drawings as they are
+SCALE = 60.0  # of the logits: larger than training finds, so that near captions are told apart
 WEIGHTS = "open_clip_model.safetensors"
 
 
@@ -43,7 +46,7 @@ class Vectors(loop.Schedule):
 class Settings(loop.Schedule):
     """How the text tower goes on; ``batch_size``: texts."""
 
-    steps: int = 3000
+    steps: int = 5000
     batch_size: int = 256
     lr: float = 1e-3
     warmup_steps: int = 200
@@ -68,10 +71,12 @@ def train(
     made_of = {"drawings": drawings.key, "first": sha256(first / WEIGHTS)}
     read = judge.tokens(drawings)
     seen = all_seen(learner.clip.visual, drawings, folder / f"seen~{digest(made_of)[:12]}")
+    made_of |= {"plain": PLAIN, "scale": SCALE}
     with torch.no_grad():
         drawn = torch.from_numpy(drawings.drawn)[:, :, None]
         learner.captions.copy_(F.normalize((seen[0] * drawn).sum(1), dim=1))
         learner.styles.zero_()
+        learner.clip.logit_scale.fill_(math.log(SCALE))
 
     def tell(texts: Tensor) -> None:
         shares = [f"{100 * share:.1f}" for share in right(seen[0], texts, drawings)]
@@ -81,13 +86,13 @@ def train(
         draw = rng.generator(vectors.seed, "judge.looks", step)
         rows = draw.integers(len(drawings), size=vectors.batch_size)
         styles = np.array([draw.choice(np.flatnonzero(drawings.drawn[row])) for row in rows])
-        look = draw.integers(LOOKS, size=len(rows))
+        look = torch.from_numpy((draw.random(len(rows)) >= PLAIN).astype(np.int64))
         rows, styles = torch.from_numpy(rows), torch.from_numpy(styles)
         return judge.seen_loss(learner, seen[look, rows, styles], rows, styles)
 
     _train_only(learner, [learner.captions, learner.styles])
     fitted = loop.train(
-        learner, looks_at, vectors, made_of | {"looks": LOOKS}, folder / "vectors",
+        learner, looks_at, vectors, made_of, folder / "vectors",
         lambda averaged, _: tell(F.normalize(averaged.captions, dim=1)), "vectors",
     )  # fmt: skip
     learner = fitted.model.train()
