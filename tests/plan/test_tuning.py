@@ -134,6 +134,24 @@ def test_captions_of_validation_are_left_out_with_the_checkpoints_they_choose_am
     assert own.arms[1].train == {"batch_size": 4} and own.train.checkpoints is None
 
 
+def test_what_only_an_untrained_arm_needs_is_left_out(folder):
+    content = copy.deepcopy(STUDY)
+    for task in (*content["tasks"], *content["tuning"]["tasks"]):
+        task["given"] = {"degraded": "mask"}
+    content["arms"][0]["control"] = "concat"
+    content["arms"][2] |= {"control": "img2img", "factors": {"sample.noised": [0.5, 1.0]}}
+    content["sample"] |= {"given_guidance": 1.5, "noised": 0.5}
+    content["train"]["given_dropout"] = 0.05
+    del content["explain"]
+    content["analysis"]["responses"].remove("prompt_sensitivity")
+    Path("study.yaml").write_text(yaml.safe_dump(content))
+    own = derived(checked("study.yaml")[0])
+    assert own.sample.model_fields_set >= {"given_guidance"}
+    assert "noised" not in own.sample.model_fields_set
+    Path("tuning.yaml").write_text(yaml.safe_dump(own.model_dump(mode="json", exclude_unset=True)))
+    checked("tuning.yaml")
+
+
 def test_every_point_has_as_many_runs_as_any_other(folder):
     counts: dict = {}
     for run in build_plan(derived(study())).runs:

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from fitspace.metrics.table import METRICS
-from fitspace.study.models import TUNING, Arm, Study
+from fitspace.study.models import OF_CONTROL, TUNING, Arm, Study
 
 
 def content(study: Study) -> dict[str, Any]:
@@ -20,6 +20,9 @@ def content(study: Study) -> dict[str, Any]:
     found = study.model_dump(mode="json", exclude_unset=True, exclude={"tuning", "explain"})
     found["train"].pop("checkpoints", None)
     found["sample"].pop("validation", None)  # which chooses among these
+    controls = {c for arm in study.arms if arm.method != "none" for c in arm.controls}
+    for name in (name for name, control in OF_CONTROL.items() if control not in controls):
+        found["sample"].pop(name, None)
     found |= {
         "name": study.name + TUNING,
         "title": f"Tuning: {study.title}"[:200],

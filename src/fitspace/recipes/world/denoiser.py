@@ -161,9 +161,10 @@ def save(
 
 
 def copy_files(folder: Path, target: Path) -> None:
-    """Copy a folder's files one by one, each atomically, without a package's own files."""
+    """Copy a folder's files, each atomically, without a package's own and without its card."""
     shipped = folder / "model.safetensors" if (folder / "package.json").exists() else None
-    for file in sorted(p for p in folder.iterdir() if p.is_file() and p != shipped):
+    files = [p for p in folder.iterdir() if p.is_file() and p.suffix not in (".md", ".png")]
+    for file in sorted(p for p in files if p != shipped):
         with replacing(target / file.name) as temporary:
             shutil.copyfile(file, temporary)
 
