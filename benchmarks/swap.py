@@ -2,18 +2,19 @@
 
     python benchmarks/swap.py
 
-For each method on both embedded bases: the file's size, and the median milliseconds of
-`fitspace.methods.load` and of taking it off again, in one process with one thread. Timings depend
-on the machine: compare rows of one run.
+For each method on both embedded bases: the file's size, and the median CPU milliseconds of
+`fitspace.methods.load`, of loading another file of the same method in its place (`instead_of`), and
+of taking it off again, in one process with one thread. The files' values are drawn at random: times
+and sizes do not depend on them. Timings depend on the machine: compare rows of one run.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
-
-from timing import seconds
 
 from fitspace.core.imports import import_torchvision
 
@@ -41,7 +42,8 @@ def main() -> None:
     from fitspace import bases, methods
 
     torch.set_num_threads(1)
-    print("| base | method | parameters | file | load | remove |\n|---|---|---|---|---|---|")
+    print("| base | method | parameters | file | load | another | remove |")
+    print("|---|---|---|---|---|---|---|")
     for name in ("emoji-unet", "emoji-dit"):
         base = bases.resolve(str(ROOT / "models" / name))
         model, family = bases.load_denoiser(base), bases.family(base).name
@@ -49,21 +51,40 @@ def main() -> None:
             if methods.problems(method, methods.get(method).Settings(**settings), family):
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "adapter.safetensors"
-                new = methods.attach(model, method, settings, seed=0)
-                methods.save(new, path, {})
-                count = sum(p.numel() for p in new.trainable.values())
-                new.remove()
-                size, taken, given_back = path.stat().st_size, [], []
-                for _ in range(TIMES):
-                    loaded: list = []
-                    taken.append(seconds(lambda: loaded.append(methods.load(model, path))))  # noqa: B023
-                    given_back.append(seconds(loaded[0].remove))
-            load, remove = (1e3 * statistics.median(times) for times in (taken, given_back))
-            print(
-                f"| {name} | {method} | {count:,} | {size / 1e3:,.0f} kB | {load:.1f} ms | "
-                f"{remove:.1f} ms |"
+                paths = [Path(folder) / f"{seed}.safetensors" for seed in (0, 1)]
+                for seed, path in enumerate(paths):
+                    new = methods.attach(model, method, settings, seed)
+                    generator = torch.Generator().manual_seed(seed)
+                    with torch.no_grad():
+                        for value in new.trainable.values():
+                            value += 0.01 * torch.randn(value.shape, generator=generator)
+                    methods.save(new, path, {})
+                    count = sum(value.numel() for value in new.trainable.values())
+                    new.remove()
+                size = paths[0].stat().st_size
+                times = [_swapped(methods, model, paths) for _ in range(TIMES)]
+            load, another, remove = (
+                f"{1e3 * statistics.median(taken):.1f} ms" for taken in zip(*times, strict=True)
             )
+            print(
+                f"| {name} | {method} | {count:,} | {size / 1e3:,.0f} kB | {load} | {another} | "
+                f"{remove} |"
+            )
+
+
+def _swapped(methods, model, paths) -> tuple[float, float, float]:
+    """Seconds of putting the first file on, the second in its place, and of taking it off."""
+    on: list = []
+    load = _seconds(lambda: on.append(methods.load(model, paths[0])))
+    another = _seconds(lambda: on.append(methods.load(model, paths[1], instead_of=on[0])))
+    return load, another, _seconds(on[1].remove)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """CPU seconds: other work on the machine does not count."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 __version__ = "0.1.0"
 
 
-def load_adapter(pipeline, path):
+def load_adapter(pipeline, path, instead_of=None):
     """Attach an adapter trained by fitspace to a diffusers pipeline.
 
-    Returns the attachment; its ``remove()`` restores the pipeline's base. Raises
+    Returns the attachment; its ``remove()`` restores the pipeline's base. Another file takes its
+    place with ``instead_of``; with the same method and settings only values are copied. Raises
     :class:`fitspace.core.errors.UserError` if the file is no adapter or fits another model.
 
     >>> from diffusers import DiffusionPipeline
@@ -19,8 +20,9 @@ def load_adapter(pipeline, path):
     >>> adapter.method, sum(p.numel() for p in adapter.trainable.values())
     ('lora', 24832)
     >>> image = pipeline("red heart", 32, 32, num_inference_steps=2).images[0]
+    >>> adapter = load_adapter(pipeline, "adapter.safetensors", instead_of=adapter)
     >>> adapter.remove()
     """
     from fitspace.methods import load_adapter as load
 
-    return load(pipeline, path)
+    return load(pipeline, path, instead_of)

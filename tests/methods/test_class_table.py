@@ -246,3 +246,25 @@ def test_a_dits_file_is_refused_on_a_unet(path):
     with pytest.raises(UserError, match="UNet2DConditionModel has no classes"):
         methods.load(unet, path)
     methods.attach(unet, "none", {}, seed=0)
+
+
+def test_files_of_other_classes_take_each_others_place(model, base, tmp_path):
+    outputs, counts = {}, {"a": OWN, "b": OWN, "c": 2, "d": None}
+    for name, count in counts.items():
+        own = copy.deepcopy(base)
+        if count:
+            bases.new_classes(own, count, seed=0)
+        attachment = methods.attach(own, "bitfit", {}, seed=0)
+        with torch.no_grad():
+            for parameter in attachment.trainable.values():
+                parameter += 0.1 * (ord(name) - 90)
+        methods.save(attachment, tmp_path / name, {})
+        outputs[name] = run(own, 1)
+    attached = methods.load(model, tmp_path / "a")
+    for before, name in zip("abcdcb", "bcdcba", strict=True):
+        loaded = methods.load(model, tmp_path / name, instead_of=attached)
+        assert torch.equal(run(model, 1), outputs[name])
+        assert (loaded is attached) == (counts[name] == counts[before])
+        attached = loaded
+    attached.remove()
+    assert_is_the_base(model, base)

@@ -931,9 +931,78 @@ def test_a_stream_of_adapters_changes_no_earlier_output_by_a_bit(family, request
             assert torch.equal(run(model, inputs), outputs[path]), path
             attached.remove()
             assert torch.equal(run(model, inputs), untouched), path
+    attached = None
+    for path in [*outputs, *reversed(outputs)]:
+        attached = methods.load(model, path, instead_of=attached)
+        assert torch.equal(run(model, inputs), outputs[path]), path
+    attached.remove()
+    assert torch.equal(run(model, inputs), untouched)
     after = model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def two_files(case, model, inputs, folder):
+    """Two files of one form with other values, and what each draws by itself: path -> output."""
+    outputs = {}
+    for number in range(2):
+        attached = methods.attach(model, case.method, case.settings, seed=number)
+        generator = torch.Generator().manual_seed(number)
+        with torch.no_grad():
+            for parameter in attached.trainable.values():
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        path = folder / f"{number}.safetensors"
+        methods.save(attached, path, {"number": str(number)})
+        attached.remove()
+        attached = methods.load(model, path)
+        outputs[path] = run(model, inputs)
+        attached.remove()
+    return outputs
+
+
+@every(case for case in CASES if case.method != "none")
+def test_a_file_takes_the_place_of_another_of_its_form(case, request, batch, tmp_path):
+    model = copy.deepcopy(request.getfixturevalue(f"_{case.family}"))
+    inputs = inputs_of(case.family, batch)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    outputs = two_files(case, model, inputs, tmp_path)
+    first, second = outputs
+    assert not torch.equal(outputs[first], outputs[second])
+    attached = methods.load(model, first)
+    held = dict(attached.trainable)
+    for path in (second, first, second):
+        assert methods.load(model, path, instead_of=attached) is attached  # nothing is built anew
+        assert attached.metadata["number"] == path.stem
+        assert torch.equal(run(model, inputs), outputs[path])
+    assert all(attached.trainable[name] is parameter for name, parameter in held.items())
+    methods.save(attached, again := tmp_path / "again.safetensors", attached.metadata)
+    assert again.read_bytes() == second.read_bytes()
+    attached.remove()
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_only_what_is_there_can_be_replaced(_unet, batch, tmp_path):
+    model = copy.deepcopy(_unet)
+    case = Case("unet", "adapter", settings(("CA_out", "FFN_in")))
+    (first, output), (second, _) = two_files(case, model, batch, tmp_path).items()
+    attached = methods.load(model, first)
+    wrong = tmp_path / "wrong.safetensors"
+    wrong.write_bytes(second.read_bytes())
+    _rewrite(wrong, _reshape)
+    for path, problem in ((wrong, "the model needs"), (tmp_path / "none", "no such file")):
+        with pytest.raises(UserError, match=problem):
+            methods.load(model, path, instead_of=attached)
+        assert torch.equal(run(model, batch), output)  # the first is still at work
+    with pytest.raises(UserError, match="not on this model"):
+        methods.load(copy.deepcopy(_unet), second, instead_of=attached)
+    # At another strength it is not a matter of copying.
+    weaker = methods.load(model, first, strength=0.0, instead_of=attached)
+    assert weaker is not attached and torch.equal(run(model, batch), run(_unet, batch))
+    assert torch.equal(run(methods.load(model, first, instead_of=weaker).model, batch), output)
+    with pytest.raises(UserError, match=r"'adapter' is not on this model \(any more\)"):
+        methods.load(model, second, instead_of=attached)
 
 
 def test_load_adapter_on_a_pipeline(_unet, trained, batch):

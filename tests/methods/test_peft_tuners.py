@@ -191,6 +191,23 @@ def test_a_file_has_all_that_another_seed_would_draw_otherwise(case, base, tmp_p
     assert torch.allclose(answer(fresh), answer(base), atol=1e-5)
 
 
+@quick_first(CASES)
+def test_another_files_values_are_all_that_differs(case, base, tmp_path):
+    paths, model = {}, copy.deepcopy(base)
+    for seed in (3, 4):
+        attachment = attached(case, base, seed)
+        step(attachment)
+        path = tmp_path / f"{seed}.safetensors"
+        methods.save(attachment, path, {})
+        paths[path] = answer(attachment.model)
+    loaded = methods.load(model, next(iter(paths)))
+    for path in (*reversed(paths), *paths):
+        assert methods.load(model, path, instead_of=loaded) is loaded
+        assert torch.equal(answer(model), paths[path])
+    loaded.remove()
+    assert torch.equal(answer(model), answer(base))
+
+
 # Tuners whose strength turns an angle or a generator, or whose change no weight can hold.
 TURNED = ("BEFT", "BOFT", "OFT", "PEANUT", "ROAD")
 

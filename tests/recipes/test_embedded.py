@@ -67,6 +67,45 @@ def test_an_adapter_changes_the_pipeline_and_comes_off_again(pipeline, tmp_path)
     assert np.array_equal(draw(), before)
 
 
+def test_a_stream_of_styles_changes_no_earlier_image_by_a_bit(pipeline, tmp_path):
+    """One base and a file for each of seven domains: what a later one brings alters no earlier."""
+    import fitspace
+    from fitspace import methods
+
+    forms = [
+        ("adapter", {"input": "CA_out", "output": "FFN_in", "width": 4}),
+        ("adapter", {"input": "CA_out", "output": "FFN_in", "width": 4}),
+        ("lora", {"rank": 2}), ("lora", {"rank": 2}), ("difffit", {}), ("bitfit", {}), ("full", {}),
+    ]  # fmt: skip
+    noise = rng.initial_noise(3, 1, LATENTS)
+
+    def draw():
+        return pipeline(
+            CAPTIONS[:1], latents=noise, num_inference_steps=2, output_type="np",
+            height=SIDE, width=SIDE,
+        ).images  # fmt: skip
+
+    base, drawn = draw(), {}
+    adapter = None
+    for number, (method, settings) in enumerate(forms):
+        made = methods.attach(bases.load_denoiser(BASE), method, settings, seed=number)
+        generator = torch.Generator().manual_seed(number)
+        with torch.no_grad():
+            for parameter in made.trainable.values():
+                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+        methods.save(made, tmp_path / f"{number}.safetensors", {})
+        path = tmp_path / f"{number}.safetensors"
+        adapter = fitspace.load_adapter(pipeline, path, instead_of=adapter)
+        drawn[path] = draw()
+    for path in reversed(drawn):  # the earliest has seen all the others come and go
+        adapter = fitspace.load_adapter(pipeline, path, instead_of=adapter)
+        assert np.array_equal(draw(), drawn[path])
+    adapter.remove()
+    assert np.array_equal(draw(), base)
+    images = [base, *drawn.values()]
+    assert all(not np.array_equal(a, b) for i, a in enumerate(images) for b in images[:i])
+
+
 def test_the_example_of_load_adapter_runs(tmp_path, monkeypatch):
     import doctest
 

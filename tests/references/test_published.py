@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
+import torch
 import yaml
 from scipy import stats as distributions
 
@@ -133,6 +135,21 @@ def plan(tmp_path, monkeypatch):
     return planned
 
 
+def test_a_dits_time_embedding_is_diffusers_not_its_authors():
+    # Its authors' frequencies are 10000^(-i/128): docs/families.md.
+    embedder = tiny.tiny_dit().transformer_blocks[0].norm1.emb.time_proj
+    assert embedder.num_channels == 256
+    steps = torch.tensor([1, 250, 999])
+    angles = steps[:, None].double() * 10_000.0 ** (-torch.arange(128) / 128)
+    authors = torch.cat([angles.cos(), angles.sin()], -1)
+    found = torch.cosine_similarity(embedder(steps).double(), authors)
+    assert found.tolist() == pytest.approx([1, 0.95, 0.49], abs=0.005)
+
+
+def test_difffits_count_has_more_than_one_reading():
+    assert 832_928 - 607_136 == (14 * 6 + 28 * 4) * 1152 == 28 * 7 * 1152
+
+
 def test_the_adapter_papers_design(plan):
     found = plan("sd15-dreambooth")
     points = [p for p in found["points"] if "input" in p["factors"]]
@@ -225,7 +242,7 @@ def _check_factors(found):
     pairs = {(cell["input"], cell["output"]) for cell in cells}
     assert pairs <= set(adapter.legal_cells()) and [len(c) for c in found["components"]] == [48]
     levels = [(e["effect"], e["df"]) for e in found["effects"] if ":" not in e["effect"]]
-    factors = [("input", 6), ("output", 3), ("activation", 3), ("scale", 2), ("width", 1)]
+    factors = [("input", 6), ("output", 3), ("activation", 3), ("scale", 3), ("width", 1)]
     assert levels == factors
     assert len(found["runs"]) == 50 * 2 and len(found["absent"]) == 4
-    assert found["subsets"][0]["legal"] == 16 * 4 * 3 * 2
+    assert found["subsets"][0]["legal"] == 16 * 4 * 4 * 2

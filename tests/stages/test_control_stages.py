@@ -176,6 +176,9 @@ def test_a_plain_pix2pix_pipeline_draws_the_same(plan, merged):
     )
     pipeline.set_progress_bar_config(disable=True)
     adapter = fitspace.load_adapter(pipeline, run.train.folder / "adapter.safetensors")
+    # Values alone are copied, and the pipeline goes on knowing of the given image.
+    path = run.train.folder / "adapter.safetensors"
+    assert fitspace.load_adapter(pipeline, path, instead_of=adapter) is adapter
     if merged:
         adapter.merge()
     _, captions, given, noise = asked(plan)

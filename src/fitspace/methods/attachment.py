@@ -86,6 +86,7 @@ class Attachment:
     rates : name -> factor on the learning rate, for the parameters of which it is not 1.
     method, settings : of the attached method; set by :func:`fitspace.methods.attach`.
     metadata : metadata saved with the parameters, for an attachment that was loaded.
+    attached : false once it was removed or merged.
     """
 
     model: nn.Module
@@ -99,6 +100,7 @@ class Attachment:
     method: str = ""
     settings: MethodSettings | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+    attached: bool = True
 
     def __post_init__(self) -> None:
         self.trainable = dict(sorted(self.trainable.items()))
@@ -126,7 +128,7 @@ class Attachment:
     def _release(self) -> None:
         self.model.requires_grad_(False)
         self.trainable, self.frozen = {}, {}
-        self.undo = nothing
+        self.undo, self.attached = nothing, False
         self.model._fitspace_method = None
 
 

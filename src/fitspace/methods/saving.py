@@ -34,11 +34,19 @@ def save(attachment: Attachment, path: str | Path, metadata: dict[str, str]) -> 
     """
     from safetensors.torch import save_file
 
+    facts = _form(attachment) | {"metadata": metadata}
+    held = attachment.trainable | attachment.frozen
+    tensors = {n: p.detach().cpu().contiguous() for n, p in held.items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={_METADATA: canonical(facts)})
+
+
+def _form(attachment: Attachment) -> dict[str, Any]:
+    """The facts of a file that say what the model is given; two of one form differ in values."""
     family = bases.family_of(attachment.model)
     facts = {
         "method": attachment.method,
         "settings": attachment.settings.resolved(family.name),
-        "metadata": metadata,
     }
     if family.named:
         facts["family"] = family.name
@@ -48,10 +56,7 @@ def save(attachment: Attachment, path: str | Path, metadata: dict[str, str]) -> 
         facts["scale"] = scale
     if control := bases.control_of(attachment.model):
         facts["control"] = {"kind": control.kind, "channels": [*control.channels]}
-    held = attachment.trainable | attachment.frozen
-    tensors = {n: p.detach().cpu().contiguous() for n, p in held.items()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={_METADATA: canonical(facts)})
+    return facts
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -124,21 +129,34 @@ def _check_sizes(path: str | Path, facts: dict[str, Any], tensors: dict[str, Any
 
 
 def load(
-    model: nn.Module, path: str | Path, strength: float = 1.0, blocks: str | None = None
+    model: nn.Module,
+    path: str | Path,
+    strength: float = 1.0,
+    blocks: str | None = None,
+    instead_of: Attachment | None = None,
 ) -> Attachment:
     """Attach a saved method to the model that it was trained on, or to another of its shape.
 
     ``strength``, and the ``blocks`` of the model in which it is at work (None: all), as
-    :mod:`fitspace.methods.strength` has them.
+    :mod:`fitspace.methods.strength` has them. The file takes the place of ``instead_of``. If both
+    have one form (method, settings, class table, size, control) only values are copied, and the
+    same attachment is returned; otherwise the old one is removed first.
 
     Raises
     ------
     UserError : as :func:`read`; every name and shape of the file's parameters that differs from
-        the model's; a method that has no strength, blocks that the model has not.
+        the model's; a method that has no strength, blocks that the model has not; an
+        ``instead_of`` that the model does not carry. Where only values were to be copied, the
+        old ones are still there.
     """
     import torch
 
     facts, tensors = read(path)
+    if instead_of is not None and (instead_of.model is not model or not instead_of.attached):
+        raise UserError(
+            f"instead_of: {instead_of.method!r} is not on this model (any more); load {path} "
+            "without it"
+        )
     if strength != 1 or blocks is not None:
         control = facts.get("control", {}).get("kind")
         found = problems_of_strength(facts["method"], facts["settings"], control)
@@ -146,6 +164,10 @@ def load(
             found += unknown_blocks(blocks, (name for name, _ in model.named_modules()))
         if found:
             raise UserError(f"{path}: {problem}" for problem in found)
+    elif instead_of is not None and _same_form(instead_of, facts):
+        return _with_values(instead_of, path, facts, tensors)
+    if instead_of is not None:
+        instead_of.remove()
     of_base = {name for name, _ in model.named_parameters()}
     undo = ExitStack()
     try:
@@ -179,6 +201,27 @@ def load(
     return attachment
 
 
+def _same_form(attachment: Attachment, facts: dict[str, Any]) -> bool:
+    own = {name: fact for name, fact in facts.items() if name != "metadata"}
+    return canonical(_form(attachment)) == canonical(own)
+
+
+def _with_values(
+    attachment: Attachment, path: str | Path, facts: dict[str, Any], tensors: dict[str, Any]
+) -> Attachment:
+    """An attachment with the values of another of its form."""
+    import torch
+
+    held = attachment.trainable | attachment.frozen
+    if found := _differences(tensors, held):
+        raise UserError(f"{path}: {p}" for p in found)
+    with torch.no_grad():
+        for name, parameter in held.items():
+            parameter.copy_(tensors[name])
+    attachment.metadata = facts["metadata"]
+    return attachment
+
+
 def _tell_pipeline(
     pipeline: Any, model: nn.Module, control: bases.Control, attachment: Attachment
 ) -> None:
@@ -208,8 +251,12 @@ def _differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     return found
 
 
-def load_adapter(pipeline: Any, path: str | Path) -> Attachment:
+def load_adapter(
+    pipeline: Any, path: str | Path, instead_of: Attachment | None = None
+) -> Attachment:
     """Attach a trained adapter to a diffusers pipeline; ``.remove()`` removes it again.
+
+    It takes the place of ``instead_of``, as in :func:`load`.
 
     One that was trained with ``control: controlnet`` has its ControlNetModel at
     ``pipeline.unet.controlnet`` then, for a StableDiffusionControlNetPipeline; one with ``control:
@@ -221,7 +268,9 @@ def load_adapter(pipeline: Any, path: str | Path) -> Attachment:
     """
     for name in bases.DENOISERS:
         if (model := getattr(pipeline, name, None)) is not None:
-            attachment = load(model, path)
+            attachment = load(model, path, instead_of=instead_of)
+            if attachment is instead_of:
+                return attachment  # the pipeline knows of it
             if control := bases.control_of(model):
                 _tell_pipeline(pipeline, model, control, attachment)
             return attachment
