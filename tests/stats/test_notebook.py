@@ -6,11 +6,20 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import stdtr
+from scipy.stats import studentized_range
 
 from fitspace import stats
 from fitspace.cli import main
 from fitspace.core.errors import UserError
-from fitspace.stats.multiplicity import Largest, _General, product_loadings
+from fitspace.stats.multiplicity import (
+    Largest,
+    _General,
+    _Pairs,
+    product_loadings,
+    tukey_critical,
+    tukey_p,
+)
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +208,17 @@ def test_numbers_of_one_control_are_exact_and_the_rest_is_close():
     for c in (1.0, 2.5):
         both = 1 - (1 - alone.tail(c, 1e9)) ** 2
         assert Largest.of(apart, 2).tail(c, 1e9) == pytest.approx(both, abs=1e-4)
+
+
+@pytest.mark.parametrize("df", [1, 3.7, 36, 1000, 9e4, np.inf])
+def test_all_pairs_are_the_studentized_range(df):
+    """scipy's quadrature is good to 4e-11; two means have Student's t."""
+    for t in (0.0, 0.7, 2.0, 3.5, 12.0):
+        assert _Pairs(2).tail(t, df) == pytest.approx(2 * stdtr(df, -t), rel=1e-12, abs=1e-14)
+        for k in (3, 8, 40):
+            theirs = studentized_range.sf(t * 2**0.5, k, df)
+            assert tukey_p(-t, k, df) == pytest.approx(theirs, abs=1e-10)
+    assert tukey_p(tukey_critical(8, df, 0.05), 8, df) == pytest.approx(0.05, rel=1e-10)
 
 
 def test_a_claim_needs_the_control_to_have_beaten_the_base():

@@ -14,7 +14,7 @@ from fitspace.stats.linear import as_labels, with_cells
 from fitspace.stats.means import marginal_means
 
 ALPHA = 0.05
-# Tukey's studentized range costs about 10 ms a pair; beyond this cells are not compared.
+# Beyond this cells are not compared: their pairs would be a table that nobody reads.
 MOST_CELLS = 24
 
 

@@ -125,10 +125,7 @@ def read(
         y = np.zeros(len(y))
     levels = {name: _ordered(table[name], column[complete]) for name, column in labels.items()}
     originals = {name: _originals(table[name], labels[name], levels[name]) for name in names}
-    codes = {
-        name: pd.Categorical(column[complete], categories=levels[name]).codes
-        for name, column in labels.items()
-    }
+    codes = {name: _codes(column[complete], levels[name]) for name, column in labels.items()}
     aside = len(table) - int(complete.sum())
     notes = []
     if aside:
@@ -138,6 +135,12 @@ def read(
         notes.append(f"{response} has no variation: there is nothing to test")
     measured = {name: column[complete].astype(float) for name, column in measured.items()}
     return Data(y, mean, levels, codes, table.index[complete], notes, measured, originals, rounding)
+
+
+def _codes(labels: pd.Series, levels: list[str]) -> np.ndarray:
+    """The number of each row's level (n,)."""
+    number = {level: i for i, level in enumerate(levels)}
+    return np.array([number[label] for label in labels.tolist()])
 
 
 def _originals(column: pd.Series, labels: pd.Series, levels: list[str]) -> list:
@@ -243,12 +246,14 @@ def _centred(values: np.ndarray, exact: bool) -> tuple[np.ndarray, float]:
 
 def as_labels(column: pd.Series) -> pd.Series:
     """Levels as text, NaN where a cell is empty; whole floats print as integers."""
-    empty = column.isna()
-    numbers = column[~empty]
-    if pd.api.types.is_float_dtype(column) and ((numbers % 1 == 0) & (numbers.abs() < 2**53)).all():
-        column = column.astype("Int64")
-    text = column.astype(object).map(lambda cell: str(cell).strip(), na_action="ignore")
-    return text.where(~empty & (text != ""), np.nan)
+    known = ~column.isna().to_numpy()
+    cells = column[known].tolist()
+    if pd.api.types.is_float_dtype(column) and all(c % 1 == 0 and abs(c) < 2**53 for c in cells):
+        cells = map(int, cells)
+    # Plain Python on purpose: tables are short, and a pandas call costs as much as a hundred cells.
+    labels = np.full(len(column), np.nan, dtype=object)
+    labels[known] = [str(cell).strip() or np.nan for cell in cells]
+    return pd.Series(labels, column.index, name=column.name)
 
 
 def with_cells(table: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFrame, str]:

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.special import fdtrc, fdtri, gammaln, log_ndtr, ndtr, ndtri, stdtr, stdtrit
+from scipy.special import fdtrc, fdtri, log_ndtr, ndtr, ndtri, stdtr, stdtrit
 
 from fitspace.core.errors import UserError
 from fitspace.stats import effects
@@ -191,28 +191,6 @@ class _Family:
         return float(-stdtrit(df, alpha / self.sides))
 
 
-# --- Tukey ------------------------------------------------------------------------------
-
-
-def tukey_p(t: float, k: int, df: float) -> float:
-    """p of a t ratio among all pairs of k means; tails below 1e-13 are noise."""
-    if np.isnan(t):
-        return NAN
-    if k == 2:
-        return float(2 * stdtr(df, -abs(t)))
-    from scipy.stats import studentized_range
-
-    return float(np.clip(studentized_range.sf(abs(t) * 2**0.5, k, df), 0, 1))
-
-
-@cache
-def tukey_critical(k: int, df: float, alpha: float) -> float:
-    """The t ratio that the largest of all pairs of k means exceeds with probability alpha."""
-    if k == 2:
-        return float(-stdtrit(df, alpha / 2))
-    return _root(lambda c: tukey_p(c, k, df), df, alpha, k * (k - 1) // 2, 2)
-
-
 def _root(tail_of, df: float, alpha: float, size: int, sides: int) -> float:
     """Where a tail is alpha: between one comparison's point and Bonferroni's."""
     low, high = (float(-stdtrit(df, alpha / sides / m)) for m in (1, size))
@@ -229,6 +207,7 @@ class Largest:
 
     def __init__(self, size: int, sides: int):
         self.size, self.sides = size, sides
+        self._criticals: dict[tuple[float, float], float] = {}
 
     @staticmethod
     def of(correlation: np.ndarray, sides: int) -> Largest:
@@ -242,7 +221,53 @@ class Largest:
         raise NotImplementedError
 
     def critical(self, df: float, alpha: float) -> float:
-        return _root(lambda c: self.tail(c, df), df, alpha, self.size, self.sides)
+        """What it exceeds with probability alpha; found once for all comparisons of a family."""
+        if (df, alpha) not in self._criticals:
+            found = _root(lambda c: self.tail(c, df), df, alpha, self.size, self.sides)
+            self._criticals[df, alpha] = found
+        return self._criticals[df, alpha]
+
+
+class _Pairs(Largest):
+    """All pairs of k independent means: their largest is a studentized range over sqrt(2)."""
+
+    def __init__(self, k: int):
+        super().__init__(k * (k - 1) // 2, 2)
+        self.others = k - 1
+        self.z = np.arange(-12.0, 12.0, step := 0.6 / k**0.5)  # of the largest of the means
+        self.below = ndtr(self.z)
+        density = np.exp(-(self.z**2) / 2) / (2 * np.pi) ** 0.5
+        self.weight = step * k * density * self.below**self.others
+
+    def tail(self, c: float, df: float) -> float:
+        x, weight = _log_chi(df)
+        reach = c * 2**0.5 * np.exp(x)[:, None]
+        # Given the largest, the share of what one of the others can be that is out of reach.
+        out = np.minimum(ndtr(self.z - reach) / self.below, 1.0)
+        with np.errstate(divide="ignore"):
+            inside = self.others * np.log1p(-out)
+        return float(np.clip(weight @ -np.expm1(inside) @ self.weight, 0, 1))
+
+
+@cache
+def _pairs(k: int) -> _Pairs:
+    return _Pairs(k)
+
+
+def tukey_p(t: float, k: int, df: float) -> float:
+    """p of a t ratio among all pairs of k means."""
+    if np.isnan(t):
+        return NAN
+    if k == 2:
+        return float(2 * stdtr(df, -abs(t)))
+    return _pairs(k).tail(abs(t), df)
+
+
+def tukey_critical(k: int, df: float, alpha: float) -> float:
+    """The t ratio that the largest of all pairs of k means exceeds with probability alpha."""
+    if k == 2:
+        return float(-stdtrit(df, alpha / 2))
+    return _pairs(k).critical(df, alpha)
 
 
 def product_loadings(correlation: np.ndarray) -> np.ndarray | None:
@@ -301,11 +326,13 @@ class _Product(Largest):
 @cache
 def _log_chi(df: float) -> tuple[np.ndarray, np.ndarray]:
     """Nodes x and weights of ``log(sqrt(chi-square / df))``, by the trapezoid rule."""
+    if np.isinf(df):
+        return np.zeros(1), np.ones(1)
     reach = (DEEP / df) ** 0.5
     step = min(0.1, 0.45 / df**0.5)
     x = np.arange(-reach - DEEP / df, reach, step)
-    log = np.log(2) + df / 2 * np.log(df / 2) - gammaln(df / 2) + df * x - df / 2 * np.exp(2 * x)
-    return x, step * np.exp(log)
+    density = np.exp(df * (x - np.expm1(2 * x) / 2))  # but for a constant
+    return x, density / density.sum()
 
 
 class _General(Largest):

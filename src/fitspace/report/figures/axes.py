@@ -110,7 +110,7 @@ def label_points(
 
     ``others`` are marks to keep clear of. A name without room is left out; the data has it.
     """
-    axes.figure.draw_without_rendering()  # so that the layout is what it will be
+    axes.figure.get_layout_engine().execute(axes.figure)  # places are then what they will be
     marks = axes.transData.transform([(x, y) for x, y, _ in labels] + list(others))
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in marks]
     for x, y, name in labels:

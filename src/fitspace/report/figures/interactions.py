@@ -83,7 +83,7 @@ def _means(found: Results, factor: str, across: str) -> pd.DataFrame:
 
 def _name_lines(axes: Axes, names: list[str], factor: str) -> None:
     """Name the lines at their ends if all names fit without collision; else in a legend below."""
-    axes.figure.draw_without_rendering()
+    axes.figure.get_layout_engine().execute(axes.figure)
     points = 72 / axes.figure.dpi
     ends = [axes.transData.transform(line.get_xydata()[-1])[1] * points for line in axes.lines]
     if np.isfinite(ends).all() and min(np.diff(np.sort(ends)), default=FONT) >= FONT:

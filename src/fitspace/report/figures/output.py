@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pandas as pd
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 
 from fitspace.report.figures.style import THEME
@@ -65,14 +66,26 @@ def figure(
     canvas: Canvas, name: str, section: str, caption: str, alt: str, data: pd.DataFrame
 ) -> Figure:
     """The finished drawing as SVG without dates, versions and unused ids."""
-    text = StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    canvas.savefig(text, format="svg", metadata=nothing)
-    svg = re.sub(r"<!DOCTYPE[^>]*>\n?|\s*<metadata>.*?</metadata>", "", text.getvalue(), flags=re.S)
+    svg = re.sub(r"<!DOCTYPE[^>]*>\n?|\s*<metadata>.*?</metadata>", "", _drawn(canvas), flags=re.S)
     svg = _in_tags(svg, _plain)
     svg = "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
     return Figure(name, section, caption, alt, svg, data, canvas)
+
+
+def _drawn(canvas: Canvas) -> str:
+    """The SVG that ``canvas.savefig`` writes, which draws everything once more for the layout."""
+    text, dpi, layout = StringIO(), canvas.dpi, canvas.get_layout_engine()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    drawing = FigureCanvasSVG(canvas)
+    canvas.dpi = drawing.fixed_dpi
+    layout.execute(canvas)
+    canvas.dpi = dpi
+    canvas.set_layout_engine("none")
+    drawing.print_svg(text, metadata=nothing)
+    canvas.dpi = dpi
+    canvas.set_layout_engine(layout)
+    return text.getvalue()
 
 
 def _plain(tag: str) -> str:
