@@ -3,6 +3,7 @@
 rule base:
     input:
         "models/emoji-unet/README.md",
+        "models/emoji-mmdit/README.md",
         "models/emoji-clip/README.md",
         "models/emoji-dit/README.md",
     localrule: True
@@ -65,15 +66,39 @@ rule world_unet:
         "python -m fitspace.recipes.world unet --work results/base --out models > {log:q} 2>&1"
 
 
+rule world_mmdit:
+    input:
+        ancient("models/vae/diffusion_pytorch_model.safetensors"),
+    output:
+        "models/emoji-mmdit/transformer/diffusion_pytorch_model.safetensors",
+        "models/emoji-mmdit/vae/diffusion_pytorch_model.safetensors",
+        "models/emoji-mmdit/text_encoder/model.safetensors",
+        "models/emoji-mmdit/text_encoder_2/model.safetensors",
+        "models/emoji-mmdit/model_index.json",
+    log:
+        "results/logs/base/world-mmdit.log",
+    benchmark:
+        "results/benchmarks/base/world-mmdit.tsv"
+    conda:
+        "../envs/fitspace.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=480,
+    shell:
+        "python -m fitspace.recipes.world mmdit --work results/base --out models > {log:q} 2>&1"
+
+
 rule world_cards:
     input:
         ancient("models/vae/diffusion_pytorch_model.safetensors"),
         ancient("models/emoji-clip/open_clip_model.safetensors"),
         ancient("models/emoji-unet/unet/diffusion_pytorch_model.safetensors"),
+        ancient("models/emoji-mmdit/transformer/diffusion_pytorch_model.safetensors"),
     output:
         "models/vae/README.md",
         "models/emoji-clip/README.md",
         "models/emoji-unet/README.md",
+        "models/emoji-mmdit/README.md",
     log:
         "results/logs/base/world-cards.log",
     benchmark:
