@@ -185,7 +185,9 @@ class Models:
             look = partial(data.identity if task.source == "openmoji" else self.source, task)
             looks.append((f"tasks[{i}]: ", look))
         found = [(key, error) for key, look in looks if (error := _refusal(look))]
-        if "base" not in dict(found) and (error := _refusal(lambda: self.tuned)):
+        # What was chosen is known for a well-known base, too, that is not on this machine.
+        known = _refusal(lambda: bases.family(self.study.base)) is None
+        if known and (error := _refusal(lambda: self.tuned)):
             found.append(("tuning: ", error))
         return found
 

@@ -915,6 +915,11 @@ def _tuning_problems(study: Study) -> list[str]:
         wrong.append(
             f"tuning.response: {own.response!r} is no metric; allowed: {', '.join(METRICS)}"
         )
+    elif beside_untouched([own.response]):
+        wrong.append(
+            f"tuning.response: {own.response!r}: compares with images of the untouched base, which "
+            "a tuning does not draw; allowed: a metric that does not"
+        )
     wrong += [
         f"tuning.factors.{name}: varies within a training, so it needs no run of its own; allowed: "
         f"a factor of the arms"
