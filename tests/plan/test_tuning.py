@@ -136,6 +136,7 @@ def test_captions_of_validation_are_left_out_with_the_checkpoints_they_choose_am
 
 def test_metrics_beside_the_untouched_base_are_left_out_with_its_arm(folder):
     content = copy.deepcopy(STUDY) | {"metrics": ["drift_effnet", "vendi_effnet"]}
+    del content["arms"][0]["factors"]["sample.guidance"]  # which the arm of none would need
     content["analysis"]["responses"].append("drift_judge")
     own = derived(Study.model_validate(content))
     assert own.metrics == ["vendi_effnet"]

@@ -273,14 +273,19 @@ def test_methods_on_stable_diffusion_35(plan):
     assert len(found["absent"]) == 5 and found["tuning"]["runs"] == 12 * 4 * 2
 
 
+@pytest.mark.slow
 def test_lora_of_sdxl(plan):
     found = plan("sdxl-lora")
-    cells = {tuple(p["factors"].values()): p["trainable"] for p in found["points"] if p["factors"]}
+    cells = {
+        tuple(p["factors"][name] for name in ("rank", "target", "dora")): p["trainable"]
+        for p in found["points"]
+        if p["factors"]
+    }
     assert len(cells) == 3 * 3 * 2 and len(found["runs"]) == 19 * 3
     for (rank, target, dora), count in cells.items():
-        assert count == rank // 4 * cells[4, target, False] + (
-            cells[4, target, True] - cells[4, target, False] if dora else 0
-        )
+        lengths = cells[4, target, True] - cells[4, target, False]
+        assert count == rank // 4 * cells[4, target, False] + dora * lengths
+    assert cells[4, "qkv", False] < cells[4, "attention", False] < cells[4, "attention+ff", False]
     assert len(found["absent"]) == 4 and found["tuning"]["runs"] == 18 * 4 * 2
 
 
