@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fitspace.bases.blocks import JOINT
 from fitspace.bases.encoding import prompted, tokens_kept
 from fitspace.bases.family import Conditions, Family, Reading, by_name, not_whole
+from fitspace.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +50,9 @@ def _kept(folder: Path) -> dict[str, int]:
     # Both CLIPs keep as many tokens as the first one's tokenizer says.
     kept = dict.fromkeys(("tokenizer", "tokenizer_2"), tokens_kept(folder, "tokenizer"))
     if (folder / "tokenizer_3").is_dir():
-        kept["tokenizer_3"] = min(T5_TOKENS, tokens_kept(folder, "tokenizer_3"))
+        kept["tokenizer_3"] = T5_TOKENS
+        with contextlib.suppress(UserError):  # a tokenizer may have no limit of its own
+            kept["tokenizer_3"] = min(T5_TOKENS, tokens_kept(folder, "tokenizer_3"))
     return kept
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit
 
 from fitspace.core.errors import UserError
 
@@ -68,9 +68,11 @@ def ranks(
     if problems:
         raise UserError(problems)
     if adjust == "tukey":
-        apart = stats.studentized_range.isf(alpha, len(means), df)
+        from scipy.stats import studentized_range
+
+        apart = studentized_range.isf(alpha, len(means), df)
     else:
-        apart = stats.t.isf(alpha / 2, df) * math.sqrt(2)
+        apart = stdtrit(df, 1 - alpha / 2) * math.sqrt(2)
     least = float(apart * sigma / math.sqrt(runs))
     ordered = means.sort_values(ascending=lower, kind="stable")
     found, first = [], math.nan
