@@ -113,6 +113,12 @@ WRONG = {
         {"arms": [lora(factors={"rank": [2, 4], "train.warmup_steps": [0, 9]})]},
         "arms[0].train.warmup_steps: 9 of 3 steps; allowed: at most train.steps",
     ),
+    "dropout of a batch that is taken apart": (
+        {"train": STUDY["train"] | {"examples_at_once": 1},
+         "arms": [lora(settings={"dropout": 0.1})]},
+        "arms[0].train.examples_at_once: 1: a method with dropout draws its masks for all of a "
+        "batch together; allowed: null, or no dropout",
+    ),
     "factors that no arm shares": (
         {"arms": [lora(), {"method": "adapter", "settings": {"input": "CA_out", "width": 4},
                            "factors": {"output": ["FFN_in", "Trans_out"]}}],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
@@ -139,3 +141,16 @@ def test_a_step_is_measured_once(small, monkeypatch):
 def test_an_unknown_base_is_named():
     with pytest.raises(UserError, match="known without weights"):
         measure("models/none", "full", {})
+
+
+@pytest.mark.parametrize(("at_once", "measured"), [(None, 8), (2, 2), (20, 8)])
+def test_a_step_that_is_taken_apart_keeps_the_activations_of_one_part(
+    monkeypatch, at_once, measured
+):
+    seen = []
+    monkeypatch.setattr(footprint, "measure", lambda *given: seen.append(given[3]))
+    train = {"batch_size": 8, "precision": "fp32", "examples_at_once": at_once}
+    point = SimpleNamespace(train=train, method="lora", settings={}, learnt=None)
+    task = SimpleNamespace(scale=1, dreambooth=None)
+    footprint.of(SimpleNamespace(base="sd15"), point, task)
+    assert seen == [measured] and footprint.latents(point, task) == 8

@@ -1,7 +1,8 @@
 """The keys of all study files, held in place: a change of the code moves no result.
 
-A model or a data set that is not on this machine stands in by its name: the rest of what its
-keys are made of is held all the same. ``python tests/plan/test_keys.py`` records the keys anew.
+A model or a data set that is not on this machine stands in by its name, a setting that no tuning
+has chosen yet by the study's own: the rest of what its keys are made of is held all the same.
+``python tests/plan/test_keys.py`` records the keys anew.
 """
 
 from __future__ import annotations
@@ -26,9 +27,8 @@ def stages(study: str, patch: pytest.MonkeyPatch) -> dict[str, dict]:
     loaded, models = checked(f"params/{study}")
     if models.absent:
         evaluator = {"metrics": metrics.VERSION, "extractor": metrics.EXTRACTOR, "judge": "judge"}
-        if loaded.inception is not None:
-            evaluator["inception"] = "inception"
-        vars(models).update(absent=[], digest="base", evaluator=evaluator, held={})
+        evaluator |= {name: name for name in loaded.weights}
+        vars(models).update(absent=[], digest="base", evaluator=evaluator, held={}, tuned={})
         patch.setattr(
             data,
             "identity",

@@ -152,6 +152,15 @@ def test_what_only_an_untrained_arm_needs_is_left_out(folder):
     checked("tuning.yaml")
 
 
+def test_metrics_beside_the_untouched_base_are_left_out_with_its_arm(folder):
+    content = copy.deepcopy(STUDY) | {"metrics": ["drift_effnet", "vendi_effnet"]}
+    del content["arms"][0]["factors"]["sample.guidance"]  # which the arm of none would need
+    content["analysis"]["responses"].append("drift_judge")
+    own = derived(Study.model_validate(content))
+    assert own.metrics == ["vendi_effnet"]
+    assert own.analysis.responses == ["clip_i", "clip_t", "fd_effnet"]
+
+
 def test_every_point_has_as_many_runs_as_any_other(folder):
     counts: dict = {}
     for run in build_plan(derived(study())).runs:
@@ -183,6 +192,9 @@ REFUSED = {
         {"tuning": {"factors": {"sample.guidance": [1.0, 2.0]}}}, "varies within a training",
     ),
     "no metric": ({"tuning": {"response": "beauty"}}, "tuning.response: 'beauty' is no metric"),
+    "a metric beside the untouched base": (
+        {"tuning": {"response": "drift_effnet"}}, "tuning.response: 'drift_effnet': compares with",
+    ),
     "a seed twice": ({"tuning": {"seeds": [1, 1]}}, "tuning.seeds: 1 stands more than once"),
     "one level": ({"tuning": {"factors": {"train.lr": [0.1]}}}, "tuning.factors.train.lr"),
     "three settings": (

@@ -12,9 +12,20 @@ import torch
 from fitspace import bases
 from fitspace.core.errors import UserError
 from fitspace.data import openmoji
-from fitspace.recipes.world import autoencoder, denoiser, dit, judge, loop, measures, texts, unet
+from fitspace.recipes.world import (
+    autoencoder,
+    denoiser,
+    dit,
+    judge,
+    loop,
+    measures,
+    mmdit,
+    texts,
+    unet,
+)
 from fitspace.recipes.world import drawings as drawn
 from fitspace.recipes.world.__main__ import main
+from fitspace.recipes.world.card import RECIPES
 from fitspace.training import sampling
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = autoencoder.CONFIG | dict(block_out_channels=(4, 4, 8, 8), norm_num_groups=4)
 SMALL_UNET = unet.CONFIG | dict(block_out_channels=(8, 16), norm_num_groups=4)
 SMALL_DIT = dit.CONFIG | dict(num_layers=2, num_attention_heads=2)
+SMALL_MMDIT = mmdit.CONFIG | dict(num_layers=2, num_attention_heads=2, caption_projection_dim=32)
 WANTED = ("tomato", "grinning face", "waving hand", "waving hand, dark skin tone", "kiss mark")
 
 
@@ -134,10 +146,13 @@ def parts(world, vae):
         "dit": lambda out: dit.train(
             world, vae, out, dit.Settings(steps=6, batch_size=2, warmup_steps=2), SMALL_DIT
         ),
+        "mmdit": lambda out: mmdit.train(
+            world, vae, out, mmdit.Settings(steps=6, batch_size=2, warmup_steps=2), SMALL_MMDIT
+        ),
     }
 
 
-SLOW = [pytest.param(part, marks=pytest.mark.slow) for part in ("judge", "unet")]
+SLOW = [pytest.param(part, marks=pytest.mark.slow) for part in ("judge", "mmdit", "unet")]
 
 
 @pytest.mark.parametrize("part", ["autoencoder", "dit", *SLOW])
@@ -313,6 +328,93 @@ def test_no_figure_has_the_number_of_no_class(world):
     assert dit.new_model(1500, SMALL_DIT).config.num_embeds_ada_norm == 1501
 
 
+def test_plain_diffusers_samples_the_mmdit(world, vae, tmp_path):
+    from diffusers import StableDiffusion3Pipeline
+
+    settings = mmdit.Settings(steps=5, batch_size=2, warmup_steps=1, lr=0.05, ema=0.0)
+    mmdit.train(world, vae, tmp_path, settings, SMALL_MMDIT)
+    folder = bases.resolve(tmp_path / "pipeline")
+    assert bases.problems(folder) == [] and bases.text_tokens(folder) == 2 * unet.TOKENS
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        folder, use_safetensors=True, local_files_only=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(5))
+    images = pipeline(
+        "tomato", guidance_scale=3.0, num_inference_steps=3, output_type="np", latents=noise,
+        height=64, width=64, max_sequence_length=unet.TOKENS,
+    ).images  # fmt: skip
+    task = mmdit.source(folder, world)
+    ours = sampling.generate(
+        bases.load_denoiser(folder), bases.load_vae(folder), bases.load_process(folder),
+        task.told([1 + world.captions.tolist().index("tomato")]), task.told([0]),
+        noise, steps=3, guidance=3.0,
+    )  # fmt: skip
+    assert images.shape == (1, 64, 64, 3) and np.ptp(images) > 0
+    assert np.abs(np.rint(images * 255) - ours.astype(float)).max() <= 1
+    assert task.conditions["embeddings"].shape == (6, 2 * unet.TOKENS, 384)
+    pooled = task.conditions["pooled"]
+    assert pooled.shape == (6, 2 * mmdit.WIDTH) and len(pooled.unique(dim=0)) == 6
+    first = denoiser.sample(bases.load_denoiser(folder), folder, task, [1, 2])
+    assert first.shape == (2, 64, 64, 3)
+
+
+def test_an_untrained_mmdit_predicts_nothing():
+    model = mmdit.new_model(SMALL_MMDIT)
+    draw = torch.Generator().manual_seed(0)
+    noisy, told = torch.randn(2, 16, 8, 8, generator=draw), bases.family_of(model)
+    blank = {n: torch.ones_like(v) for n, v in told.blank(model.config, 2, 3, noisy.dtype).items()}
+    assert not told.predict(model, noisy, torch.tensor([1.0, 900.0]), blank).any()
+
+
+def test_the_mmdits_half_precision_fits_beside_the_autoencoder():
+    model = mmdit.new_model()
+    assert 2 * sum(v.numel() for v in model.state_dict().values()) < 9e6  # bytes
+
+
+def test_a_made_clip_averages_the_vectors_of_a_texts_words():
+    words = {word: i for i, word in enumerate([*mmdit.MARKS, "red", "green", "apple"])}
+    vectors = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    model = mmdit.averaging(vectors, words)
+
+    def normal(x):
+        return (x - x.mean(-1, keepdim=True)) / (
+            x.var(-1, keepdim=True, correction=0) + 1e-5
+        ).sqrt()
+
+    text = "[CLS] red apple [SEP] [PAD] [PAD]"
+    told = torch.tensor([[words[word] for word in text.split()]])
+    with torch.no_grad():
+        found = model(told, output_hidden_states=True)
+    own = vectors[told[0, :4]]
+    expected = normal(own[-1] + normal(own).mean(0))
+    torch.testing.assert_close(found[0][0], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.hidden_states[-2][0], vectors[told[0]])
+
+
+def test_the_made_clips_read_captions_as_minilm_does(world):
+    from transformers import AutoTokenizer, BertTokenizer
+
+    captions = [row[1] for row in openmoji.catalogue()]
+    everything = dataclasses.replace(world, captions=np.array(captions))
+    words = mmdit.vocabulary(everything)
+    theirs, ours = AutoTokenizer.from_pretrained(unet.minilm()), BertTokenizer(vocab=words)
+    pieces = [theirs.tokenize(caption) for caption in captions]
+    assert [ours.tokenize(caption) for caption in captions] == pieces
+    assert max(map(len, pieces)) <= unet.TOKENS - 2
+    assert "[UNK]" not in ours.tokenize("a photo of sks, by nobody: 3/4!")
+    vectors = mmdit.word_vectors(words, 2 * mmdit.WIDTH)
+    assert vectors.square().mean() == pytest.approx(1)
+    spread = vectors.square().sum(0)
+    assert (spread[:-1] >= spread[1:]).all()  # the first components say most
+
+    def likeness(one, other):
+        pair = vectors[[words[one], words[other]]]
+        return torch.cosine_similarity(pair[0], pair[1], dim=0)
+
+    assert likeness("woman", "man") > likeness("woman", "flag")
+
+
 # --- judge ----------------------------------------------------------------------------------
 
 
@@ -435,6 +537,7 @@ def tiny(world, monkeypatch):
     """The recipes at tiny size: two steps of each part, few drawings."""
     few = dict(steps=2, batch_size=2, warmup_steps=1)
     configs = {autoencoder: [SMALL], judge: [], unet: [SMALL_UNET], dit: [SMALL_DIT]}
+    configs[mmdit] = [SMALL_MMDIT]
     for part, config in configs.items():
         settings = part.Settings(**few)
         monkeypatch.setattr(part, "Settings", lambda settings=settings: settings)
@@ -449,17 +552,19 @@ def test_all_parts_are_made_once_and_their_cards_say_what_was_measured(tiny, tmp
     places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "models")]
     assert main(["unet", *places]) == 2
     assert "no finished autoencoder" in capsys.readouterr().err
-    assert main(["autoencoder", "judge", "unet", "dit", *places]) == 0
+    assert main(["autoencoder", "judge", "unet", "dit", "mmdit", *places]) == 0
     models = tmp_path / "models"
-    assert not (models / "emoji-unet/text_encoder/model.safetensors").exists()
+    shipped = ("emoji-unet/text_encoder", "emoji-mmdit/text_encoder_3")
+    assert not any((models / place / "model.safetensors").exists() for place in shipped)
     weights = {p: p.stat().st_mtime_ns for p in models.rglob("*.safetensors")}
-    assert {p.parent.name for p in weights} == {"vae", "emoji-clip", "unet", "transformer"}
-    assert main(["autoencoder", "judge", "unet", "dit", "cards", *places]) == 0
+    made = {"vae", "emoji-clip", "unet", "transformer", "text_encoder", "text_encoder_2"}
+    assert {p.parent.name for p in weights} == made
+    assert main(["autoencoder", "judge", "unet", "dit", "mmdit", "cards", *places]) == 0
     assert {p: p.stat().st_mtime_ns for p in weights} == weights
     measured = json.loads((models / "measured.json").read_text())
-    assert set(measured) == {"autoencoder", "judge", "emoji-unet", "emoji-dit"}
+    assert set(measured) == {"autoencoder", "judge", *RECIPES}
     assert "caption" in measured["emoji-unet"] and "caption" not in measured["emoji-dit"]
-    for name in ("vae", "emoji-unet", "emoji-dit", "emoji-clip"):
+    for name in ("vae", "emoji-clip", *RECIPES):
         card = (models / name / "README.md").read_text()
         assert "CC BY-SA 4.0" in card and "OpenMoji" in card and "None" not in card
         for line in card.splitlines():

@@ -16,7 +16,7 @@ from fitspace.methods import adapter
 from fitspace.plan import counting, footprint, load_study
 from fitspace.plan.footprint import Footprint
 from fitspace.plan.overview import describe
-from fitspace.stats import anova, anova_of_file, pairs
+from fitspace.stats import anova, anova_of_file, pairs, ranks, size_oneway
 from fitspace.stats.digits import significant
 
 PARAMS = Path(__file__).parents[2] / "params"
@@ -116,6 +116,62 @@ def test_difffit_is_best_but_not_separable_from_full_fine_tuning(fid):
     assert against["Full"] == pytest.approx(distributions.studentized_range.sf(q, 6, 35), rel=1e-6)
 
 
+# peft's benchmark: what one seed tells apart.
+
+
+@pytest.fixture
+def benchmark():
+    return pd.read_csv(PUBLISHED / "peft-image-gen.csv")
+
+
+def spread(runs):
+    """Standard deviation of a run, from the entries that were run twice."""
+    error = anova(runs, "similarity", ["experiment"]).set_index("source").loc["residual"]
+    twice = runs.groupby("experiment")["similarity"].apply(list)
+    apart = np.array([values[0] - values[1] for values in twice if len(values) == 2])
+    assert error["df"] == len(apart)
+    assert error["ss"] == pytest.approx((apart**2).sum() / 2)
+    return (error["ss"] / error["df"]) ** 0.5, error["df"]
+
+
+def in_ranks(runs, adjust):
+    sigma, df = spread(runs)
+    once = runs[runs["source"] == "results"].set_index("experiment")["similarity"]
+    found = ranks(once, sigma, df, adjust=adjust)
+    return found["least"].iloc[0], found["rank"].value_counts(sort=False).tolist(), found
+
+
+def test_one_seed_tells_two_ranks_of_41_apart(benchmark):
+    assert (benchmark["source"] == "results").sum() == benchmark["experiment"].nunique() == 41
+    sigma, df = spread(benchmark)
+    assert (sigma, df) == (pytest.approx(0.026, abs=5e-4), 6)
+    least, counts, found = in_ranks(benchmark, "tukey")
+    assert (least, counts) == (pytest.approx(0.22, abs=5e-3), [39, 2])
+    assert set(found[found["rank"] == 2]["level"]) == {"fourierft/default", "ln_tuning/default"}
+    least, counts, found = in_ranks(benchmark, "none")
+    assert (least, counts) == (pytest.approx(0.090, abs=5e-4), [25, 12, 2, 2])
+    rank = found.set_index("level")["rank"]
+    same = ("lora/default", "lora/rank64", "dora/rank64", "oft/default", "hira/default")
+    assert rank[[*same, "peanut/default"]].eq(1).all()
+    similarity = found.set_index("level")["mean"]
+    rate = similarity["lokr/lr1e-3"] - similarity["lokr/default"]
+    assert rate == pytest.approx(0.117, abs=5e-4) and rate > least
+
+
+def test_the_ranks_if_two_columns_of_a_request_were_exchanged(benchmark):
+    asked = benchmark["source"] == "pull request 3341"
+    benchmark.loc[asked, "similarity"] = benchmark.loc[asked, "similarity"].to_numpy()[::-1]
+    assert asked.sum() == 2 and spread(benchmark)[0] == pytest.approx(0.012, abs=5e-4)
+    assert in_ranks(benchmark, "tukey")[1] == [30, 9, 2]
+    assert in_ranks(benchmark, "none")[1] == [10, 15, 6, 6, 2, 2]
+
+
+@pytest.mark.parametrize(("difference", "seeds"), [(0.02, 28), (0.05, 6)])
+def test_the_seeds_that_tell_two_methods_apart(benchmark, difference, seeds):
+    f = difference / (2 * spread(benchmark)[0])
+    assert np.ceil(size_oneway(2, f)) == seeds
+
+
 # The papers' designs, planned without weights, judge or images.
 
 
@@ -195,6 +251,59 @@ def test_difffits_design(plan):
         assert millions[arm] == pytest.approx(printed[method], abs=tolerance), arm
     assert len(found["runs"]) == 8 * 7 * 3 and len(found["absent"]) == 3 + 7
     assert [len(part) for part in found["components"]] == [8]
+
+
+def test_the_benchmarks_design_has_the_benchmarks_parameters(plan, benchmark):
+    found = plan("flux2-klein-image-gen")
+    trainable = {p["arm"]: p["trainable"] for p in found["points"]}
+    printed = benchmark.drop_duplicates("experiment").set_index("experiment")["trainable"]
+    # Its list of layers passes over the output of each of the 20 single blocks.
+    blocks, taken, given = 20, 3072 + 9216, 3072
+    low_rank = blocks * (taken + given)
+    more = {
+        "lora/default": ("lora-r32", 32 * low_rank),
+        "lora/rank64": ("lora-r64", 64 * low_rank),
+        "dora/rank64": ("dora-r64", 64 * low_rank + blocks * given),
+        "hira/default": ("hira-r32", 32 * low_rank),
+        "gralora/default": ("gralora-r32", 32 * low_rank),
+        "loha/default": ("loha-r32", 2 * 32 * low_rank),
+        "miss/default": ("miss-r32", 32 * blocks * given),
+        "peanut/default": ("peanut-r32", 2 * 32 * blocks * given),
+        "oft/default": ("oft", blocks * (taken // 32) * (32 * 31 // 2)),
+        "road/default": ("road", blocks * given),
+        "vera/default": ("vera-r32", blocks * (32 + given)),
+        "full-finetuning/default": ("full", 0),
+    }
+    for experiment, (arm, beyond) in more.items():
+        assert trainable[arm] == printed[experiment] + beyond, arm
+    assert len(found["runs"]) == 15 * 5 and [len(part) for part in found["components"]] == [14]
+    assert len(found["absent"]) == 5  # base, judge, DINOv2, images, and what the tuning chose
+    tuning = found["tuning"]
+    assert (tuning["points"], tuning["runs"], tuning["chosen"]) == (14 * 4, 14 * 4 * 2, False)
+
+
+def test_methods_on_stable_diffusion_35(plan):
+    found = plan("sd35-methods")
+    trainable = {p["arm"]: p["trainable"] for p in found["points"]}
+    assert trainable["full"] == 2_243_171_520 and trainable["none"] == 0
+    assert len(trainable) == 13 and len(found["runs"]) == 13 * 2 * 3
+    assert len(found["absent"]) == 5 and found["tuning"]["runs"] == 12 * 4 * 2
+
+
+@pytest.mark.slow
+def test_lora_of_sdxl(plan):
+    found = plan("sdxl-lora")
+    cells = {
+        tuple(p["factors"][name] for name in ("rank", "target", "dora")): p["trainable"]
+        for p in found["points"]
+        if p["factors"]
+    }
+    assert len(cells) == 3 * 3 * 2 and len(found["runs"]) == 19 * 3
+    for (rank, target, dora), count in cells.items():
+        lengths = cells[4, target, True] - cells[4, target, False]
+        assert count == rank // 4 * cells[4, target, False] + dora * lengths
+    assert cells[4, "qkv", False] < cells[4, "attention", False] < cells[4, "attention+ff", False]
+    assert len(found["absent"]) == 4 and found["tuning"]["runs"] == 18 * 4 * 2
 
 
 FINER = {

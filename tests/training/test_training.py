@@ -129,6 +129,31 @@ def test_bf16_is_near_fp32_and_keeps_fp32_trainables(tmp_path):
     assert all(v.dtype == torch.float32 for v in half.parameters.values())
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_gradients_added_up_are_those_of_the_whole_batch(tmp_path, at_once):
+    whole = tiny.fit(tmp_path / "a.safetensors")
+    parts = tiny.fit(tmp_path / "b.safetensors", examples_at_once=at_once)
+    assert (whole.examples_at_once, parts.examples_at_once) == (4, at_once)
+    assert parts.losses == pytest.approx(whole.losses, rel=1e-4) and parts.losses != whole.losses
+    for name, value in whole.parameters.items():
+        torch.testing.assert_close(parts.parameters[name], value, rtol=1e-2, atol=1e-4)
+    all_of_it = tiny.fit(tmp_path / "c.safetensors", examples_at_once=4)
+    assert all_of_it.losses == whole.losses
+
+
+def test_a_batch_with_dropout_is_not_taken_apart(tmp_path):
+    from fitspace import methods
+
+    model = tiny.unet()
+    attachment = methods.attach(model, "adaptformer", {"width": 4}, 0)
+    with pytest.raises(UserError, match="train.examples_at_once: 2 of 4; allowed: all, as dropout"):
+        training.fit(
+            model, attachment.trainable, tiny.task(), tiny.process(), 0.5,
+            tiny.SETTINGS | {"examples_at_once": 2}, 0, tmp_path / "c.safetensors",
+            dropouts=attachment.dropouts,
+        )  # fmt: skip
+
+
 EXPLODES = dict(method="full", lr=10.0, grad_clip=None, steps=200, warmup_steps=0,
                 lr_schedule="constant", weight_decay=1.0, batch_size=2, min_snr_gamma=None,
                 ema=None)  # fmt: skip

@@ -85,6 +85,29 @@ rule world_dit:
         "python -m fitspace.recipes.world dit --work results/base --out models > {log:q} 2>&1"
 
 
+# Not asked for by `base` as long as its weights are not in git.
+rule world_mmdit:
+    input:
+        ancient("models/vae/diffusion_pytorch_model.safetensors"),
+    output:
+        "models/emoji-mmdit/transformer/diffusion_pytorch_model.safetensors",
+        "models/emoji-mmdit/vae/diffusion_pytorch_model.safetensors",
+        "models/emoji-mmdit/text_encoder/model.safetensors",
+        "models/emoji-mmdit/text_encoder_2/model.safetensors",
+        "models/emoji-mmdit/model_index.json",
+    log:
+        "results/logs/base/world-mmdit.log",
+    benchmark:
+        "results/benchmarks/base/world-mmdit.tsv"
+    conda:
+        "../envs/fitspace.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=480,
+    shell:
+        "python -m fitspace.recipes.world mmdit --work results/base --out models > {log:q} 2>&1"
+
+
 rule world_cards:
     input:
         ancient("models/vae/diffusion_pytorch_model.safetensors"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from fitspace.bases.blocks import JOINT
 from fitspace.bases.encoding import prompted, tokens_kept
 from fitspace.bases.family import Conditions, Family, Reading, by_name, not_whole
+from fitspace.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-T5_TOKENS = 256  # that the pipeline's `encode_prompt` keeps by default
+T5_TOKENS = 256  # that the pipeline's `encode_prompt` keeps, unless its tokenizer keeps fewer
 CLIP_TOKENS = 77
 
 
@@ -38,18 +40,24 @@ def _encode(pipeline: Any, captions: Sequence[str], device: Any, side: int) -> C
     """Both CLIPs' second last states side by side, padded to T5's width, then T5's; and both
     CLIPs' pooled states."""
     returned = {"embeddings": (0, 1), "pooled": (2, 3)}
-    return prompted(pipeline, captions, device, returned, prompt_2=None, prompt_3=None)
+    third = {"prompt_2": None, "prompt_3": None, "max_sequence_length": T5_TOKENS}
+    if pipeline.tokenizer_3 is not None:
+        third["max_sequence_length"] = min(T5_TOKENS, pipeline.tokenizer_3.model_max_length)
+    return prompted(pipeline, captions, device, returned, **third)
 
 
 def _kept(folder: Path) -> dict[str, int]:
     # Both CLIPs keep as many tokens as the first one's tokenizer says.
-    own = tokens_kept(folder, "tokenizer")
-    third = {"tokenizer_3": T5_TOKENS} if (folder / "tokenizer_3").is_dir() else {}
-    return {"tokenizer": own, "tokenizer_2": own} | third
+    kept = dict.fromkeys(("tokenizer", "tokenizer_2"), tokens_kept(folder, "tokenizer"))
+    if (folder / "tokenizer_3").is_dir():
+        kept["tokenizer_3"] = T5_TOKENS
+        with contextlib.suppress(UserError):  # a tokenizer may have no limit of its own
+            kept["tokenizer_3"] = min(T5_TOKENS, tokens_kept(folder, "tokenizer_3"))
+    return kept
 
 
 def _tokens(kept: dict[str, int]) -> int:
-    return kept["tokenizer"] + T5_TOKENS
+    return kept["tokenizer"] + kept.get("tokenizer_3", T5_TOKENS)
 
 
 def _problems(config: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -55,9 +56,23 @@ def encode_captions(base: Path, captions: Sequence[str]) -> torch.Tensor:
 
 
 def _parts(base: Path, captions: Sequence[str]) -> Iterator[Conditions]:
-    tell = bases.load_teller(base, devices.device())
+    """What the captions' parts tell; text encoders that a GPU does not hold run on the CPU."""
+    device, tell = devices.device(), None
     for start in tqdm(range(0, len(captions), BATCH), desc="encoding text", disable=None):
-        yield tell(captions[start : start + BATCH])
+        part, told = captions[start : start + BATCH], None
+        try:
+            tell = tell or bases.load_teller(base, device)
+            told = tell(part)
+        except torch.OutOfMemoryError:
+            tell = None  # and out of the handler: a traceback keeps the encoders alive
+        if told is None:
+            torch.cuda.empty_cache()
+            print("fitspace: the GPU's memory does not hold the text encoders; going on with them "
+                  "on the CPU", file=sys.stderr)  # fmt: skip
+            device = "cpu"
+            tell = bases.load_teller(base, device)
+            told = tell(part)
+        yield told
 
 
 def _class_labels(base: Path, names: Sequence[str]) -> tuple[torch.Tensor, int | None]:

@@ -324,7 +324,8 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, models: Models | No
             for name, count in counts.items()
             if count > 1
         ]
-        problems += _too_short(study, points) + _within_problems(study)
+        problems += _too_short(study, points) + _at_once(study, points)
+        problems += _within_problems(study)
         problems += _given_problems(study) + _one_unit(points)
         if family is not None:
             problems += _process_problems(study, points, family.flows)
@@ -492,6 +493,25 @@ def _process_problems(study: Study, points: list[Point], flows: bool) -> list[st
             f"this is a setting of {other}; allowed: null"
             for value in dict.fromkeys(own)
             if value is not None
+        ]
+    return problems
+
+
+def _at_once(study: Study, points: list[Point]) -> list[str]:
+    """Points whose examples cannot be computed a few at a time: their dropout is one of a batch."""
+    problems = []
+    for i, arm in enumerate(study.arms):
+        own = [p for p in points if p.arm == arm.title and p.train]
+        parts = {
+            p.train["examples_at_once"]
+            for p in own
+            if (p.train.get("examples_at_once") or math.inf) < p.train["batch_size"]
+            and any(name.endswith("dropout") and p.settings[name] for name in p.settings)
+        }
+        problems += [
+            f"arms[{i}].train.examples_at_once: {part}: a method with dropout draws its masks for "
+            "all of a batch together; allowed: null, or no dropout"
+            for part in sorted(parts)
         ]
     return problems
 

@@ -75,6 +75,8 @@ def of(study: Study, point: Point, task: Task) -> Footprint:
     """
     precision = (point.train or {"precision": "fp32"})["precision"]
     batch = latents(point, task)
+    if point.train is not None and point.train.get("examples_at_once"):
+        batch = min(batch, point.train["examples_at_once"])
     found = measure(
         study.base, point.method, point.settings, batch, precision, task.scale, point.learnt
     )

@@ -180,7 +180,9 @@ class Models:
         for i, task in enumerate(self.study.tasks):
             looks.append((f"tasks[{i}]: ", partial(self.source, task)))
         found = [(key, error) for key, look in looks if (error := _refusal(look))]
-        if "base" not in dict(found) and (error := _refusal(lambda: self.tuned)):
+        # What was chosen is known for a well-known base, too, that is not on this machine.
+        known = _refusal(lambda: bases.family(self.study.base)) is None
+        if known and (error := _refusal(lambda: self.tuned)):
             found.append(("tuning: ", error))
         return found
 

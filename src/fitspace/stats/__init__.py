@@ -36,6 +36,7 @@ from fitspace.stats.powers import (
     size_oneway,
 )
 from fitspace.stats.ranking import leave_one_level_out, leave_one_out, ranking
+from fitspace.stats.ranks import ranks
 from fitspace.stats.reading import anova_of_file, mixed_of_file, rows_for_json
 from fitspace.stats.sizes import cohens_d, effect_sizes
 from fitspace.stats.split_plot import split_plot
@@ -93,6 +94,7 @@ __all__ = [
     "power_oneway",
     "power_t",
     "ranking",
+    "ranks",
     "rows_for_json",
     "runs_needed",
     "separated",

@@ -349,10 +349,16 @@ REWARD_WEIGHT = "train.reward.weight"  # the factor whose level 0 is a training 
 class TrainSettings(_InKeys):
     """How one adapter is trained. Everything here is part of the run's key."""
 
-    LATER = ("checkpoints", "density", "given_dropout", "reward")
+    LATER = ("checkpoints", "density", "examples_at_once", "given_dropout", "reward")
 
     steps: int = Field(ge=1, le=10_000_000, description="Optimizer steps.")
     batch_size: int = Field(ge=1, le=65_536, description="Examples per step.")
+    examples_at_once: int | None = Field(
+        None,
+        ge=1,
+        description="Examples of a step that are computed at once; their gradients are added up. "
+        "The result is the same up to rounding, and takes less memory; null: all.",
+    )
     lr: float = Field(gt=0, le=10, description="AdamW learning rate.")
     lr_schedule: Literal["constant", "cosine"] = Field(
         "constant", description="After warm-up: constant, or half a cosine down to zero."
@@ -914,6 +920,11 @@ def _tuning_problems(study: Study) -> list[str]:
     if own.response not in METRICS:
         wrong.append(
             f"tuning.response: {own.response!r} is no metric; allowed: {', '.join(METRICS)}"
+        )
+    elif beside_untouched([own.response]):
+        wrong.append(
+            f"tuning.response: {own.response!r}: compares with images of the untouched base, which "
+            "a tuning does not draw; allowed: a metric that does not"
         )
     wrong += [
         f"tuning.factors.{name}: varies within a training, so it needs no run of its own; allowed: "

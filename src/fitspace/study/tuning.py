@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from fitspace.metrics.table import METRICS
+from fitspace.metrics.table import METRICS, beside_untouched
 from fitspace.study.models import OF_CONTROL, TUNING, Arm, Study
 
 
@@ -14,7 +14,8 @@ def content(study: Study) -> dict[str, Any]:
     """What the file of this other study says. The study has ``tuning``.
 
     Its arms are those that are trained, with the tuned settings as factors. What varies within a
-    training keeps the study's own level.
+    training keeps the study's own level. The untouched base is no arm, so metrics that compare with
+    its images are left out.
     """
     own = study.tuning
     found = study.model_dump(mode="json", exclude_unset=True, exclude={"tuning", "explain"})
@@ -32,7 +33,10 @@ def content(study: Study) -> dict[str, Any]:
         "seeds": own.seeds,
     }
     asked = [own.response, *study.analysis.responses]
-    responses = [name for name in dict.fromkeys(asked) if not _explains(name)]
+    without = {*beside_untouched(study.further), *filter(_explains, asked)}
+    responses = [name for name in dict.fromkeys(asked) if name not in without]
+    further = [name for name in found.pop("metrics", None) or [] if name not in without]
+    found |= {"metrics": further} if further else {}
     kept = {
         key: {name: value for name, value in getattr(study.analysis, key).items() if name in among}
         for key, among in (("transform", responses), ("scales", study.analysis.factors))

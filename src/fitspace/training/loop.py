@@ -29,7 +29,8 @@ from fitspace.training.reward import Reward
 
 CHECKPOINT_SECONDS = 20.0
 TOGETHER = "dropout masks are drawn for all of a batch together"
-COMMON = ("steps", "batch_size", "precision", "reward")  # what runs of a fold have in common
+# What runs of a fold have in common.
+COMMON = ("steps", "batch_size", "examples_at_once", "precision", "reward")
 
 
 def fit(
@@ -109,7 +110,12 @@ def fit_members(
     if any(len(member.losses) != start for member in members):
         raise UserError(f"{members[0].checkpoint}: others of the fold are at another step")
     device = members[0].parameters[0].device
-    at_once = settings["batch_size"] * (2 if task.prior else 1)
+    whole = settings["batch_size"] * (2 if task.prior else 1)
+    at_once = min(settings.get("examples_at_once") or whole, whole)
+    if dropouts and at_once < whole:
+        raise UserError(
+            f"train.examples_at_once: {at_once} of {whole}; allowed: all, as {TOGETHER}"
+        )
     runs_at_once, active = len(members), list(members)
     last = saved = time.monotonic()
     for layer in dropouts:

@@ -49,6 +49,13 @@ def _dit(work: Path, out: Path) -> None:
     denoiser.copy_pipeline(work / "dit" / "pipeline", out)
 
 
+def _mmdit(work: Path, out: Path) -> None:
+    from fitspace.recipes.world import denoiser, drawings, mmdit
+
+    mmdit.train(drawings.load(work), _vae(out), work / "mmdit")
+    denoiser.copy_pipeline(work / "mmdit" / "pipeline", out)
+
+
 def _vae(out: Path) -> Path:
     vae = out.parent / "vae"
     if not (vae / "training.json").exists():
@@ -91,6 +98,7 @@ PARTS = {  # part -> how it is made, and what it is called when it is finished
     "judge": (_judge, "emoji-clip"),
     "unet": (_unet, "emoji-unet"),
     "dit": (_dit, "emoji-dit"),
+    "mmdit": (_mmdit, "emoji-mmdit"),
     "cards": (_cards, "measured.json"),
 }
 

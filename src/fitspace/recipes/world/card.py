@@ -11,18 +11,18 @@ from fitspace import bases
 from fitspace.core.files import canonical, read_json, replacing, write_text
 from fitspace.core.pages import templates
 from fitspace.data import openmoji
-from fitspace.recipes.world import autoencoder, denoiser, dit, judge, unet
+from fitspace.recipes.world import autoencoder, denoiser, dit, judge, mmdit, unet
 from fitspace.recipes.world.drawings import ALIKE, Drawings
 from fitspace.training import sampling
 
 SHEET = 96  # samples of a card
-RECIPES = {"emoji-unet": unet, "emoji-dit": dit}
-_TOLD = {"emoji-unet": "caption", "emoji-dit": "figure"}
+RECIPES = {"emoji-unet": unet, "emoji-dit": dit, "emoji-mmdit": mmdit}
+_TOLD = {"emoji-unet": "caption", "emoji-dit": "figure", "emoji-mmdit": "caption"}
 
 
 def write_base(folder: Path, drawings: Drawings, measured: dict[str, Any]) -> None:
     """Write a finished base's ``README.md`` and pictures; ``measured``: measures of all parts."""
-    name, component = folder.name, bases.denoiser(folder)
+    name, component, solved = folder.name, bases.denoiser(folder), denoiser.solving(folder)
     model, vae = bases.load_denoiser(folder), bases.load_vae(folder)
     task = RECIPES[name].source(folder, drawings)
     rows = denoiser.shown_rows(int(task.captions.max()), SHEET)
@@ -38,8 +38,9 @@ def write_base(folder: Path, drawings: Drawings, measured: dict[str, Any]) -> No
         figures=len(drawings.members()),
         packages=openmoji.source_version(),
         precision=measured[name],
-        sampling=denoiser.SAMPLING,
-        scheduler=canonical(denoiser.SCHEDULER),
+        sampling=solved.sampling,
+        scheduler=canonical(solved.settings),
+        solver=solved.title,
         style=openmoji.SOURCE_STYLE,
         text_package=unet.TEXT_PACKAGE["package"],
         tokens=unet.TOKENS,

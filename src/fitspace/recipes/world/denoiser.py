@@ -1,7 +1,7 @@
 """What the embedded bases share: the source domain as latents, training, samples.
 
-A base is an ordinary diffusers pipeline folder. `unet` and `dit` define what differs: the model,
-and the condition of a drawing.
+A base is an ordinary diffusers pipeline folder. `unet`, `dit` and `mmdit` define what differs: the
+model, the condition of a drawing, and whether the process is diffusion or flow matching.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from fitspace import bases, training
@@ -24,18 +25,50 @@ from fitspace.recipes.world import autoencoder, judge, loop
 from fitspace.recipes.world.drawings import SOURCE, Drawings
 from fitspace.training import sampling
 
-# Zero terminal SNR (2305.08891), so that adapters can move the mean colour of an image.
-SCHEDULER = dict(
-    num_train_timesteps=1000,
-    beta_schedule="scaled_linear",
-    beta_start=0.00085,
-    beta_end=0.012,
-    prediction_type="v_prediction",
-    rescale_betas_zero_snr=True,
-    timestep_spacing="trailing",
-)
-SAMPLING = dict(steps=10, guidance=3.0)  # as studies use the bases
 SHOWN = 48  # samples of a sheet
+
+
+@dataclass(frozen=True)
+class Solving:
+    """A base's process, as diffusers' scheduler of this name is configured, and how it is sampled.
+
+    ``title``: the solver, as prose writes it; ``sampling``: its steps and guidance, as studies use
+    the bases.
+    """
+
+    title: str
+    scheduler: str
+    settings: dict[str, Any]
+    sampling: dict[str, Any]
+
+
+# Zero terminal SNR (2305.08891), so that adapters can move the mean colour of an image.
+DIFFUSION = Solving(
+    "DPM-Solver++",
+    "DPMSolverMultistepScheduler",
+    dict(
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    ),
+    dict(steps=10, guidance=3.0),
+)
+# Without a shift, which larger images need. Euler's method is of the first order: more steps.
+FLOW = Solving(
+    "Euler's method",
+    "FlowMatchEulerDiscreteScheduler",
+    dict(num_train_timesteps=1000, shift=1.0),
+    dict(steps=20, guidance=3.0),
+)
+
+
+def solving(pipeline: Path) -> Solving:
+    """How a base in a pipeline's folder is solved: by its family."""
+    return FLOW if bases.family_in(pipeline).flows else DIFFUSION
 
 
 @dataclass(frozen=True)
@@ -87,7 +120,8 @@ def train(
     def sheet(averaged: nn.Module, path: Path) -> None:
         sampling.sheet(sample(averaged, pipeline, task, list(shown)), path)
 
-    made_of = made_of | {"vae": weights_digest(pipeline / "vae"), "scheduler": SCHEDULER}
+    scheduler = solving(pipeline).settings
+    made_of = made_of | {"vae": weights_digest(pipeline / "vae"), "scheduler": scheduler}
     return loop.train(model, loss_at, settings, made_of, folder, sheet, description)
 
 
@@ -106,7 +140,7 @@ def sample(
         task.told(rows),
         task.told(slice(1)),
         rng.initial_noise(seed, len(rows), tuple(task.mean.shape[1:])),
-        **SAMPLING,
+        **solving(pipeline).sampling,
     )
 
 
@@ -129,17 +163,38 @@ def precision(
     return judge.retrieval(judge.embed(loaded.model.visual, samples), rows, SOURCE, texts, drawings)
 
 
+@torch.no_grad()
+def initialise(model: nn.Module, embedders: Sequence[nn.Module], zero: Sequence[nn.Module]) -> None:
+    """A transformer's initial values as DiT has them (2212.09748, section 3).
+
+    Linear layers and patches are drawn as Xavier has it, ``embedders`` from a narrow normal; the
+    layers ``zero`` are zero, so that every block is the identity and the output zero.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    patches = model.pos_embed.proj
+    nn.init.xavier_uniform_(patches.weight.view(len(patches.weight), -1))
+    nn.init.zeros_(patches.bias)
+    for layer in embedders:
+        nn.init.normal_(layer.weight, std=0.02)
+    for layer in zero:
+        nn.init.zeros_(layer.weight)
+
+
 # --- the pipeline folder --------------------------------------------------------------------
 
 
-def assemble(pipeline: Path, vae: Path, index: dict[str, Any]) -> None:
+def assemble(pipeline: Path, vae: Path, index: dict[str, Any], solved: Solving = DIFFUSION) -> None:
     """Write the parts that all bases share: index, scheduler, and a copy of the autoencoder."""
-    from diffusers import DPMSolverMultistepScheduler
+    import diffusers
 
-    DPMSolverMultistepScheduler(**SCHEDULER).save_pretrained(pipeline / "scheduler")
+    scheduler = getattr(diffusers, solved.scheduler)(**solved.settings)
+    scheduler.save_pretrained(pipeline / "scheduler")
     copy_files(vae, pipeline / "vae")
     common = {
-        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "scheduler": ["diffusers", solved.scheduler],
         "vae": ["diffusers", "AutoencoderKL"],
     }
     write_json(pipeline / "model_index.json", index | common)

@@ -64,28 +64,18 @@ def new_model(figures: int, config: dict[str, Any] = CONFIG, seed: int = 0) -> n
     return model
 
 
-@torch.no_grad()
 def initialise(model: nn.Module) -> None:
-    """DiT's initial values: every block the identity, the output zero (2212.09748, section 3)."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-    patches = model.pos_embed.proj
-    nn.init.xavier_uniform_(patches.weight.view(len(patches.weight), -1))
-    nn.init.zeros_(patches.bias)
+    """DiT's initial values; the blocks' embedders are alike."""
     embedder = model.transformer_blocks[0].norm1.emb
-    for table in (
+    embedders = (
         embedder.class_embedder.embedding_table,
         embedder.timestep_embedder.linear_1,
         embedder.timestep_embedder.linear_2,
-    ):
-        nn.init.normal_(table.weight, std=0.02)
+    )
+    modulations = [block.norm1.linear for block in model.transformer_blocks]
+    denoiser.initialise(model, embedders, [*modulations, model.proj_out_1, model.proj_out_2])
     for block in model.transformer_blocks:
         block.norm1.emb.load_state_dict(embedder.state_dict())
-        nn.init.zeros_(block.norm1.linear.weight)
-    for layer in (model.proj_out_1, model.proj_out_2):
-        nn.init.zeros_(layer.weight)
 
 
 @torch.no_grad()

