@@ -98,6 +98,7 @@ def test_a_rate_of_the_study_that_was_not_tried_gives_no_ranks(folder):
     assert len(tuned.ranks(study(), levels(study()))) == 1
 
 
+@pytest.mark.slow  # as test_report.py and test_publishing.py have it for every other table
 def test_equal_inputs_give_equal_bytes_and_the_table_is_not_changed(folder):
     before = (folder / "tuning.csv").read_bytes()
     build(study(), folder)
