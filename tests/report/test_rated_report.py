@@ -67,6 +67,7 @@ def test_preferences_stand_beside_the_metrics(folder):
     assert (folder / "figures/ratings.svg").exists()
 
 
+@pytest.mark.slow  # as test_report.py and test_publishing.py have it for every other table
 def test_equal_answers_give_equal_bytes(folder):
     build(STUDY, folder)
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}

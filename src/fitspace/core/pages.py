@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import BytecodeCache, Environment
 
 
 def templates(
@@ -24,8 +25,26 @@ def templates(
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        bytecode_cache=_compiled(package, autoescape),
         **others,
     )
+
+
+@cache
+def _compiled(package: str, autoescape: bool | Callable[[str | None], bool]) -> BytecodeCache:
+    """The templates of a package that this process has compiled."""
+    from jinja2 import BytecodeCache
+
+    kept = {}
+
+    class Kept(BytecodeCache):
+        def load_bytecode(self, bucket):
+            bucket.code = kept.get((bucket.key, bucket.checksum))
+
+        def dump_bytecode(self, bucket):
+            kept[bucket.key, bucket.checksum] = bucket.code
+
+    return Kept()
 
 
 def script_digest(script: str) -> str:

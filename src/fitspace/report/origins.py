@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from fitspace.report.results import Results
 from fitspace.report.words import Value
-
-_NUMBER = Markup(
-    '<data value="{}" data-table="{}" data-row="{}" data-column="{}" data-runs="{}">{}</data>'
-)
 
 
 @dataclass(frozen=True)
@@ -37,8 +33,12 @@ class Origins:
         """A number as an element that carries its origin; anything else unchanged."""
         if not isinstance(part, Value):
             return part
-        origin = (part.table, part.row, part.column, self.runs(part))
-        return _NUMBER.format(part.raw, *origin, part.text)
+        runs = self.runs(part)
+        return Markup(
+            f'<data value="{escape(part.raw)}" data-table="{escape(part.table)}" '
+            f'data-row="{escape(part.row)}" data-column="{escape(part.column)}" '
+            f'data-runs="{escape(runs)}">{escape(part.text)}</data>'
+        )
 
 
 def of(found: Results) -> Origins:

@@ -79,7 +79,7 @@ def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, s
     origin = origins.of(found)
     env = templates(
         "fitspace.report",
-        autoescape=lambda name: name is None or not name.endswith(".md.j2"),
+        autoescape=_is_html,
         finalize=origin.show,
     )
     env.filters["md"] = escape_markdown
@@ -123,6 +123,10 @@ def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, s
     html = env.get_template("report.html.j2").render(context)
     text = env.get_template("report.md.j2").render(context)
     return html, re.sub(r"\n{3,}", "\n\n", text)
+
+
+def _is_html(template: str | None) -> bool:
+    return template is None or not template.endswith(".md.j2")
 
 
 def escape_markdown(text: object) -> str:

@@ -43,9 +43,9 @@ class Results:
     def rows(self, file: str, **where: object) -> pd.DataFrame:
         """The rows of a table whose columns have these values, with their index; empty if none."""
         table = self.tables.get(file, pd.DataFrame(columns=list(where)))
-        for column, value in where.items():
-            table = table[table[column] == value]
-        return table
+        if not where:
+            return table
+        return table[np.logical_and.reduce([table[name] == value for name, value in where.items()])]
 
     @property
     def test(self) -> str:
