@@ -30,10 +30,13 @@ ALPHA = 0.05
 
 
 class Design:
-    """A committed table of runs, its model, and how its residuals spread by level."""
+    """A committed table of runs, its model, and how its residuals spread by level.
 
-    def __init__(self, name: str, response: str, formula: str, keep=lambda runs: runs):
-        runs = keep(pd.read_csv(ROOT / "reports" / name / "runs.csv")).reset_index(drop=True)
+    ``path``: a study's, or that of an earlier one of methods on seven styles.
+    """
+
+    def __init__(self, path: str, response: str, formula: str, keep=lambda runs: runs):
+        runs = keep(pd.read_csv(ROOT / path)).reset_index(drop=True)
         runs["y"] = np.log(runs[response]) if response == "fd_effnet" else runs[response]
         self.runs, self.formula = runs, formula
         self.found = given(runs, formula)
@@ -119,7 +122,7 @@ def shown(rates: dict[str, np.ndarray], what: str, where: str, rows: list) -> No
 def factorial(simulations: int, rows: list) -> None:
     """The 16 legal pairs of input and output on one task, two seeds; and all points."""
     keep = lambda runs: runs[runs["arm"] == "adapter"]  # noqa: E731
-    design = Design("emoji", "clip_i", "y ~ seed + input + output", keep)
+    design = Design("reports/emoji/runs.csv", "clip_i", "y ~ seed + input + output", keep)
     for scenario in (None, "input", "output"):
         y = design.noise(design.spread(scenario), simulations, seed=1)
         where = "emoji, " + ("equal spreads" if scenario is None else f"spreads by {scenario}")
@@ -131,7 +134,7 @@ def factorial(simulations: int, rows: list) -> None:
             rates["Tukey, any pair"] = design.pairs(factor, y) > 1
             rates |= own_pairs(design, factor, y, rates["Tukey, any pair"])
             shown(rates, factor, where, rows)
-    design = Design("emoji", "clip_i", "y ~ seed + point")
+    design = Design("reports/emoji/runs.csv", "clip_i", "y ~ seed + point")
     y = design.noise(design.spread("point"), simulations, seed=4)
     for control in ("none", "full"):
         shown(controls(design, "point", control, y), "point", "emoji, spreads by point", rows)
@@ -168,7 +171,7 @@ def controls(design: Design, factor: str, control: str, y: np.ndarray) -> dict:
 def fixed_tasks(simulations: int, rows: list) -> None:
     """Fifteen arms on seven tasks, two seeds: claims about these tasks."""
     for response in ("fd_effnet", "clip_i", "diversity"):
-        design = Design("emoji-methods", response, "y ~ task*arm + task:seed")
+        design = Design("tests/data/methods.csv", response, "y ~ task*arm + task:seed")
         y = design.noise(design.spread("arm"), simulations, seed=2)
         p = {"F": design.F("arm", y), "HC2 with its df": design.robust("arm", y, "cr2")}
         p["F and HC2 with its df"] = np.maximum(p["F"], p["HC2 with its df"])
@@ -176,8 +179,8 @@ def fixed_tasks(simulations: int, rows: list) -> None:
         rates["Tukey, any pair"] = design.pairs("arm", y) > 1
         rates |= own_pairs(design, "arm", y, rates["Tukey, any pair"])
         rates |= controls(design, "arm", "none", y)
-        shown(rates, "arm", f"emoji-methods, {response}, spreads by arm", rows)
-        noninferior(design, y, f"emoji-methods, {response}, spreads by arm", rows)
+        shown(rates, "arm", f"methods on styles, {response}, spreads by arm", rows)
+        noninferior(design, y, f"methods on styles, {response}, spreads by arm", rows)
 
 
 def against(design: Design, factor: str, control: str, y: np.ndarray, kind, sides=2):
@@ -229,14 +232,14 @@ def noninferior(design: Design, y: np.ndarray, where: str, rows: list) -> None:
 def general(simulations: int, rows: list) -> None:
     """Claims on tasks in general: arm by task varies as it does in the committed runs."""
     for response in ("fd_effnet", "clip_i", "diversity"):
-        design = Design("emoji-methods", response, "y ~ task*arm + task:seed")
+        design = Design("tests/data/methods.csv", response, "y ~ task*arm + task:seed")
         runs = design.runs
         cells = runs.groupby(["task", "arm"], sort=False)["y"].mean().unstack()
         apart = (
             cells.sub(cells.mean(axis=1), axis=0).sub(cells.mean(), axis=1)
             + cells.to_numpy().mean()
         )
-        rng, where = np.random.default_rng(3), f"emoji-methods, {response}"
+        rng, where = np.random.default_rng(3), f"methods on styles, {response}"
         spread = design.spread("arm")
         column, row = runs["arm"].map(cells.columns.get_loc), runs["task"].map(cells.index.get_loc)
         found = {name: [] for name in ("F uncorrected", "Greenhouse-Geisser", "Huynh-Feldt")}

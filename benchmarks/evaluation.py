@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fitspace.results import lineage
 
-STUDIES = ("emoji", "emoji-methods", "emoji-dreambooth")
+STUDIES = ("emoji", "emoji-dreambooth")
 STAGES = ("train", "sample", "evaluate")
 TARGET = 1 / 3
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from project import Project
 
-OTHERS = ("emoji-dreambooth", "emoji-methods", "emoji-dit")
+OTHERS = ("emoji-dreambooth", "emoji-dit")
 
 
 def name_study(project: Project) -> None:
@@ -19,7 +19,7 @@ def name_study(project: Project) -> None:
         study.unlink()
     path = project / "dvc.yaml"
     text = path.read_text()
-    text = text.replace("[emoji, emoji-dreambooth, emoji-methods-tuning, emoji-methods]", "[two]")
+    text = text.replace("[emoji, emoji-dreambooth]", "[two]")
     text = text.replace("models/emoji-dit, ", "")
     lines = [line for line in text.splitlines() if not any(name in line for name in OTHERS)]
     text = "\n".join(lines).replace("params/emoji.yaml", "params/two.yaml")

@@ -123,20 +123,30 @@ def test_the_adapter_study_as_text(capsys):
     assert max(len(line) for line in said.splitlines() if not line.startswith("  adapter (")) <= 100
 
 
-def test_the_study_of_methods(capsys):
-    found = plan(capsys, "params/emoji-methods.yaml", "--delta", 0.02)
+def of_methods() -> dict:
+    """The study of methods without its tuning, in the form in which an earlier one was run."""
+    content = yaml.safe_load((ROOT / "params/emoji-methods.yaml").read_text())
+    content["tasks"] += content.pop("tuning")["tasks"]
+    content["analysis"] |= {"responses": ["fd_effnet", "clip_i", "diversity"], "margins": {}}
+    return content
+
+
+def test_the_study_of_methods(capsys, elsewhere):
+    Path("methods.yaml").write_text(yaml.safe_dump(of_methods()))
+    pilot = ROOT / "tests/data/methods.csv"
+    found = plan(capsys, "methods.yaml", "--delta", 0.02, "--pilot", pilot)
     assert [(e["effect"], e["df"]) for e in found["effects"]] == [("arm", 13)]
     # The untouched base is no level: a baseline is not analysed.
     assert [len(part) for part in found["components"]] == [14]
     power = found["power"]
-    assert (power["runs"], power["sigma"]["scale"]) == (14 * 6 * 2, "identity")
-    runs = pd.read_csv("reports/emoji-methods/runs.csv")
-    assert power["sigma"]["df"] == len(runs[runs["method"] != "none"]) - 1 - 5 - 6 - 13 - 65
+    assert (power["runs"], power["sigma"]["scale"]) == (14 * 7 * 2, "log")
+    runs = pd.read_csv(pilot)
+    assert power["sigma"]["df"] == len(runs[runs["method"] != "none"]) - 1 - 6 - 7 - 13 - 78
     (row,) = power["at_delta"]
-    assert row["study_runs"] == row["seeds"] * 15 * 6
+    assert row["study_runs"] == row["seeds"] * 15 * 7
     assert row["power_at_high"] < row["power"] and row["seeds_at_high"] >= row["seeds"]
-    said = text(capsys, "params/emoji-methods.yaml", "--delta", "0.1")
-    assert "for clip_i_paired" in said and "at delta 0.1 and sigma's upper" in said
+    said = text(capsys, "methods.yaml", "--delta", "0.1", "--pilot", pilot)
+    assert "for fd_effnet on the scale log" in said and "at delta 0.1 and sigma's upper" in said
 
 
 def test_bases_that_are_not_here(monkeypatch):
@@ -259,7 +269,8 @@ def test_a_preview_that_is_not_possible_is_refused(capsys):
         "fitspace: arms[0].subset: 40; allowed: 10 (as many as the main effects need) to 16 "
         "(all cells)"
     ]
-    (line,) = refused(capsys, "params/emoji-methods.yaml", "--subset", 4)
+    Path("methods.yaml").write_text(yaml.safe_dump(of_methods()))
+    (line,) = refused(capsys, "methods.yaml", "--subset", 4)
     assert line == "fitspace: --subset: 4: no arm has a factor of two levels to choose cells from"
 
 
@@ -463,7 +474,7 @@ def test_bytes_of_samples(capsys, file, kinds):
 
 
 def test_a_finer_task_has_larger_samples():
-    content = yaml.safe_load((ROOT / "params/emoji-methods.yaml").read_text())
+    content = of_methods()
     sizes = []
     for scale in (1, 2):
         content["tasks"] = [{"name": "x", "source": "openmoji", "style": "flat", "scale": scale}]
