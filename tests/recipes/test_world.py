@@ -320,9 +320,8 @@ def test_plain_diffusers_samples_the_dit(world, vae, tmp_path):
 
 
 def test_no_figure_has_the_number_of_no_class(world):
-    many = dataclasses.replace(
-        world, captions=np.arange(1500).astype(str), figures=np.arange(1500).astype(str)
-    )
+    figures = np.array([*openmoji.figures()][:1500])
+    many = dataclasses.replace(world, captions=figures, figures=figures)
     numbers = list(dit.names(many))
     assert dit.NONE not in numbers and len(set(numbers)) == 1500 and max(numbers) == 1500
     assert dit.new_model(1500, SMALL_DIT).config.num_embeds_ada_norm == 1501

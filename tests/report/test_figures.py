@@ -565,7 +565,7 @@ def test_order_statistics_of_normal_samples():
 
 def test_names_of_points_collide_with_nothing():
     draw = np.random.default_rng(2)
-    axes = (canvas := Canvas(figsize=(4, 3))).subplots()
+    axes = (canvas := Canvas(figsize=(4, 3), layout="constrained")).subplots()
     points = draw.normal(size=(40, 2))
     axes.plot(*points.T, "o", ms=4)
     label_points(axes, [(x, y, f"point {i}") for i, (x, y) in enumerate(points)])

@@ -93,6 +93,16 @@ def test_what_cannot_be_told_is_no_number(changes):
     assert np.isnan([row["slope"], row["share"], row["low"], row["high"]]).all()
 
 
+def test_where_a_draw_may_have_no_slope_there_are_no_limits():
+    """Of two seeds the residuals of each arm mirror each other: some signs leave nothing."""
+    runs = pd.DataFrame([(a, s) for a in "uvwx" for s in (0, 1)], columns=["arm", "seed"])
+    draw = np.random.default_rng(3)
+    runs["m"], runs["y"] = draw.normal(size=(2, len(runs)))
+    (row,) = mediation(runs, "y", "m", "arm", block="seed").to_dict("records")
+    assert np.isfinite([row["slope"], row["share"]]).all()
+    assert np.isnan([row["slope_low"], row["slope_high"], row["low"], row["high"]]).all()
+
+
 def test_runs_without_a_value_do_not_count_and_columns_are_needed():
     runs = three_levels()
     more = pd.concat([runs, runs.iloc[:2].assign(m=np.nan)], ignore_index=True)

@@ -146,7 +146,10 @@ def test_prompts_by_role():
 
 # Change -> stages whose keys stay. A change to a task retrains it, whatever the change.
 KEPT = {
-    "sampling": (dict(sample=GOOD["sample"] | {"steps": 7}), ["prior", "prepare", "train"]),
+    "sampling": (
+        dict(sample=GOOD["sample"] | {"steps": 7}),
+        ["prior", "prepare", "train", "explain"],
+    ),
     "training": (dict(train=GOOD["train"] | {"steps": 7}), ["prior", "prepare", "reference"]),
     "prior weight": (dict(subject={"prior_weight": 0.5}), ["prior"]),
     "token": (dict(subject={"token": "sks"}), ["prior"]),

@@ -57,7 +57,7 @@ def survey(
     """
     code = [sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
     readers = [*pixels.formats(), version("pillow")]
-    key = digest([identity, size, known and sorted(known), code, readers])
+    key = digest([identity, size, None if known is None else sorted(known), code, readers])
     found = remembered(CACHE).get(key)
     if found is None:
         found = asdict(_surveyed(task, size, known))

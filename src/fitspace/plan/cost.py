@@ -223,7 +223,10 @@ def storage(study: Study, todo: Sequence[Job], trainable: dict[str, int]) -> dic
 
     ``trainable`` maps a point's name to its number of trainable parameters.
     """
-    adapters = sum(trainable[job.point.name] for job in todo if job.train)
+    # A training keeps its trainables at each checkpoint, and at the end.
+    trained = [job.point for job in todo if job.train]
+    files = [1 + len(point.train.get("checkpoints") or ()) for point in trained]
+    adapters = sum(trainable[point.name] * kept for point, kept in zip(trained, files, strict=True))
     try:
         side = bases.image_size(bases.resolve(study.base))
     except hub.NotHere:

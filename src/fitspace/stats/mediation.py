@@ -45,7 +45,7 @@ def mediation(
     runs of the factor's effect on the response), indirect and direct (which add up to it), share
     with low and high: percentiles of a wild bootstrap that keeps the design (Rademacher signs,
     residuals over one less their leverage), so that runs may spread unalike. NaN where nothing can
-    be estimated.
+    be estimated, and limits where a draw has no slope, as happens with two seeds and few levels.
 
     A share is no cause by itself: nobody set the mediator. It assumes that nothing else moves both
     it and the response, and that its slope is one for all levels.
@@ -75,7 +75,11 @@ def mediation(
         responses = (y - rest - slope * m)[:, None] + slope * again
         responses += _signed(rest, leverage, draws, rng)
         outside = again - basis @ (basis.T @ again)
-        slopes = np.sum(outside * responses, axis=0) / np.sum(outside**2, axis=0)
+        varied = np.sum(outside**2, axis=0)
+        # Few runs: by some signs a mediator varies with factors and blocks alone, and has no slope.
+        slopes = np.full(draws, NAN)
+        told = varied > ROUNDING * (m @ m)
+        slopes[told] = np.sum(outside * responses, axis=0)[told] / varied[told]
         drawn = [slopes, *(_share(part, responses, again, slopes) for part in parts)]
     tail = (1 - confidence) / 2
     limits = [np.quantile(values, [tail, 1 - tail]) for values in drawn]
