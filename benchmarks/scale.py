@@ -47,8 +47,7 @@ def study(runs: int) -> dict:
     Three responses; the untouched base and full fine-tuning beside them.
     """
     content = yaml.safe_load((ROOT / "params/emoji.yaml").read_text(encoding="utf-8"))
-    # One look at each training, and none explained.
-    del content["train"]["checkpoints"], content["explain"], content["metrics"]
+    del content["metrics"]
     arm, *others = content["arms"]
     del arm["settings"]["width"], arm["settings"]["activation"]
     arm["factors"] |= {
