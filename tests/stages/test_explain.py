@@ -124,7 +124,8 @@ def _explained_as(chosen, run, why, capsys):
         stages.function("explain")(chosen, run)
         assert read_explanation(run) == {"diverged": why} and measured(run) == {}
         assert json.loads(run.explain.sidecar.read_text())["facts"]["diverged"] == why
-        assert table.explanation(run) == {"sensitivity.csv": [], "anatomy.csv": []}
+        rows = table.explanation(build_plan(chosen), run)
+        assert rows == {"sensitivity.csv": [], "anatomy.csv": []}
         assert f"{run.name} diverged: {why}" in capsys.readouterr().err
     finally:
         for path, content in before.items():
@@ -142,9 +143,17 @@ def test_classes_of_its_own_and_larger_images(made, runs, name):
     assert None not in found["tuned"]["by_time"]
 
 
-def test_rows_of_the_tables(runs):
+def test_of_several_looks_at_a_training_its_own_has_the_rows(runs):
+    looks = BITFIT | {"factors": {"sample.guidance": [1.0, 2.0]}}
+    plan = build_plan(explained([looks], seeds=[3]))
+    found = [table.explanation(plan, run)["sensitivity.csv"] for run in plan.runs]
+    assert [len(rows) > 0 for rows in found].count(True) == 1 and len(found) == 2
+    assert table.explanations(plan)["sensitivity.csv"] == [row for rows in found for row in rows]
+
+
+def test_rows_of_the_tables(made, runs):
     run = by(runs, "bitfit")
-    content, found = read_explanation(run), table.explanation(run)
+    content, found = read_explanation(run), table.explanation(build_plan(made[1]), run)
     moved = found["sensitivity.csv"]
     assert [r["ratio"] for r in moved if r["model"] == "tuned" and r["step"] is not None] == (
         content["tuned"]["by_time"]

@@ -52,10 +52,13 @@ def check(plan: Plan, folder: Path, lineage: Lineage, keys: Iterable[str] | None
 
 
 # Tables with several rows of a run -> the stage that has them, and the rows of a run.
-_LONG: dict[str, tuple[str, Callable[[Run], list[dict]]]] = {
-    table.AGAINST_N: ("evaluate", table.curve),
-    table.SENSITIVITY: ("explain", lambda run: table.explanation(run)[table.SENSITIVITY]),
-    table.ANATOMY: ("explain", lambda run: table.explanation(run)[table.ANATOMY]),
+_LONG: dict[str, tuple[str, Callable[[Plan, Run], list[dict]]]] = {
+    table.AGAINST_N: ("evaluate", lambda plan, run: table.curve(run)),
+    table.SENSITIVITY: (
+        "explain",
+        lambda plan, run: table.explanation(plan, run)[table.SENSITIVITY],
+    ),
+    table.ANATOMY: ("explain", lambda plan, run: table.explanation(plan, run)[table.ANATOMY]),
 }
 
 
@@ -63,7 +66,7 @@ def _long(
     plan: Plan,
     path: Path,
     stage: str,
-    rows_of: Callable[[Run], list[dict]],
+    rows_of: Callable[[Plan, Run], list[dict]],
     lineage: Lineage,
     wanted: set[str] | None,
 ) -> list[Finding]:
@@ -75,7 +78,7 @@ def _long(
         asked = wanted is None or run.evaluate.key in wanted
         if record is not None and asked and _is_as_recorded(record):
             with suppress(UserError):  # A finding of the run's own row.
-                here[run.name] = rows_of(run)
+                here[run.name] = rows_of(plan, run)
     if not path.exists():
         lost = [name for name, rows in here.items() if rows]
         return [Finding("changed", path.as_posix(), "is missing")] if lost else []

@@ -131,17 +131,19 @@ def explanations(plan: Plan) -> dict[str, list[dict[str, Any]]]:
     """
     found: dict[str, list[dict[str, Any]]] = {SENSITIVITY: [], ANATOMY: []}
     for run in plan.runs:
-        own = own_drawing(plan.study, run.point)  # of several from one training, which is explained
-        if own and run.explain is not None and run.explain.sidecar.exists():
-            for name, rows in explanation(run).items():
+        if run.explain is not None and run.explain.sidecar.exists():
+            for name, rows in explanation(plan, run).items():
                 found[name] += rows
     return found
 
 
-def explanation(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """The rows of `explanations` of a finished run; none if it diverged."""
+def explanation(plan: Plan, run: Run) -> dict[str, list[dict[str, Any]]]:
+    """The rows of `explanations` of a finished run; none if it diverged.
+
+    Of several looks at one training, its own has them.
+    """
     content, name = read_explanation(run), {"run": run.name}
-    if "diverged" in content:
+    if "diverged" in content or not own_drawing(plan.study, run.point):
         return {SENSITIVITY: [], ANATOMY: []}
     moved, anatomy = [], content["anatomy"]
     for model in (TUNED, UNTOUCHED):
