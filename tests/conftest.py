@@ -27,6 +27,15 @@ def _torchvision():
     import_torchvision()
 
 
+@pytest.fixture(autouse=True)
+def _denormals():
+    """A job flushes them to zero, for its whole process: the next test must not see that."""
+    yield
+    import torch
+
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory):
     """A process that has its libraries, for commands; see tests/warm.py."""
