@@ -235,12 +235,12 @@ def looked(study: Study, models: Models) -> list[str]:
 def _survey(study: Study, models: Models, task: Task) -> Survey | None:
     from fitspace.data.survey import survey
 
+    if task.source == "openmoji":
+        return None
     size, known = ANY_SIZE, None
     if models.here("base"):
         size = bases.image_size(models.base) * task.scale
         known = bases.labels(models.base).keys() if models.by_class else None
-    if task.source == "openmoji":
-        return None
     return survey(task, models.source(task), size, known)
 
 

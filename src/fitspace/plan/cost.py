@@ -225,8 +225,9 @@ def storage(study: Study, todo: Sequence[Job], trainable: dict[str, int]) -> dic
     """
     # A training keeps its trainables at each checkpoint, and at the end.
     trained = [job.point for job in todo if job.train]
-    files = [1 + len(point.train.get("checkpoints") or ()) for point in trained]
-    adapters = sum(trainable[point.name] * kept for point, kept in zip(trained, files, strict=True))
+    adapters = sum(
+        trainable[point.name] * (1 + len(point.train.get("checkpoints") or ())) for point in trained
+    )
     try:
         side = bases.image_size(bases.resolve(study.base))
     except hub.NotHere:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import pandas as pd
-from scipy.special import stdtrit
 
 from fitspace.core.errors import UserError
+from fitspace.stats.multiplicity import tukey_critical
 
 
 def ranks(
@@ -67,13 +67,8 @@ def ranks(
     ]
     if problems:
         raise UserError(problems)
-    if adjust == "tukey":
-        from scipy.stats import studentized_range
-
-        apart = studentized_range.isf(alpha, len(means), df)
-    else:
-        apart = stdtrit(df, 1 - alpha / 2) * math.sqrt(2)
-    least = float(apart * sigma / math.sqrt(runs))
+    compared = len(means) if adjust == "tukey" else 2
+    least = tukey_critical(compared, df, alpha) * sigma * math.sqrt(2 / runs)
     ordered = means.sort_values(ascending=lower, kind="stable")
     found, first = [], math.nan
     for mean in ordered:

@@ -22,8 +22,9 @@ def content(study: Study) -> dict[str, Any]:
     found["train"].pop("checkpoints", None)
     found["sample"].pop("validation", None)  # which chooses among these
     controls = {c for arm in study.arms if arm.method != "none" for c in arm.controls}
-    for name in (name for name, control in OF_CONTROL.items() if control not in controls):
-        found["sample"].pop(name, None)
+    for name, control in OF_CONTROL.items():
+        if control not in controls:
+            found["sample"].pop(name, None)
     found |= {
         "name": study.name + TUNING,
         "title": f"Tuning: {study.title}"[:200],

@@ -211,8 +211,7 @@ def save(
     ``prepared``: function that changes the copy to be saved.
     """
     prepared(copy.deepcopy(trained.model)).half().save_pretrained(component)
-    facts = {"settings": asdict(settings), "hours": round(trained.hours, 3)}
-    write_json(component / "training.json", facts | {"losses": trained.losses})
+    write_json(component / "training.json", trained.record(settings))
 
 
 def copy_files(folder: Path, target: Path) -> None:
