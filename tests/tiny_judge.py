@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from fitspace.core import files
 from fitspace.recipes.world import judge
 
 SIDE = 32
@@ -25,17 +24,10 @@ def write(folder: Path, captions: Sequence[str], model: dict[str, Any] = MODEL) 
     import open_clip
 
     torch.manual_seed(0)
-    names = dict(
-        zip(("pad_token", "unk_token", "cls_token", "sep_token"), judge.SPECIAL, strict=True)
-    )
-    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 16, **names}
-    config = {"model_cfg": model, "preprocess_cfg": PREPROCESS}
-    files.write_json(folder / "open_clip_config.json", config)
-    files.write_text(folder / "tokenizer.json", judge.build_tokenizer(captions).to_str())
-    files.write_json(folder / "tokenizer_config.json", tokenizer)
     clip = open_clip.CLIP(**model)
     settle(clip)
-    write_weights(clip, folder)
+    config = {"model_cfg": model, "preprocess_cfg": PREPROCESS}
+    judge.write(clip, config, judge.build_tokenizer(captions), folder)
     return folder
 
 
@@ -48,14 +40,3 @@ def settle(clip: torch.nn.Module) -> None:
     coarse = torch.rand(64, 3, 4, 4) * 2 - 1
     clip.train().encode_image(torch.nn.functional.interpolate(coarse, SIDE))
     clip.eval()
-
-
-def write_weights(model: torch.nn.Module, folder: Path) -> None:
-    """Write a model's weights in half precision."""
-    from safetensors.torch import save
-
-    weights = {
-        name: (value.half() if value.is_floating_point() else value).contiguous()
-        for name, value in sorted(model.state_dict().items())
-    }
-    files.write_bytes(folder / "open_clip_model.safetensors", save(weights))

@@ -213,14 +213,9 @@ def test_a_judge_by_name_and_weights_is_the_same_judge(judge, images, tmp_path):
 @pytest.mark.parametrize("quick", [True, False], ids=["QuickGELU", "GELU"])
 def test_a_judge_has_the_activation_that_its_configuration_says(judge, images, tmp_path, quick):
     """OpenAI's weights are for QuickGELU, x sigmoid(1.702 x)."""
-    for file in judge.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
     vision = {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 16}
     model = tiny_judge.MODEL | {"vision_cfg": vision, "quick_gelu": quick}
-    config = {"model_cfg": model, "preprocess_cfg": tiny_judge.PREPROCESS}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    torch.manual_seed(0)
-    tiny_judge.write_weights(open_clip.CLIP(**tiny_judge.MODEL | {"vision_cfg": vision}), tmp_path)
+    tiny_judge.write(tmp_path, CAPTIONS, model)
     loaded = clip.load(tmp_path).model
     x = torch.linspace(-3, 3, 7)
     expected = x * torch.sigmoid(1.702 * x) if quick else torch.nn.functional.gelu(x)

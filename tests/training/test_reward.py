@@ -165,11 +165,11 @@ def likeness(model) -> float:
 @pytest.mark.slow
 def test_a_rewarded_training_makes_samples_that_the_model_likes_better(tmp_path):
     longer = {
-        "steps": 60, "batch_size": 8, "lr": 0.02, "lr_schedule": "constant", "ema": None,
+        "steps": 180, "batch_size": 8, "lr": 0.02, "lr_schedule": "constant", "ema": None,
     }  # fmt: skip
     before = likeness(tiny.unet())
     without = likeness(trained(tmp_path / "a", None, **longer)[0])
-    rewarded = likeness(trained(tmp_path / "b", reward(weight=100.0), **longer)[0])
+    rewarded = likeness(trained(tmp_path / "b", reward(weight=1000.0), **longer)[0])
     assert rewarded > max(before, without) + 0.08
 
 

@@ -330,13 +330,23 @@ def tokens(drawings: Drawings) -> Tensor:
 
 
 def save(clip: nn.Module, drawings: Drawings, record: dict[str, Any], out: Path) -> None:
-    """Write a judge in open_clip's format, with weights in half precision, and its training."""
+    """Write a judge in open_clip's format, and its training."""
+    config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
+    write(clip, config, vocabulary(drawings), out)
+    files.write_json(out / "training.json", record)
+
+
+def write(clip: nn.Module, config: dict[str, Any], tokenizer: Any, out: Path) -> None:
+    """Write a model in open_clip's format, with weights in half precision.
+
+    ``config``: its model and how it prepares images; ``tokenizer``: of :func:`build_tokenizer`.
+    """
     from safetensors.torch import save
 
     names = ("pad_token", "unk_token", "cls_token", "sep_token")
-    tokenizer = {
+    facts = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": MODEL["text_cfg"]["context_length"],
+        "model_max_length": config["model_cfg"]["text_cfg"]["context_length"],
         **dict(zip(names, SPECIAL, strict=True)),
     }
     buffers = {name for name, _ in clip.named_buffers()}
@@ -344,12 +354,10 @@ def save(clip: nn.Module, drawings: Drawings, record: dict[str, Any], out: Path)
         name: (value if name in buffers else value.half()).contiguous()
         for name, value in sorted(clip.state_dict().items())
     }
-    config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
     files.write_json(out / "open_clip_config.json", config)
-    files.write_text(out / "tokenizer.json", vocabulary(drawings).to_str(pretty=False) + "\n")
-    files.write_json(out / "tokenizer_config.json", tokenizer)
+    files.write_text(out / "tokenizer.json", tokenizer.to_str(pretty=False) + "\n")
+    files.write_json(out / "tokenizer_config.json", facts)
     files.write_bytes(out / "open_clip_model.safetensors", save(weights))
-    files.write_json(out / "training.json", record)
 
 
 # --- measured -----------------------------------------------------------------------------
