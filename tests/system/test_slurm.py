@@ -504,7 +504,7 @@ def _rows(project: Project) -> list[dict[str, str]]:
 def cut_off(on_slurm, origin, tmp_path_factory):
     """A training that its time limit is going to end, on a node apart.
 
-    When it has taken a checkpoint it is stopped, and its limit lowered to a minute: it waits for
+    When it has taken a checkpoint it stays stopped, and its limit lowered to a minute: it waits for
     its end without work. What the checkpoint says of the time so far is raised: that it is found
     again in the result shows that the training went on from there. Meanwhile the same training
     runs undisturbed.
@@ -516,14 +516,25 @@ def cut_off(on_slurm, origin, tmp_path_factory):
     driver = late.driver("trained")
 
     def stop() -> dict[str, str]:
+        from fitspace.training.loop import CHECKPOINT_SECONDS
+
         (job,) = late.wait_for_jobs(1, "train", "RUNNING")
         process = late.at_work(job, "train")
-        (checkpoint,) = wait_for(
-            lambda: list((late.project / "results/.resume").glob("*/checkpoint.safetensors")),
-            PATIENCE,
-            "state",
-        )
-        os.kill(process, signal.SIGSTOP)
+
+        def taken() -> list[Path]:
+            """The checkpoint; without one, training works a little and stands still until one is due.
+
+            A fast machine would be at the end before the time of its first checkpoint.
+            """
+            os.kill(process, signal.SIGCONT)
+            time.sleep(2)
+            os.kill(process, signal.SIGSTOP)
+            if found := list((late.project / "results/.resume").glob("*/checkpoint.safetensors")):
+                return found
+            time.sleep(CHECKPOINT_SECONDS)
+            return []
+
+        (checkpoint,) = wait_for(taken, PATIENCE, "checkpoint")
         _raise_time(checkpoint)
         late.cluster.run("scontrol", "update", f"JobId={job['JobId']}", "TimeLimit=1")
         undisturbed.run("snakemake", "--cores", "1", "--config", f"study={STUDY}", "--", "trained")
