@@ -45,7 +45,7 @@ source, measure = unet.source, unet.measure
 class Settings(denoiser.Settings):
     """How the MMDiT is trained."""
 
-    steps: int = 20_000
+    steps: int = 12_000
     batch_size: int = 48
     lr: float = 1e-3
     warmup_steps: int = 500
