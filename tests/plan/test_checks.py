@@ -224,6 +224,15 @@ def test_a_subjects_images_are_compared_with_the_bases_at_one_guidance(folder, n
     assert problems_of({"arms": [within("strength", [0, 1])], "tasks": [SUBJECT]}) == []
 
 
+def test_without_its_caption_a_subject_is_not_asked_for(folder):
+    (found,) = problems_of(
+        {"sample": {"prompts": 4, "steps": 2, "guidance": 0}, "tasks": [SUBJECT]}
+    )
+    assert found == (
+        "sample.guidance: 0: task 'own' asks for its subject by words; allowed: 1 and more"
+    )
+
+
 def test_levels_within_a_training_share_it_and_vary_one_at_a_time(folder):
     arm = within("guidance", [1.0, 2.0], train={})
     arm["factors"] |= {"sample.strength": [0, 1]}

@@ -9,7 +9,7 @@ import yaml
 from control_study import build_images, content, task
 
 from fitspace.core.errors import UserError
-from fitspace.plan import build_plan, checked, cost, counting, footprint
+from fitspace.plan import build_plan, checked, checks, cost, counting, footprint
 from fitspace.study.reading import form
 
 ROOT = Path(__file__).parents[2]
@@ -192,3 +192,20 @@ def test_the_studies_that_are_shipped_have_their_form(study):
     found = form(ROOT / f"params/{study}.yaml")
     assert all(t.given for t in found.tasks)
     assert {c for arm in found.arms for c in arm.controls} >= {"controlnet", "img2img", None}
+
+
+def test_a_caption_that_is_not_told_costs_a_pass_less(folder):
+    arm = {"method": "lora", "control": "concat", "factors": {"sample.guidance": [0, 2]}}
+    for given, expected in {1.0: [1, 2], 1.5: [2, 3]}.items():
+        own = sample(guidance=0, given_guidance=given)
+        plan = build_plan(*checked(written([arm], train=train(given_dropout=0.1), sample=own)))
+        assert [cost.passes(run.point) for run in plan.runs] == [4 * n for n in expected]
+
+
+@pytest.mark.parametrize("distilled", [True, False])
+def test_a_base_that_is_told_the_scale_is_told_its_caption(folder, distilled):
+    arm = {"method": "lora", "factors": {"sample.guidance": [0, 2]}}
+    written([arm], [task()], sample=sample())
+    expected = ["arms[0].factors.sample.guidance: 0: the base is told its caption and the scale at "
+                "once; allowed: 1 and more"]  # fmt: skip
+    assert checks._untold(form("s.yaml"), distilled) == expected * distilled

@@ -1,4 +1,4 @@
-"""Sampling that starts from an image: the last steps alone, on a U-Net and on a DiT."""
+"""Sampling that starts from an image, and that leaves the caption untold; a U-Net and a DiT."""
 
 from __future__ import annotations
 
@@ -47,3 +47,19 @@ def test_it_starts_from_the_image_noised(family):
     clean = alpha.sqrt() * noisy - (1 - alpha).sqrt() * predicted
     expected = sampling.decoded(vae, clean / vae.config.scaling_factor)
     assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("family", MODELS)
+@torch.no_grad()
+def test_a_guidance_of_zero_tells_the_empty_caption_alone(family):
+    build, shape, told = MODELS[family]
+    model, process, vae = build(), tiny.process(), pipelines.vae()
+    noise = torch.randn(shape, generator=G)
+    nothing = {name: values[:1] + 1 for name, values in told.items()}  # another condition
+    both = {name: values.expand(2, *values.shape[1:]) for name, values in nothing.items()}
+    passes = []
+    model.register_forward_hook(lambda _, given, __: passes.append(len(given[0])))
+    found = sampling.generate(model, vae, process, told, nothing, noise, 3, 0.0)
+    assert passes == [2] * 3
+    assert (found == sampling.generate(model, vae, process, both, nothing, noise, 3, 1.0)).all()
+    assert (found != sampling.generate(model, vae, process, told, nothing, noise, 3, 1.0)).any()

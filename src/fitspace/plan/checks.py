@@ -15,6 +15,7 @@ from fitspace import bases, data, methods, metrics
 from fitspace.core.errors import UserError
 from fitspace.core.reading import explain
 from fitspace.core.texts import shown
+from fitspace.plan import cost
 from fitspace.plan.keys import Plan, build_plan
 from fitspace.plan.models import REWARD_KEY, Models
 from fitspace.plan.points import (
@@ -327,6 +328,7 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, models: Models | No
         problems += _too_short(study, points) + _at_once(study, points)
         problems += _within_problems(study)
         problems += _given_problems(study) + _one_unit(points)
+        problems += _untold(study, cost.distilled(study))
         if family is not None:
             problems += _process_problems(study, points, family.flows)
         if (runs := len(points) * len(study.tasks) * len(study.seeds)) > MOST_RUNS:
@@ -374,6 +376,23 @@ def _within_problems(study: Study) -> list[str]:
             if of_subject and DRAWN[factor] in ("guidance", "steps")
         ]
     return problems
+
+
+def _untold(study: Study, distilled: bool) -> list[str]:
+    """Where a guidance of 0 cannot leave the caption untold."""
+    scales = {"sample": [study.sample.guidance]} | {
+        f"arms[{i}].factors.sample": arm.factors.get("sample.guidance", [])
+        for i, arm in enumerate(study.arms)
+    }
+    needed = [f"task {t.name!r} asks for its subject by words" for t in study.tasks if t.dreambooth]
+    if distilled:
+        needed.append("the base is told its caption and the scale at once")
+    return [
+        f"{key}.guidance: 0: {why}; allowed: 1 and more"
+        for key, levels in scales.items()
+        for why in needed
+        if 0 in levels
+    ]
 
 
 def _control_problems(arm: Arm, family: bases.Family | None) -> list[str]:

@@ -100,7 +100,7 @@ def passes(point: Point, once: bool = False) -> int:
     if point.control == "img2img":  # the others are left out
         steps = int(steps * drawn["noised"])
     if drawn.get("given_guidance", 1) > 1:
-        return 3 * steps
+        return steps * (3 if drawn["guidance"] else 2)
     return steps * (2 if drawn["guidance"] > 1 and not once else 1)
 
 

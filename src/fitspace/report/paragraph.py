@@ -131,7 +131,11 @@ def _sentences(given: Inputs, found: Results, cite: Cite) -> list[str]:
         + ".",
         "Order, noise and time steps of a seed were the same for all points.",
         f"Images were drawn by {sample.steps} steps of DPM-Solver++{cite('lu2022dpmsolverpp')} "
-        f"with a guidance scale{cite('ho2022guidance')} of {sample.guidance:g}"
+        + (
+            f"with a guidance scale{cite('ho2022guidance')} of {sample.guidance:g}"
+            if sample.guidance
+            else "without a caption"
+        )
         + _drawn(found)
         + ".",
     ]

@@ -434,7 +434,12 @@ class SampleSettings(_InKeys):
     steps: int = Field(
         20, ge=1, le=1000, description="Solver steps: of DPM-Solver++, of Euler for flow matching."
     )
-    guidance: float = Field(3.0, ge=1, description="Guidance scale; 1 turns guidance off.")
+    guidance: float = Field(
+        3.0,
+        ge=0,
+        description="Guidance scale, 1 and more; 1 turns guidance off. 0: the denoiser is told the "
+        "empty caption instead, so that only a given image says what to draw.",
+    )
     images_per_prompt: int = Field(
         1,
         ge=1,
@@ -473,6 +478,13 @@ class SampleSettings(_InKeys):
         description="Share of the steps that the given image is noised by and denoised again, of "
         "arms with `control: img2img`; 1: it starts from noise.",
     )
+
+    @field_validator("guidance")
+    @classmethod
+    def _told_or_not(cls, scale: float) -> float:
+        if 0 < scale < 1:
+            raise ValueError(f"{scale:g}; allowed: 0, or 1 and more")
+        return scale
 
     @field_validator("validation")
     @classmethod

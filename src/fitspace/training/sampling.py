@@ -43,7 +43,7 @@ def generate(
 
     With the scales s and g of guidance and of the given image's guidance, a prediction is
     ``e(0, 0) + g (e(0, given) - e(0, 0)) + s (e(text, given) - e(0, given))`` (2211.09800, eq. 3).
-    A denoiser that is told the scale s is asked once.
+    A denoiser that is told the scale s is asked once. With s = 0 only ``unconditional`` is told.
 
     Parameters
     ----------
@@ -80,28 +80,26 @@ def generate(
             begun = (start[rows].to(device) - shift) * scaling
             x = solver.add_noise(begun, noise[rows].to(device), times[:1])
         told = {name: v.to(device) for name, v in picked(conditions, rows).items()}
-        twice = guidance > 1 and not distilled
         if distilled:
             told["guidance"] = torch.full((len(x),), float(guidance), device=device)
-        if twice or given_guidance > 1:
+        every = [told]
+        if given_guidance > 1 or (guidance != 1 and not distilled):
             none = {
                 n: unconditional[n].to(device).expand_as(v) if n in unconditional else v
                 for n, v in told.items()
             }
-            every = [none, told]
+            every = [none, told] if guidance else [none]
             if given_guidance > 1:
                 every.insert(0, none | {"given": torch.zeros_like(none["given"])})
             told = {n: torch.cat([part[n] for part in every]) for n in told}
         for t in times:
-            if given_guidance > 1:
-                nothing, without, given = denoise(torch.cat([x, x, x]), t, told).chunk(3)
-                predicted = nothing + given_guidance * (without - nothing)
-                predicted = predicted + guidance * (given - without)
-            elif twice:
-                without, given = denoise(torch.cat([x, x]), t, told).chunk(2)
-                predicted = without + guidance * (given - without)
-            else:
-                predicted = denoise(x, t, told)
+            predicted, *others = denoise(torch.cat([x] * len(every)), t, told).chunk(len(every))
+            # From what is told least to what is told most.
+            scales = [given_guidance, guidance] if given_guidance > 1 else [guidance]
+            without = predicted
+            for scale, given in zip(scales, others, strict=False):
+                predicted = predicted + scale * (given - without)
+                without = given
             x = solver.step(predicted, t, x).prev_sample
             progress.update(len(x))
         # Large images a few at a time: decoding takes more memory than denoising.
