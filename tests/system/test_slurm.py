@@ -522,7 +522,7 @@ def cut_off(on_slurm, origin, tmp_path_factory):
         process = late.at_work(job, "train")
 
         def taken() -> list[Path]:
-            """The checkpoint; without one, training works a little and stands still until one is due.
+            """The checkpoint; without one, training works a little, then waits until it is due.
 
             A fast machine would be at the end before the time of its first checkpoint.
             """
