@@ -10,7 +10,7 @@ weight in the precision of the pass, so that nothing but the weights is rounded.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,10 +20,21 @@ from fitspace.bases.quantized import BLOCK
 from fitspace.core.imports import import_bitsandbytes
 
 
+class Absent(NamedTuple):
+    """What is known of a weight that is not whole."""
+
+    shape: torch.Size
+
+
 class Quantized(nn.Linear):
     """A linear layer with ``packed`` and ``scales`` in place of its weight; it has its bias."""
 
     form: str
+
+    @property
+    def weight(self) -> Absent:
+        """The weight's shape; whoever wants its values has to fail."""
+        return Absent(torch.Size((self.out_features, self.in_features)))
 
     def whole(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight as it is multiplied by, (out, in)."""
