@@ -17,7 +17,7 @@ from fitspace.bases import quantized
 from fitspace.core.imports import import_bitsandbytes
 
 pytest.importorskip("bitsandbytes")
-from fitspace.bases.quantized_layers import Quantized, store  # noqa: E402
+from fitspace.bases.quantized_layers import Quantized, store
 
 FORMS = ("int8", "nf4")
 # 2305.14314, appendix E: the values of NormalFloat4.

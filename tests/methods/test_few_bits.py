@@ -14,7 +14,7 @@ from fitspace.core.errors import UserError
 from fitspace.methods import tuners
 
 pytest.importorskip("bitsandbytes")
-from fitspace.bases.quantized_layers import Quantized  # noqa: E402
+from fitspace.bases.quantized_layers import Quantized
 
 BASES = {"unet": tiny.unet, "dit": tiny.tiny_dit}
 NOISY = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))

@@ -129,19 +129,28 @@ def one_at_a_time(models: Sequence[nn.Module], device: str | torch.device) -> No
     if len(models) == 1:
         models[0].to(device)
         return
+    from torch import nn
+
     here: nn.Module | None = None
-    home: list[tuple[torch.Tensor, torch.Tensor]] = []
+    home: list[tuple[dict[str, Any], str, torch.Tensor]] = []
 
     def bring(model: nn.Module, args: Any) -> None:
         nonlocal here
         if model is here:
             return
         while home:
-            tensor, elsewhere = home.pop()
-            tensor.data = elsewhere
-        for tensor in (*model.parameters(), *model.buffers()):
-            home.append((tensor, tensor.data))
-            tensor.data = tensor.data.to(device)
+            held, name, tensor = home.pop()
+            held[name] = tensor
+        moved: dict[int, torch.Tensor] = {}  # tied weights stay one
+        for module in model.modules():
+            for held in (module._parameters, module._buffers):
+                for name, tensor in [(n, t) for n, t in held.items() if t is not None]:
+                    home.append((held, name, tensor))
+                    if id(tensor) not in moved:
+                        there = tensor.to(device)
+                        frozen = isinstance(tensor, nn.Parameter)
+                        moved[id(tensor)] = nn.Parameter(there, False) if frozen else there
+                    held[name] = moved[id(tensor)]
         here = model
 
     for model in models:
