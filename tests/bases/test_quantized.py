@@ -17,7 +17,7 @@ from fitspace.bases import quantized
 from fitspace.core.imports import import_bitsandbytes
 
 pytest.importorskip("bitsandbytes")
-from fitspace.bases.quantized_layers import Quantized, store
+from fitspace.bases.quantized_layers import Quantized, quantize, store
 
 FORMS = ("int8", "nf4")
 # 2305.14314, appendix E: the values of NormalFloat4.
@@ -121,7 +121,7 @@ def test_the_layers_are_those_of_diffusers_but_for_what_trains():
     model = tiny.unet().requires_grad_(False)
     trained = "time_embedding.linear_1"
     model.get_submodule(trained).weight.requires_grad_(True)
-    (said,) = bases.quantize(model, "nf4", "cpu")
+    (said,) = quantize(model, "nf4", "cpu")
     found = {n for n, m in model.named_modules() if isinstance(m, Quantized)}
     assert found == wanted - {trained} and said.startswith("frozen linear layers in nf4 by bits")
 
@@ -140,7 +140,7 @@ def test_every_family_is_trained_and_answers_in_few_bits(name, tmp_path):
 
     whole = ask(model).detach()
     attachment = methods.attach(model, "lora", {"target": "attention+ff"}, 0)
-    bases.quantize(model, "nf4", "cpu", attachment.frozen.values())
+    quantize(model, "nf4", "cpu", attachment.frozen.values())
     found = ask(model)
     apart = (found - whole).norm() / whole.norm()
     assert 1e-4 < apart < 0.2

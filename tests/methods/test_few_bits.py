@@ -7,14 +7,14 @@ import copy
 import pytest
 import tiny
 import torch
-from test_peft_tuners import CASES
+from peft_cases import CASES
 
 from fitspace import bases, methods
 from fitspace.core.errors import UserError
 from fitspace.methods import tuners
 
 pytest.importorskip("bitsandbytes")
-from fitspace.bases.quantized_layers import Quantized
+from fitspace.bases.quantized_layers import Quantized, quantize
 
 BASES = {"unet": tiny.unet, "dit": tiny.tiny_dit}
 NOISY = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -86,7 +86,7 @@ def test_it_starts_from_the_rounded_base_and_trains_in_single_precision(
     model = copy.deepcopy(whole[base])
     attachment = methods.attach(model, method, settings, seed=0)
     before = {name: p.detach().clone() for name, p in attachment.trainable.items()}
-    bases.quantize(model, "int8", "cpu", attachment.frozen.values())
+    quantize(model, "int8", "cpu", attachment.frozen.values())
     stored = [name for name, layer in model.named_modules() if isinstance(layer, Quantized)]
     # The same layers rounded, with and without the method.
     same, plain = (copy.deepcopy(whole[base]).requires_grad_(False) for _ in range(2))
@@ -118,7 +118,7 @@ def test_it_is_refused_because_it_reads_what_is_not_there(method, settings, whol
     assert tuners.READS in methods.needs_whole(method, settings)
     model = copy.deepcopy(whole["unet"])
     attachment = methods.attach(model, method, settings, seed=0)
-    bases.quantize(model, "nf4", "cpu", attachment.frozen.values())
+    quantize(model, "nf4", "cpu", attachment.frozen.values())
     with pytest.raises((AttributeError, TypeError)):
         answer(model, "unet").square().mean().item()
 
@@ -135,7 +135,7 @@ def test_all_of_a_copy_of_the_encoder_can_be_trained():
 def test_a_change_is_not_merged_into_rounded_weights(whole):
     model = copy.deepcopy(whole["unet"])
     attachment = methods.attach(model, "lora", {}, seed=0)
-    bases.quantize(model, "nf4", "cpu")
+    quantize(model, "nf4", "cpu")
     with pytest.raises(UserError, match="cannot be merged into weights of few bits"):
         attachment.merge()
     attachment.remove()

@@ -140,6 +140,12 @@ def device(request, monkeypatch):
     return request.param
 
 
+def quantize(*given):
+    from fitspace.bases.quantized_layers import quantize
+
+    return quantize(*given)
+
+
 def made(study, run, *names):
     for name in names:
         if not getattr(run, name).sidecar.exists():
@@ -168,7 +174,7 @@ def test_a_run_goes_through_its_stages(here, device, form):
         model = bases.load_denoiser(base)
         attachment = methods.load(model, adapter)
         if name != "whole":
-            bases.quantize(model, name, "cpu", attachment.frozen.values())
+            quantize(model, name, "cpu", attachment.frozen.values())
         drawn[name] = _drawn(study, run, model, base)
     if device == "cpu":
         assert torch.equal(images, torch.from_numpy(drawn[form]))
@@ -209,7 +215,7 @@ def test_it_resumes_to_the_same_bits(tmp_path, device, form, precision):
         settings = tiny.SETTINGS | {"precision": precision, "steps": 6, "base_weights": form}
         model = tiny.unet()
         attachment = methods.attach(model, "difffit", {}, 0)
-        bases.quantize(model, form, device, attachment.frozen.values())
+        quantize(model, form, device, attachment.frozen.values())
         devices.prepare(model, precision, **options.pop("how", {}))
         return training.fit(
             model, attachment.trainable, tiny.task(), tiny.process(), 0.5, settings, 0, path,
@@ -255,7 +261,7 @@ def test_on_a_gpu_weights_are_those_of_diffusers_and_the_memory_is_less(here, fo
         torch_dtype=torch.float32,
     )  # fmt: skip
     model = bases.load_denoiser(bases.resolve("base"))
-    bases.quantize(model, form, "cuda")
+    quantize(model, form, "cuda")
     for name, layer in model.named_modules():
         if isinstance(layer, Quantized):
             assert torch.equal(layer.packed, theirs.get_submodule(name).weight.data)
@@ -269,7 +275,7 @@ def test_on_a_gpu_weights_are_those_of_diffusers_and_the_memory_is_less(here, fo
         if bits is None:
             large.to("cuda")
         else:
-            bases.quantize(large, bits, "cuda")
+            quantize(large, bits, "cuda")
         held[bits] = torch.cuda.memory_allocated() - before
         del large
     wanted = quantized.Linear(8 * 2048**2, 8 * 2048).bytes(form)

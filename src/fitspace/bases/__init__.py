@@ -56,7 +56,6 @@ from fitspace.bases.loading import (
     text_tokens,
     to_model,
 )
-from fitspace.bases.quantized import quantize
 from fitspace.bases.trying import problems
 from fitspace.bases.usable import pixels
 
@@ -107,7 +106,6 @@ __all__ = [
     "picked",
     "pixels",
     "problems",
-    "quantize",
     "resolve",
     "scale",
     "scaling_of",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable
-from importlib.metadata import version
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -60,25 +59,3 @@ def counted(layers: Iterable[nn.Linear]) -> Linear:
     """What some linear layers have together."""
     shapes = [tuple(layer.weight.shape) for layer in layers]
     return Linear(sum(rows * inputs for rows, inputs in shapes), sum(rows for rows, _ in shapes))
-
-
-def quantize(
-    model: nn.Module, form: str, device: str | torch.device, kept: Iterable[torch.Tensor] = ()
-) -> list[str]:
-    """Store a denoiser's frozen linear layers in ``form``, in place, then move all of it to the
-    device; returns what was done, in words.
-
-    Call it after a method is attached and has its values: what trains stays whole, and what a
-    method computes from the base's weights is computed from the whole ones. The model may be
-    anywhere; of what is elsewhere the device sees one whole layer at a time.
-
-    Parameters
-    ----------
-    kept : tensors that a method does not train and that stay whole all the same.
-    """
-    from fitspace.bases.quantized_layers import store
-
-    for layer in frozen_linear(model, kept):
-        store(layer, form, device)
-    model.to(device)
-    return [f"frozen linear layers in {form} by {PACKAGE} {version(PACKAGE)}"]

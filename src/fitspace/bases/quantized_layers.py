@@ -10,13 +10,15 @@ weight in the precision of the pass, so that nothing but the weights is rounded.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fitspace.bases.quantized import BLOCK
+from fitspace.bases.quantized import BLOCK, PACKAGE, frozen_linear
 from fitspace.core.imports import import_bitsandbytes
 
 
@@ -63,6 +65,26 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient @ ctx.layer.whole(gradient.dtype), None
+
+
+def quantize(
+    model: nn.Module, form: str, device: str | torch.device, kept: Iterable[torch.Tensor] = ()
+) -> list[str]:
+    """Store a denoiser's frozen linear layers in ``form``, in place, then move all of it to the
+    device; returns what was done, in words.
+
+    Call it after a method is attached and has its values: what trains stays whole, and what a
+    method computes from the base's weights is computed from the whole ones. The model may be
+    anywhere; of what is elsewhere the device sees one whole layer at a time.
+
+    Parameters
+    ----------
+    kept : tensors that a method does not train and that stay whole all the same.
+    """
+    for layer in frozen_linear(model, kept):
+        store(layer, form, device)
+    model.to(device)
+    return [f"frozen linear layers in {form} by {PACKAGE} {version(PACKAGE)}"]
 
 
 @torch.no_grad()

@@ -95,7 +95,9 @@ def stored(model, run: Run, attachment: methods.Attachment) -> list[str]:
     """Store the frozen layers of a run's model as its training says, in place, once its method is
     attached; what was done, in words."""
     if form := _form(run):
-        return bases.quantize(model, form, devices.device(), attachment.frozen.values())
+        from fitspace.bases.quantized_layers import quantize
+
+        return quantize(model, form, devices.device(), attachment.frozen.values())
     return []
 
 
