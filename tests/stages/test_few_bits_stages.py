@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import dit_study as dit
 import pipelines
 import pytest
 import tiny
@@ -35,6 +36,9 @@ def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("bits")
     shutil.move(pipelines.stable_diffusion(made / "sd", pipelines.clip), made / "base")
     build_images(made / "images")
+    dit.build_base(made / "dit")
+    for name in ("own", "large"):
+        dit.build_images(made / name, dit.LABELS[name])
     return made
 
 
@@ -233,6 +237,30 @@ def test_it_resumes_to_the_same_bits(tmp_path, device, form, precision):
         for name, value in whole.parameters.items():
             assert value.dtype == torch.float32 and torch.equal(value, resumed.parameters[name])
     assert whole.losses[-1] != whole.losses[0]
+
+
+BESIDE = {
+    "an image, by a ControlNet": ({**LORA, "control": "controlnet"}, PLAIN, "base"),
+    "an image, by channels": ({"method": "bitfit", "control": "concat"}, PLAIN, "base"),
+    "classes of its own": ({"method": "vpt"}, dit.task("own"), "dit"),
+    "a larger image": ({"method": "difffit"}, dit.task("large"), "dit"),
+}
+
+
+@needs_package
+@pytest.mark.parametrize("arm, task, base", BESIDE.values(), ids=BESIDE)
+def test_what_a_task_adds_to_the_base_is_trained_beside_it(here, device, arm, task, base):
+    task = task | ({"given": {"degraded": "blur"}} if "control" in arm else {})
+    sample = {"prompts": 4, "steps": 2, "guidance": 1.0}
+    study, (run,) = planned(
+        arm | {"train": {"base_weights": "int8"}}, tasks=[task], base=base, sample=sample,
+        seeds=[1 if device == "cpu" else 2],
+    )  # fmt: skip
+    made(study, run, "prepare", "train")
+    images = made(study, run, "sample")["images"]
+    assert images == 4
+    values = load_file(run.train.folder / "adapter.safetensors").values()
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in values)
 
 
 def test_such_a_training_is_not_compiled(here, monkeypatch):
