@@ -49,7 +49,7 @@ def here(folder, monkeypatch):
 
 
 def written(*arms, **changes):
-    found = content(list(arms), [PLAIN], **changes)
+    found = content(list(arms), changes.pop("tasks", [PLAIN]), **changes)
     del found["metrics"]
     return found
 
