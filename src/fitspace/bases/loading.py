@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitspace.core import texts
+from fitspace.core import devices, texts
 from fitspace.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -166,7 +166,8 @@ def load_teller(
 ) -> Callable[[Sequence[str]], Conditions]:
     """What makes of captions what the pipeline's denoiser is told, float32, on the CPU.
 
-    A family that names a pipeline of diffusers asks its ``encode_prompt``.
+    A family that names a pipeline of diffusers asks its ``encode_prompt``. Of several text
+    encoders one at a time is on the device, the others are in the machine's memory.
     """
     found = family_in(folder)
     if found.reading is None:
@@ -174,9 +175,9 @@ def load_teller(
         encoder.to(device)
         return lambda captions: {"embeddings": encode_captions(tokenizer, encoder, captions).cpu()}
     pipeline = load_reading(folder)
-    for part in pipeline.components.values():
-        if hasattr(part, "get_input_embeddings"):
-            part.to(device)
+    parts = pipeline.components.values()
+    encoders = [part for part in parts if hasattr(part, "get_input_embeddings")]
+    devices.one_at_a_time(encoders, device)
     side, encode = image_size(folder), found.reading.encode
     return lambda captions: encode(pipeline, captions, device, side)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from fitspace import bases, data, methods, metrics
+from fitspace.bases import quantized
 from fitspace.core.errors import UserError
 from fitspace.core.reading import explain
 from fitspace.core.texts import shown
@@ -35,6 +36,7 @@ from fitspace.study import (
     LEARNT,
     OF_CONTROL,
     REWARD_WEIGHT,
+    WHOLE,
     Arm,
     Reward,
     SampleSettings,
@@ -199,7 +201,11 @@ def _base_problems(study: Study, models: Models) -> list[str]:
     if any(task.dreambooth is not None for task in study.tasks):
         steps.add(PRIOR_STEPS)
     found = [p for count in sorted(steps) for p in bases.problems(models.base, count)]
-    return [f"base: {study.base}: {problem}" for problem in dict.fromkeys(found)]
+    problems = [f"base: {study.base}: {problem}" for problem in dict.fromkeys(found)]
+    forms = dict.fromkeys((point.train or {}).get("base_weights") for point in models.points[0])
+    if why := quantized.missing():
+        problems += [f"train.base_weights: {form!r}: {why}" for form in forms if form]
+    return problems
 
 
 def looked(study: Study, models: Models) -> list[str]:
@@ -326,6 +332,7 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, models: Models | No
             if count > 1
         ]
         problems += _too_short(study, points) + _at_once(study, points)
+        problems += _few_bits(study, points)
         problems += _within_problems(study)
         problems += _given_problems(study) + _one_unit(points)
         problems += _untold(study, cost.distilled(study))
@@ -531,6 +538,23 @@ def _at_once(study: Study, points: list[Point]) -> list[str]:
             f"arms[{i}].train.examples_at_once: {part}: a method with dropout draws its masks for "
             "all of a batch together; allowed: null, or no dropout"
             for part in sorted(parts)
+        ]
+    return problems
+
+
+def _few_bits(study: Study, points: list[Point]) -> list[str]:
+    """Points whose method needs the base's weights whole, and that store them in fewer bits."""
+    problems = []
+    for i, arm in enumerate(study.arms):
+        found = dict.fromkeys(
+            (form, why)
+            for p in points
+            if p.arm == arm.title and (form := (p.train or {}).get("base_weights"))
+            if (why := methods.needs_whole(p.method, p.settings, p.learnt))
+        )
+        problems += [
+            f"arms[{i}].train.base_weights: {form!r}: method {arm.method!r} {why}; allowed: {WHOLE}"
+            for form, why in found
         ]
     return problems
 

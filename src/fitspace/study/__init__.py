@@ -1,6 +1,7 @@
 """The models of a study file. This room looks at no base and no data."""
 
 from fitspace.study.models import (
+    BASE_WEIGHTS,
     CHECKPOINT,
     CONTROL,
     CONTROLS,
@@ -10,6 +11,7 @@ from fitspace.study.models import (
     OF_CONTROL,
     REWARD_WEIGHT,
     TUNING,
+    WHOLE,
     Analysis,
     Arm,
     DreamBooth,
@@ -22,6 +24,7 @@ from fitspace.study.models import (
 )
 
 __all__ = [
+    "BASE_WEIGHTS",
     "CHECKPOINT",
     "CONTROL",
     "CONTROLS",
@@ -32,6 +35,7 @@ __all__ = [
     "REWARD_WEIGHT",
     "Reward",
     "TUNING",
+    "WHOLE",
     "Analysis",
     "Arm",
     "DreamBooth",

@@ -346,10 +346,16 @@ class Reward(_Strict):
 REWARD_WEIGHT = "train.reward.weight"  # the factor whose level 0 is a training without the reward
 
 
+WHOLE = "whole"  # the level of `train.base_weights` that stores nothing in fewer bits
+BASE_WEIGHTS = (WHOLE, "int8", "nf4")
+
+
 class TrainSettings(_InKeys):
     """How one adapter is trained. Everything here is part of the run's key."""
 
-    LATER = ("checkpoints", "density", "examples_at_once", "given_dropout", "reward")
+    LATER = (
+        "base_weights", "checkpoints", "density", "examples_at_once", "given_dropout", "reward",
+    )  # fmt: skip
 
     steps: int = Field(ge=1, le=10_000_000, description="Optimizer steps.")
     batch_size: int = Field(ge=1, le=65_536, description="Examples per step.")
@@ -391,6 +397,12 @@ class TrainSettings(_InKeys):
     )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Of the forward pass; trainables stay in fp32."
+    )
+    base_weights: Literal[*BASE_WEIGHTS] = Field(
+        WHOLE,
+        description="How the base's frozen linear layers are stored, in training and in what is "
+        "then sampled: `whole`, in 8 bits (`int8`) or in 4 (`nf4`); the latter two by bitsandbytes "
+        "(`pip install 'fitspace[quantized]'`).",
     )
     checkpoints: list[Annotated[int, Field(ge=1)]] | None = Field(
         None,
