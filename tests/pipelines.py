@@ -317,4 +317,32 @@ def flux2(folder):
     return folder / "base"
 
 
-BUILT = {"sd3": sd3, "sdxl": sdxl, "pixart": pixart, "flux": flux, "sana": sana, "flux2": flux2}
+def lumina2_denoiser(**changes):
+    """A block for the image alone, one for the text alone, then two for both."""
+    torch.manual_seed(0)
+    settings = dict(
+        sample_size=8, patch_size=2, in_channels=4, hidden_size=12, num_layers=2,
+        num_refiner_layers=1, num_attention_heads=2, num_kv_heads=1, multiple_of=4,
+        axes_dim_rope=(2, 2, 2), cap_feat_dim=12,
+    )  # fmt: skip
+    return diffusers.Lumina2Transformer2DModel(**settings | changes).eval()
+
+
+def lumina2(folder):
+    """Lumina-Image 2.0, whose steps are shifted as published."""
+    torch.manual_seed(0)
+    tokenizer, encoder = gemma(12)
+    pipeline = diffusers.Lumina2Pipeline(
+        tokenizer=tokenizer, text_encoder=encoder, transformer=lumina2_denoiser(),
+        vae=vae(shift_factor=0.1, scaling_factor=1.5),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0),
+    )  # fmt: skip
+    folder.mkdir()
+    pipeline.save_pretrained(folder / "base")
+    return folder / "base"
+
+
+BUILT = {
+    "sd3": sd3, "sdxl": sdxl, "pixart": pixart, "flux": flux, "sana": sana, "flux2": flux2,
+    "lumina2": lumina2,
+}  # fmt: skip

@@ -97,7 +97,7 @@ def test_it_is_found_and_sound(family, tmp_path, monkeypatch):
     assert bases.problems(folder, STEPS) == []
     denoiser = bases.load_denoiser(folder)
     assert bases.family_of(denoiser).name == name and bases.scale(denoiser) == 1
-    side = None if name in ("sd3", "sdxl", "pixart", "sana") else bases.latent_shape(folder)[-1]
+    side = None if name in ("sd3", "sdxl", "pixart", "sana", "lumina2") else bases.latent_shape(folder)[-1]
     assert footprint.latent_side(str(folder)) == side
 
 
@@ -114,6 +114,9 @@ def test_conditions_are_the_pipelines_own(family, pipeline):
         wanted = {"embeddings": (own[2][:1], own[0]), "mask": (own[3][:1], own[1])}
         plain = pipeline.encode_prompt(CAPTIONS)
         assert len(asked) > 5 and not torch.allclose(plain[0], own[0], atol=1e-2)
+    elif family[0] == "lumina2":
+        own = pipeline.encode_prompt(CAPTIONS)
+        wanted = {"embeddings": (own[2][:1], own[0]), "mask": (own[3][:1], own[1])}
     elif family[0] == "flux2":
         own, empty = pipeline.encode_prompt(CAPTIONS), pipeline.encode_prompt("")
         wanted = {"embeddings": (empty[0], own[0])}

@@ -157,8 +157,10 @@ def load_process(folder: Path) -> Process:
         return Diffusion(settings)
     if name not in (FLOW, FLOW_DPM) or not found.flows:
         raise UserError(f"{path}: {name} has no beta_schedule; allowed: DDPM and its solvers")
-    tokens = found.image_tokens(config(folder, found.component), latent_shape(folder)[-1])
-    return FlowMatching(settings, tokens, found.steps)
+    channels, _, side = latent_shape(folder)
+    tokens = found.image_tokens(config(folder, found.component), side)
+    counted = {"tokens": tokens, "channels": channels}[found.shifts_by]
+    return FlowMatching(settings, counted, found.steps)
 
 
 def load_teller(

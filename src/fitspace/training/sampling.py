@@ -99,7 +99,7 @@ def generate(
                 predicted = predicted + guidance * (given - without)
             elif twice:
                 without, given = denoise(torch.cat([x, x]), t, told).chunk(2)
-                predicted = without + guidance * (given - without)
+                predicted = family.rescaled(without + guidance * (given - without), given)
             else:
                 predicted = denoise(x, t, told)
             x = solver.step(predicted, t, x).prev_sample
