@@ -308,6 +308,21 @@ FLUX2_SINGLE = Block(
     width_at=dict.fromkeys(("SA_in", "FFN_in", "Trans_out"), "attn.to_qkv_mlp_proj"),
 )
 
+# As Qwen-Image's: FLUX.1's blocks of two streams alone, each modulated by a layer of its own.
+QWENIMAGE_BLOCK = replace(
+    FLUX_JOINT,
+    kind="QwenImageTransformerBlock",
+    read=FLUX_JOINT.read | {"FFN_in": given("img_norm2"), "FFN_out": returned("img_mlp")},
+    gates={"attn": 2, "img_mlp": 5},
+    gated_by="img_mod",
+    parts=6,
+    width_at=dict.fromkeys(FLUX_JOINT.read, "attn.to_q"),
+    norms={
+        f"{stream}_norm{norm}": (f"{stream}_mod.1", ((3 * norm - 3, 3 * norm - 2),))
+        for stream in ("img", "txt")
+        for norm in (1, 2)
+    },
+)
 # As Lumina2's: h = h + tanh(gate)·norm2(attn(norm1(h))), then the feed-forward alike, of the tokens
 # of text and image as one, and before that of those of the image alone. Blocks that are not
 # modulated read text alone: no form of them is here.
@@ -330,6 +345,12 @@ LUMINA2_BLOCK = Block(
     has={"modulation": True},
 )
 
+# Class of blocks of which the last in a model has layers that lead nowhere: nobody reads its text.
+NOT_READ = {
+    "QwenImageTransformerBlock": (
+        "attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2",
+    ),
+}  # fmt: skip
 # Role -> the layers that have it, by the class of the module that they are in.
 LAYERS = {
     "Attention": {
@@ -373,7 +394,9 @@ def layers(model: nn.Module, roles: tuple[str, ...]) -> dict[str, nn.Module]:
             layer = _within(module, part)
             if layer is not None:
                 found[f"{path}.{part}"] = layer
-    return found
+    last = {type(module).__name__: path for path, module in model.named_modules()}
+    dead = {f"{last[kind]}.{part}" for kind in NOT_READ.keys() & last for part in NOT_READ[kind]}
+    return {path: layer for path, layer in found.items() if path not in dead}
 
 
 def attends(module: nn.Module) -> bool:

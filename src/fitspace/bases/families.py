@@ -11,6 +11,7 @@ from fitspace.bases.flux import FLUX
 from fitspace.bases.flux2 import FLUX2
 from fitspace.bases.lumina2 import LUMINA2
 from fitspace.bases.pixart import PIXART
+from fitspace.bases.qwenimage import QWENIMAGE
 from fitspace.bases.sana import SANA
 from fitspace.bases.sd3 import SD3
 from fitspace.bases.sdxl import SDXL
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 FAMILIES = {
     family.name: family
-    for family in (UNET, SDXL, DIT, PIXART, SD3, FLUX, SANA, FLUX2, LUMINA2)
+    for family in (UNET, SDXL, DIT, PIXART, SD3, FLUX, SANA, FLUX2, LUMINA2, QWENIMAGE)
 }
 DENOISERS = tuple(dict.fromkeys(family.component for family in FAMILIES.values()))
 KINDS = tuple(dict.fromkeys(family.kind for family in FAMILIES.values()))

@@ -45,7 +45,7 @@ def not_whole(config: dict[str, Any], *keys: str) -> list[str]:
 
 
 def _patch_size(config: Any) -> int:
-    return config["patch_size"]
+    return config.get("patch_size", 1)
 
 
 def _as_it_is(guided: torch.Tensor, with_text: torch.Tensor) -> torch.Tensor:
@@ -126,6 +126,7 @@ class Family:
     flows : whether its process is flow matching, not diffusion.
     shifted : whether its autoencoder's latents are shifted before they are scaled.
     vae : the class of diffusers that its autoencoder is.
+    normalised : whether that says the mean and the deviation of each channel of its latents.
     named : whether files of adapters name the family: its layers have the names of another's, which
         no pipeline of diffusers loads.
     biases : whether its layers have biases.
@@ -170,6 +171,7 @@ class Family:
     flows: bool = False
     shifted: bool = False
     vae: str = "AutoencoderKL"
+    normalised: bool = False
     named: bool = False
     biases: bool = True
     norms: bool = False
