@@ -344,6 +344,18 @@ LUMINA2_BLOCK = Block(
     beside="before",
     has={"modulation": True},
 )
+# As Z-Image's: Lumina2's under other names. The text stands behind the image.
+ZIMAGE_BLOCK = replace(
+    LUMINA2_BLOCK,
+    kind="ZImageTransformerBlock",
+    read=LUMINA2_BLOCK.read | {"SA_out": returned("attention_norm2")},
+    write=LUMINA2_BLOCK.write | {"FFN_in": returned("attention_norm2")},
+    gates={"attention_norm2": 1, "ffn_norm2": 3},
+    gated_by="adaLN_modulation",
+    parts=4,
+    width_at=dict.fromkeys(LUMINA2_BLOCK.width_at, "attention.to_q"),
+    beside="after",
+)
 
 # Class of blocks of which the last in a model has layers that lead nowhere: nobody reads its text.
 NOT_READ = {
@@ -359,7 +371,8 @@ LAYERS = {
         "v": ("to_v", "add_v_proj"),
         "out": ("to_out.0", "to_add_out"),
     },
-    "FeedForward": {"ff_in": ("net.0.proj",), "ff_out": ("net.2",)},
+    # Z-Image's has the same name as all others'.
+    "FeedForward": {"ff_in": ("net.0.proj", "w1", "w3"), "ff_out": ("net.2", "w2")},
     "Flux2FeedForward": {"ff_in": ("linear_in",), "ff_out": ("linear_out",)},
     "LuminaFeedForward": {"ff_in": ("linear_1", "linear_3"), "ff_out": ("linear_2",)},
     "Flux2ParallelSelfAttention": {  # two layers in place of six

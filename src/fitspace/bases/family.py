@@ -127,6 +127,8 @@ class Family:
     shifted : whether its autoencoder's latents are shifted before they are scaled.
     vae : the class of diffusers that its autoencoder is.
     normalised : whether that says the mean and the deviation of each channel of its latents.
+    drawn : whether training draws latents from what the autoencoder gives as their distribution, as
+        diffusers' script does; else it takes the mean.
     named : whether files of adapters name the family: its layers have the names of another's, which
         no pipeline of diffusers loads.
     biases : whether its layers have biases.
@@ -172,6 +174,7 @@ class Family:
     shifted: bool = False
     vae: str = "AutoencoderKL"
     normalised: bool = False
+    drawn: bool = True
     named: bool = False
     biases: bool = True
     norms: bool = False

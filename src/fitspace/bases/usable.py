@@ -126,11 +126,12 @@ def _unread(folder: Path, component: str) -> list[str]:
 
 
 def _channels(read: dict[str, Any], family: Family) -> tuple[Any, Any]:
+    """Channels of what a denoiser takes and gives, per latent where it gives squares of latents."""
     denoiser = read[family.component]
     taken = denoiser.get("in_channels", 4)
+    if family.packs > 1 and denoiser.get("patch_size", 1) == family.packs:
+        taken //= family.packs**2
     given = denoiser.get("out_channels")
-    if family.packs > 1 and isinstance(given, int):  # those of one latent in a token
-        given *= denoiser.get("patch_size", 1) ** 2
     return taken, taken if given is None else given
 
 
@@ -143,7 +144,7 @@ def _latents(read: dict[str, Any], family: Family) -> list[str]:
     side = read[family.component].get("sample_size")
     side_by_side = family.packs * _squares(read["vae"])
     latent = _channels_of(read["vae"]) * side_by_side**2
-    taken, given = _channels(read, family)
+    (each, given), taken = _channels(read, family), read[family.component].get("in_channels", 4)
     found = []
     if family.side is None and (not isinstance(side, int) or side < 1):
         found.append(f"sample_size: {side!r}; allowed: the side of its latents, a whole number")
@@ -152,9 +153,9 @@ def _latents(read: dict[str, Any], family: Family) -> list[str]:
         found.append(
             f"in_channels: {taken!r}; allowed: {latent}, the latent channels of the vae{packed}"
         )
-    elif given not in (taken, 2 * taken):
+    elif given not in (each, 2 * each):
         found.append(
-            f"out_channels: {given!r}; allowed: {taken}, or {2 * taken} with learned variances"
+            f"out_channels: {given!r}; allowed: {each}, or {2 * each} with learned variances"
         )
     return found
 
