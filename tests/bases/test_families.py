@@ -82,7 +82,7 @@ def drawn_by(pipeline, folder):
     theirs = type(pipeline)(**pipeline.components | {"scheduler": solver})
     theirs.set_progress_bar_config(disable=True)
     images = theirs(
-        prompt=CAPTIONS, num_inference_steps=STEPS, height=side, width=side, output_type="np",
+        prompt=[*CAPTIONS], num_inference_steps=STEPS, height=side, width=side, output_type="np",
         **asked(pipeline, folder),
     ).images  # fmt: skip
     return (images * 255).round().astype(np.uint8)
@@ -129,7 +129,7 @@ def test_conditions_are_the_pipelines_own(family, pipeline):
         own = pipeline.encode_prompt(CAPTIONS)
         wanted = {"embeddings": (own[2][:1], own[0]), "mask": (own[3][:1], own[1])}
     elif family[0] == "zimage":
-        own, empty = pipeline.encode_prompt(list(CAPTIONS))  # it changes the list
+        own, empty = pipeline.encode_prompt([*CAPTIONS])  # it writes into the list
         assert len({len(text) for text in own}) == 2
         for row, mask, text in zip(*told.values(), [empty[0], *own], strict=True):
             assert mask.tolist() == [1] * len(text) + [0] * (512 - len(text))
@@ -961,7 +961,7 @@ def test_of_a_stream_with_text_the_image_is_looked_at(name, text):
             block.register_forward_hook(keep)
     with torch.no_grad():
         family.predict(model, noisy, t, told)
-        told = told | {"embeddings": told["embeddings"] * 2}
+        told = told | {"embeddings": told["embeddings"] + 1}
         before = dict(seen)
         family.predict(model, noisy, t, told)
     assert before.keys() == seen.keys()
