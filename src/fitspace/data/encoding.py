@@ -19,17 +19,16 @@ BATCH = 64
 
 @torch.no_grad()
 def encode_images(base: Path, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of the latents of uint8 images (n, h, w, 3); the latter 0 where
-    training takes the mean alone."""
+    """Mean and standard deviation of the latents of uint8 images (n, h, w, 3)."""
     device = devices.device()
     vae = bases.load_vae(base).to(device)
-    means, stds, drawn = [], [], bases.family(base).drawn
+    means, stds = [], []
     batch = devices.images_at_once(BATCH, images.shape[1])
     for start in tqdm(range(0, len(images), batch), desc="encoding images", disable=None):
         pixels = bases.to_model(images[start : start + batch]).to(device)
         mean, std = bases.encoded(vae, pixels)
         means.append(mean.cpu())
-        stds.append(std.cpu() if drawn else torch.zeros(std.shape))
+        stds.append(std.cpu())
     return torch.cat(means), torch.cat(stds)
 
 
