@@ -212,7 +212,7 @@ def _rewarded(
     """A footprint with what a reward adds; the FLOPs are those of the share of time steps that it
     rewards, the bytes those of a batch that it rewards as a whole."""
     folder = bases.resolve(base)
-    side = bases.config(folder, bases.denoiser(folder))["sample_size"] * scale
+    side = bases.latent_shape(folder)[-1] * scale
     config, code = bases.config(folder, "vae"), sha256(find_spec("fitspace.training.reward").origin)
     judge = metrics.identity(reward["model"])[metrics.JUDGE]
     key = digest(["reward", config, judge, reward["against"], batch, side, code, _code()])
@@ -238,7 +238,7 @@ def _measure_reward(folder: Path, reward: dict[str, Any], batch: int, side: int)
 
     own = training.load_reward(reward | {"against": "target"}, folder, [], "cpu")
     models = torch.nn.ModuleList([own.vae, own.judge.model]).to("meta")
-    channels = own.vae.config.latent_channels
+    channels = bases.latent_shape(folder)[0]
     latents = torch.empty(batch, channels, side, side, device="meta", requires_grad=True)
     kept = _Kept(models)
     backward = torch.ops.aten._scaled_dot_product_flash_attention_backward

@@ -100,6 +100,8 @@ def generate(
             for scale, given in zip(scales, others, strict=False):
                 predicted = predicted + scale * (given - without)
                 without = given
+            if others:
+                predicted = family.rescaled(predicted, without)
             x = solver.step(predicted, t, x).prev_sample
             progress.update(len(x))
         # Large images a few at a time: decoding takes more memory than denoising.
