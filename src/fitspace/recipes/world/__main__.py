@@ -35,6 +35,14 @@ def _judge(work: Path, out: Path) -> None:
     judge.save(trained.model.clip, world, record, out)
 
 
+def _rewarder(work: Path, out: Path) -> None:
+    from fitspace.recipes.world import drawings, judge, rewarder
+
+    world, settings = drawings.load(work), rewarder.Settings()
+    trained = rewarder.train(world, work / "rewarder", settings)
+    judge.save(trained.model.clip, world, trained.record(settings), out, rewarder.DESIGN)
+
+
 def _unet(work: Path, out: Path) -> None:
     from fitspace.recipes.world import denoiser, drawings, unet
 
@@ -96,6 +104,7 @@ def _cards(work: Path, out: Path) -> None:
 PARTS = {  # part -> how it is made, and what it is called when it is finished
     "autoencoder": (_autoencoder, "vae"),
     "judge": (_judge, "emoji-clip"),
+    "rewarder": (_rewarder, "emoji-rewarder"),
     "unet": (_unet, "emoji-unet"),
     "dit": (_dit, "emoji-dit"),
     "mmdit": (_mmdit, "emoji-mmdit"),
