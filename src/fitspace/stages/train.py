@@ -88,7 +88,8 @@ def train(
     reward = None
     if asked := run.point.train.get("reward"):
         captions = read_manifest(run.prepare)["captions"]
-        reward = training.load_reward(asked, base, captions, devices.device())
+        none = task.told(slice(1))
+        reward = training.load_reward(asked, base, captions, devices.device(), none)
     with ExitStack() as curves:
         results = training.fit_members(
             model,
@@ -119,7 +120,8 @@ def folds(run: Run, other: Run) -> bool:
     Runs fold only on a GPU, which a small batch leaves mostly idle; on a CPU a run keeps the bits
     of a separate run. The runs need the same structure, the same numbers of steps and examples,
     and checkpoints at the same step. Runs with dropout do not fold, because dropout draws its
-    masks for a whole batch.
+    masks for a whole batch. Nor do runs whose reward draws images, because a solver keeps the
+    history of one batch.
     """
     from fitspace import training
 
@@ -130,6 +132,7 @@ def folds(run: Run, other: Run) -> bool:
         and (a.method, a.settings) == (b.method, b.settings)
         and a.learnt == b.learnt
         and not a.settings.get("dropout")
+        and not (a.train.get("reward") or {}).get("through")
         and all(a.train.get(key) == b.train.get(key) for key in training.COMMON)
         and training.steps_done(_checkpoint(run)) == training.steps_done(_checkpoint(other))
     )

@@ -16,11 +16,12 @@ from fitspace.recipes.world import judge, loop
 from fitspace.recipes.world.drawings import SIZE, Drawings
 
 NAME = "emoji-rewarder"
+TOWER = {"image_size": SIZE, "timm_model_name": "dla46_c"}
 DESIGN = judge.Design(
     name=NAME,
     model={
         "embed_dim": 128,
-        "vision_cfg": judge.MODEL["vision_cfg"] | {"image_size": SIZE, "timm_model_name": "dla46_c"},
+        "vision_cfg": judge.MODEL["vision_cfg"] | TOWER,
         "text_cfg": judge.MODEL["text_cfg"] | {"hf_tokenizer_name": NAME, "width": 96},
     },
     sides=((0.6, SIZE // 2), (1.0, SIZE)),  # multiples of 32
