@@ -202,7 +202,7 @@ def _rewarded(train: dict[str, Any]) -> dict[str, Any]:
     levels = {keys[key]: train.pop(key) for key in list(train) if key in keys}
     if train.get("reward") is not None:
         without = levels.get("weight") == 0
-        train["reward"] = None if without else Reward(**train["reward"] | levels).resolved
+        train["reward"] = None if without else Reward(**(train["reward"] | levels)).resolved
     return train
 
 
