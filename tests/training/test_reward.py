@@ -238,10 +238,8 @@ STEPS = 4
 
 
 def drawing(through: int, guidance: float = 1.0, **changes):
-    own = dataclasses.asdict(reward()) | {"judge": judge(), "vae": vae()}
-    none = tiny.task().told(slice(1))
-    own |= {"through": through, "steps": STEPS, "guidance": guidance, "none": none}
-    return training.Reward(**own | changes)
+    own = {"through": through, "steps": STEPS, "guidance": guidance} | changes
+    return dataclasses.replace(reward(), none=tiny.task().told(slice(1)), **own)
 
 
 def solved(kind, model, made, through, guidance):
