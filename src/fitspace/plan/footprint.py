@@ -20,7 +20,7 @@ from fitspace.core import hub
 from fitspace.core.files import digest, remember, remembered, sha256
 from fitspace.plan import counting
 from fitspace.plan.points import Point
-from fitspace.study import WHOLE, Study, Task
+from fitspace.study import WHOLE, Reward, Study, Task
 
 if TYPE_CHECKING:
     import torch
@@ -210,7 +210,11 @@ def _rewarded(
     found: Footprint, base: str, reward: dict[str, Any], batch: int, scale: int
 ) -> Footprint:
     """A footprint with what a reward adds; the FLOPs are those of the share of time steps that it
-    rewards, the bytes those of a batch that it rewards as a whole."""
+    rewards, the bytes those of a batch that it rewards as a whole.
+
+    Where images are drawn for it, all are rewarded. The denoiser is asked at each solver step,
+    twice with guidance, and goes back through the last ones.
+    """
     folder = bases.resolve(base)
     side = bases.latent_shape(folder)[-1] * scale
     config, code = bases.config(folder, "vae"), sha256(find_spec("fitspace.training.reward").origin)
@@ -221,9 +225,17 @@ def _rewarded(
         known[key] = _measure_reward(folder, reward, batch, side)
         remember(CACHE, known)
     flop, activations, weights = known[key]
+    step, share, back = found.step, reward["below"], reward.get("through", 0)
+    if back:
+        own = Reward(**reward)
+        model = bases.config(folder, bases.denoiser(folder))
+        asked = 1 + (own.guidance > 1 and not bases.family(base).distilled(model))
+        step += asked * (own.steps * found.forward + back * (found.step - found.forward))
+        activations += asked * back * found.activations
+        share = 1.0
     return replace(
         found,
-        step=found.step + round(flop * reward["below"]),
+        step=step + round(flop * share),
         activations=found.activations + activations,
         beside=weights,
     )

@@ -93,7 +93,8 @@ def train(
     reward = None
     if asked := run.point.train.get("reward"):
         captions = read_manifest(run.prepare)["captions"]
-        reward = training.load_reward(asked, base, captions, devices.device())
+        none = task.told(slice(1))
+        reward = training.load_reward(asked, base, captions, devices.device(), none)
     with ExitStack() as curves:
         results = training.fit_members(
             model,
@@ -124,7 +125,8 @@ def folds(run: Run, other: Run) -> bool:
     Runs fold only on a GPU, which a small batch leaves mostly idle; on a CPU a run keeps the bits
     of a separate run. The runs need the same structure, the same numbers of steps and examples,
     and checkpoints at the same step. Runs with dropout do not fold, because dropout draws its
-    masks for a whole batch, nor do runs whose base is stored in fewer bits.
+    masks for a whole batch, nor do runs whose base is stored in fewer bits. Nor do runs whose
+    reward draws images, because a solver keeps the history of one batch.
     """
     from fitspace import training
 
@@ -136,6 +138,7 @@ def folds(run: Run, other: Run) -> bool:
         and a.learnt == b.learnt
         and not a.settings.get("dropout")
         and "base_weights" not in {**a.train, **b.train}
+        and not (a.train.get("reward") or {}).get("through")
         and all(a.train.get(key) == b.train.get(key) for key in training.COMMON)
         and training.steps_done(_checkpoint(run)) == training.steps_done(_checkpoint(other))
     )
