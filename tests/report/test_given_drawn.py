@@ -1,4 +1,4 @@
-"""How much a given image is noised, compared over the untouched base's tasks and seeds."""
+"""What varies in the untouched base alone, compared over its tasks and seeds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,28 @@ from control_study import study, task
 from fitspace.report import drawn
 
 LEVELS = (0.4, 0.6, 0.8)
+
+
+def test_a_caption_told_or_not_is_compared_where_the_base_alone_draws_both():
+    arms = [
+        {"name": "untold", "method": "none", "factors": {"sample.guidance": [0, 2]}},
+        {"method": "lora", "control": "concat"},
+    ]
+    chosen = study(arms, [task()], seeds=[0, 1], sample={"prompts": 4, "steps": 4, "guidance": 0})
+    base = {"arm": "untold", "method": "none", "train_key": None}
+    trained = {"arm": "lora", "method": "lora", "train_key": "k"}
+    rows = [
+        own | {"run": f"{level}{seed}", "task": "pairs", "seed": seed, "status": "ok",
+               "steps": None, "sample.guidance": level, "ssim": (level or 0) + 0.1 * seed}
+        for seed in (0, 1)
+        for own, level in ((base, 0), (base, 2), (trained, None))
+    ]  # fmt: skip
+    tables, notes = drawn.tables(drawn.groups(chosen, pd.DataFrame(rows), ["arm"]), ["ssim"])
+    assert tables[drawn.LEVELS]["mean"].tolist() == pytest.approx([0.05, 2.05])
+    assert tables[drawn.LEVELS]["units"].tolist() == [2, 2] and notes == []
+    with_both = [row | {"sample.guidance": row["sample.guidance"] or 0} for row in rows]
+    found = drawn.groups(chosen, pd.DataFrame(with_both), ["arm"])["sample.guidance"]
+    assert set(found.rows["arm"]) == {"lora"}  # what a training varies in is of trainings alone
 
 
 def test_levels_of_the_untouched_base_are_a_split_plot_of_tasks_and_seeds():

@@ -111,10 +111,11 @@ def rows_of(study: Study, drawn: pd.DataFrame, factor: str) -> pd.DataFrame:
     """The finished runs in which a factor varies, in the order of its levels if they are numbers.
 
     Of runs without a training there are none, but for how much the given image is noised: that is
-    how the untouched base is told of it, and a task and seed of the base are a unit.
+    how the untouched base is told of it, and a task and seed of the base are a unit. So they are of
+    any factor in which no training varies.
     """
     units = drawn[UNIT]
-    if factor == NOISED:
+    if factor == NOISED or drawn.loc[units.notna(), factor].isna().all():
         own = "untouched~" + drawn["task"].astype(str) + "~s" + drawn["seed"].astype(str)
         units = units.where(units.notna(), own)
     there = drawn["status"].eq("ok") & drawn[factor].notna() & units.notna()
