@@ -6,9 +6,9 @@ every commit that made something, and DVC's listings of the results. Samples are
 their file can be made again from the sheet that shows them (a PNG), bit for bit, only the sheet is
 in it.
 
-A *light* bundle is for git. It leaves out what a clone has: models and the study's images; and of
-prepared tasks what only training and sampling read, which a clone makes again. An audit takes
-what a bundle lacks from the project that it is called in.
+A *light* bundle is for git. It leaves out what a clone has, models, code and the study's images,
+and what only training and sampling read of prepared tasks, which a clone makes again. An audit
+takes what a bundle lacks from the project that it is called in.
 """
 
 from __future__ import annotations
@@ -83,9 +83,8 @@ def write(study_file: Path, light: bool = False, largest: int | None = None) -> 
     with tempfile.TemporaryDirectory(prefix="fitspace-bundle-") as name:
         results, left_out = _results(lineage, light, largest)
         held = results | ({} if anew else _listings(lineage))
-        held |= _commits(lineage, Path(name))
         if not light:
-            held |= _models(study) | _images(study)
+            held |= _models(study) | _images(study) | _commits(lineage, Path(name))
         without = [crate.LOCK] if anew else []
         files = crate.contents(study_file, lineage, folder, held, without)
         path = (REPORTS if light else EXPORTED) / f"{study.name}.zip"
@@ -242,7 +241,8 @@ def _completed(unpacked: _Unpacked, again: bool) -> list[Finding]:
     out of its prepared tasks."""
     study, folder = form(unpacked.folder / unpacked.study), unpacked.folder
     lineage = lineages.read(folder / REPORTS / study.name)
-    _link(_models(study, shipped=True) | _images(study), folder)
+    here = _models(study, shipped=True) | _images(study)
+    _link(here | _commits(lineage, folder.with_name("commits")), folder)
     findings = []
     for record in lineage.records.values():
         if not _lacks(record, folder):
