@@ -1,4 +1,4 @@
-"""The default study's bundle in git: small, whole, and of the report that is committed beside it."""
+"""The default study's bundle in git: small, whole, and of the report that is committed with it."""
 
 import csv
 import zipfile
