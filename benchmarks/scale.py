@@ -58,7 +58,7 @@ def study(runs: int) -> dict:
         "name": "scale",
         "title": "Many runs",
         "tasks": [{"name": s, "source": "openmoji", "style": s} for s in STYLES],
-        "arms": [arm, *others],
+        "arms": [arm, {"method": "full"}, *others],
         "seeds": list(range(SEEDS)),
         "sample": {"prompts": PROMPTS, "steps": 10, "guidance": 3.0},
         "analysis": {

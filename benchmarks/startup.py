@@ -32,7 +32,6 @@ def thousand_runs() -> dict:
     arm = copy.deepcopy(study["arms"][0])
     arm["factors"]["width"] = list(range(1, 22))
     del arm["settings"]["width"]
-    del study["analysis"]["margins"]  # there is no full fine-tuning to hold them against
     return study | {"name": "thousand", "arms": [arm], "seeds": [0, 1, 2]}
 
 

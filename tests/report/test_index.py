@@ -44,7 +44,8 @@ def test_every_study_is_linked_with_its_best_and_its_baselines(reports):
         summary = json.loads((folder / "summary.json").read_text())
         numbers = summary[study["analysis"]["responses"][0]]
         assert f'href="{folder.name}/report.html">{study["title"]}</a>' in text
-        for key in ("best cell", "full fine-tuning", "untouched base"):
+        rows = ("best cell", "full fine-tuning", "untouched base")
+        for key in (key for key in rows if key in numbers):  # not every study has full fine-tuning
             assert f'<td class="n">{number(numbers[key]["mean"], 4)}</td>' in text
     assert text.count('alt="Target: first samples') == len(list(reports.glob("*/summary.json")))
 

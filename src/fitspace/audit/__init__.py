@@ -44,7 +44,8 @@ class Audit:
     @property
     def verdict(self) -> str:
         """``changed`` if anything contradicts its record, else ``absent`` if something is missing,
-        else ``anew`` if something was made again, else ``verified``."""
+        else ``anew`` if something was made again, else ``verified``; what a bundle leaves out does
+        not count."""
         kinds = {finding.kind for finding in self.findings} | {"verified"}
         return next(kind for kind in EXIT if kind in kinds)
 
@@ -117,6 +118,8 @@ def audit(
     if plan is not None:
         findings += rows.check(plan, where.folder, lineage, where.keys)
     more, rehashed = hashes.check(lineage, records, lock, other)
+    left_out = {f.subject for f in findings if f.kind == "left out"}
+    more = [f for f in more if f.kind != "absent" or f.subject not in left_out]
     findings += more + other.findings + lock.report(where.folder, other)
     distances = other.distances
     if tier != "hash":

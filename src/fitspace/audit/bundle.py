@@ -6,8 +6,9 @@ every commit that made something, and DVC's listings of the results. Samples are
 their file can be made again from the sheet that shows them (a PNG), bit for bit, only the sheet is
 in it.
 
-A *light* bundle is for git. It leaves out what a clone has or makes again from what it has: models,
-code, the study's images and prepared tasks.
+A *light* bundle is for git. It leaves out what a clone has, models, code and the study's images,
+and what only training and sampling read of prepared tasks, which a clone makes again. An audit
+takes what a bundle lacks from the project that it is called in.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from fitspace.core.errors import UserError
 from fitspace.core.files import read_json, sha256
 from fitspace.core.paths import REPORTS, RESULTS
 from fitspace.core.reading import Sha256, checked
-from fitspace.plan import STAGES
+from fitspace.plan import STAGES, TOLD
 from fitspace.plan.models import MODELS, named
 from fitspace.results import lineage as lineages
 from fitspace.results.lineage import Lineage, Record
@@ -101,12 +102,16 @@ def _results(
         for name in record.files:
             path = Path(record.folder) / name
             size = path.stat().st_size
-            task = light and record.stage == "prepare" and name in record.outputs
-            if task or (largest is not None and size > largest):
+            if (light and _is_told(record, name)) or (largest is not None and size > largest):
                 left_out[path.as_posix()] = size
             elif name != again:
                 held[path.as_posix()] = path
     return held, left_out
+
+
+def _is_told(record: Record, name: str) -> bool:
+    """Whether a file is what only training and sampling read of a prepared task."""
+    return record.stage == "prepare" and name in TOLD
 
 
 def _from_sheet(record: Record) -> str | None:
@@ -143,21 +148,22 @@ def _is_inside(path: Path) -> bool:
     return not path.is_absolute() and ".." not in path.parts
 
 
-def _models(study: Study) -> dict[str, Path]:
-    """The models in the project's folder, without weights that an installed package has."""
+def _models(study: Study, shipped: bool = False) -> dict[str, Path]:
+    """The models in the project's folder; weights that an installed package has only if
+    ``shipped``."""
     found: list[Path] = []
     for name, reference in named(study).items():
         with contextlib.suppress(UserError):  # absent: the audit of the bundle says so too
             found += MODELS[name](reference).values()
-    notes = {path.with_name("package.json") for path in found}
-    shipped = {note for note in notes if note.is_file()}
-    weights = {note.with_name("model.safetensors") for note in shipped}
-    return {p.as_posix(): p for p in {*found, *shipped} - weights if _is_inside(p)}
+    notes = {note for path in found if (note := path.with_name("package.json")).is_file()}
+    weights = set() if shipped else {note.with_name("model.safetensors") for note in notes}
+    return {p.as_posix(): p for p in {*found, *notes} - weights if _is_inside(p)}
 
 
 def _images(study: Study) -> dict[str, Path]:
     """The images and captions of tasks in the project's folder."""
-    roots = [Path(task.path) for task in study.tasks if task.source == "folder"]
+    paths = [Path(task.path) for task in study.tasks if task.source == "folder"]
+    roots = [path for path in paths if _is_inside(path)]
     files = (path for root in roots for path in root.rglob("*") if path.is_file())
     return {path.as_posix(): path for path in files}
 
@@ -205,11 +211,12 @@ class _Unpacked:
 
 
 @contextlib.contextmanager
-def working_in(path: Path, deep: bool) -> Iterator[tuple[Path, list[Finding]]]:
+def working_in(path: Path, deep: bool, again: bool = False) -> Iterator[tuple[Path, list[Finding]]]:
     """Unpack a bundle into a temporary folder that is the working folder meanwhile.
 
-    Yields the study file's path, and findings about the bundle's files. ``deep``: the metadata is
-    made again from them, too.
+    What the bundle leaves out is taken from the project that this is called in. Yields the study
+    file's path, and findings about the bundle's files. ``deep``: the metadata is made again from
+    them, too. ``again``: prepared tasks that the bundle leaves out are made again.
 
     Raises
     ------
@@ -217,12 +224,51 @@ def working_in(path: Path, deep: bool) -> Iterator[tuple[Path, list[Finding]]]:
     """
     with tempfile.TemporaryDirectory(prefix="fitspace-bundle-") as name:
         found = _unpack(path, Path(name) / "bundle")
-        with contextlib.chdir(found.folder):
-            findings = found.findings
-            if deep and not findings:
+        findings, folder = found.findings, found.folder
+        if deep and not findings:
+            with contextlib.chdir(folder):
                 findings = list(_described_again(found.study))
-            _images_again(Path())
+        _images_again(folder)
+        if not findings:
+            with _named(folder, path):
+                findings = _completed(found, again)
+        with contextlib.chdir(folder):
             yield found.study, findings
+
+
+def _completed(unpacked: _Unpacked, again: bool) -> list[Finding]:
+    """Put beside a bundle's files what it lacks and this project has; returns what is still left
+    out of its prepared tasks."""
+    study, folder = form(unpacked.folder / unpacked.study), unpacked.folder
+    lineage = lineages.read(folder / REPORTS / study.name)
+    here = _models(study, shipped=True) | _images(study)
+    _link(here | _commits(lineage, folder.with_name("commits")), folder)
+    findings = []
+    for record in lineage.records.values():
+        if not _lacks(record, folder):
+            continue
+        if not _lacks(record, Path()):
+            files = [Path(record.folder) / name for name in record.files]
+            _link({file.as_posix(): file for file in files}, folder)
+        elif not (again and record.stage == "prepare"):
+            left_out = (n for n in record.outputs if _is_told(record, n))
+            findings += [
+                Finding("left out", f"{record.folder}/{name}", "`fitspace restore` makes it again")
+                for name in left_out
+                if not (folder / record.folder / name).exists()
+            ]
+        else:
+            _prepared_again(unpacked.study, record, folder)  # if it cannot be, the audit says so
+    return findings
+
+
+def _link(files: dict[str, Path], folder: Path) -> None:
+    """Links to a project's files, where a folder has none of that name."""
+    for name, path in files.items():
+        target = folder / name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(path.absolute())
 
 
 def _unpack(path: Path, folder: Path) -> _Unpacked:

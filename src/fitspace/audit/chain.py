@@ -20,7 +20,8 @@ from fitspace.results.lineage import Lineage, Record
 class Node:
     """One link of the chain: its title, its facts, and the links that it was made from.
 
-    ``state`` is ``verified``, ``changed``, ``absent`` or ``anew``; empty if it has no file.
+    ``state`` is ``verified``, ``changed``, ``absent``, ``anew`` or ``left out``; empty if it has no
+    file.
     """
 
     title: str
@@ -67,6 +68,7 @@ class _States:
         self.changed = {f.subject for f in findings if f.kind == "changed"}
         self.absent = {f.subject for f in findings if f.kind == "absent"}
         self.anew = {f.subject for f in findings if f.kind == "anew"}
+        self.left_out = {f.subject for f in findings if f.kind == "left out"}
 
     def of(self, subjects: Iterable[str]) -> str:
         subjects = set(subjects)
@@ -74,7 +76,9 @@ class _States:
             return "changed"
         if subjects & self.absent:
             return "absent"
-        return "anew" if subjects & self.anew else "verified"
+        if subjects & self.anew:
+            return "anew"
+        return "left out" if subjects & self.left_out else "verified"
 
 
 def _environments(lineage: Lineage, records: list[Record], states: _States) -> list[Node]:
@@ -148,5 +152,5 @@ def _stage(record: Record, states: _States) -> Node:
 
 
 def _worst(states: Iterable[str]) -> str:
-    states = set(states)
-    return next((s for s in ("changed", "absent", "anew", "verified") if s in states), "")
+    order, states = ("changed", "absent", "anew", "left out", "verified"), set(states)
+    return next((s for s in order if s in states), "")

@@ -13,11 +13,12 @@ class Finding:
     """Something that is not as recorded.
 
     ``kind`` is ``changed`` if something contradicts its record, ``absent`` if something is
-    missing, and ``anew`` if something was honestly made again. ``subject`` is the file, run or
-    value; ``message`` is one sentence with the expected and the found content.
+    missing, ``anew`` if something was honestly made again, and ``left out`` if a bundle has
+    instead what it is made of. ``subject`` is the file, run or value; ``message`` is one sentence
+    with the expected and the found content.
     """
 
-    kind: Literal["changed", "absent", "anew"]
+    kind: Literal["changed", "absent", "anew", "left out"]
     subject: str
     message: str
 

@@ -24,6 +24,7 @@ _MARKS = {
     "changed": "CHANGED",
     "absent": "absent",
     "anew": "made anew",
+    "left out": "ok, files left out",
     "": "",
 }
 
@@ -117,6 +118,9 @@ def _findings(findings: list[Finding]) -> Iterator[str]:
     for finding in [f for f in absent if f not in files][:_ABSENT_SHOWN]:
         yield f"absent   {finding.subject}: {finding.message}"
 
+    for finding in findings:
+        if finding.kind == "left out":
+            yield f"left out {finding.subject}: {finding.message}"
     anew = Counter(f.message for f in findings if f.kind == "anew" and "dvc.lock" not in f.message)
     for message, count in anew.items():
         yield f"anew     {count} stage{'s' * (count != 1)} {message}"
@@ -163,7 +167,9 @@ def verdict(audit: Audit) -> str:
             f"Made anew: no contradiction, but the study was made again ({counts}). "
             f"To record these results: `rm -f dvc.lock && fitspace record {study}`"
         )
-    return f"Verified: everything is as it was recorded ({counts})"
+    left_out = sum(f.kind == "left out" for f in audit.findings)
+    but = f", but for {left_out} files that the bundle leaves out" if left_out else ""
+    return f"Verified: everything is as it was recorded{but} ({counts})"
 
 
 def _cures(audit: Audit) -> str:

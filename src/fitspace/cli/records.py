@@ -100,7 +100,8 @@ def _gc(arguments: argparse.Namespace) -> None:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    if arguments.tier == "reevaluate":  # as in a job, so that the bits can be the same
+    again = arguments.tier == "reevaluate"
+    if again:  # as in a job, so that the bits can be the same
         process.limit_threads()
         process.set_up_torch()
     target = arguments.target
@@ -110,7 +111,8 @@ def _audit(arguments: argparse.Namespace) -> int:
 
     if arguments.crate:
         arguments.crate = arguments.crate.resolve()
-    with bundle.working_in(target, deep=arguments.tier != "hash") as (study, findings):
+    deep = arguments.tier != "hash"
+    with bundle.working_in(target, deep, again) as (study, findings):
         return _audited(arguments, study, findings)
 
 

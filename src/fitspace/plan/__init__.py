@@ -24,7 +24,7 @@ _HOMES = {
     "keys": ("KEY_LENGTH", "Plan", "Run", "Stage", "build_plan", "unchanged"),
     "models": ("Models", "fetch"),
     "points": ("Point", "chosen_cells", "expand", "legal_cells", "own_drawing"),
-    "table": ("ENDS", "STAGES"),
+    "table": ("ENDS", "STAGES", "TOLD"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -196,6 +196,8 @@ def _explain(making: Making) -> dict[str, Any] | None:
 
 # --- the table ------------------------------------------------------------------------------
 
+# What only training and sampling read of a prepared task: most of its bytes.
+TOLD = ("latents.safetensors", "text.safetensors")
 STAGES = {
     row.name: row
     for row in (
@@ -220,9 +222,7 @@ STAGES = {
             does="Encode a task's images and captions once.",
             title="prepared task",
             reads={"prior": "prior"},
-            outputs=(
-                "latents.safetensors", "text.safetensors", "images.safetensors", "manifest.json",
-            ),
+            outputs=(*TOLD, "images.safetensors", "manifest.json"),
             material=_prepare,
             slug=_of_task,
             by_task=True,
