@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import yaml
 from project import Project
 
-OTHERS = ("emoji-dreambooth", "emoji-dit")
+OTHERS = ("emoji-dreambooth", "emoji-control", "emoji-dit")
 
 
 def name_study(project: Project) -> None:
@@ -19,7 +20,7 @@ def name_study(project: Project) -> None:
         study.unlink()
     path = project / "dvc.yaml"
     text = path.read_text()
-    text = text.replace("[emoji, emoji-dreambooth]", "[two]")
+    text = re.sub(r"studies: \[.*\]", "studies: [two]", text)
     text = text.replace("models/emoji-dit, ", "")
     lines = [line for line in text.splitlines() if not any(name in line for name in OTHERS)]
     text = "\n".join(lines).replace("params/emoji.yaml", "params/two.yaml")
