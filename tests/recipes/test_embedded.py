@@ -160,7 +160,7 @@ def test_embedded_weights_are_small():
     assert not [f for f in files if Path(f).suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
 
 
-@pytest.mark.parametrize("model", ["emoji-unet", "emoji-dit", "emoji-clip"])
+@pytest.mark.parametrize("model", ["emoji-unet", "emoji-dit", "emoji-clip", "emoji-rewarder"])
 def test_cards_say_where_a_model_comes_from(model):
     card = (ROOT / "models" / model / "README.md").read_text()
     for word in ("CC BY-SA 4.0", "OpenMoji", "seed"):
