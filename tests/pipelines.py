@@ -317,4 +317,78 @@ def flux2(folder):
     return folder / "base"
 
 
-BUILT = {"sd3": sd3, "sdxl": sdxl, "pixart": pixart, "flux": flux, "sana": sana, "flux2": flux2}
+def lumina2_denoiser(**changes):
+    """A block for the image alone, one for the text alone, then two for both."""
+    torch.manual_seed(0)
+    settings = dict(
+        sample_size=8, patch_size=2, in_channels=4, hidden_size=12, num_layers=2,
+        num_refiner_layers=1, num_attention_heads=2, num_kv_heads=1, multiple_of=4,
+        axes_dim_rope=(2, 2, 2), cap_feat_dim=12,
+    )  # fmt: skip
+    return diffusers.Lumina2Transformer2DModel(**settings | changes).eval()
+
+
+def lumina2(folder):
+    """Lumina-Image 2.0, whose steps are shifted as published."""
+    torch.manual_seed(0)
+    tokenizer, encoder = gemma(12)
+    pipeline = diffusers.Lumina2Pipeline(
+        tokenizer=tokenizer, text_encoder=encoder, transformer=lumina2_denoiser(),
+        vae=vae(shift_factor=0.1, scaling_factor=1.5),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0),
+    )  # fmt: skip
+    folder.mkdir()
+    pipeline.save_pretrained(folder / "base")
+    return folder / "base"
+
+
+def qwen_vl(width):
+    tokenizer, _ = qwen(4)
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": width, "intermediate_size": 8,
+        "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1,
+        "rope_scaling": {"mrope_section": [1, 1, width // 2 - 2], "rope_type": "default"},
+    }  # fmt: skip
+    vision = {
+        "depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2,
+        "out_hidden_size": width,
+    }  # fmt: skip
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    return tokenizer, transformers.Qwen2_5_VLForConditionalGeneration(config)
+
+
+def qwenimage_denoiser(**changes):
+    torch.manual_seed(0)
+    settings = dict(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=12, axes_dims_rope=(4, 2, 2),
+    )  # fmt: skip
+    return diffusers.QwenImageTransformer2DModel(**settings | changes).eval()
+
+
+def qwenimage(folder):
+    """Qwen-Image, whose steps are shifted by the number of tokens and stretched, as published."""
+    torch.manual_seed(0)
+    tokenizer, encoder = qwen_vl(12)
+    vae = diffusers.AutoencoderKLQwenImage(
+        base_dim=4, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[False],
+        latents_mean=[-0.7, 0.3, 0.1, 1.2], latents_std=[2.8, 0.4, 1.1, 0.7],
+    )  # fmt: skip
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+    )
+    pipeline = diffusers.QwenImagePipeline(
+        tokenizer=tokenizer, text_encoder=encoder, vae=vae, transformer=qwenimage_denoiser(),
+        scheduler=scheduler,
+    )  # fmt: skip
+    folder.mkdir()
+    pipeline.save_pretrained(folder / "base")
+    path = folder / "base/vae/config.json"  # its class does not know the key
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": 16}))
+    return folder / "base"
+
+
+BUILT = {
+    "sd3": sd3, "sdxl": sdxl, "pixart": pixart, "flux": flux, "sana": sana, "flux2": flux2,
+    "lumina2": lumina2, "qwenimage": qwenimage,
+}  # fmt: skip

@@ -15,6 +15,7 @@ import torch
 
 import fitspace
 from fitspace import bases, methods
+from fitspace.bases.process import FlowMatching
 from fitspace.core import rng
 from fitspace.core.errors import UserError
 from fitspace.core.imports import import_peft, import_torchvision
@@ -64,6 +65,9 @@ def asked(pipeline, folder):
         if not pipeline.transformer.config.guidance_embeds:
             found = {"true_cfg_scale": GUIDANCE, "negative_prompt": len(CAPTIONS) * [""]}
         given = pipeline._pack_latents(given, *given.shape)
+    if isinstance(pipeline, diffusers.QwenImagePipeline):
+        found = {"true_cfg_scale": GUIDANCE, "negative_prompt": len(CAPTIONS) * [""]}
+        given = pipeline._pack_latents(given, *given.shape)
     return found | {"latents": given} | CALLED.get(type(pipeline).__name__, {})
 
 
@@ -75,7 +79,7 @@ def drawn_by(pipeline, folder):
     theirs = type(pipeline)(**pipeline.components | {"scheduler": solver})
     theirs.set_progress_bar_config(disable=True)
     images = theirs(
-        prompt=CAPTIONS, num_inference_steps=STEPS, height=side, width=side, output_type="np",
+        prompt=[*CAPTIONS], num_inference_steps=STEPS, height=side, width=side, output_type="np",
         **asked(pipeline, folder),
     ).images  # fmt: skip
     return (images * 255).round().astype(np.uint8)
@@ -97,7 +101,11 @@ def test_it_is_found_and_sound(family, tmp_path, monkeypatch):
     assert bases.problems(folder, STEPS) == []
     denoiser = bases.load_denoiser(folder)
     assert bases.family_of(denoiser).name == name and bases.scale(denoiser) == 1
-    side = None if name in ("sd3", "sdxl", "pixart", "sana") else bases.latent_shape(folder)[-1]
+    side = (
+        None
+        if name in ("sd3", "sdxl", "pixart", "sana", "lumina2")
+        else bases.latent_shape(folder)[-1]
+    )
     assert footprint.latent_side(str(folder)) == side
 
 
@@ -114,6 +122,17 @@ def test_conditions_are_the_pipelines_own(family, pipeline):
         wanted = {"embeddings": (own[2][:1], own[0]), "mask": (own[3][:1], own[1])}
         plain = pipeline.encode_prompt(CAPTIONS)
         assert len(asked) > 5 and not torch.allclose(plain[0], own[0], atol=1e-2)
+    elif family[0] == "lumina2":
+        own = pipeline.encode_prompt(CAPTIONS)
+        wanted = {"embeddings": (own[2][:1], own[0]), "mask": (own[3][:1], own[1])}
+    elif family[0] == "qwenimage":
+        own, empty = pipeline.encode_prompt(CAPTIONS), pipeline.encode_prompt("")
+        assert own[1].sum(1).unique().numel() == 2 and empty[1] is None  # one is padded
+        assert (told["mask"].sum(1) == torch.tensor([len(empty[0][0]), *own[1].sum(1)])).all()
+        for row, text in zip(told["embeddings"], [empty[0][0], *own[0]], strict=True):
+            torch.testing.assert_close(row[: len(text)], text, rtol=0, atol=1e-4)
+            assert not row[len(text) :].any()
+        wanted = {}
     elif family[0] == "flux2":
         own, empty = pipeline.encode_prompt(CAPTIONS), pipeline.encode_prompt("")
         wanted = {"embeddings": (empty[0], own[0])}
@@ -244,6 +263,18 @@ EDITS = {
     "flux2": [
         ("transformer/config.json", {"guidance_embeds": True}, "allowed: false, FLUX.2-klein"),
         ("vae/config.json", {"sample_size": 18}, "sample_size: 18; allowed: .* a multiple of 4"),
+    ],
+    "qwenimage": [
+        ("transformer/config.json", {"zero_cond_t": True}, "allowed: false, not a form that edits"),
+        ("transformer/config.json", {"out_channels": 3}, "out_channels: 3; allowed: 4, or 8"),
+        ("transformer/config.json", {"patch_size": 1}, "patch_size: 1; allowed: 2, as latents"),
+        ("vae/config.json", {"latents_std": [1.0]}, "latents_std: .1.0.; allowed: a list, a"),
+        ("vae/config.json", {"latents_mean": None}, "latents_mean: None; allowed: a list"),
+        ("vae/config.json", {"sample_size": 18}, "sample_size: 18; allowed: .* a multiple of 4"),
+    ],
+    "lumina2": [
+        ("vae/config.json", {"shift_factor": None}, "shift_factor: None; allowed: a number"),
+        ("transformer/config.json", {"cap_feat_dim": None}, "cap_feat_dim: None; allowed: a whole"),
     ],
 }  # fmt: skip
 
@@ -445,6 +476,38 @@ def flux2_forward(block, at, h, c, modulation, of_text, rope):
     return c + text[5] * block.ff_context(norm(c) * (1 + text[4]) + text[3]), h
 
 
+def qwenimage_forward(block, at, h, c, mask, temb, rope):
+    """A block of Qwen-Image (2508.02324, figure 6), position by position."""
+    import torch.nn.functional as F
+
+    def norm(x):
+        return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+    def rows(mod):
+        return mod[1](F.silu(temb))[:, None].chunk(6, -1)
+
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = rows(block.img_mod)
+    text = rows(block.txt_mod)
+    h, c = at("SA_in", h), at("CA_c", c)
+    attended, by_text = block.attn(
+        norm(h) * (1 + scale_1) + shift_1,
+        encoder_hidden_states=norm(c) * (1 + text[1]) + text[0],
+        encoder_hidden_states_mask=mask,
+        image_rotary_emb=rope,
+    )
+    h = at("FFN_in", h + at("SA_out", gate_1 * attended))
+    fed = block.img_mlp(norm(h) * (1 + scale_2) + shift_2)
+    h = at("Trans_out", h + at("FFN_out", gate_2 * fed))
+    c = c + text[2] * by_text
+    return c + text[5] * block.txt_mlp(norm(c) * (1 + text[4]) + text[3]), h
+
+
+def qwenimage_called(block, at, told):
+    keys = ("encoder_hidden_states_mask", "temb", "image_rotary_emb")
+    given = told["hidden_states"], told["encoder_hidden_states"]
+    return qwenimage_forward(block, at, *given, *(told[key] for key in keys))
+
+
 def flux_called(block, at, told):
     keys = ("hidden_states", "encoder_hidden_states", "temb", "image_rotary_emb")
     return flux_forward(block, at, *(told[key] for key in keys))
@@ -456,7 +519,7 @@ def flux2_called(block, at, told):
     return flux2_forward(block, at, *given, told["image_rotary_emb"])
 
 
-DOUBLE = {"flux": flux_called, "flux2": flux2_called}
+DOUBLE = {"flux": flux_called, "flux2": flux2_called, "qwenimage": qwenimage_called}
 # Of single blocks, which have no stream between their branches.
 IN_SINGLE = [("SA_in", "SA_in"), ("SA_in", "Trans_out"), ("FFN_in", "Trans_out"),
              ("Trans_out", "Trans_out")]  # fmt: skip
@@ -466,8 +529,8 @@ IN_SINGLE = [("SA_in", "SA_in"), ("SA_in", "Trans_out"), ("FFN_in", "Trans_out")
 @pytest.mark.parametrize("name", DOUBLE)
 def test_adapters_reach_the_positions_of_both_kinds_of_blocks_of_flux(name, cell):
     family, inputs = bases.FAMILIES[name], flux_inputs()
-    if name == "flux2":
-        inputs = flux2_inputs()
+    if name != "flux":
+        inputs = flux2_inputs() if name == "flux2" else qwenimage_inputs()
     assert cell in methods.get("adapter").legal_cells(name)
     base = getattr(pipelines, f"{name}_denoiser")()
     with torch.no_grad():
@@ -516,6 +579,67 @@ def flux2_inputs():
     g = torch.Generator().manual_seed(1)
     told = {"embeddings": torch.randn(2, 5, 12, generator=g)}
     return torch.randn(2, 16, 4, 4, generator=g), torch.tensor([3.0, 700.0]), told
+
+
+def qwenimage_inputs():
+    g = torch.Generator().manual_seed(1)
+    told = {"embeddings": torch.randn(2, 5, 12, generator=g)}
+    told["mask"] = torch.tensor([[1] * 5, [1, 1, 0, 0, 0]])
+    return torch.randn(2, 4, 8, 8, generator=g), torch.tensor([3.0, 700.0]), told
+
+
+def test_qwenimage_is_asked_in_training_as_by_the_script():
+    """train_dreambooth_lora_qwen_image.py: packed latents, their shape in tokens, time from 0 to 1,
+    the text and its mask."""
+    model, pipeline = pipelines.qwenimage_denoiser(), diffusers.QwenImagePipeline
+    noisy, t, told = qwenimage_inputs()
+    with torch.no_grad():
+        predicted = model(
+            hidden_states=pipeline._pack_latents(noisy, *noisy.shape),
+            encoder_hidden_states=told["embeddings"],
+            encoder_hidden_states_mask=told["mask"],
+            timestep=t / 1000,
+            img_shapes=[(1, 4, 4)] * 2,
+            return_dict=False,
+        )[0]
+        wanted = pipeline._unpack_latents(predicted, 8 * 8, 8 * 8, vae_scale_factor=8)[:, :, 0]
+        found = bases.FAMILIES["qwenimage"].predict(model, noisy, t, told)
+        longer = {"embeddings": torch.nn.functional.pad(told["embeddings"], (0, 0, 0, 3), value=9)}
+        longer["mask"] = torch.nn.functional.pad(told["mask"], (0, 3))
+        same = bases.FAMILIES["qwenimage"].predict(model, noisy, t, longer)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    torch.testing.assert_close(same, found, rtol=1e-5, atol=1e-6)  # padding counts for nothing
+
+
+@pytest.mark.slow
+def test_qwenimages_latents_are_the_scripts_of_one_frame_and_normalised(tmp_path):
+    """Its script draws from the latents' distribution, then ``(latents - mean) / std``."""
+    folder = pipelines.qwenimage(tmp_path / "own")
+    vae = bases.load_vae(folder)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        latents = vae.encode(images[:, :, None]).latent_dist
+        mean, std = bases.encoded(vae, images)
+        back = bases.decoded(vae, mean)
+        plain = vae.decode(latents.mean).sample[:, :, 0]
+    own = [torch.tensor(vae.config[k]).view(1, 4, 1, 1, 1) for k in ("latents_mean", "latents_std")]
+    drawn = latents.mean + 0.3 * latents.std
+    wanted = (drawn - own[0]) * (1.0 / own[1])
+    for scaling, shift in (bases.load_scaling(folder), bases.scaling_of(vae)):
+        found = ((mean + 0.3 * std) - shift) * scaling
+        torch.testing.assert_close(found, wanted[:, :, 0], rtol=1e-5, atol=1e-6)
+    assert std.min() > 0
+    torch.testing.assert_close(back, plain, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_qwenimage_has_a_size_of_its_own_unless_its_autoencoder_says_one(tmp_path):
+    folder = pipelines.qwenimage(tmp_path / "own")
+    path = folder / "vae/config.json"
+    settings = json.loads(path.read_text())
+    assert bases.image_size(folder) == settings.pop("sample_size") == 16
+    path.write_text(json.dumps(settings))
+    assert bases.latent_shape(bases.resolve(folder)) == (4, 128, 128)
 
 
 def test_flux2_is_asked_in_training_as_by_the_script():
@@ -664,10 +788,126 @@ def test_adapters_reach_the_positions_of_blocks_with_one_modulation(name, cell):
     assert (found - before).abs().max() > 1e-2
 
 
+def lumina2_forward(block, at, h, mask, rope, temb=None):
+    """A block of Lumina-Image 2.0 (2503.21758, figure 3), position by position."""
+    import torch.nn.functional as F
+
+    def normed(norm, x):
+        return F.rms_norm(x, x.shape[-1:], norm.weight, norm.eps)
+
+    def attended(x):
+        given = {"attention_mask": mask, "image_rotary_emb": rope}
+        return block.attn(hidden_states=x, encoder_hidden_states=x, **given)
+
+    scale_1, gate_1, scale_2, gate_2 = block.norm1.linear(F.silu(temb))[:, None].chunk(4, -1)
+    h = at("SA_in", h)
+    found = attended(normed(block.norm1.norm, h) * (1 + scale_1))
+    h = at("FFN_in", h + at("SA_out", gate_1.tanh() * normed(block.norm2, found)))
+    x = normed(block.ffn_norm1, h) * (1 + scale_2)
+    ff = block.feed_forward
+    fed = ff.linear_2(F.silu(ff.linear_1(x)) * ff.linear_3(x))
+    return at("Trans_out", h + at("FFN_out", gate_2.tanh() * normed(block.ffn_norm2, fed)))
+
+
+def lumina2_inputs():
+    g = torch.Generator().manual_seed(1)
+    told = {"embeddings": torch.randn(2, 5, 12, generator=g)}
+    told["mask"] = torch.tensor([[1] * 5, [1, 1, 0, 0, 0]])
+    return torch.randn(2, 4, 8, 8, generator=g), torch.tensor([3.0, 700.0]), told
+
+
+# Of families whose streams have text and image as one: a block written out, and the inputs.
+ONE_STREAM = {
+    "lumina2": (lumina2_forward, lumina2_inputs),
+}
+
+
+def far_from_the_start(base):
+    """The model with gates far from zero and one."""
+    with torch.no_grad():
+        for p in base.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    return base
+
+
+@pytest.mark.parametrize("cell", methods.get("adapter").legal_cells("lumina2"), ids="-".join)
+@pytest.mark.parametrize("name", ONE_STREAM)
+def test_adapters_reach_the_positions_of_blocks_of_one_stream(name, cell):
+    family, (forward, inputs) = bases.FAMILIES[name], ONE_STREAM[name]
+    assert cell in methods.get("adapter").legal_cells(name)
+    base = far_from_the_start(getattr(pipelines, f"{name}_denoiser")())
+    ours, plain = copy.deepcopy(base), copy.deepcopy(base)
+    own = {"input": cell[0], "output": cell[1], "width": 3, "init": "default"}
+    methods.attach(ours, "adapter", own, seed=0)
+    blocks = {n: m for n, m in base.named_modules() if family.block_of(m)}
+    assert {n.partition(".")[0] for n in blocks} == {"noise_refiner", "layers"}
+    for path, block in blocks.items():
+
+        def written(*given, _b=block, _n=path):
+            return forward(_b, Positions(ours.get_submodule(f"{_n}.adapter"), *cell), *given)
+
+        block.forward = written
+    with torch.no_grad():
+        found, want, before = (family.predict(m, *inputs()) for m in (ours, base, plain))
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+    assert (found - before).abs().max() > 1e-2
+
+
+def test_lumina2_is_asked_in_training_as_by_the_script():
+    """train_dreambooth_lora_lumina2.py: ``sigma·image + (1 - sigma)·noise``, told sigma, learns
+    ``image - noise``. Sigma is the image's share there, the noise's here."""
+    model, family = pipelines.lumina2_denoiser(), bases.FAMILIES["lumina2"]
+    clean, _, told = lumina2_inputs()
+    noise, t = torch.randn(clean.shape, generator=torch.Generator().manual_seed(2)), [300.0, 900.0]
+    sigmas = (1 - torch.tensor(t) / 1000).reshape(-1, 1, 1, 1)
+    with torch.no_grad():
+        predicted = model(
+            hidden_states=(1.0 - sigmas) * noise + sigmas * clean,
+            encoder_hidden_states=told["embeddings"],
+            encoder_attention_mask=told["mask"],
+            timestep=sigmas.flatten(),
+            return_dict=False,
+        )[0]
+        process, t = FlowMatching({"shift": 6.0}), torch.tensor(t)
+        noisy = process.mix(clean, noise, t)
+        found = family.predict(model, noisy, t, told)
+        losses = process.losses(found, clean, noise, noisy, t, process.weights(t, None))
+    wanted = (predicted - (clean - noise)).square().mean((1, 2, 3))
+    torch.testing.assert_close(losses, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name, text", [("lumina2", 5)])
+def test_of_a_stream_with_text_the_image_is_looked_at(name, text):
+    """As the model itself cuts it out at its end: the ratio of its blocks is of the image alone."""
+    family, model = bases.FAMILIES[name], getattr(pipelines, f"{name}_denoiser")()
+    noisy, t, told = ONE_STREAM[name][1]()
+    tokens, seen = family.image_tokens(model.config, 8), {}
+    for path, block in model.named_modules():
+        if form := family.block_of(block):
+
+            def keep(_, args, output, _n=path, _f=form):
+                seen[_n] = args[0], family.of_image(_f, args[0], told, tokens)
+
+            block.register_forward_hook(keep)
+    with torch.no_grad():
+        family.predict(model, noisy, t, told)
+        told = told | {"embeddings": told["embeddings"] + 1}
+        before = dict(seen)
+        family.predict(model, noisy, t, told)
+    assert before.keys() == seen.keys()
+    # Before the first block that both enter, text has changed nothing of the image.
+    for path in ("noise_refiner.0", "layers.0"):
+        whole, image = zip(before[path], seen[path], strict=True)
+        assert image[0].shape[1] == tokens and torch.equal(*image)
+    assert not torch.equal(*whole) and whole[0].shape[1] >= tokens + text
+
+
 CHECKPOINTED = [
     ("sd3", "CA_c", "CA_c"), ("sd3", "SA_in", "FFN_in"), ("pixart", "SA_out", "CA_in"),
     ("flux", "CA_c", "CA_c"), ("flux", "SA_in", "Trans_out"), ("sana", "FFN_out", "Trans_out"),
     ("flux2", "FFN_in", "FFN_in"), ("flux2", "SA_out", "Trans_out"),
+    ("qwenimage", "CA_c", "CA_c"), ("qwenimage", "SA_out", "FFN_in"),
+    ("lumina2", "SA_out", "FFN_in"), ("lumina2", "FFN_in", "FFN_in"),
 ]  # fmt: skip
 
 
@@ -685,6 +925,10 @@ def test_adapters_learn_the_same_where_blocks_are_computed_again(case):
         told = {"embeddings": text[..., :12], "mask": torch.ones(2, 5, dtype=torch.long)}
     if name.startswith("flux"):
         noisy, t, told = flux_inputs() if name == "flux" else flux2_inputs()
+    if name == "qwenimage":
+        noisy, t, told = qwenimage_inputs()
+    if name in ONE_STREAM:
+        noisy, t, told = ONE_STREAM[name][1]()
 
     def gradients():
         loss = bases.FAMILIES[name].predict(model, noisy, t, told).square().mean()
@@ -709,6 +953,8 @@ PARAMETERS = {
     "flux-dev": 11.9e9,
     "sana-1.6b": 1.6e9,
     "flux2-klein-4b": 3.88e9,
+    "lumina-image-2": 2.61e9,
+    "qwen-image": 20_430_401_088,
 }
 
 
@@ -719,6 +965,8 @@ KNOWN = {
     "black-forest-labs/FLUX.1-schnell": "flux",
     "Efficient-Large-Model/Sana_1600M_512px_diffusers": "sana",
     "black-forest-labs/FLUX.2-klein-base-4B": "flux2",
+    "Alpha-VLLM/Lumina-Image-2.0": "lumina2",
+    "Qwen/Qwen-Image": "qwenimage",
 }
 
 
@@ -737,6 +985,10 @@ def test_full_size_is_counted_without_weights(name, billions, tmp_path, monkeypa
         assert found["trainable"] == (19 * 6 + 38 * 3) * 8 * 2 * 3072
     if name == "flux2-klein-4b":  # in 20 blocks one layer of 3 * 3072 and twice 3 * 3072 outputs
         assert found["trainable"] == 5 * 6 * 8 * 2 * 3072 + 20 * 8 * 10 * 3072
+    if name == "qwen-image":  # the last text query leads nowhere
+        assert found["trainable"] == (60 * 6 - 1) * 8 * 2 * 3072
+    if name == "lumina-image-2":  # 8 of 24 heads for keys and values; 26 blocks and 2 + 2 before
+        assert found["trainable"] == 30 * 8 * (2 * 2304 + 2 * (2304 + 768))
     if not name.startswith("sd3"):
         return
     config = bases.named_config(name)

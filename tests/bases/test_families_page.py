@@ -19,6 +19,8 @@ COLUMNS = {
     "FLUX.1": ("flux",),
     "Sana": ("sana",),
     "FLUX.2": ("flux2",),
+    "Lumina2": ("lumina2",),
+    "Qwen-Image": ("qwenimage",),
 }
 
 

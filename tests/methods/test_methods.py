@@ -178,6 +178,35 @@ CASES = [
     Case("flux2", "svdiff"),
     Case("flux2", "full"),
     Case("flux2", "none"),
+    Case("lumina2", "adapter", {"input": "FFN_in", "output": "FFN_in", "width": 3}, merges=False),
+    Case("lumina2", "adaptformer", {"width": 3}, merges=False),
+    Case("lumina2", "bitfit"),
+    Case("lumina2", "difffit", {"share": 1.0}),
+    Case("lumina2", "lora", {"rank": 2, "target": "attention+ff"}),
+    Case("lumina2", "lora", {"rank": 2, "fused": True}),
+    Case("lumina2", "loha", {"rank": 2}),
+    Case("lumina2", "lokr", {"rank": 1}),
+    Case("lumina2", "ia3"),
+    Case("lumina2", "oft", {"block_size": 4}),
+    Case("lumina2", "peft", {"peft_type": "VERA", "r": 4}),
+    Case("lumina2", "svdiff"),
+    Case("lumina2", "full"),
+    Case("lumina2", "none"),
+    Case("qwenimage", "adapter", {"input": "SA_out", "output": "FFN_in", "width": 3}, merges=False),
+    Case("qwenimage", "adaptformer", {"width": 3}, merges=False),
+    Case("qwenimage", "bitfit"),
+    Case("qwenimage", "custom_diffusion"),
+    Case("qwenimage", "difffit", {"share": 1.0}),
+    Case("qwenimage", "lora", {"rank": 2, "target": "attention+ff"}),
+    Case("qwenimage", "lora", {"rank": 2, "fused": True}),
+    Case("qwenimage", "loha", {"rank": 2}),
+    Case("qwenimage", "lokr", {"rank": 1}),
+    Case("qwenimage", "ia3"),
+    Case("qwenimage", "oft", {"block_size": 4}),
+    Case("qwenimage", "peft", {"peft_type": "VERA", "r": 4}),
+    Case("qwenimage", "svdiff"),
+    Case("qwenimage", "full"),
+    Case("qwenimage", "none"),
     Case("dit", "vpt", {"prompts": 3}, identity=False, merges=False),
     Case(
         "dit", "vpt", {"final_layer": False, "class_embedding": False},
@@ -187,12 +216,14 @@ CASES = [
 # Method and family that do not go together.
 REFUSED = [
     ("vpt", "unet"), ("vpt", "sdxl"), ("vpt", "pixart"), ("vpt", "sd3"),
-    ("vpt", "flux"), ("vpt", "sana"), ("vpt", "flux2"),
+    ("vpt", "flux"), ("vpt", "sana"), ("vpt", "flux2"), ("vpt", "lumina2"), ("vpt", "qwenimage"),
     ("bitfit", "flux2"),
-    ("custom_diffusion", "dit"),
+    ("custom_diffusion", "dit"), ("custom_diffusion", "lumina2"),
 ]  # fmt: skip
 # Of families whose layers others have too, the methods that look at them as blocks.
-ALWAYS = dict.fromkeys(("flux", "sana", "flux2"), ("adapter", "difffit", "ia3"))
+ALWAYS = dict.fromkeys(
+    ("flux", "sana", "flux2", "lumina2", "qwenimage"), ("adapter", "difffit", "ia3")
+)
 
 
 def every(cases):
@@ -279,6 +310,16 @@ def _sana():
 @pytest.fixture(scope="module")
 def _flux2():
     return trained_somewhat(pipelines.flux2_denoiser())
+
+
+@pytest.fixture(scope="module")
+def _lumina2():
+    return trained_somewhat(pipelines.lumina2_denoiser())
+
+
+@pytest.fixture(scope="module")
+def _qwenimage():
+    return trained_somewhat(pipelines.qwenimage_denoiser())
 
 
 @pytest.fixture(scope="module")
@@ -675,7 +716,7 @@ def inputs_of(family, batch):
     latents, times, text = batch
     if family == "flux2":
         return F.pixel_unshuffle(latents, 2), times.float(), {"embeddings": text}
-    if family in ("pixart", "sana"):
+    if family in ("pixart", "sana", "lumina2", "qwenimage"):
         return (
             latents,
             times,
@@ -738,7 +779,9 @@ def train(attachment, inputs, steps=3):
         optimizer.zero_grad()
         predicted(attachment.model, inputs).square().mean().backward()
         gradients = {n: p.grad for n, p in attachment.model.named_parameters() if p.requires_grad}
-        reached |= {n for n, gradient in gradients.items() if gradient.any()}
+        reached |= {
+            n for n, gradient in gradients.items() if gradient is not None and gradient.any()
+        }
         optimizer.step()
     return reached
 
@@ -764,6 +807,20 @@ def test_identity_at_start(case, base, inputs, untouched):
     assert change <= 1e-6 if case.identity else change > 1e-3
 
 
+def dead_text(names):
+    """Of a second and last block of two streams, what nobody reads: what it makes of text last."""
+    parts = (
+        "attn.add_q_proj",
+        "attn.norm_added_q",
+        "attn.to_add_out",
+        "txt_norm2",
+        "txt_mlp",
+        "attn.gamma_text",
+    )
+    own = [name.partition("transformer_blocks.1.")[2] for name in names]
+    return [name for name in own if name.startswith(parts)]
+
+
 @every_case
 def test_training_reaches_exactly_the_trainables(case, base, inputs, attachment):
     parameters = dict(attachment.model.named_parameters())
@@ -777,6 +834,8 @@ def test_training_reaches_exactly_the_trainables(case, base, inputs, attachment)
     reached = train(attachment, inputs, steps=2)
     # In the last block of two streams nobody reads what the text's queries find.
     dead = [".to_k.bias"]
+    if case.family == "qwenimage":
+        dead += [f"1.{part}" for part in dead_text(attachment.trainable)]
     if case.family == "sd3":
         dead += ["2.attn.add_q_proj.weight", "2.attn.add_q_proj.bias", "2.attn.norm_added_q.weight"]
         dead += ["2.attn.add_q_proj.shift"]

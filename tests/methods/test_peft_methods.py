@@ -194,6 +194,16 @@ def test_fused_projections_share_one_a(family):
     [
         ("lora", {"rank": 0}, "rank: 0"),
         ("lora", {"target": "all"}, "target: 'all'"),
+        (
+            "lora",
+            {"target": "text_encoder"},
+            r"target: 'text_encoder': no text encoder .* once, .* allowed: qkv, attention, attent",
+        ),
+        (
+            "peft",
+            {"peft_type": "LORA", "target": "attention+text"},
+            "target: 'attention.text': no text .*, attention.ff, resnets",
+        ),
         ("lora", {"dropout": 1.0}, "dropout: 1.0"),
         ("lora", {"alpha": 0.5}, "alpha: 0.5"),
         ("lokr", {"factor": 1}, "factor: 1"),

@@ -20,6 +20,7 @@ from fitspace.recipes.world import (
     loop,
     measures,
     mmdit,
+    rewarder,
     texts,
     unet,
 )
@@ -137,6 +138,9 @@ def parts(world, vae):
         "autoencoder": lambda out: autoencoder.train(
             world, out, autoencoder.Settings(steps=6, batch_size=2, warmup_steps=2), SMALL
         ),
+        "rewarder": lambda out: rewarder.train(
+            world, out, rewarder.Settings(steps=6, batch_size=4, warmup_steps=2, texts=3)
+        ),
         "judge": lambda out: judge.train(
             world, out, judge.Settings(steps=6, batch_size=4, warmup_steps=2, texts=3)
         ),
@@ -152,7 +156,9 @@ def parts(world, vae):
     }
 
 
-SLOW = [pytest.param(part, marks=pytest.mark.slow) for part in ("judge", "mmdit", "unet")]
+SLOW = [
+    pytest.param(part, marks=pytest.mark.slow) for part in ("judge", "mmdit", "rewarder", "unet")
+]
 
 
 @pytest.mark.parametrize("part", ["autoencoder", "dit", *SLOW])
@@ -535,8 +541,8 @@ def test_every_caption_of_the_world_fits_the_judges_context(world):
 def tiny(world, monkeypatch):
     """The recipes at tiny size: two steps of each part, few drawings."""
     few = dict(steps=2, batch_size=2, warmup_steps=1)
-    configs = {autoencoder: [SMALL], judge: [], unet: [SMALL_UNET], dit: [SMALL_DIT]}
-    configs[mmdit] = [SMALL_MMDIT]
+    configs = {autoencoder: [SMALL], judge: [judge.JUDGE], rewarder: [], unet: [SMALL_UNET]}
+    configs |= {dit: [SMALL_DIT], mmdit: [SMALL_MMDIT]}
     for part, config in configs.items():
         settings = part.Settings(**few)
         monkeypatch.setattr(part, "Settings", lambda settings=settings: settings)
@@ -551,19 +557,28 @@ def test_all_parts_are_made_once_and_their_cards_say_what_was_measured(tiny, tmp
     places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "models")]
     assert main(["unet", *places]) == 2
     assert "no finished autoencoder" in capsys.readouterr().err
-    assert main(["autoencoder", "judge", "unet", "dit", "mmdit", *places]) == 0
+    assert main(["autoencoder", "judge", "rewarder", "unet", "dit", "mmdit", *places]) == 0
     models = tmp_path / "models"
     shipped = ("emoji-unet/text_encoder", "emoji-mmdit/text_encoder_3")
     assert not any((models / place / "model.safetensors").exists() for place in shipped)
     weights = {p: p.stat().st_mtime_ns for p in models.rglob("*.safetensors")}
-    made = {"vae", "emoji-clip", "unet", "transformer", "text_encoder", "text_encoder_2"}
+    made = {
+        "vae",
+        "emoji-clip",
+        "emoji-rewarder",
+        "unet",
+        "transformer",
+        "text_encoder",
+        "text_encoder_2",
+    }
     assert {p.parent.name for p in weights} == made
-    assert main(["autoencoder", "judge", "unet", "dit", "mmdit", "cards", *places]) == 0
+    parts = ["autoencoder", "judge", "rewarder", "unet", "dit", "mmdit", "cards"]
+    assert main([*parts, *places]) == 0
     assert {p: p.stat().st_mtime_ns for p in weights} == weights
     measured = json.loads((models / "measured.json").read_text())
-    assert set(measured) == {"autoencoder", "judge", *RECIPES}
+    assert set(measured) == {"autoencoder", "judge", "rewarder", *RECIPES}
     assert "caption" in measured["emoji-unet"] and "caption" not in measured["emoji-dit"]
-    for name in ("vae", "emoji-clip", *RECIPES):
+    for name in ("vae", "emoji-clip", "emoji-rewarder", *RECIPES):
         card = (models / name / "README.md").read_text()
         assert "CC BY-SA 4.0" in card and "OpenMoji" in card and "None" not in card
         for line in card.splitlines():

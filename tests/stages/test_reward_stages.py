@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fitspace import bases, stages
 from fitspace.audit.again import elsewhere
-from fitspace.core import devices
+from fitspace.core import devices, hub
 from fitspace.core.errors import UserError
 from fitspace.core.files import sha256
 from fitspace.metrics import identity
@@ -97,7 +97,57 @@ def test_the_weight_is_a_factor_whose_level_0_is_the_objective_alone(here):
     assert [stage.key for stage in found.values()] == [own.key, plain.key]
 
 
+DRAWN = REWARD | {"through": 1, "steps": 3, "guidance": 2.0}
+
+
+def test_a_key_has_of_a_reward_only_what_has_an_effect(here):
+    def material(**changes):
+        (stage,) = trainings(written(REWARD | changes)).values()
+        return stage.material["train"]["reward"]
+
+    plain = material()
+    assert material(steps=20, guidance=5.0) == plain and "through" not in plain
+    drawn = material(**DRAWN | {"below": 0.9})
+    assert drawn == plain | {"through": 1, "steps": 3, "guidance": 2.0, "below": 0.3}
+    assert material(**DRAWN | {"steps": 10, "guidance": 1.0}) == material(through=1)
+
+
+def test_how_far_gradients_go_back_is_a_factor(here):
+    (own,) = trainings(written()).values()
+    (drawn,) = trainings(written(DRAWN)).values()
+    arm = LORA | {"factors": {"train.reward.through": [0, 1, 2]}}
+    analysis = {"factors": ["train.reward.through"], "responses": ["fd_effnet"]}
+    found = trainings(written(DRAWN | {"through": 2}, arms=[arm], analysis=analysis))
+    assert [stage.key for stage in found.values()][:2] == [own.key, drawn.key]
+    assert len({stage.key for stage in found.values()}) == 3
+    assert list(found) == [f"lora.rank2.reward.through{k}" for k in (0, 1, 2)]
+    both = {"train.reward.weight": [0.5, 1.0], "train.reward.through": [0, 1]}
+    found = trainings(written(DRAWN, arms=[LORA | {"factors": both}]))
+    assert len(found) == 4 and own.key in {stage.key for stage in found.values()}
+
+
+def test_a_study_pins_the_rewarding_model(here):
+    value = identity(REWARD["model"])["judge"]
+    plan = build_plan(Study.model_validate(written() | {"reward_sha256": value}))
+    assert plan.models.held["reward_sha256"] == value
+    assert f"reward_sha256: {value}" in build_plan(Study.model_validate(written())).models.pins
+    assert "reward_sha256" not in build_plan(Study.model_validate(written(None))).models.held
+    with pytest.raises(UserError, match=f"reward_sha256: {'0' * 64}; 'rewarder' here is {value}"):
+        build_plan(Study.model_validate(written() | {"reward_sha256": "0" * 64}))
+
+
+def test_the_judge_never_rewards_by_its_hub_id(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "cached", lambda *_: here / "judge-in-disguise")
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(written(REWARD | {"model": "hf-hub:org/judge"})))
+    with pytest.raises(UserError, match="weights of 'judge', which evaluates"):
+        checked(file)
+
+
+HUB = "hf-hub:org/judge"
 FACTOR = LORA | {"factors": {"train.reward.weight": [0.5, -1]}}
+BACK = LORA | {"factors": {"train.reward.through": [0, 11]}}
+CROSSED = LORA | {"factors": {"train.reward.weight": [0, 0.5], "train.reward.through": [0, 1]}}
 REFUSED = {
     "the judge": (REWARD | {"model": str(ROOT / "models/emoji-clip")}, {}, "has the weights of"),
     "its weights": (REWARD | {"model": "judge-in-disguise"}, {}, "weights of 'judge', which eval"),
@@ -106,6 +156,16 @@ REFUSED = {
         {"dreamsim": "disguised.safetensors", "metrics": ["dreamsim"], "inception": "nowhere"},
         "weights of 'dreamsim', which eval",
     ),
+    "the judge, not here": (REWARD | {"model": HUB}, {"judge": HUB}, "weights of 'judge', which"),
+    "more steps back than there are": (
+        DRAWN | {"through": 4},
+        {},
+        "train.reward.through: 4; allowed: at most train.reward.steps, 3",
+    ),
+    "a level of more": (REWARD, {"arms": [BACK]}, r"reward.through\[1\]: 11; allowed: at most"),
+    "no step back": (REWARD | {"through": -1}, {}, "train.reward.through: -1"),
+    "steps back without a reward": (REWARD, {"arms": [CROSSED]}, "reward.through changes nothing"),
+    "a pin of nothing": (None, {"reward_sha256": "0" * 64}, "the study has no reward"),
     "no model": (REWARD | {"model": "nowhere"}, {}, "train.reward.model: 'nowhere' is not"),
     "no weight": (REWARD | {"weight": 0.0}, {}, "train.reward.weight: 0.0"),
     "no bound": (REWARD | {"below": 0.0}, {}, "train.reward.below: 0.0"),
@@ -143,23 +203,26 @@ def losses(content):
     return [float(row.split(",")[1]) for row in rows]
 
 
+TOLD = {"base": "dit", "tasks": [dit.task("known")]}
 OF = [
-    pytest.param({}, id="a U-Net, by words", marks=pytest.mark.slow),
-    pytest.param({"base": "dit", "tasks": [dit.task("known")]}, id="a DiT, by images"),
+    pytest.param({}, REWARD, id="a U-Net, by words", marks=pytest.mark.slow),
+    pytest.param({}, DRAWN, id="a U-Net's samples, by words", marks=pytest.mark.slow),
+    pytest.param(TOLD, REWARD, id="a DiT, by images"),
+    pytest.param(TOLD, DRAWN, id="a DiT's samples, by images"),
 ]
 
 
-@pytest.mark.parametrize("changes", OF)
-def test_a_training_is_rewarded_through_its_stages(here, changes):
+@pytest.mark.parametrize(("changes", "reward"), OF)
+def test_a_training_is_rewarded_through_its_stages(here, changes, reward):
     by_images = {"against": "target"} if changes else {}
     plain = losses(written(None) | changes)
-    found = losses(written(REWARD | by_images) | changes)
-    heavier = losses(written(REWARD | by_images | {"weight": 5.0}) | changes)
+    found = losses(written(reward | by_images) | changes)
+    heavier = losses(written(reward | by_images | {"weight": 5.0}) | changes)
     # Of the first step all are of the same model: the reward's part is linear in its weight.
     assert found[0] != plain[0]
     ratio = (heavier[0] - plain[0]) / (found[0] - plain[0])
     assert ratio == pytest.approx(10, rel=1e-3)
-    if changes:  # an image is like its own estimate
+    if changes and reward is REWARD:  # an image is like its own estimate
         assert found[0] < plain[0]
 
 
@@ -171,6 +234,8 @@ def test_runs_of_other_rewards_do_not_fold(here, monkeypatch):
     assert folds(own, other_seed)
     assert not folds(own, without)
     assert folds(without, plan.runs[2])
+    drawn = build_plan(Study.model_validate(written(DRAWN, seeds=[0, 1]))).runs
+    assert not folds(*drawn)
 
 
 def test_a_plan_counts_what_a_reward_costs(here):
@@ -198,6 +263,24 @@ def test_a_plan_counts_what_a_reward_costs(here):
     assert images.shape[-1] == 16
     added = own.step - without.step
     assert 1.8 * decoder.get_total_flops() < added < 2.2 * decoder.get_total_flops()
+
+
+def test_a_plan_counts_what_drawn_images_cost(here):
+    def of(**changes):
+        study = Study.model_validate(written(REWARD | changes))
+        run = build_plan(study).runs[0]
+        return footprint.of(study, run.point, run.task)
+
+    estimate, one, two, three = of(), of(through=1), of(through=2), of(through=2, steps=12)
+    without = Study.model_validate(written(None))
+    run = build_plan(without).runs[0]
+    plain = footprint.of(without, run.point, run.task)
+    backward = plain.step - plain.forward
+    assert one.step - estimate.step == 10 * plain.forward + backward
+    assert two.step - one.step == backward and three.step - two.step == 2 * plain.forward
+    assert two.activations - one.activations == plain.activations
+    told = of(through=2, guidance=2.0)
+    assert told.step - two.step == 10 * plain.forward + 2 * backward
 
 
 def test_lineage_and_audits_know_the_rewarding_model(here, tmp_path):

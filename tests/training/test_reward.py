@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from fitspace import methods, training
 from fitspace.bases.process import FlowMatching
-from fitspace.core import rng
+from fitspace.core import devices, rng
 from fitspace.metrics import clip
 from fitspace.training import sampling
 
@@ -173,7 +173,10 @@ def test_a_rewarded_training_makes_samples_that_the_model_likes_better(tmp_path)
     assert rewarded > max(before, without) + 0.08
 
 
-def test_a_rewarded_training_resumes_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("through", [0, 1])
+def test_a_rewarded_training_resumes_bit_for_bit(tmp_path, through):
+    of = drawing(through, 2.0) if through else reward()
+
     class Stop(Exception):
         pass
 
@@ -182,10 +185,10 @@ def test_a_rewarded_training_resumes_bit_for_bit(tmp_path):
             raise Stop
 
     short = {"steps": 5, "method": "adapter"}
-    _, whole = trained(tmp_path / "a", reward(), **short)
+    _, whole = trained(tmp_path / "a", of, **short)
     with pytest.raises(Stop):
-        trained(tmp_path / "b", reward(), checkpoint_seconds=0.0, on_step=interrupt, **short)
-    _, resumed = trained(tmp_path / "b", reward(), **short)
+        trained(tmp_path / "b", of, checkpoint_seconds=0.0, on_step=interrupt, **short)
+    _, resumed = trained(tmp_path / "b", of, **short)
     assert resumed.losses == whole.losses
     assert all(torch.equal(v, resumed.parameters[n]) for n, v in whole.parameters.items())
     _, plain = trained(tmp_path / "c", None, **short)
@@ -226,3 +229,113 @@ def test_the_gradient_over_parts_of_a_batch_is_that_of_the_whole():
         reward().losses(process, predicted[rows], made[rows]) for rows in (slice(0, 3), slice(3, 8))
     ]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-5)
+
+
+# --- through the last steps of a solver (DRaFT-K) --------------------------------------------
+
+
+STEPS = 4
+
+
+def drawing(through: int, guidance: float = 1.0, **changes):
+    own = {"through": through, "steps": STEPS, "guidance": guidance} | changes
+    return dataclasses.replace(reward(), none=tiny.task().told(slice(1)), **own)
+
+
+def solved(kind, model, made, through, guidance):
+    """Samples of a batch's noise, by diffusers' own solver and pipelines' guidance alone."""
+    from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
+    if kind == "flow":
+        solver = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    else:
+        solver = DPMSolverMultistepScheduler(
+            1000, 0.0001, 0.02, "scaled_linear", prediction_type=kind
+        )
+    solver.set_timesteps(STEPS)
+    x, words = made.noise, made.conditions["embeddings"]
+    empty = tiny.task().told(slice(1))["embeddings"].expand_as(words)
+    for left, t in zip(range(STEPS, 0, -1), solver.timesteps, strict=True):
+        predicted = model(x, t, encoder_hidden_states=words).sample
+        if guidance != 1:
+            without = model(x, t, encoder_hidden_states=empty).sample
+            predicted = without + guidance * (predicted - without)
+        x = solver.step(predicted, t, x).prev_sample
+        if left == through + 1:  # constant from here on: latents and the solver's history
+            x = x.detach()
+            if kind != "flow":
+                solver.model_outputs = [
+                    v if v is None else v.detach() for v in solver.model_outputs
+                ]
+    return x
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("through", [1, 2, STEPS])
+@pytest.mark.parametrize("kind", PROCESSES)
+def test_the_gradient_of_drawn_images_is_that_of_the_loop_written_out(kind, through, guidance):
+    process, model = PROCESSES[kind](), tiny.unet()
+    made = batch(process, {"batch_size": 3, "caption_dropout": 0.0})
+    weight = model.conv_out.weight.requires_grad_()
+    first = model.conv_in.weight.requires_grad_()
+    predicted = torch.zeros_like(made.noisy)
+    found = drawing(through, guidance).losses(process, predicted, made, model)
+    latents = solved(kind, model, made, through, guidance)
+    goal = reward().texts[made.rows]
+    expected = -WEIGHT * (reward().seen(latents) * goal).sum(1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    own = torch.autograd.grad(found.sum(), [weight, first])
+    other = torch.autograd.grad(expected.sum(), [weight, first])
+    for a, b in zip(own, other, strict=True):
+        assert b.abs().max() > 1e-6
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
+    if through < STEPS:  # what all steps would give is another one
+        whole = drawing(STEPS, guidance).losses(process, predicted, made, model)
+        (far,) = torch.autograd.grad(whole.sum(), [first])
+        assert (far - own[1]).abs().max() > 1e-2 * own[1].abs().max()
+
+
+def test_drawn_images_are_those_that_sampling_draws():
+    process, model, task = tiny.process(), tiny.unet(), tiny.task()
+    rows, noise = [1, 2, 3], rng.initial_noise(0, 3, (4, 4, 4))
+    theirs = sampling.generate(
+        model, vae(), process, task.told(rows), task.told(slice(1)), noise, STEPS, 3.0
+    )
+    with torch.no_grad():
+        own = drawing(1, 3.0).drawn(process, model, noise, task.told(rows))
+        images = sampling.decoded(vae(), own / SCALING + SHIFT)
+    assert np.abs(images.astype(int) - theirs).max() <= 1
+
+
+def test_drawn_images_of_dropped_captions_are_not_rewarded_and_all_times_are():
+    process = tiny.process()
+    made = batch(process, {"caption_dropout": 0.4})
+    found = drawing(1, below=1e-6).losses(process, torch.zeros_like(made.noisy), made, tiny.unet())
+    assert torch.equal(found != 0, made.rows != 0) and 1 < (made.rows != 0).sum() < 8
+    # An example's reward does not depend on what else is computed with it.
+    parts = [
+        drawing(1).losses(process, torch.zeros_like(part.noisy), part, tiny.unet())
+        for part in (made[slice(0, 3)], made[slice(3, 8)])
+    ]
+    torch.testing.assert_close(torch.cat(parts), found, rtol=1e-4, atol=1e-5)
+
+
+def test_checkpointed_gradients_of_drawn_images_are_the_same():
+    process = tiny.process()
+    made = batch(process, {"batch_size": 2, "caption_dropout": 0.0})
+    gradients = []
+    for lighter in (False, True):
+        model = tiny.unet()
+        weight = model.conv_in.weight.requires_grad_()
+        if lighter:
+            devices.prepare(model, "fp32", gradient_checkpointing=True)
+        loss = drawing(2).losses(process, torch.zeros_like(made.noisy), made, model).sum()
+        gradients.append(torch.autograd.grad(loss, [weight])[0])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_a_fold_draws_no_images(tmp_path):
+    with pytest.raises(ValueError, match="for one run alone"):
+        training.fit_members(
+            tiny.unet(), [], tiny.task(), tiny.process(), SCALING, folded=True, reward=drawing(1)
+        )

@@ -45,6 +45,25 @@ rule world_judge:
         "python -m fitspace.recipes.world judge --work results/base --out models" " > {log:q} 2>&1"
 
 
+# Not asked for by `base` as long as its weights are not in git.
+rule world_rewarder:
+    output:
+        "models/emoji-rewarder/open_clip_model.safetensors",
+        "models/emoji-rewarder/training.json",
+    log:
+        "results/logs/base/world-rewarder.log",
+    benchmark:
+        "results/benchmarks/base/world-rewarder.tsv"
+    conda:
+        "../envs/fitspace.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=480,
+    shell:
+        "python -m fitspace.recipes.world rewarder --work results/base --out models"
+        " > {log:q} 2>&1"
+
+
 rule world_unet:
     input:
         ancient("models/vae/diffusion_pytorch_model.safetensors"),

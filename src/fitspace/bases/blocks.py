@@ -67,7 +67,10 @@ class Block:
         returns what is added to it.
     before : position -> the places whose sum is the stream in front of the branch at whose output
         is added to it; only there an adapter from a position to itself needs the sum.
-    gates : branch -> which of the values that ``norm1`` returns is its gate.
+    gates : branch -> which of the values that ``gated_by`` returns is its gate.
+    gated_by : the part that returns gates, among several values or side by side with others.
+    parts : how many such values are side by side.
+    tanh : whether a gate is the hyperbolic tangent of that value.
     table : branch -> which row of the time's embedding, to which those of the block's
         ``scale_shift_table`` are added, if it has one, is its gate. Nobody adds to the output of
         such a branch.
@@ -75,10 +78,11 @@ class Block:
     width_at : position -> linear layer whose inputs are as wide as the position's tensor; at all
         others it is as wide as the outputs of ``ff``.
     stream : where the block returns its image's stream.
+    led : whether in that stream text may stand before the image, as many tokens as are no padding.
     joined : linear layers that give at once what several branches add to the stream.
     norms : norm without parameters -> the layer that gives its shift and scale, and at which parts
         of that layer's output they are, in pairs (shift, scale).
-    has : attribute of a block -> whether it is there, to tell forms of a class apart.
+    has : attribute of a block -> whether it is there and not false, to tell forms of a class apart.
     """
 
     kind: str
@@ -88,10 +92,14 @@ class Block:
     again: dict[str, Place] = field(default_factory=dict)
     before: dict[str, tuple[Place, ...]] = field(default_factory=dict)
     gates: dict[str, int] = field(default_factory=dict)
+    gated_by: str = "norm1"
+    parts: int = 1
+    tanh: bool = False
     table: dict[str, int] = field(default_factory=dict)
     time: Place = Place("", "input", 4, "timestep")
     width_at: dict[str, str] = field(default_factory=dict)
     stream: Place = Place("", "output")
+    led: bool = False
     joined: tuple[str, ...] = ()
     norms: dict[str, tuple[str, tuple[tuple[int, int], ...]]] = field(default_factory=dict)
     has: dict[str, bool] = field(default_factory=dict)
@@ -112,7 +120,7 @@ class Block:
     def fits(self, module: nn.Module) -> bool:
         """Whether a module is such a block."""
         return any(c.__name__ == self.kind for c in type(module).__mro__) and all(
-            (getattr(module, name, None) is not None) == there for name, there in self.has.items()
+            _there(module, name) == there for name, there in self.has.items()
         )
 
     def width(self, module: nn.Module, position: str) -> int:
@@ -299,6 +307,48 @@ FLUX2_SINGLE = Block(
     width_at=dict.fromkeys(("SA_in", "FFN_in", "Trans_out"), "attn.to_qkv_mlp_proj"),
 )
 
+# As Qwen-Image's: FLUX.1's blocks of two streams alone, each modulated by a layer of its own.
+QWENIMAGE_BLOCK = replace(
+    FLUX_JOINT,
+    kind="QwenImageTransformerBlock",
+    read=FLUX_JOINT.read | {"FFN_in": given("img_norm2"), "FFN_out": returned("img_mlp")},
+    gates={"attn": 2, "img_mlp": 5},
+    gated_by="img_mod",
+    parts=6,
+    width_at=dict.fromkeys(FLUX_JOINT.read, "attn.to_q"),
+    norms={
+        f"{stream}_norm{norm}": (f"{stream}_mod.1", ((3 * norm - 3, 3 * norm - 2),))
+        for stream in ("img", "txt")
+        for norm in (1, 2)
+    },
+)
+# As Lumina2's: h = h + tanh(gate)·norm2(attn(norm1(h))), then the feed-forward alike, of the tokens
+# of text and image as one, and before that of those of the image alone. Blocks that are not
+# modulated read text alone: no form of them is here.
+LUMINA2_BLOCK = Block(
+    kind="Lumina2TransformerBlock",
+    orders={"token of a block": ("SA_in", "SA_out", "FFN_in", "FFN_out", "Trans_out")},
+    read={
+        "SA_in": given(""),
+        "SA_out": returned("norm2"),
+        "FFN_in": given("ffn_norm1"),
+        "FFN_out": returned("ffn_norm2"),
+        "Trans_out": returned(""),
+    },
+    write={"SA_in": given(""), "FFN_in": returned("norm2"), "Trans_out": returned("")},
+    before={"FFN_in": (given(""),)},
+    gates={"norm2": 1, "ffn_norm2": 3},
+    tanh=True,
+    width_at=dict.fromkeys(("SA_in", "SA_out", "FFN_in", "FFN_out", "Trans_out"), "attn.to_q"),
+    led=True,
+    has={"modulation": True},
+)
+# Class of blocks of which the last in a model has layers that lead nowhere: nobody reads its text.
+NOT_READ = {
+    "QwenImageTransformerBlock": (
+        "attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2",
+    ),
+}  # fmt: skip
 # Role -> the layers that have it, by the class of the module that they are in.
 LAYERS = {
     "Attention": {
@@ -309,6 +359,7 @@ LAYERS = {
     },
     "FeedForward": {"ff_in": ("net.0.proj",), "ff_out": ("net.2",)},
     "Flux2FeedForward": {"ff_in": ("linear_in",), "ff_out": ("linear_out",)},
+    "LuminaFeedForward": {"ff_in": ("linear_1", "linear_3"), "ff_out": ("linear_2",)},
     "Flux2ParallelSelfAttention": {  # two layers in place of six
         **dict.fromkeys(("q", "k", "v", "ff_in"), ("to_qkv_mlp_proj",)),
         **dict.fromkeys(("out", "ff_out"), ("to_out",)),
@@ -341,7 +392,9 @@ def layers(model: nn.Module, roles: tuple[str, ...]) -> dict[str, nn.Module]:
             layer = _within(module, part)
             if layer is not None:
                 found[f"{path}.{part}"] = layer
-    return found
+    last = {type(module).__name__: path for path, module in model.named_modules()}
+    dead = {f"{last[kind]}.{part}" for kind in NOT_READ.keys() & last for part in NOT_READ[kind]}
+    return {path: layer for path, layer in found.items() if path not in dead}
 
 
 def attends(module: nn.Module) -> bool:
@@ -352,6 +405,11 @@ def attends(module: nn.Module) -> bool:
 def feeds(module: nn.Module) -> bool:
     """Whether a part of a block is a feed-forward alone."""
     return "ff_out" in _roles(module) and not attends(module)
+
+
+def _there(module: nn.Module, name: str) -> bool:
+    value = getattr(module, name, None)
+    return value is not None and value is not False
 
 
 def crosses(attention: nn.Module) -> bool:

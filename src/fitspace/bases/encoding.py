@@ -10,6 +10,8 @@ from fitspace.core.errors import UserError
 from fitspace.core.files import read_json
 
 if TYPE_CHECKING:
+    import torch
+
     from fitspace.bases.family import Conditions
 
 
@@ -42,6 +44,18 @@ def prompted(
         rows = empty.reshape(-1, *[1] * (given.ndim - 1))
         told[name] = torch.where(rows, without, given).cpu()
     return told
+
+
+def padded(texts: Sequence[torch.Tensor], tokens: int) -> Conditions:
+    """Embeddings of texts of different lengths, (k, dim) each, side by side: zeros and a mask say
+    where a text has ended."""
+    import torch
+
+    told = torch.zeros(len(texts), tokens, texts[0].shape[-1])
+    mask = torch.zeros(len(texts), tokens, dtype=torch.long)
+    for i, text in enumerate(texts):
+        told[i, : len(text)], mask[i, : len(text)] = text, 1
+    return {"embeddings": told, "mask": mask}
 
 
 def tokens_kept(folder: Path, tokenizer: str) -> int:

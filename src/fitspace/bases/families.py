@@ -9,7 +9,9 @@ from fitspace.bases.dit import DIT
 from fitspace.bases.family import Family
 from fitspace.bases.flux import FLUX
 from fitspace.bases.flux2 import FLUX2
+from fitspace.bases.lumina2 import LUMINA2
 from fitspace.bases.pixart import PIXART
+from fitspace.bases.qwenimage import QWENIMAGE
 from fitspace.bases.sana import SANA
 from fitspace.bases.sd3 import SD3
 from fitspace.bases.sdxl import SDXL
@@ -19,7 +21,10 @@ from fitspace.core.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-FAMILIES = {family.name: family for family in (UNET, SDXL, DIT, PIXART, SD3, FLUX, SANA, FLUX2)}
+FAMILIES = {
+    family.name: family
+    for family in (UNET, SDXL, DIT, PIXART, SD3, FLUX, SANA, FLUX2, LUMINA2, QWENIMAGE)
+}
 DENOISERS = tuple(dict.fromkeys(family.component for family in FAMILIES.values()))
 KINDS = tuple(dict.fromkeys(family.kind for family in FAMILIES.values()))
 

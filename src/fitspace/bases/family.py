@@ -44,6 +44,19 @@ def not_whole(config: dict[str, Any], *keys: str) -> list[str]:
     ]
 
 
+def _patch_size(config: Any) -> int:
+    return config.get("patch_size", 1)
+
+
+def _as_it_is(guided: torch.Tensor, with_text: torch.Tensor) -> torch.Tensor:
+    return guided
+
+
+def as_long(guided: torch.Tensor, with_text: torch.Tensor) -> torch.Tensor:
+    """A guided prediction, each of its vectors along the last axis as long as that with text."""
+    return guided * (with_text.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+
+
 def _nothing(model: nn.Module) -> None:
     """Most models are what they should be as diffusers loads them."""
 
@@ -113,6 +126,7 @@ class Family:
     flows : whether its process is flow matching, not diffusion.
     shifted : whether its autoencoder's latents are shifted before they are scaled.
     vae : the class of diffusers that its autoencoder is.
+    normalised : whether that says the mean and the deviation of each channel of its latents.
     named : whether files of adapters name the family: its layers have the names of another's, which
         no pipeline of diffusers loads.
     biases : whether its layers have biases.
@@ -122,10 +136,15 @@ class Family:
     side : side of its latents by default, where its configuration has no ``sample_size``: that of
         the autoencoder [px] says then how large images are.
     packs : side of the squares of latents that it takes as one, with their channels side by side.
+    patch : the denoiser's configuration -> side of the squares of latents that it makes tokens of.
     steps : how its pipeline chooses the steps of a flow's solver, see
         :class:`fitspace.bases.process.FlowMatching`.
     distilled : whether a denoiser of this configuration is told the scale of the guidance, so that
         one prediction is guided already.
+    shifts_by : what its pipeline counts for a dynamic shift of the steps: the ``tokens`` of an
+        image, or the ``channels`` of its latents.
+    rescaled : a guided prediction and that with text -> what its pipeline takes of the former.
+    folds : whether several runs can form one batch; not where masks decide shapes.
     tokens : how many text tokens it is told, where the pipeline's own number is not known.
     reading : how captions become conditions; None: they are what the one text encoder gives last.
     optional : components that its pipeline may have beside those it needs.
@@ -152,13 +171,18 @@ class Family:
     flows: bool = False
     shifted: bool = False
     vae: str = "AutoencoderKL"
+    normalised: bool = False
     named: bool = False
     biases: bool = True
     norms: bool = False
     final: tuple[str, ...] = ()
     side: int | None = None
     packs: int = 1
+    patch: Callable[[Any], int] = _patch_size
     steps: str = "solver"
+    shifts_by: str = "tokens"
+    rescaled: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = _as_it_is
+    folds: bool = True
     distilled: Callable[[dict[str, Any]], bool] = _is_not
     tokens: int = 77
     reading: Reading | None = None
@@ -203,7 +227,19 @@ class Family:
 
     def image_tokens(self, config: Any, side: int) -> int:
         """How many tokens latents of this side are to a transformer of this configuration."""
-        return (side // (self.packs * config["patch_size"])) ** 2
+        return (side // (self.packs * self.patch(config))) ** 2
+
+    def of_image(
+        self, block: Block, stream: torch.Tensor, conditions: Conditions, tokens: int
+    ) -> torch.Tensor:
+        """Of what a block returns, (n, k, d), the tokens of the image, (n, ``tokens``, d); all, of
+        a block whose stream no text leads."""
+        import torch
+
+        if not block.led or stream.shape[1] == tokens:
+            return stream
+        text = conditions["mask"].sum(1).tolist()
+        return torch.stack([s[n : n + tokens] for s, n in zip(stream, text, strict=True)])
 
     def predict(
         self,

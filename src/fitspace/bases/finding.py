@@ -26,7 +26,7 @@ COMPONENTS = tuple(
 CONFIGS = (
     "sd15", "emoji-unet", "dit-xl", "emoji-dit", "sdxl", "pixart-sigma", "sd3-medium",
     "sd35-medium", "sd35-large", "flux-dev", "sana-1.6b",
-    "flux2-klein-4b",
+    "flux2-klein-4b", "lumina-image-2", "qwen-image",
 )  # fmt: skip
 # Of tokenizers: .model is sentencepiece's, .jinja the form of a chat.
 _SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
@@ -56,6 +56,9 @@ _KNOWN = {
     "black-forest-labs/FLUX.2-klein-4B": ("flux2-klein-4b", {}),
     "black-forest-labs/FLUX.2-klein-base-4B": ("flux2-klein-4b", {}),
     "black-forest-labs/FLUX.1-schnell": ("flux-dev", {"guidance_embeds": False}),
+    "Alpha-VLLM/Lumina-Image-2.0": ("lumina-image-2", {}),
+    "Qwen/Qwen-Image": ("qwen-image", {}),
+    "Qwen/Qwen-Image-2512": ("qwen-image", {}),
 }
 
 
@@ -262,7 +265,8 @@ def latent_shape(folder: Path) -> tuple[int, int, int]:
     """Channels, height and width of the latents of a resolved pipeline."""
     found, vae = family_in(folder), config(folder, "vae")
     channels, side = found.latents(config(folder, found.component))
-    side = side if found.side is None else vae["sample_size"] // pixels(vae)
+    if found.side is not None:
+        side = vae.get("sample_size", side * pixels(vae)) // pixels(vae)
     return channels, side, side
 
 

@@ -25,22 +25,33 @@ PACKS = 2
 GUIDANCE = 1.0  # told in training
 
 
+def packed(latents: torch.Tensor) -> torch.Tensor:
+    """Latents (n, c, h, w) in squares of 2x2, a token each: (n, h·w/4, 4c)."""
+    n, channels, h, w = latents.shape
+    squares = latents.reshape(n, channels, h // PACKS, PACKS, w // PACKS, PACKS)
+    return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def unpacked(tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Tokens as `packed` makes them, as latents shaped as ``like``."""
+    n, channels, h, w = like.shape
+    squares = tokens.reshape(n, h // PACKS, w // PACKS, channels, PACKS, PACKS)
+    return squares.permute(0, 3, 1, 4, 2, 5).reshape(n, channels, h, w)
+
+
 def _ask(
     call: Callable, config: Any, noisy: torch.Tensor, t: torch.Tensor, conditions: Conditions
 ) -> torch.Tensor:
     import torch
 
-    n, channels, h, w = noisy.shape
-    rows, columns, text = h // PACKS, w // PACKS, conditions["embeddings"]
-    squares = noisy.reshape(n, channels, rows, PACKS, columns, PACKS)
-    packed = squares.permute(0, 2, 4, 1, 3, 5).reshape(n, rows * columns, channels * PACKS**2)
+    rows, columns = (side // PACKS for side in noisy.shape[2:])
+    text, told = conditions["embeddings"], {}
     grid = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns))
-    told = {}
     if config.guidance_embeds:
-        scale = torch.full((n,), GUIDANCE, device=noisy.device)
+        scale = torch.full((len(noisy),), GUIDANCE, device=noisy.device)
         told["guidance"] = conditions.get("guidance", scale)
     predicted = call(
-        packed,
+        packed(noisy),
         encoder_hidden_states=text,
         pooled_projections=conditions["pooled"],
         timestep=t / 1000,
@@ -48,8 +59,7 @@ def _ask(
         txt_ids=torch.zeros(text.shape[1], 3).to(noisy),
         **told,
     ).sample
-    squares = predicted.reshape(n, rows, columns, channels, PACKS, PACKS)
-    return squares.permute(0, 3, 1, 4, 2, 5).reshape(n, channels, h, w)
+    return unpacked(predicted, noisy)
 
 
 def _encode(pipeline: Any, captions: Sequence[str], device: Any, side: int) -> Conditions:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitspace.core import texts
+from fitspace.core import devices, texts
 from fitspace.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -99,6 +99,9 @@ def encoded(vae: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.T
     autoencoder whose latents have no distribution, or of which a pipeline takes the mean alone."""
     import torch
 
+    if _of_frames(vae):
+        found = vae.encode(images[:, :, None]).latent_dist
+        return found.mean[:, :, 0], found.std[:, :, 0]
     found = vae.encode(images)
     if hasattr(vae, "bn"):
         squares = vae.config.patch_size[0]
@@ -116,7 +119,14 @@ def decoded(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
 
     if hasattr(vae, "bn"):
         latents = torch.nn.functional.pixel_shuffle(latents, vae.config.patch_size[0])
+    if _of_frames(vae):
+        return vae.decode(latents[:, :, None]).sample[:, :, 0]
     return vae.decode(latents).sample
+
+
+def _of_frames(vae: nn.Module) -> bool:
+    """Whether an autoencoder is one of videos: an image is a video of one frame."""
+    return "temperal_downsample" in vae.config
 
 
 Scaling = tuple["float | torch.Tensor", "float | torch.Tensor"]
@@ -132,12 +142,22 @@ def scaling_of(vae: nn.Module | Mapping[str, Any]) -> Scaling:
     """Factor and shift by an autoencoder, or by its configuration where this says them: a
     denoiser's latents are ``factor·(latents - shift)``.
 
-    An autoencoder with batch statistics has a factor and a shift for each channel, (c, 1, 1).
+    An autoencoder with batch statistics, or with a mean and a deviation for each channel, has a
+    factor and a shift for each channel, (c, 1, 1).
     """
+    import torch
+
     if statistics := getattr(vae, "bn", None):
         variance = statistics.running_var + vae.config.batch_norm_eps
         return variance.rsqrt().reshape(-1, 1, 1), statistics.running_mean.reshape(-1, 1, 1)
     settings = getattr(vae, "config", vae)
+    if settings.get("latents_std"):
+        device = next(vae.parameters()).device if isinstance(vae, torch.nn.Module) else None
+        std, mean = (
+            torch.tensor(settings[key], device=device).reshape(-1, 1, 1)
+            for key in ("latents_std", "latents_mean")
+        )
+        return 1 / std, mean
     return settings.get("scaling_factor", SD_SCALING_FACTOR), settings.get("shift_factor") or 0.0
 
 
@@ -157,8 +177,10 @@ def load_process(folder: Path) -> Process:
         return Diffusion(settings)
     if name not in (FLOW, FLOW_DPM) or not found.flows:
         raise UserError(f"{path}: {name} has no beta_schedule; allowed: DDPM and its solvers")
-    tokens = found.image_tokens(config(folder, found.component), latent_shape(folder)[-1])
-    return FlowMatching(settings, tokens, found.steps)
+    channels, _, side = latent_shape(folder)
+    tokens = found.image_tokens(config(folder, found.component), side)
+    counted = {"tokens": tokens, "channels": channels}[found.shifts_by]
+    return FlowMatching(settings, counted, found.steps)
 
 
 def load_teller(
@@ -166,7 +188,8 @@ def load_teller(
 ) -> Callable[[Sequence[str]], Conditions]:
     """What makes of captions what the pipeline's denoiser is told, float32, on the CPU.
 
-    A family that names a pipeline of diffusers asks its ``encode_prompt``.
+    A family that names a pipeline of diffusers asks its ``encode_prompt``. Of several text
+    encoders one at a time is on the device, the others are in the machine's memory.
     """
     found = family_in(folder)
     if found.reading is None:
@@ -174,9 +197,9 @@ def load_teller(
         encoder.to(device)
         return lambda captions: {"embeddings": encode_captions(tokenizer, encoder, captions).cpu()}
     pipeline = load_reading(folder)
-    for part in pipeline.components.values():
-        if hasattr(part, "get_input_embeddings"):
-            part.to(device)
+    parts = pipeline.components.values()
+    encoders = [part for part in parts if hasattr(part, "get_input_embeddings")]
+    devices.one_at_a_time(encoders, device)
     side, encode = image_size(folder), found.reading.encode
     return lambda captions: encode(pipeline, captions, device, side)
 

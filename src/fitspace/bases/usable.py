@@ -52,7 +52,12 @@ def _squares(vae: Mapping[str, Any]) -> int:
 
 def _halving(vae: Mapping[str, Any]) -> str:
     """The key of an autoencoder's channels, of which each after the first halves an image."""
-    return next((key for key in vae if key == "encoder_block_out_channels"), "block_out_channels")
+    keys = ("encoder_block_out_channels", "dim_mult")
+    return next((key for key in keys if key in vae), "block_out_channels")
+
+
+def _channels_of(vae: Mapping[str, Any]) -> Any:
+    return vae.get("z_dim", vae.get("latent_channels", 4))
 
 
 def strangers(index: dict[str, Any], known: Iterable[str]) -> list[str]:
@@ -88,7 +93,7 @@ def problems(folder: Path, family: Family, index: dict[str, Any]) -> list[str]:
         return found
     checks = {
         family.component: [*family.problems(read[family.component]), *_latents(read, family)],
-        "vae": _vae(read["vae"], index["vae"][1], family),
+        "vae": _vae(read["vae"], index["vae"][1], family, read[family.component]),
         "scheduler": _flow(read["scheduler"], family)
         if family.flows
         else _scheduler(read["scheduler"], _learns_variance(read, family)),
@@ -121,8 +126,11 @@ def _unread(folder: Path, component: str) -> list[str]:
 
 
 def _channels(read: dict[str, Any], family: Family) -> tuple[Any, Any]:
+    """Channels of what a denoiser takes and gives, per latent where it gives squares of latents."""
     denoiser = read[family.component]
     taken = denoiser.get("in_channels", 4)
+    if family.packs > 1 and denoiser.get("patch_size", 1) == family.packs:
+        taken //= family.packs**2
     given = denoiser.get("out_channels")
     return taken, taken if given is None else given
 
@@ -135,8 +143,8 @@ def _learns_variance(read: dict[str, Any], family: Family) -> bool:
 def _latents(read: dict[str, Any], family: Family) -> list[str]:
     side = read[family.component].get("sample_size")
     side_by_side = family.packs * _squares(read["vae"])
-    latent = read["vae"].get("latent_channels", 4) * side_by_side**2
-    taken, given = _channels(read, family)
+    latent = _channels_of(read["vae"]) * side_by_side**2
+    (each, given), taken = _channels(read, family), read[family.component].get("in_channels", 4)
     found = []
     if family.side is None and (not isinstance(side, int) or side < 1):
         found.append(f"sample_size: {side!r}; allowed: the side of its latents, a whole number")
@@ -145,22 +153,27 @@ def _latents(read: dict[str, Any], family: Family) -> list[str]:
         found.append(
             f"in_channels: {taken!r}; allowed: {latent}, the latent channels of the vae{packed}"
         )
-    elif given not in (taken, 2 * taken):
+    elif given not in (each, 2 * each):
         found.append(
-            f"out_channels: {given!r}; allowed: {taken}, or {2 * taken} with learned variances"
+            f"out_channels: {given!r}; allowed: {each}, or {2 * each} with learned variances"
         )
     return found
 
 
-def _vae(config: dict[str, Any], kind: str, family: Family) -> list[str]:
+def _vae(config: dict[str, Any], kind: str, family: Family, denoiser: dict[str, Any]) -> list[str]:
     found = [] if kind == family.vae else [f"_class_name: {kind}; allowed: {family.vae}"]
-    for key in ("in_channels", "out_channels"):
+    for key in ("in_channels", "out_channels", "input_channels"):
         if (channels := config.get(key, 3)) != 3:
             found.append(f"{key}: {channels!r}; allowed: 3")
     shift = config.get("shift_factor")
     if family.shifted and not isinstance(shift, int | float):
         found.append(f"shift_factor: {shift!r}; allowed: a number")
-    for key in ("latents_mean", "latents_std", *(() if family.shifted else ("shift_factor",))):
+    statistics = ("latents_mean", "latents_std")
+    for key in statistics if family.normalised else ():
+        if not isinstance(values := config.get(key), list) or len(values) != _channels_of(config):
+            found.append(f"{key}: {values!r}; allowed: a list, a number for each latent channel")
+    none = () if family.normalised else statistics
+    for key in (*none, *(() if family.shifted else ("shift_factor",))):
         if config.get(key) not in (None, 0):
             found.append(
                 f"{key}: {config[key]!r}; allowed: null, as nobody shifts latents so for a "
@@ -172,7 +185,8 @@ def _vae(config: dict[str, Any], kind: str, family: Family) -> list[str]:
     if not isinstance(config.get(key := _halving(config)), list):
         return [*found, f"{key}: missing; allowed: a list of numbers"]
     if family.side is not None:
-        side, unit = config.get("sample_size"), pixels(config) * family.packs
+        unit = pixels(config) * family.packs * family.patch(denoiser)
+        side = config.get("sample_size", family.side * pixels(config))
         if not isinstance(side, int) or side < 1 or side % unit:
             found.append(
                 f"sample_size: {side!r}; allowed: the side of images [px], a multiple of {unit}"

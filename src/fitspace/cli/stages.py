@@ -49,13 +49,15 @@ def _stage(arguments: argparse.Namespace) -> None:
     run = plan.run_of(stage, arguments.folder)
     options, fold = {}, None
     if stage == "train":
+        from fitspace import bases
         from fitspace.stages.train import folds
         from fitspace.tracking.sending import live
 
         lighter = bool(arguments.gradient_checkpointing)
         compiled = bool(arguments.compile)
         options = {"gradient_checkpointing": lighter, "compiled": compiled, "live": live}
-        fold = None if lighter or compiled else folds
+        alone = lighter or compiled or not bases.family(plan.study.base).folds
+        fold = None if alone else folds
 
     def make(*runs) -> None:
         from fitspace.core.imports import import_only_models

@@ -7,6 +7,7 @@ stands for exact bits there. torch is imported where it is used.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fitspace.core.errors import UserError
@@ -119,6 +120,41 @@ def halve_frozen(model: nn.Module) -> int:
     for parameter in found:
         parameter.data = parameter.data.to(torch.bfloat16)
     return len(found)
+
+
+def one_at_a_time(models: Sequence[nn.Module], device: str | torch.device) -> None:
+    """Let only one of some frozen models be on the device: each comes when it is called, and the
+    one before it goes back to where it was, without a copy of what never changed. Of one model
+    alone this is ``model.to(device)``."""
+    if len(models) == 1:
+        models[0].to(device)
+        return
+    from torch import nn
+
+    here: nn.Module | None = None
+    home: list[tuple[dict[str, Any], str, torch.Tensor]] = []
+
+    def bring(model: nn.Module, args: Any) -> None:
+        nonlocal here
+        if model is here:
+            return
+        while home:
+            held, name, tensor = home.pop()
+            held[name] = tensor
+        moved: dict[int, torch.Tensor] = {}  # tied weights stay one
+        for module in model.modules():
+            for held in (module._parameters, module._buffers):
+                for name, tensor in [(n, t) for n, t in held.items() if t is not None]:
+                    home.append((held, name, tensor))
+                    if id(tensor) not in moved:
+                        there = tensor.to(device)
+                        frozen = isinstance(tensor, nn.Parameter)
+                        moved[id(tensor)] = nn.Parameter(there, False) if frozen else there
+                    held[name] = moved[id(tensor)]
+        here = model
+
+    for model in models:
+        model.register_forward_pre_hook(bring)
 
 
 def adamw(groups: list[dict[str, Any]], **settings: Any) -> torch.optim.AdamW:

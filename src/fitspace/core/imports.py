@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from types import ModuleType
 
@@ -29,6 +30,8 @@ def import_peft() -> ModuleType:
     Only methods of peft call this, because it takes 0.9 s of a job's start-up.
     """
     _import_torchvision()
+    if importlib.util.find_spec("bitsandbytes"):  # peft imports it, where it is
+        import_bitsandbytes()
     import peft
 
     return peft
@@ -40,6 +43,27 @@ def import_open_clip() -> ModuleType:
     import open_clip
 
     return open_clip
+
+
+def import_bitsandbytes() -> ModuleType:
+    """Import bitsandbytes, which else looks for a kernel on the network where it finds a CPU that
+    computes in bf16, and warns if it has none; nothing here uses that kernel."""
+    if found := sys.modules.get("bitsandbytes"):
+        return found
+    import logging
+
+    told, missing = logging.getLogger("bitsandbytes"), object()
+    level, before = told.level, sys.modules.get("kernels", missing)
+    told.setLevel(logging.ERROR)
+    sys.modules["kernels"] = None  # whoever imports it now finds no such package
+    try:
+        import bitsandbytes
+    finally:
+        told.setLevel(level)
+        del sys.modules["kernels"]
+        if before is not missing:
+            sys.modules["kernels"] = before
+    return bitsandbytes
 
 
 def _import_torchvision() -> None:

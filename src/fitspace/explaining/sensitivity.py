@@ -94,7 +94,8 @@ def measure(
     ------
     NotFinite : a prediction has NaN or infinite values.
     """
-    device, predict = next(model.parameters()).device, family_of(model).predict
+    family, device = family_of(model), next(model.parameters()).device
+    forms = {path: family.block_of(block) for path, block in blocks_of(model).items()}
     count, channels, *side = latents.shape
     shape = (len(steps), count)
     maps = np.zeros((min(shown, count), len(steps), *side), np.float32)
@@ -107,7 +108,7 @@ def measure(
                 noisy = process.mix(latents[pair], noise[pair], t).to(device)
                 own = {name: value.to(device) for name, value in told(i).items()}
                 hidden.clear()
-                predicted = predict(model, noisy, t.to(device), own)[:, :channels]
+                predicted = family.predict(model, noisy, t.to(device), own)[:, :channels]
                 predicted = process.noise(predicted, noisy, t.to(device))
                 if not bool(predicted.isfinite().all()):
                     raise NotFinite(f"explain: the prediction at time step {step} is not finite")
@@ -116,6 +117,9 @@ def measure(
                     maps[i, k] = (predicted[0] - predicted[1]).abs().mean(0).cpu().numpy()
                 for path, output in hidden.items():
                     sums = moved.blocks.setdefault(path, np.zeros((2, len(steps))))
+                    if forms[path].led:
+                        tokens = family.image_tokens(model.config, side[0])
+                        output = family.of_image(forms[path], output, own, tokens)
                     sums[:, k] += _norms(output)
                 after(k, i)
     return moved

@@ -136,11 +136,13 @@ def gate(module: nn.Module, part: str, block: Block) -> list[RemovableHandle]:
     Hooks on the branch that are registered later see what the branch adds to the stream.
     """
     held: dict[str, torch.Tensor] = {}
-    place = block.gates[part]
+    place, opened = block.gates[part], torch.inf if block.tanh else 1.0  # tanh(inf) is 1
 
     def keep(_, args, output):
-        held["gate"] = output[place]
-        return *output[:place], torch.ones_like(output[place]), *output[place + 1 :]
+        values = [*(output if isinstance(output, tuple) else output.chunk(block.parts, -1))]
+        held["gate"] = values[place].tanh() if block.tanh else values[place]
+        values[place] = torch.full_like(values[place], opened)
+        return tuple(values) if isinstance(output, tuple) else torch.cat(values, -1)
 
     def apply(_, args, output):
         gate = held.pop("gate").unsqueeze(1)
@@ -149,7 +151,7 @@ def gate(module: nn.Module, part: str, block: Block) -> list[RemovableHandle]:
         return gate * output
 
     return [
-        module.norm1.register_forward_hook(keep),
+        module.get_submodule(block.gated_by).register_forward_hook(keep),
         module.get_submodule(part).register_forward_hook(apply),
     ]
 

@@ -115,8 +115,16 @@ class Attachment:
 
         Raises
         ------
-        UserError : the method is not a linear change of the base's weights.
+        UserError : the method is not a linear change of the base's weights, or these are stored in
+            fewer bits.
         """
+        from fitspace.bases.quantized_layers import quantized
+
+        if quantized(self.model):
+            raise UserError(
+                f"{self.method}: cannot be merged into weights of few bits, which would round it "
+                "away; load it on the whole base and merge it there"
+            )
         if self.fold is None:
             raise UserError(
                 f"{self.method}: cannot be merged, because it is not a linear change of the base's "

@@ -177,9 +177,7 @@ def _write_diffusers(config, state: dict[str, torch.Tensor], out: Path) -> Path:
 
 def _of_transformer(state: dict[str, torch.Tensor]) -> bool:
     """Whether the layers are those of a transformer's blocks, not of a U-Net."""
-    return all(
-        name.startswith(("transformer_blocks.", "single_transformer_blocks.")) for name in state
-    )
+    return not any(name.startswith(("down_blocks.", "mid_block.", "up_blocks.")) for name in state)
 
 
 def _write_kohya(config, parts: dict[str, dict[str, torch.Tensor]], out: Path) -> Path:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fitspace import bases
 from fitspace.core.errors import UserError
 from fitspace.methods.attachment import Attachment, BlockSettings, nothing, restoring
-from fitspace.methods.blocks import inside
+from fitspace.methods.blocks import ALL, inside
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +24,13 @@ class Settings(BlockSettings):
 def problems(settings: Settings, family: str) -> list[str]:
     """None: every denoiser can be fine-tuned."""
     return []
+
+
+def needs_whole(settings: dict[str, Any], control: str | None) -> str | None:
+    """Why no weight of the base can be stored in fewer bits; None if some can."""
+    if control == "controlnet" or settings.get("blocks", ALL) != ALL:
+        return None
+    return "trains every weight, so that none is left"
 
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:

@@ -29,7 +29,7 @@ from fitspace.methods.peft_layers import (
     inject,
     linear_layers,
 )
-from fitspace.methods.tuners import FROM_WEIGHTS, STARTS, TUNERS
+from fitspace.methods.tuners import FROM_WEIGHTS, READS, STARTS, TUNERS
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -105,6 +105,11 @@ def problems(settings: Settings, family: str) -> list[str]:
 def not_linear(settings: dict[str, Any]) -> str | None:
     """Why these settings have no strength, in words; None if they have."""
     return "dora" if settings.get("dora") else None
+
+
+def needs_whole(settings: dict[str, Any], control: str | None) -> str | None:
+    """Why the base's weights cannot be stored in fewer bits; None if they can."""
+    return f"with dora {READS}" if settings.get("dora") else None
 
 
 def peft_config(settings: Settings, layers: Iterable[str]) -> LoraConfig:

@@ -28,7 +28,7 @@ from fitspace.methods.peft_layers import (
     inject,
     linear_layers,
 )
-from fitspace.methods.tuners import FROM_WEIGHTS, REFUSED, TUNERS, fields, seeds
+from fitspace.methods.tuners import FROM_WEIGHTS, READS, REFUSED, TUNERS, fields, seeds
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -131,6 +131,15 @@ def not_linear(settings: dict[str, Any]) -> str | None:
     nonlinear = {"use_dora": True, "weight_tying": settings.get("weight_tying") or None}
     nonlinear |= {"init_weights": "bat"} if peft_type == "MISS" else {}
     return next((n for n, v in nonlinear.items() if v is not None and settings.get(n) == v), None)
+
+
+def needs_whole(settings: dict[str, Any], control: str | None) -> str | None:
+    """Why the base's weights cannot be stored in fewer bits; None if they can."""
+    peft_type = settings["peft_type"]
+    if TUNERS[peft_type].reads:
+        return f"with peft_type {peft_type} {READS}"
+    reading = {"use_dora": True, "init_weights": "bat"}
+    return next((f"with {n} {READS}" for n, v in reading.items() if settings.get(n) == v), None)
 
 
 def sizes(settings: Tuned) -> dict[str, int]:

@@ -15,13 +15,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fitspace.bases.blocks import layers
 from fitspace.core import rng
 from fitspace.core.errors import UserError
+from fitspace.core.reading import short
 from fitspace.methods.attachment import Attachment, PartialSettings
 from fitspace.methods.blocks import ALL, inside
 from fitspace.methods.tuners import FROM_WEIGHTS, TUNERS
@@ -49,6 +50,17 @@ class TargetedSettings(PartialSettings):
         description="Layers that are changed: the query, key and value projections (those of "
         "LoRA in 2304.06648); also the output projections; also the feed-forward layers.",
     )
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _of_the_denoiser(cls, value: Any) -> Any:
+        if isinstance(value, str) and "text" in value:
+            allowed = ", ".join(get_args(cls.model_fields["target"].annotation))
+            raise ValueError(
+                f"{short(value)}: no text encoder is trained here, because captions are encoded "
+                f"once, before any training; allowed: {allowed}"
+            )
+        return value
 
 
 def linear_layers(

@@ -60,6 +60,13 @@ def problems(method: str, settings: MethodSettings, family: str) -> list[str]:
     ] + get(method).problems(settings, family)
 
 
+def needs_whole(method: str, settings: dict[str, Any], control: str | None = None) -> str | None:
+    """Why the base's frozen weights cannot be stored in fewer bits under a method, in words that
+    its name begins; None if they can."""
+    said = getattr(get(method), "needs_whole", None)
+    return said(settings, control) if said else None
+
+
 def knob(method: str) -> str | None:
     """The setting that makes a method wider; None if there is none."""
     return getattr(get(method), "budget", None)

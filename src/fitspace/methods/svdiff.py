@@ -7,7 +7,7 @@ adds min(m, n) parameters.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -31,6 +31,11 @@ class Settings(PartialSettings):
 def problems(settings: Settings, family: str) -> list[str]:
     """None: every denoiser has linear layers."""
     return []
+
+
+def needs_whole(settings: dict[str, Any], control: str | None) -> str:
+    """Why the base's weights cannot be stored in fewer bits."""
+    return "holds them as singular vectors, which are as large as the whole weights"
 
 
 def attach(model: nn.Module, settings: Settings, seed: int) -> Attachment:

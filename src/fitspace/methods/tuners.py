@@ -27,6 +27,7 @@ class Tuner(NamedTuple):
     that peft draws or computes and does not train; a file holds them, because another machine may
     compute others. ``moves``: the initial values with which it does not start from the base.
     ``random``: whether it draws in training. ``on_meta``: whether peft builds it without weights.
+    ``reads``: whether every pass reads the values of the base's weights.
     ``shared``: of what is kept, what peft's own files hold once. ``exports``: whether those hold
     all of it.
     """
@@ -39,6 +40,7 @@ class Tuner(NamedTuple):
     convolutions: bool = False
     random: bool = False
     on_meta: bool = True
+    reads: bool = False
     shared: tuple[str, ...] = ()
     exports: bool = True
 
@@ -52,10 +54,10 @@ TUNERS = {
     "DEFT": Tuner(),
     "DELORA": Tuner({"delora_lambda": 0.0}),
     "FOURIERFT": Tuner({"fourierft_spectrum": 0.0}, kept=("indices",), exports=False),
-    "GLORA": Tuner(),
+    "GLORA": Tuner(reads=True),
     "GRALORA": Tuner({"gralora_B": 0.0}),
-    "HIRA": Tuner({"hira_B": 0.0}, convolutions=True),
-    "HRA": Tuner(convolutions=True),
+    "HIRA": Tuner({"hira_B": 0.0}, convolutions=True, reads=True),
+    "HRA": Tuner(convolutions=True, reads=True),
     "IA3": Tuner({"ia3_l": 1.0}, convolutions=True),
     "LILY": Tuner(merges=False),
     "LN_TUNING": Tuner(),
@@ -73,7 +75,7 @@ TUNERS = {
     "MISS": Tuner({"miss_block": 0.0}),
     "OFT": Tuner({"oft_R": 0.0}),
     "OSF": Tuner(kept=("_osf_U_low_init", "_osf_S_low_init", "_osf_V_low_init")),
-    "PEANUT": Tuner({"peanut_B": 0.0}),
+    "PEANUT": Tuner({"peanut_B": 0.0}, reads=True),
     "PSOFT": Tuner(kept=("_psoft_A_cache", "_psoft_B_cache")),
     "PVERA": Tuner(
         {"pvera_lambda_b": 0.0},
@@ -83,9 +85,11 @@ TUNERS = {
     ),
     "RANDLORA": Tuner({"randlora_lambda": 0.0}, kept=("randlora_A", "randlora_B")),
     "ROAD": Tuner({"road_theta": 0.0, "road_alpha": 1.0}),
-    "SHIRA": Tuner({"shira_weight": 0.0}, kept=("shira_indices",), on_meta=False),
+    "SHIRA": Tuner({"shira_weight": 0.0}, kept=("shira_indices",), on_meta=False, reads=True),
     "SUPERTUNING": Tuner(
-        {"supertuning_values": 0.0, "supertuning_lora_B": 0.0}, kept=("supertuning_indices",)
+        {"supertuning_values": 0.0, "supertuning_lora_B": 0.0},
+        kept=("supertuning_indices",),
+        reads=True,
     ),
     "TINYLORA": Tuner({"tinylora_v": 0.0}, kept=("tinylora_A", "tinylora_B", "tinylora_P")),
     "UNILORA": Tuner(
@@ -150,6 +154,7 @@ OURS = {
         ("megatron_core", "use_qalora", "qalora_group_size"), "the base's weights are whole numbers"
     ),
 }  # fmt: skip
+READS = "reads the values of the base's weights in every pass"
 FROM_WEIGHTS = ("pissa", "olora")  # LoRA's initial values that are parts of the base's weights
 # LoRA's initial values that fitspace cannot give.
 STARTS = {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from fitspace import bases, data, methods, metrics
+from fitspace.bases import quantized
 from fitspace.core.errors import UserError
 from fitspace.core.reading import explain
 from fitspace.core.texts import shown
@@ -34,7 +35,10 @@ from fitspace.study import (
     DRAWN,
     LEARNT,
     OF_CONTROL,
+    REWARD_FACTORS,
+    REWARD_THROUGH,
     REWARD_WEIGHT,
+    WHOLE,
     Arm,
     Reward,
     SampleSettings,
@@ -164,11 +168,26 @@ def reward_problems(models: Models) -> list[str]:
     study, reward = models.study, models.study.train.reward
     if reward is None:
         return [
-            f"arms[{i}].factors.{REWARD_WEIGHT}: the study has no reward; needed: train.reward"
+            f"arms[{i}].factors.{factor}: the study has no reward; needed: train.reward"
             for i, arm in enumerate(study.arms)
-            if REWARD_WEIGHT in arm.factors
+            for factor in REWARD_FACTORS
+            if factor in arm.factors
         ]
     problems = []
+    backs = {"train.reward.through": reward.through}
+    for i, arm in enumerate(study.arms):
+        levels = arm.factors.get(REWARD_THROUGH, [])
+        backs |= {f"arms[{i}].factors.{REWARD_THROUGH}[{j}]": k for j, k in enumerate(levels)}
+        if levels and 0 in arm.factors.get(REWARD_WEIGHT, []):
+            problems.append(
+                f"arms[{i}].factors.{REWARD_WEIGHT}: 0: without a reward {REWARD_THROUGH} changes "
+                "nothing; allowed: another weight, and an arm with `train: {reward: null}`"
+            )
+    problems += [
+        f"{key}: {k}; allowed: at most train.reward.steps, {reward.steps}"
+        for key, k in backs.items()
+        if k > reward.steps
+    ]
     with contextlib.suppress(UserError):  # others report it
         if reward.against == "caption" and bases.family(study.base).by_class:
             problems.append(
@@ -178,7 +197,9 @@ def reward_problems(models: Models) -> list[str]:
     judging = {"judge": study.judge} | {name: f"@{path}" for name, path in study.weights.items()}
     for name, reference in judging.items():
         with contextlib.suppress(UserError):  # not here, or no model
-            if metrics.weights_of(reference) & metrics.weights_of(reward.model):
+            # One that is not here yet is known by its name alone.
+            same = reference == reward.model
+            if same or metrics.weights_of(reference) & metrics.weights_of(reward.model):
                 problems.append(
                     f"{REWARD_KEY}: {reward.model!r}: has the weights of {name!r}, which evaluates "
                     "the study: whatever pleases it would be found good; allowed: another model"
@@ -199,7 +220,11 @@ def _base_problems(study: Study, models: Models) -> list[str]:
     if any(task.dreambooth is not None for task in study.tasks):
         steps.add(PRIOR_STEPS)
     found = [p for count in sorted(steps) for p in bases.problems(models.base, count)]
-    return [f"base: {study.base}: {problem}" for problem in dict.fromkeys(found)]
+    problems = [f"base: {study.base}: {problem}" for problem in dict.fromkeys(found)]
+    forms = dict.fromkeys((point.train or {}).get("base_weights") for point in models.points[0])
+    if why := quantized.missing():
+        problems += [f"train.base_weights: {form!r}: {why}" for form in forms if form]
+    return problems
 
 
 def looked(study: Study, models: Models) -> list[str]:
@@ -326,6 +351,7 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, models: Models | No
             if count > 1
         ]
         problems += _too_short(study, points) + _at_once(study, points)
+        problems += _few_bits(study, points)
         problems += _within_problems(study)
         problems += _given_problems(study) + _one_unit(points)
         problems += _untold(study, cost.distilled(study))
@@ -535,6 +561,23 @@ def _at_once(study: Study, points: list[Point]) -> list[str]:
     return problems
 
 
+def _few_bits(study: Study, points: list[Point]) -> list[str]:
+    """Points whose method needs the base's weights whole, and that store them in fewer bits."""
+    problems = []
+    for i, arm in enumerate(study.arms):
+        found = dict.fromkeys(
+            (form, why)
+            for p in points
+            if p.arm == arm.title and (form := (p.train or {}).get("base_weights"))
+            if (why := methods.needs_whole(p.method, p.settings, p.learnt))
+        )
+        problems += [
+            f"arms[{i}].train.base_weights: {form!r}: method {arm.method!r} {why}; allowed: {WHOLE}"
+            for form, why in found
+        ]
+    return problems
+
+
 def _too_short(study: Study, points: list[Point]) -> list[str]:
     """Points that end before they reach their learning rate."""
     problems = []
@@ -692,8 +735,8 @@ def _problems_of(arm: Arm, base: Any, family: str | None) -> list[str]:
         problems.append(f"train: method {arm.method!r} trains nothing; leave out {own_training}")
     for factor, levels in arm.factors.items():
         model, name = method.Settings, factor
-        if factor == REWARD_WEIGHT:
-            model, name = Reward, "weight"
+        if factor in REWARD_FACTORS:
+            model, name = Reward, REWARD_FACTORS[factor]
         elif factor.startswith("train."):
             model, name = TrainSettings, factor.removeprefix("train.")
         elif factor in DRAWN:
@@ -707,7 +750,7 @@ def _problems_of(arm: Arm, base: Any, family: str | None) -> list[str]:
             problems.append(f"factors.{factor}: []: a factor needs at least one level")
         first = {level: i for i, level in reversed(list(enumerate(levels)))}
         for i, level in enumerate(levels):
-            if not (model is Reward and level == 0 and level is not False):  # without a reward
+            if not (factor == REWARD_WEIGHT and level == 0 and level is not False):  # without one
                 problems += _level_problems(model, f"factors.{factor}[{i}]", name, level)
             if first[level] < i:
                 problems.append(f"factors.{factor}[{i}]: {level!r} stands more than once")

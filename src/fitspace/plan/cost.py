@@ -188,7 +188,7 @@ def memory(study: Study, point: Point, times: Times, taken: Taken) -> dict[str, 
     every = [taken[_kind(point, task)] for task in study.tasks]
     return {
         "train": max(one.training(point.train) for one in every) if point.train else None,
-        "sample": max(one.sampling for one in every),
+        "sample": max(one.sampling(point.train) for one in every),
     }
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitspace import bases, methods, metrics
+from fitspace.bases.quantized import Linear, counted, frozen_linear
 from fitspace.core import hub
 from fitspace.core.files import digest, remember, remembered, sha256
 from fitspace.plan import counting
 from fitspace.plan.points import Point
-from fitspace.study import Study, Task
+from fitspace.study import WHOLE, Reward, Study, Task
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,7 @@ class Footprint:
         as the point needs it; 0 if nothing is trained. Recomputation is not included.
     activations : bytes that a training step keeps for the backward pass of the whole batch.
     frozen, trainable : numbers of parameters, including the method's.
+    linear, rows : the weights of frozen linear layers, which are among ``frozen``, and their rows.
     beside : bytes of the weights that only a reward needs.
     """
 
@@ -48,24 +50,34 @@ class Footprint:
     activations: int
     frozen: int
     trainable: int
+    linear: int = 0
+    rows: int = 0
     beside: int = 0
 
     def training(self, settings: dict[str, Any]) -> int:
         """Bytes of a training step: weights, gradients, AdamW's state and activations.
 
-        The base is stored in the precision of the forward pass. Trainables (with a copy in that
+        The base is stored in the precision of the forward pass, but for linear layers in fewer
+        bits, of which one at a time is made whole. Trainables (with a copy in that
         precision), their gradients, both moments and the moving average, if any, are stored in
         fp32. ``settings`` are those of :class:`fitspace.study.TrainSettings`.
         """
         width = WIDTH[settings["precision"]]
         each = 16 + (4 if settings["ema"] is not None else 0) + (width if width < 4 else 0)
-        own = width * self.frozen + each * self.trainable
+        own = self._base(width, settings) + each * self.trainable
         return own + self.activations + self.beside
 
-    @property
-    def sampling(self) -> int:
-        """Bytes of the weights that sampling needs, in fp32, without the decoder's."""
-        return 4 * (self.frozen + self.trainable)
+    def sampling(self, settings: dict[str, Any] | None) -> int:
+        """Bytes of the weights that sampling needs, in fp32 or as the training had them, without
+        the decoder's. ``settings`` as in :meth:`training`; None where nothing is trained."""
+        return self._base(4, settings or {}) + 4 * self.trainable
+
+    def _base(self, width: int, settings: dict[str, Any]) -> int:
+        """Bytes of the frozen weights, of which those that are whole have this width."""
+        form = settings.get("base_weights", WHOLE)
+        if form == WHOLE:
+            return width * self.frozen
+        return width * (self.frozen - self.linear) + Linear(self.linear, self.rows).bytes(form)
 
 
 def of(study: Study, point: Point, task: Task) -> Footprint:
@@ -182,12 +194,15 @@ def _measure(
             predicted.backward(torch.empty_like(predicted))
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in attachment.trainable.values())
+    linear = counted(frozen_linear(model, attachment.frozen.values()))
     return Footprint(
         forward=forward // batch,
         step=flops.get_total_flops() // batch if attachment.trainable else 0,
         activations=kept.bytes,
         frozen=total - trainable,
         trainable=trainable,
+        linear=linear.weights,
+        rows=linear.rows,
     )
 
 
@@ -195,9 +210,13 @@ def _rewarded(
     found: Footprint, base: str, reward: dict[str, Any], batch: int, scale: int
 ) -> Footprint:
     """A footprint with what a reward adds; the FLOPs are those of the share of time steps that it
-    rewards, the bytes those of a batch that it rewards as a whole."""
+    rewards, the bytes those of a batch that it rewards as a whole.
+
+    Where images are drawn for it, all are rewarded. The denoiser is asked at each solver step,
+    twice with guidance, and goes back through the last ones.
+    """
     folder = bases.resolve(base)
-    side = bases.config(folder, bases.denoiser(folder))["sample_size"] * scale
+    side = bases.latent_shape(folder)[-1] * scale
     config, code = bases.config(folder, "vae"), sha256(find_spec("fitspace.training.reward").origin)
     judge = metrics.identity(reward["model"])[metrics.JUDGE]
     key = digest(["reward", config, judge, reward["against"], batch, side, code, _code()])
@@ -206,9 +225,17 @@ def _rewarded(
         known[key] = _measure_reward(folder, reward, batch, side)
         remember(CACHE, known)
     flop, activations, weights = known[key]
+    step, share, back = found.step, reward["below"], reward.get("through", 0)
+    if back:
+        own = Reward(**reward)
+        model = bases.config(folder, bases.denoiser(folder))
+        asked = 1 + (own.guidance > 1 and not bases.family(base).distilled(model))
+        step += asked * (own.steps * found.forward + back * (found.step - found.forward))
+        activations += asked * back * found.activations
+        share = 1.0
     return replace(
         found,
-        step=found.step + round(flop * reward["below"]),
+        step=step + round(flop * share),
         activations=found.activations + activations,
         beside=weights,
     )
@@ -223,7 +250,7 @@ def _measure_reward(folder: Path, reward: dict[str, Any], batch: int, side: int)
 
     own = training.load_reward(reward | {"against": "target"}, folder, [], "cpu")
     models = torch.nn.ModuleList([own.vae, own.judge.model]).to("meta")
-    channels = own.vae.config.latent_channels
+    channels = bases.latent_shape(folder)[0]
     latents = torch.empty(batch, channels, side, side, device="meta", requires_grad=True)
     kept = _Kept(models)
     backward = torch.ops.aten._scaled_dot_product_flash_attention_backward

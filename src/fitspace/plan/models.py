@@ -194,8 +194,11 @@ class Models:
         """
         found = {"base": self.digest, "judge": self.evaluator["judge"]}
         found |= {name: self.evaluator[name] for name in self.study.weights}
+        if self.rewarder is not None:
+            found[REWARD] = self.rewarder
+        references = named(self.study)
         if others := [
-            f"{key}_sha256: {wanted}; {getattr(self.study, key)!r} here is {value}; allowed: the "
+            f"{key}_sha256: {wanted}; {references[key]!r} here is {value}; allowed: the "
             f"{key} that the study was made for, or its new SHA-256{self.line_endings}"
             for key, value in found.items()
             if (wanted := getattr(self.study, f"{key}_sha256")) not in (None, value)

@@ -18,8 +18,9 @@ from fitspace.study import (
     CONTROL,
     DRAWN,
     LEARNT,
-    REWARD_WEIGHT,
+    REWARD_FACTORS,
     Arm,
+    Reward,
     SampleSettings,
     Study,
     TrainSettings,
@@ -196,10 +197,12 @@ def expand(
 
 
 def _rewarded(train: dict[str, Any]) -> dict[str, Any]:
-    """Training settings whose reward has the weight of a level, if there is one: 0 is none."""
-    weight = train.pop(REWARD_WEIGHT.removeprefix("train."), None)
-    if weight is not None and train.get("reward") is not None:
-        train["reward"] = train["reward"] | {"weight": float(weight)} if weight else None
+    """Training settings whose reward has the levels that there are of it: of weight 0 is none."""
+    keys = {key.removeprefix("train."): name for key, name in REWARD_FACTORS.items()}
+    levels = {keys[key]: train.pop(key) for key in list(train) if key in keys}
+    if train.get("reward") is not None:
+        without = levels.get("weight") == 0
+        train["reward"] = None if without else Reward(**(train["reward"] | levels)).resolved
     return train
 
 
@@ -255,8 +258,11 @@ def _told_apart(points: list[Point]) -> list[Point]:
 
 
 def _in_name(value: Any) -> Any:
-    """A training setting as a name has it: of a reward its weight."""
-    return value["weight"] if isinstance(value, dict) else value
+    """A training setting as a name has it: of a reward its weight, and how far it goes back."""
+    if not isinstance(value, dict):
+        return value
+    back = f".through{value['through']}" if value.get("through") else ""
+    return f"{value['weight']}{back}"
 
 
 def _slug(settings: Any, arm: Arm, control: str | None) -> str:

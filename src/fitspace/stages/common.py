@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitspace import bases
+from fitspace import bases, methods
 from fitspace.core import devices
 from fitspace.core.errors import UserError
 from fitspace.core.paths import RESULTS
@@ -83,6 +83,26 @@ def generated(
         start=start,
         noised=drawn.get("noised", 1.0),
     )
+
+
+def placed(model, run: Run) -> Any:
+    """A denoiser on the device; one whose frozen layers a run stores in fewer bits stays where it
+    is loaded until :func:`stored`, because a device may not hold it whole."""
+    return model if _form(run) else model.to(devices.device())
+
+
+def stored(model, run: Run, attachment: methods.Attachment) -> list[str]:
+    """Store the frozen layers of a run's model as its training says, in place, once its method is
+    attached; what was done, in words."""
+    if form := _form(run):
+        from fitspace.bases.quantized_layers import quantize
+
+        return quantize(model, form, devices.device(), attachment.frozen.values())
+    return []
+
+
+def _form(run: Run) -> str | None:
+    return (run.point.train or {}).get("base_weights")
 
 
 def fit_task(model, run: Run, task, base: Path) -> None:

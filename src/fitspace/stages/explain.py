@@ -17,6 +17,7 @@ from fitspace.stages.common import (
     rehashed,
     say_diverged,
     seconds_since,
+    stored,
 )
 from fitspace.stages.sidecars import load_sidecar, now, write_sidecar
 from fitspace.study import Study
@@ -121,9 +122,14 @@ def explained(study: Study, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     if run.train is None:
         found[TUNED] = found[UNTOUCHED]
     else:
-        before = remembered(model)
-        attachment = methods.load(model, run.train.folder / "adapter.safetensors")
+        path, before = run.train.folder / "adapter.safetensors", remembered(model)
+        attachment = methods.load(model, path)
+        in_few_bits = stored(model, run, attachment)
         found[TUNED] = asked(model)
+        if in_few_bits:  # a change is measured beside the whole weights
+            model = bases.load_denoiser(base)
+            fit_task(model, run, task, base)
+            attachment = methods.load(model, path)
         changed = anatomy(attachment, before)
     models = (TUNED, UNTOUCHED)
     moved = {name: found[name][0] for name in models}

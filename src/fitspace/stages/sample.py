@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 from fitspace import bases, methods
-from fitspace.core import devices
 from fitspace.core.rng import initial_noise
 from fitspace.plan import Run
 from fitspace.stages.common import (
@@ -14,9 +13,11 @@ from fitspace.stages.common import (
     check_prompts,
     fit_task,
     generated,
+    placed,
     rehashed,
     say_diverged,
     seconds_since,
+    stored,
 )
 from fitspace.stages.sidecars import now, write_sidecar
 from fitspace.study import CHECKPOINT, Study
@@ -33,6 +34,8 @@ def sample(study: Study, run: Run) -> None:
     With ``control: img2img`` sampling starts from the image that the task gives with each caption;
     with another control the denoiser is told of it.
 
+    A base whose frozen layers were stored in fewer bits in training is stored so here.
+
     For a DreamBooth task, equal numbers of images of the subject, of the subject elsewhere and of
     its class. For a run that diverged, no images.
     """
@@ -46,7 +49,7 @@ def sample(study: Study, run: Run) -> None:
     stage = run.sample
     inputs, _ = rehashed(run.prepare)
     base = bases.resolve(study.base)
-    model = bases.load_denoiser(base).to(devices.device())
+    model = placed(bases.load_denoiser(base), run)
     cost = diverged = None
     if run.train is not None:
         files, cost = rehashed(run.train)
@@ -88,7 +91,8 @@ def _draw(study: Study, run: Run, model, task, base) -> Any:
     drawn = run.point.sample
     if run.train is not None:
         path = run.train.folder / adapter_file(drawn.get(CHECKPOINT))
-        methods.load(model, path, drawn.get("strength", 1.0), drawn.get("blocks"))
+        attachment = methods.load(model, path, drawn.get("strength", 1.0), drawn.get("blocks"))
+        stored(model, run, attachment)
     else:
         fit_task(model, run, task, base)
     count, given, start = study.sample.prompts, {}, None

@@ -20,8 +20,10 @@ from fitspace.stages.common import (
     fit_task,
     forget_peak,
     peak_memory_mb,
+    placed,
     rehashed,
     say_diverged,
+    stored,
 )
 from fitspace.stages.sidecars import now, write_sidecar
 from fitspace.study import Study
@@ -65,11 +67,14 @@ def train(
     inputs, _ = rehashed(run.prepare)
     base = bases.resolve(study.base)
     task = load(run.prepare, base, run.task.scale, run.point.learnt)
-    model = bases.load_denoiser(base).to(devices.device())
+    model = placed(bases.load_denoiser(base), run)
     total = count(model.parameters())
     attachment = _attached(model, run, task, base)
     precision = run.point.train["precision"]
-    prepared = devices.prepare(model, precision, gradient_checkpointing, compiled)
+    prepared = stored(model, run, attachment)
+    if prepared and compiled:
+        raise UserError(f"--compile: 1: not with {prepared[0]}; allowed: 0")
+    prepared += devices.prepare(model, precision, gradient_checkpointing, compiled)
 
     def member(each: Run) -> training.Member:
         own = attachment.trainable
@@ -88,7 +93,8 @@ def train(
     reward = None
     if asked := run.point.train.get("reward"):
         captions = read_manifest(run.prepare)["captions"]
-        reward = training.load_reward(asked, base, captions, devices.device())
+        none = task.told(slice(1))
+        reward = training.load_reward(asked, base, captions, devices.device(), none)
     with ExitStack() as curves:
         results = training.fit_members(
             model,
@@ -119,7 +125,8 @@ def folds(run: Run, other: Run) -> bool:
     Runs fold only on a GPU, which a small batch leaves mostly idle; on a CPU a run keeps the bits
     of a separate run. The runs need the same structure, the same numbers of steps and examples,
     and checkpoints at the same step. Runs with dropout do not fold, because dropout draws its
-    masks for a whole batch.
+    masks for a whole batch, nor do runs whose base is stored in fewer bits. Nor do runs whose
+    reward draws images, because a solver keeps the history of one batch.
     """
     from fitspace import training
 
@@ -130,6 +137,8 @@ def folds(run: Run, other: Run) -> bool:
         and (a.method, a.settings) == (b.method, b.settings)
         and a.learnt == b.learnt
         and not a.settings.get("dropout")
+        and "base_weights" not in {**a.train, **b.train}
+        and not (a.train.get("reward") or {}).get("through")
         and all(a.train.get(key) == b.train.get(key) for key in training.COMMON)
         and training.steps_done(_checkpoint(run)) == training.steps_done(_checkpoint(other))
     )
@@ -154,6 +163,8 @@ def _write_trained(run: Run, attachment, result, inputs, started, facts, memory:
     stage = run.train
     history = stage.folder / "history.csv"
     said = {"base": stage.material["base"], "key": stage.key, "run": stage.folder.name}
+    if (form := run.point.train.get("base_weights")) is not None:
+        said["base_weights"] = form
     last = result.losses[-20:]
     outcome: dict[str, Any] = {"final_loss": sum(last) / len(last)}
     if result.diverged is not None:

@@ -1,6 +1,7 @@
 """The models of a study file. This room looks at no base and no data."""
 
 from fitspace.study.models import (
+    BASE_WEIGHTS,
     CHECKPOINT,
     CONTROL,
     CONTROLS,
@@ -8,8 +9,11 @@ from fitspace.study.models import (
     DRAWN,
     LEARNT,
     OF_CONTROL,
+    REWARD_FACTORS,
+    REWARD_THROUGH,
     REWARD_WEIGHT,
     TUNING,
+    WHOLE,
     Analysis,
     Arm,
     DreamBooth,
@@ -22,6 +26,7 @@ from fitspace.study.models import (
 )
 
 __all__ = [
+    "BASE_WEIGHTS",
     "CHECKPOINT",
     "CONTROL",
     "CONTROLS",
@@ -29,9 +34,12 @@ __all__ = [
     "DRAWN",
     "LEARNT",
     "OF_CONTROL",
+    "REWARD_FACTORS",
+    "REWARD_THROUGH",
     "REWARD_WEIGHT",
     "Reward",
     "TUNING",
+    "WHOLE",
     "Analysis",
     "Arm",
     "DreamBooth",

@@ -319,8 +319,10 @@ class Task(_InKeys):
         return wrong
 
 
-class Reward(_Strict):
+class Reward(_InKeys):
     """A likeness that training raises beside its objective, by a model that does not evaluate."""
+
+    LATER = ("through", "steps", "guidance")
 
     model: PathText = Field(
         description="The rewarding open_clip model, as `judge` has it. The judge, and what else "
@@ -339,17 +341,45 @@ class Reward(_Strict):
         gt=0,
         le=1,
         description="Time steps below this share of the base's are rewarded: at later ones an "
-        "estimate in one step shows little.",
+        "estimate in one step shows little. Only with `through: 0`.",
+    )
+    through: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Images are drawn from noise and rewarded, and gradients go through so many of "
+        "the solver's last steps (DRaFT-K, 2309.17400); 0: the one-step estimate is rewarded.",
+    )
+    steps: int = Field(
+        10, ge=1, le=1000, description="Solver steps of the images that are drawn for `through`."
+    )
+    guidance: float = Field(
+        1.0, ge=1, description="Guidance scale of the images that are drawn for `through`."
     )
 
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The settings as a dict, what has no effect at its default."""
+        unused = ("below",) if self.through else ("steps", "guidance")
+        fields = type(self).model_fields
+        return self.model_copy(update={n: fields[n].default for n in unused}).model_dump()
 
-REWARD_WEIGHT = "train.reward.weight"  # the factor whose level 0 is a training without the reward
+
+# Factors: settings of the reward. Level 0 of the weight is a training without it.
+REWARD_WEIGHT, REWARD_THROUGH = "train.reward.weight", "train.reward.through"
+REWARD_FACTORS = {REWARD_WEIGHT: "weight", REWARD_THROUGH: "through"}
+
+
+WHOLE = "whole"  # the level of `train.base_weights` that stores nothing in fewer bits
+BASE_WEIGHTS = (WHOLE, "int8", "nf4")
 
 
 class TrainSettings(_InKeys):
     """How one adapter is trained. Everything here is part of the run's key."""
 
-    LATER = ("checkpoints", "density", "examples_at_once", "given_dropout", "reward")
+    LATER = (
+        "base_weights", "checkpoints", "density", "examples_at_once", "given_dropout", "reward",
+    )  # fmt: skip
 
     steps: int = Field(ge=1, le=10_000_000, description="Optimizer steps.")
     batch_size: int = Field(ge=1, le=65_536, description="Examples per step.")
@@ -391,6 +421,12 @@ class TrainSettings(_InKeys):
     )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Of the forward pass; trainables stay in fp32."
+    )
+    base_weights: Literal[*BASE_WEIGHTS] = Field(
+        WHOLE,
+        description="How the base's frozen linear layers are stored, in training and in what is "
+        "then sampled: `whole`, in 8 bits (`int8`) or in 4 (`nf4`); the latter two by bitsandbytes "
+        "(`pip install 'fitspace[quantized]'`).",
     )
     checkpoints: list[Annotated[int, Field(ge=1)]] | None = Field(
         None,
@@ -575,7 +611,7 @@ class Arm(_Strict):
     factors: dict[str, Annotated[list[Level], Field(max_length=10_000)]] = Field(
         default_factory=dict,
         description="Factor -> levels: a setting of the method, `train.<key>`, "
-        "`train.reward.weight` (0: without it), `control`, or one "
+        "`train.reward.weight` (0: without it), `train.reward.through`, `control`, or one "
         "of `sample.guidance`, `sample.steps`, `sample.strength`, `sample.blocks`, "
         "`sample.given_guidance` and `sample.noised`, whose levels share their training.",
     )
@@ -746,6 +782,11 @@ class Study(_Weights):
     judge_sha256: Sha256 | None = Field(
         None, description="The digest that the judge must have, as `fitspace plan` prints it."
     )
+    reward_sha256: Sha256 | None = Field(
+        None,
+        description="The digest that the model of `train.reward` must have, as `fitspace plan` "
+        "prints it.",
+    )
     tasks: list[Task] = Field(min_length=1, max_length=1000)
     arms: list[Arm] = Field(min_length=1, max_length=1000)
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
@@ -882,6 +923,8 @@ class Study(_Weights):
         needing |= {
             f"{name}_sha256": name for name in NAMED if getattr(self, f"{name}_sha256") is not None
         }
+        if self.reward_sha256 is not None and self.train.reward is None:
+            wrong.append("reward_sha256: the study has no reward; needed: train.reward")
         wrong += [
             f"{what}: needs the key {name!r}, the path of that extractor's weights"
             for what, name in needing.items()

@@ -103,6 +103,8 @@ def fit_members(
     ------
     UserError : as :func:`fit`, or checkpoints at different steps.
     """
+    if folded and reward is not None and reward.through:
+        raise ValueError("a reward of drawn images is for one run alone")
     for member in members:
         member.resume()
         member.folded = max(member.folded, len(members))
@@ -184,19 +186,25 @@ def _backward(
         part = batch[first : first + at_once]
         with torch.autocast(part.t.device.type, dtype=torch.bfloat16, enabled=half):
             predicted = predict(model, part.noisy, part.t, part.conditions)
-        loss = _loss(process, predicted, part, len(batch), reward)
+        loss = _loss(process, predicted, part, len(batch), reward, model, half)
         total += loss.item()
         loss.backward()
     return total
 
 
 def _loss(
-    process, predicted: torch.Tensor, part: Batch, size: int, reward: Reward | None
+    process,
+    predicted: torch.Tensor,
+    part: Batch,
+    size: int,
+    reward: Reward | None,
+    model: torch.nn.Module | None = None,
+    half: bool = False,
 ) -> torch.Tensor:
-    """A part's share of the mean loss of a batch of ``size``."""
+    """A part's share of the mean loss of a batch of ``size``; ``model``: see `Reward.losses`."""
     loss = part.losses(process, predicted.float())
     if reward is not None:
-        loss = loss + reward.losses(process, predicted.float(), part)
+        loss = loss + reward.losses(process, predicted.float(), part, model, half)
     return loss.mean() if len(part) == size else loss.sum() / size
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,51 @@ class NotFinite(UserError):
 BATCH = 32
 
 
+def guided(
+    model: torch.nn.Module,
+    told: Conditions,
+    unconditional: Conditions,
+    guidance: float,
+    given_guidance: float = 1.0,
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """A denoiser with classifier-free guidance: noisy latents (n, c, h, w) and their one time step
+    -> what it predicts of them, without learned variances.
+
+    With the scales s and g of guidance and of the given image's guidance, a prediction is
+    ``e(0, 0) + g (e(0, given) - e(0, 0)) + s (e(text, given) - e(0, given))`` (2211.09800, eq. 3).
+    A denoiser that is told the scale s is asked once; with s = 0 only ``unconditional`` is told.
+    Some families rescale the guided prediction. ``told`` and ``unconditional`` are as
+    :func:`generate` has them, on the denoiser's device.
+    """
+    family = bases.family_of(model)
+    distilled = family.distilled(model.config)
+    if distilled:
+        first = next(iter(told.values()))
+        told = told | {"guidance": torch.full((len(first),), float(guidance), device=first.device)}
+    every = [told]
+    if given_guidance > 1 or (guidance != 1 and not distilled):
+        none = {
+            n: unconditional[n].expand_as(v) if n in unconditional else v for n, v in told.items()
+        }
+        every = [none, told] if guidance else [none]
+        if given_guidance > 1:
+            every.insert(0, none | {"given": torch.zeros_like(none["given"])})
+    # From what is told least to what is told most.
+    scales = [given_guidance, guidance] if given_guidance > 1 else [guidance]
+    parts, told = len(every), {n: torch.cat([part[n] for part in every]) for n in told}
+
+    def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        channels = x.shape[1]
+        x = torch.cat([x] * parts)
+        found = family.predict(model, x, t.expand(len(x)), told)[:, :channels].chunk(parts)
+        predicted = found[0]
+        for scale, without, given in zip(scales, found, found[1:], strict=False):
+            predicted = predicted + scale * (given - without)
+        return predicted if parts == 1 else family.rescaled(predicted, found[-1])
+
+    return predict
+
+
 @torch.no_grad()
 def generate(
     model: torch.nn.Module,
@@ -39,11 +85,8 @@ def generate(
     start: torch.Tensor | None = None,
     noised: float = 1.0,
 ) -> np.ndarray:
-    """Sample by the process's solver with classifier-free guidance; uint8 (n, h, w, 3).
-
-    With the scales s and g of guidance and of the given image's guidance, a prediction is
-    ``e(0, 0) + g (e(0, given) - e(0, 0)) + s (e(text, given) - e(0, given))`` (2211.09800, eq. 3).
-    A denoiser that is told the scale s is asked once. With s = 0 only ``unconditional`` is told.
+    """Sample by the process's solver with classifier-free guidance, see :func:`guided`; uint8
+    (n, h, w, 3).
 
     Parameters
     ----------
@@ -61,12 +104,7 @@ def generate(
     NotFinite : some values of the images are not finite.
     UserError : device memory too small for one image.
     """
-    family = bases.family_of(model)
-    distilled = family.distilled(model.config)
     scaling, shift = bases.scaling_of(vae)
-
-    def denoise(x: torch.Tensor, t: torch.Tensor, told: Conditions) -> torch.Tensor:
-        return family.predict(model, x, t.expand(len(x)), told)[:, : noise.shape[1]]
 
     def draw(rows: slice) -> torch.Tensor:
         solver = process.solver(steps, device)
@@ -80,27 +118,10 @@ def generate(
             begun = (start[rows].to(device) - shift) * scaling
             x = solver.add_noise(begun, noise[rows].to(device), times[:1])
         told = {name: v.to(device) for name, v in picked(conditions, rows).items()}
-        if distilled:
-            told["guidance"] = torch.full((len(x),), float(guidance), device=device)
-        every = [told]
-        if given_guidance > 1 or (guidance != 1 and not distilled):
-            none = {
-                n: unconditional[n].to(device).expand_as(v) if n in unconditional else v
-                for n, v in told.items()
-            }
-            every = [none, told] if guidance else [none]
-            if given_guidance > 1:
-                every.insert(0, none | {"given": torch.zeros_like(none["given"])})
-            told = {n: torch.cat([part[n] for part in every]) for n in told}
+        none = {name: v.to(device) for name, v in unconditional.items()}
+        predict = guided(model, told, none, guidance, given_guidance)
         for t in times:
-            predicted, *others = denoise(torch.cat([x] * len(every)), t, told).chunk(len(every))
-            # From what is told least to what is told most.
-            scales = [given_guidance, guidance] if given_guidance > 1 else [guidance]
-            without = predicted
-            for scale, given in zip(scales, others, strict=False):
-                predicted = predicted + scale * (given - without)
-                without = given
-            x = solver.step(predicted, t, x).prev_sample
+            x = solver.step(predict(x, t), t, x).prev_sample
             progress.update(len(x))
         # Large images a few at a time: decoding takes more memory than denoising.
         side = bases.pixels(vae.config) * noise.shape[-1]

@@ -35,6 +35,14 @@ def _judge(work: Path, out: Path) -> None:
     judge.save(trained.model.clip, world, record, out)
 
 
+def _rewarder(work: Path, out: Path) -> None:
+    from fitspace.recipes.world import drawings, judge, rewarder
+
+    world, settings = drawings.load(work), rewarder.Settings()
+    trained = rewarder.train(world, work / "rewarder", settings)
+    judge.save(trained.model.clip, world, trained.record(settings), out, rewarder.DESIGN)
+
+
 def _unet(work: Path, out: Path) -> None:
     from fitspace.recipes.world import denoiser, drawings, unet
 
@@ -69,7 +77,7 @@ def _cards(work: Path, out: Path) -> None:
     The bases are those with this very autoencoder.
     """
     from fitspace import bases
-    from fitspace.recipes.world import autoencoder, card, denoiser, drawings, judge
+    from fitspace.recipes.world import autoencoder, card, denoiser, drawings, judge, rewarder
 
     found = out.parent
     if missing := [n for n in ("vae", "emoji-clip") if not (found / n / "training.json").exists()]:
@@ -77,7 +85,11 @@ def _cards(work: Path, out: Path) -> None:
     world, vae = drawings.load(work), autoencoder.load(found / "vae")
     report = {"autoencoder": autoencoder.measure(vae, world)}
     reconstructed = {"reconstructed": lambda images: autoencoder.copies(vae, images)}
-    report["judge"] = judge.measure(found / "emoji-clip", world, reconstructed)
+    designs = {"judge": judge.JUDGE}
+    if _finished(found / rewarder.NAME):
+        designs["rewarder"] = rewarder.DESIGN
+    for part, design in designs.items():
+        report[part] = judge.measure(found / design.name, world, reconstructed, design)
     ours = denoiser.weights_digest(found / "vae")
     finished = [
         bases.resolve(base)
@@ -88,7 +100,8 @@ def _cards(work: Path, out: Path) -> None:
         report[base.name] = card.RECIPES[base.name].measure(base, found / "emoji-clip", world)
     write_json(out, report)
     card.write_autoencoder(found / "vae", world, report)
-    card.write_judge(found / "emoji-clip", world, report)
+    for part, design in designs.items():
+        card.write_judge(found / design.name, world, report[part], design)
     for base in finished:
         card.write_base(base, world, report)
 
@@ -96,6 +109,7 @@ def _cards(work: Path, out: Path) -> None:
 PARTS = {  # part -> how it is made, and what it is called when it is finished
     "autoencoder": (_autoencoder, "vae"),
     "judge": (_judge, "emoji-clip"),
+    "rewarder": (_rewarder, "emoji-rewarder"),
     "unet": (_unet, "emoji-unet"),
     "dit": (_dit, "emoji-dit"),
     "mmdit": (_mmdit, "emoji-mmdit"),

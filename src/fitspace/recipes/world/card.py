@@ -12,7 +12,7 @@ from fitspace.core.files import canonical, read_json, replacing, write_text
 from fitspace.core.pages import templates
 from fitspace.data import openmoji
 from fitspace.recipes.world import autoencoder, denoiser, dit, judge, mmdit, unet
-from fitspace.recipes.world.drawings import ALIKE, Drawings
+from fitspace.recipes.world.drawings import ALIKE, SIZE, Drawings
 from fitspace.training import sampling
 
 SHEET = 96  # samples of a card
@@ -64,12 +64,19 @@ def write_autoencoder(folder: Path, drawings: Drawings, measured: dict[str, Any]
     )
 
 
-def write_judge(folder: Path, drawings: Drawings, measured: dict[str, Any]) -> None:
-    """Write the finished judge's ``README.md`` with its loss."""
+def write_judge(
+    folder: Path,
+    drawings: Drawings,
+    report: dict[str, Any],
+    design: judge.Design = judge.JUDGE,
+) -> None:
+    """Write a finished judge's ``README.md`` with its loss; ``report``: by `judge.measure`."""
     from fitspace.metrics import clip
 
     training = read_json(folder / "training.json")
-    losses = {"both towers": training["losses"], "texts": training["texts"]["losses"]}
+    losses = {"both towers": training["losses"]}
+    if "texts" in training:
+        losses["texts"] = training["texts"]["losses"]
     draw_losses(losses, folder / "losses.png")
     _write(
         folder,
@@ -77,13 +84,14 @@ def write_judge(folder: Path, drawings: Drawings, measured: dict[str, Any]) -> N
         attribution=openmoji.ATTRIBUTION,
         drawings=len(drawings),
         example=judge.styled("waving hand", "blueprint"),
-        model=judge.MODEL,
+        model=design.model,
         noise=judge.NOISE,
         packages=openmoji.source_version(),
         parameters=_parameters(clip.load(folder).model),
-        report=measured["judge"],
-        seen=judge.SEEN,
+        report=report,
+        seen=design.seen,
         shift=judge.SHIFT,
+        size=SIZE,
         styles=openmoji.STYLES,
         training=training,
     )

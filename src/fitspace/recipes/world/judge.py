@@ -60,12 +60,43 @@ MODEL = {
         "eos_id": END,
     },
 }
-PREPROCESS = {"size": SEEN, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
 MAX_SCALE = 100.0  # of the logits, as in CLIP (2103.00020, section 2.5)
 SETTLING = 24  # batches that settle the batch norms of averaged weights
 BATCH = 128  # images embedded at once; no result depends on it
 NOISE = 0.1  # standard deviation of the noise that robustness is measured with, pixels in [0, 1]
 SHIFT = 3  # and how far drawings are moved for it [px]
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a model of this kind is, and how it learns to see.
+
+    Attributes
+    ----------
+    name : of its folder.
+    model : its configuration for open_clip.
+    sides : at which it is trained [px], each with the share of the steps after which it is left.
+    fixed : stages of the image tower that keep ImageNet's weights; None: it starts from nothing.
+    """
+
+    name: str
+    model: dict[str, Any]
+    sides: tuple[tuple[float, int], ...]
+    fixed: int | None
+
+    @property
+    def seen(self) -> int:
+        """The side to which it resizes images [px]."""
+        return self.model["vision_cfg"]["image_size"]
+
+    @property
+    def preprocess(self) -> dict[str, Any]:
+        """How it prepares images, as open_clip has it."""
+        half = [0.5] * 3
+        return {"size": self.seen, "mean": half, "std": half, "interpolation": "bicubic"}
+
+
+JUDGE = Design("emoji-clip", MODEL, SIDES, FIXED)
 
 
 @dataclass(frozen=True)
@@ -89,17 +120,19 @@ def styled(caption: str, style: str) -> str:
 class Learner(nn.Module):
     """The judge with its training targets: a vector per caption, and an offset per style."""
 
-    def __init__(self, clip: nn.Module, captions: int):
+    def __init__(self, clip: nn.Module, captions: int, design: Design = JUDGE):
         super().__init__()
-        width = MODEL["embed_dim"]
-        self.clip = clip
+        width = design.model["embed_dim"]
+        self.clip, self.design = clip, design
         self.captions = nn.Parameter(torch.randn(captions, width) / width**0.5)
         self.styles = nn.Parameter(torch.randn(len(openmoji.STYLES), width) / width**0.5)
 
     def fixed(self) -> list[nn.Module]:
         """The parts of the image tower that are not trained, and keep their batch norms too."""
+        if self.design.fixed is None:
+            return []
         trunk = self.clip.visual.trunk
-        return [trunk.conv_stem, trunk.bn1, *trunk.blocks[:FIXED]]
+        return [trunk.conv_stem, trunk.bn1, *trunk.blocks[: self.design.fixed]]
 
     def train(self, mode: bool = True) -> Learner:
         super().train(mode)
@@ -112,21 +145,22 @@ class Learner(nn.Module):
         return F.normalize(F.normalize(self.captions[rows], dim=1)[:, None] + self.styles, dim=2)
 
 
-def new_learner(captions: int, seed: int) -> Learner:
-    """The image tower with ImageNet weights, the rest untrained."""
+def new_learner(captions: int, seed: int, design: Design = JUDGE) -> Learner:
+    """The image tower with ImageNet weights, if the design has them; the rest untrained."""
     import_torchvision()
     import open_clip
 
     from fitspace.metrics.effnet import load_network
 
     torch.manual_seed(seed)
-    clip = open_clip.CLIP(**MODEL)
-    clip.visual.trunk.load_state_dict(load_network(classes=0).state_dict())
+    clip = open_clip.CLIP(**design.model)
+    if design.fixed is not None:
+        clip.visual.trunk.load_state_dict(load_network(classes=0).state_dict())
     clip.visual.to(memory_format=torch.channels_last)
     for module in clip.visual.modules():
         if type(module) is nn.Conv2d and module.groups > 1:  # timm's own kind pads by itself
             module.__class__ = _PaddedFirst
-    learner = Learner(clip, captions)
+    learner = Learner(clip, captions, design)
     for part in learner.fixed():
         part.requires_grad_(False)
     return learner
@@ -145,13 +179,18 @@ class _PaddedFirst(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias, (height, width), groups=self.groups)
 
 
-def train(drawings: Drawings, folder: Path, settings: Settings = Settings()) -> loop.Trained:
+def train(
+    drawings: Drawings,
+    folder: Path,
+    settings: Settings = Settings(),
+    design: Design = JUDGE,
+) -> loop.Trained:
     """Train on all drawings in all styles, or go on with it. The model is a settled `Learner`."""
-    learner = new_learner(len(drawings), settings.seed).train()
+    learner = new_learner(len(drawings), settings.seed, design).train()
     read = tokens(drawings)
 
     def loss_at(step: int) -> Tensor:
-        rows, styles, images = batch(drawings, settings, step)
+        rows, styles, images = batch(drawings, settings, step, design)
         seen = learner.clip.encode_image(images, normalize=True)
         texts = text_rows(len(drawings), settings.texts, settings.seed, step)
         return seen_loss(learner, seen, rows, styles) + text_loss(learner, read, *texts)
@@ -159,7 +198,8 @@ def train(drawings: Drawings, folder: Path, settings: Settings = Settings()) -> 
     def sheet(averaged: nn.Module, path: Path) -> None:
         draw_mistakes(settled(averaged, drawings, settings), drawings, path)
 
-    made_of = {"drawings": drawings.key, "model": MODEL, "sides": SIDES, "fixed": FIXED}
+    made_of = {"drawings": drawings.key, "model": design.model, "sides": design.sides}
+    made_of |= {"fixed": design.fixed}
     trained = loop.train(learner, loss_at, settings, made_of, folder, sheet, "judge")
     model = settled(trained.model, drawings, settings)
     return loop.Trained(model, trained.losses, trained.hours)
@@ -168,13 +208,16 @@ def train(drawings: Drawings, folder: Path, settings: Settings = Settings()) -> 
 # --- one step -----------------------------------------------------------------------------
 
 
-def batch(drawings: Drawings, settings: Settings, step: int) -> tuple[Tensor, Tensor, Tensor]:
+def batch(
+    drawings: Drawings, settings: Settings, step: int, design: Design = JUDGE
+) -> tuple[Tensor, Tensor, Tensor]:
     """Rows (n,), styles (n,) and changed images (n, 3, h, w) of one step."""
     size = settings.batch_size
     rows = rng.order(settings.seed, step, size, len(drawings))
     draw = rng.generator(settings.seed, "judge.batch", step)
     styles = np.array([draw.choice(np.flatnonzero(drawings.drawn[row])) for row in rows])
-    side = next((side for end, side in SIDES if step < end * settings.steps), SEEN)
+    sides = (side for end, side in design.sides if step < end * settings.steps)
+    side = next(sides, design.seen)
     images = augment(drawings.images[rows, styles], draw, side)
     # The layout in which a CPU computes this network a fifth faster.
     images = images.contiguous(memory_format=torch.channels_last)
@@ -273,7 +316,8 @@ def settled(learner: nn.Module, drawings: Drawings, settings: Settings) -> nn.Mo
         norm.reset_running_stats()
         norm.momentum = None  # the mean of all batches
     for number in range(SETTLING):  # enlarged, as after the last step
-        learner.clip.encode_image(batch(drawings, settings, settings.steps + number)[2])
+        numbered = batch(drawings, settings, settings.steps + number, learner.design)
+        learner.clip.encode_image(numbered[2])
     for norm in norms:
         norm.momentum = 0.1
     return learner.eval()
@@ -329,9 +373,15 @@ def tokens(drawings: Drawings) -> Tensor:
 # --- written ------------------------------------------------------------------------------
 
 
-def save(clip: nn.Module, drawings: Drawings, record: dict[str, Any], out: Path) -> None:
+def save(
+    clip: nn.Module,
+    drawings: Drawings,
+    record: dict[str, Any],
+    out: Path,
+    design: Design = JUDGE,
+) -> None:
     """Write a judge in open_clip's format, and its training."""
-    config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
+    config = {"model_cfg": design.model, "preprocess_cfg": design.preprocess}
     write(clip, config, vocabulary(drawings), out)
     files.write_json(out / "training.json", record)
 
@@ -415,15 +465,20 @@ def right(best: np.ndarray, rows: np.ndarray, styles: Any, drawings: Drawings) -
 
 
 @torch.inference_mode()
-def embed(visual: nn.Module, images: np.ndarray) -> Tensor:
-    """Unit vectors of uint8 images (n, h, w, 3), prepared as the judge has it: float32 (n, d)."""
+def embed(visual: nn.Module, images: np.ndarray, design: Design = JUDGE) -> Tensor:
+    """Unit vectors of uint8 images (n, h, w, 3), prepared as a design has it: float32 (n, d)."""
     from fitspace.metrics import clip
 
-    parts = torch.from_numpy(images).split(BATCH)
-    return torch.cat([F.normalize(visual(clip.prepared(p, PREPROCESS)), dim=1) for p in parts])
+    parts, way = torch.from_numpy(images).split(BATCH), design.preprocess
+    return torch.cat([F.normalize(visual(clip.prepared(p, way)), dim=1) for p in parts])
 
 
-def measure(folder: Path, drawings: Drawings, changes: dict[str, Any] | None = None):
+def measure(
+    folder: Path,
+    drawings: Drawings,
+    changes: dict[str, Any] | None = None,
+    design: Design = JUDGE,
+) -> dict[str, Any]:
     """`retrieval` of all drawings, by style and by what was done to them, by the saved judge.
 
     ``changes``: name -> function from uint8 images (n, h, w, 3) to such images; "clean", "noised"
@@ -438,7 +493,7 @@ def measure(folder: Path, drawings: Drawings, changes: dict[str, Any] | None = N
         report[change] = {}
         for style, name in enumerate(openmoji.STYLES):
             rows = np.flatnonzero(drawings.drawn[:, style])
-            seen = embed(judge.model.visual, make(drawings.images[rows, style]))
+            seen = embed(judge.model.visual, make(drawings.images[rows, style]), design)
             report[change][name] = retrieval(seen, rows, style, texts, drawings)
     return report
 
@@ -468,7 +523,7 @@ def draw_mistakes(learner: Learner, drawings: Drawings, path: Path) -> None:
     pairs, shares = [], []
     for styles in (np.full(len(rows), SOURCE), np.arange(len(rows)) % len(openmoji.STYLES)):
         images = drawings.images[rows, styles]
-        best = (embed(learner.clip.visual, images) @ texts.T).argmax(1).numpy()
+        best = (embed(learner.clip.visual, images, learner.design) @ texts.T).argmax(1).numpy()
         wrong = ~right(best, rows, styles, drawings)
         shares.append(1 - wrong.mean())
         pairs += [
