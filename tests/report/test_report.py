@@ -217,7 +217,9 @@ CONSTANTS = r"9[05]%|80% power|\b[57]%|\bHC[23]\b|above 0\.1\b"
 def check_no_bare_number(folder: Path, study, page: Page) -> None:
     """No numeral stands in a section of results but in a number with its origin, or in a name."""
     named = (*study.analysis.factors, "point", "checkpoint")
+    contrasts = folder / "contrasts.csv"  # of a study whose every point has one run
     names = {
+        *(row["contrast"] for row in (rows_of(contrasts) if contrasts.exists() else [])),
         *(row.get(column) for row in rows_of(folder / "runs.csv") for column in named),
         *(words.metric(name).label for name in study.analysis.responses),
         *study.analysis.responses,
