@@ -526,8 +526,9 @@ def cut_off(on_slurm, origin, tmp_path_factory):
 
             A fast machine would be at the end before the time of its first checkpoint.
             """
+            enough = _worked(process) + 1
             os.kill(process, signal.SIGCONT)
-            time.sleep(2)
+            wait_for(lambda: _worked(process) > enough, PATIENCE, "work")
             os.kill(process, signal.SIGSTOP)
             if found := list((late.project / "results/.resume").glob("*/checkpoint.safetensors")):
                 return found
@@ -542,6 +543,12 @@ def cut_off(on_slurm, origin, tmp_path_factory):
 
     with ThreadPoolExecutor(1) as pool:
         yield late, driver, undisturbed, pool.submit(stop)
+
+
+def _worked(process: int) -> float:
+    """Seconds of a CPU that a process has had."""
+    times = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
 
 
 ONE_RUN = {"method": "adapter", "settings": {"input": "CA_out", "output": "FFN_in", "width": 4}}
