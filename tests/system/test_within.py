@@ -119,8 +119,9 @@ def test_the_report_analyses_one_run_of_a_training_and_compares_the_levels(proje
     residuals = pd.read_csv(folder / "residuals.csv")
     assert residuals.groupby("response").size().tolist() == [4, 4]
     levels = pd.read_csv(folder / "within_levels.csv", dtype=str)
-    assert set(levels["factor"]) == {"sample.strength", "sample.blocks", "checkpoint"}
-    assert set(levels["units"]) == {"4"}
+    own = levels["factor"].eq("sample.guidance")  # varies in the untouched base alone
+    assert set(levels[~own]["factor"]) == {"sample.strength", "sample.blocks", "checkpoint"}
+    assert set(levels[~own]["units"]) == {"4"} and set(levels[own]["units"]) == {"2"}
     tests = pd.read_csv(folder / "within_tests.csv")
     assert tests["den_df"].dropna().gt(0).all()
     origins = json.loads((folder / "origins.json").read_text())
