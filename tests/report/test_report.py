@@ -23,6 +23,7 @@ from fitspace.metrics import METRICS
 from fitspace.plan import build_plan, load_study
 from fitspace.report import build, words
 from fitspace.results.table import write_design
+from fitspace.study import DRAWN
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "col"}
 TWO = ("fd_effnet", "clip_t")
@@ -216,7 +217,7 @@ CONSTANTS = r"9[05]%|80% power|\b[57]%|\bHC[23]\b|above 0\.1\b"
 
 def check_no_bare_number(folder: Path, study, page: Page) -> None:
     """No numeral stands in a section of results but in a number with its origin, or in a name."""
-    named = (*study.analysis.factors, "point", "checkpoint")
+    named = (*study.analysis.factors, "point", "checkpoint", *DRAWN)
     contrasts = folder / "contrasts.csv"  # of a study whose every point has one run
     names = {
         *(row["contrast"] for row in (rows_of(contrasts) if contrasts.exists() else [])),
