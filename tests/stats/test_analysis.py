@@ -10,10 +10,12 @@ from fitspace.stats import (
     adjusted,
     analyse,
     anova,
+    brown_forsythe,
     contrasts,
     deciding,
     general,
     lenth,
+    levene,
     noninferiority,
     power,
     separated,
@@ -384,3 +386,12 @@ def test_the_primary_response_is_the_first_declared_also_where_it_cannot_be_anal
     got = analyse(runs, ["input", "output"], ["first", "score", "other"]).robustness
     got = got[got["test"].eq("deciding") & got["source"].isin(["input", "output"])]
     np.testing.assert_allclose(got["p_holm"], adjusted(got["p"], "holm"))
+
+
+def test_spreads_that_differ_by_rounding_alone_have_an_F_of_zero():
+    """As of residuals that mirror each other: which digits are left depends on the machine."""
+    first = np.array([0.1, 0.27, 0.71, 1.3])
+    table = pd.DataFrame({"y": [*first, *(0.3 - first)], "arm": list("aaaabbbb")})
+    for test in (levene, brown_forsythe):
+        (row,) = test(table, "y", "arm").itertuples()
+        assert (row.F, row.p) == (0, 1)

@@ -208,10 +208,13 @@ def _distances(table: pd.DataFrame, response: str, factors, centre: str) -> pd.D
     middle = np.median if centre == "median" else np.mean
     distances = [np.abs(y - middle(y)) for y in groups]
     within = sum(np.sum((d - d.mean()) ** 2) for d in distances)
-    # With two runs a cell both are as far from their median: what is left is rounding.
-    spread = within > 1e-20 * sum(np.sum(d**2) for d in distances)
-    F = float(levene(*groups, center=centre).statistic) if n > k and spread else NAN
-    return _row(source, F, k - 1, n - k)
+    grand = np.concatenate(distances).mean()
+    between = sum(len(d) * (d.mean() - grand) ** 2 for d in distances)
+    # With two runs a cell both are as far from their median, and residuals of a model with all
+    # interactions mirror each other: what is left is rounding.
+    rounding = 1e-20 * sum(np.sum(d**2) for d in distances)
+    F = float(levene(*groups, center=centre).statistic) if n > k and within > rounding else NAN
+    return _row(source, 0.0 if between <= rounding and not np.isnan(F) else F, k - 1, n - k)
 
 
 def _row(source: str, F: float, df1: float, df2: float) -> pd.DataFrame:
