@@ -712,7 +712,15 @@ def test_a_run_that_fails_is_named_and_the_rest_of_the_study_is_made(on_slurm, o
         here.cluster.run("scontrol", "hold", other["JobId"])
     here.wait_for_jobs(3, "sample", "FAILED")
     time.sleep(8)  # until the driver has looked
-    here.cluster.run("scontrol", "release", other["JobId"])
+
+    def released() -> bool:
+        """Not as long as the job's processes are ending."""
+        with suppress(subprocess.CalledProcessError):
+            here.cluster.run("scontrol", "release", other["JobId"])
+            return True
+        return False
+
+    wait_for(released, 120, "release of the job that is held")
     here.cluster.run("scontrol", "update", f"JobId={other['JobId']}", "StartTime=now")
     code, said = here.end(driver)
     assert code != 0 and f"{adapter.relative_to(here.project.folder)}: changed since" in said
