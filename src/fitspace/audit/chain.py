@@ -63,22 +63,19 @@ def of(
     return root
 
 
+# A link's states, the worst first: the kinds of findings, and none.
+_STATES = ("changed", "absent", "anew", "left out", "verified")
+
+
 class _States:
     def __init__(self, findings: list[Finding]):
-        self.changed = {f.subject for f in findings if f.kind == "changed"}
-        self.absent = {f.subject for f in findings if f.kind == "absent"}
-        self.anew = {f.subject for f in findings if f.kind == "anew"}
-        self.left_out = {f.subject for f in findings if f.kind == "left out"}
+        self.kinds: dict[str, set[str]] = {}
+        for finding in findings:
+            self.kinds.setdefault(finding.subject, set()).add(finding.kind)
 
     def of(self, subjects: Iterable[str]) -> str:
-        subjects = set(subjects)
-        if subjects & self.changed:
-            return "changed"
-        if subjects & self.absent:
-            return "absent"
-        if subjects & self.anew:
-            return "anew"
-        return "left out" if subjects & self.left_out else "verified"
+        found = {kind for subject in subjects for kind in self.kinds.get(subject, ())}
+        return _worst({"verified"} | found)
 
 
 def _environments(lineage: Lineage, records: list[Record], states: _States) -> list[Node]:
@@ -152,5 +149,5 @@ def _stage(record: Record, states: _States) -> Node:
 
 
 def _worst(states: Iterable[str]) -> str:
-    order, states = ("changed", "absent", "anew", "left out", "verified"), set(states)
-    return next((s for s in order if s in states), "")
+    states = set(states)
+    return next((state for state in _STATES if state in states), "")
