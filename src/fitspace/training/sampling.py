@@ -118,7 +118,6 @@ def generate(
             begun = (start[rows].to(device) - shift) * scaling
             x = solver.add_noise(begun, noise[rows].to(device), times[:1])
         told = {name: v.to(device) for name, v in picked(conditions, rows).items()}
-        none = {name: v.to(device) for name, v in unconditional.items()}
         predict = guided(model, told, none, guidance, given_guidance)
         for t in times:
             x = solver.step(predict(x, t), t, x).prev_sample
@@ -129,6 +128,7 @@ def generate(
         return torch.cat([bases.decoded(vae, part) for part in parts])
 
     device = next(model.parameters()).device
+    none = {name: v.to(device) for name, v in unconditional.items()}
     images: list[torch.Tensor] = []
     done, at_once = 0, BATCH
     taken = steps if start is None else steps - skipped(steps, noised)
