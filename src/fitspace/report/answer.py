@@ -77,6 +77,8 @@ def _effect(found: Results, factor: str) -> Claim:
     row = summary.deciding(found, factor)
     if row is None:
         return Claim(factor, math.nan, None)
+    if summary.untold(row, "p_holm"):
+        return Claim(factor, math.nan, None)
     return _claim("robustness.csv", row, factor, "p_holm")
 
 
@@ -91,7 +93,8 @@ def _claimed(claims: list[Claim]) -> Sentence:
     parts: Sentence = [SHOWN, " for ", *_named(shown)] if shown else []
     if others:
         parts += [", and " if shown else "", NOT_SHOWN, " for ", *_named(others)]
-    return parts if shown else [*parts, ", which does not prove absence"]
+    tested = any(not math.isnan(claim.p) for claim in others)
+    return [*parts, ", which does not prove absence"] if tested and not shown else parts
 
 
 def _named(claims: list[Claim]) -> Sentence:

@@ -18,6 +18,7 @@ from fitspace.report import (
     answer,
     explained,
     origins,
+    paragraph,
     rated,
     summary,
     tables,
@@ -114,6 +115,7 @@ def render(given: Inputs, found: Results, figures: list[Figure]) -> tuple[str, s
         "maps": _design_map(found),
         "parts": _parts(found),
         "model": _model(found),
+        "made": paragraph.of(given, found, "plain").text.strip(),
         "tables": tables_of(given, found),
         "style": Markup(_resource("style.css")),
         "script": Markup(script),
@@ -417,7 +419,8 @@ def _agreement(found: Results) -> Table | None:
     rows = found.rows(agreement.NAME, metric=found.primary)
     columns = [Column("other", "metric", "text"), Column("points", "points", "count")]
     columns += [Column("estimate", "rank correlation", limits=("low", "high"))]
-    caption = f"Agreement of other metrics with {words.metric(found.primary).label}."
+    label = words.metric(found.primary).label
+    caption = f"Agreement of other metrics with {label}; signs turned so that higher is better."
     return tables.table(agreement.NAME, rows, columns, caption) if len(rows) else None
 
 
@@ -471,8 +474,8 @@ def _without_level(found: Results) -> Table | None:
 
 _DIFFERENCE = [
     Column("estimate", "difference", limits=("low", "high")),
-    Column("se", "SE"),
-    Column("df", "df", "count"),
+    Column("se_limits", "SE"),
+    Column("df_limits", "df"),
 ]
 
 
@@ -502,7 +505,8 @@ def _against(found: Results, response: str) -> Table | None:
 
 
 def _by_task(found: Results, response: str) -> Table | None:
-    columns = [Column("task", "task", "text"), Column("point", "point", "text"), *_DIFFERENCE]
+    columns = [Column("task", "task", "text"), Column("point", "point", "text"), _DIFFERENCE[0]]
+    columns += [Column("se", "SE"), Column("df", "df", "count")]
     columns += [Column("p_adjusted", "p (Dunnett)", "p")]
     caption = f"Differences from the untouched base by task: {_where(found, response)}."
     return _rows_of(found, "by_task.csv", columns, caption, response=response)
@@ -567,7 +571,7 @@ def _robust(found: Results, response: str) -> Table | None:
 def _equivalence(found: Results, response: str) -> Table | None:
     columns = [Column("point", "point", "text")]
     columns += [Column("difference", "difference", limits=("low", "high"))]
-    columns += [Column("se", "SE"), Column("df", "df", "count"), Column("margin", "margin")]
+    columns += [*_DIFFERENCE[1:], Column("margin", "margin")]
     columns += [Column("p_noninferior", "p (non-inferior)", "p")]
     columns += [Column("p_equivalent", "p (equivalent)", "p")]
     columns += [Column("noninferior", "non-inferior", "text")]
@@ -646,6 +650,8 @@ def _means(found: Results, response: str, factor: str) -> Table:
     scale = found.scale(response)
     columns = [
         Column("level", factor, "text"),
+        Column("cells", "cells", "count"),
+        Column("runs", "runs", "count"),
         Column("mean_measured", "mean", "four", limits=("low_measured", "high_measured")),
         Column("se", "SE" if scale == "identity" else f"SE ({scale})"),
         Column("df", "df", "count"),
@@ -690,14 +696,21 @@ def _spread(found: Results) -> Table:
     return tables.table("spread.csv", found.tables["spread.csv"], columns, caption)
 
 
-def _variances(found: Results) -> Table:
+def _variances(found: Results) -> Table | None:
+    """How the runs of levels spread, where that can be tested."""
     columns = [
         Column("response", "response", "text"),
         Column("source", "groups", "text"),
+        Column("residuals", "residuals of", "text"),
         Column("F", "F"),
         Column("df1", "df₁", "count"),
         Column("df2", "df₂", "count"),
         Column("p", "p", "p"),
     ]
-    caption = "Brown–Forsythe test of equal variances, on the model's residuals."
-    return tables.table("variances.csv", found.tables["variances.csv"], columns, caption)
+    caption = (
+        "Tests of equal variances: Levene's of residuals from cell means, Brown–Forsythe's of the "
+        "model's."
+    )
+    rows = found.rows("variances.csv")
+    rows = rows[rows["p"].notna()]
+    return tables.table("variances.csv", rows, columns, caption) if len(rows) else None

@@ -93,13 +93,13 @@ def bibliography(cited: Iterable[str]) -> str:
 
 
 def of(given: Inputs, found: Results, form: str) -> Paragraph:
-    """The paragraph: ``latex`` with natbib's citations, ``typst``, or ``csv``, where it is Markdown
-    with pandoc's citations."""
+    """The paragraph: ``latex`` with natbib's citations, ``typst``, ``csv``, where it is Markdown
+    with pandoc's citations, or ``plain`` without any."""
     cited: dict[str, None] = {}
 
     def cite(*keys: str) -> str:
         cited.update(dict.fromkeys(keys))
-        if not keys:
+        if not keys or form == "plain":
             return ""
         if form == "latex":
             return f" \0\\citep{{{','.join(keys)}}}\0"
@@ -137,6 +137,7 @@ def _sentences(given: Inputs, found: Results, cite: Cite) -> list[str]:
             else "without a caption"
         )
         + _drawn(found)
+        + _counts(found)
         + ".",
     ]
     if any(task.dreambooth for task in study.tasks):
@@ -168,6 +169,16 @@ def _sentences(given: Inputs, found: Results, cite: Cite) -> list[str]:
     made = words.listed(given.made) or "an unrecorded version of fitspace"
     every.append(f"Runs were made by {made}; models are those of diffusers{cite('diffusers')}.")
     return every
+
+
+def _counts(found: Results) -> str:
+    """How many samples a run has, and against how many images they are held."""
+    known = [(name, found.runs[name].dropna().astype(int)) for name in ("n", "m") if name in found.runs]
+    said = {"n": "samples", "m": "reference images"}
+    parts = [
+        f"{' or '.join(f'{n:,}' for n in sorted(set(of)))} {said[name]}" for name, of in known if len(of)
+    ]
+    return f": {words.listed(parts)} a run" if parts else ""
 
 
 def _rate(found: Results) -> str:

@@ -17,6 +17,8 @@ from fitspace.stats.best import ALPHA
 
 Sentence = list[object]
 SHOWN, NOT_SHOWN = Verdict("shown"), Verdict("not shown")
+# With fewer error degrees of freedom hardly any effect is large enough for a test to show it.
+FEWEST_DF = 2
 # If there are more points than this, a sentence refers to the table instead of naming them.
 MOST_NAMED = 6
 # The trends that the summary gives; no claim rests on them, as they take runs to spread alike.
@@ -25,7 +27,7 @@ DEGREES = ["linear", "quadratic"]
 
 def sentences(found: Results) -> list[Sentence]:
     """The summary, one or two sentences per finding, in order of importance."""
-    parts = [ledger(found), *_questions(found), _against_base(found)]
+    parts = [ledger(found), *_questions(found), _against_base(found), _losses(found)]
     for factor in found.analysis.factors:
         parts += [_effect(found, factor) + _otherwise(found, factor), _by_task(found, factor)]
         parts += [_in_general(found, factor), _trend(found, factor)]
@@ -130,7 +132,7 @@ def _against_base(found: Results) -> Sentence:
     claim = improved(found)
     if not claim:
         return []
-    label, rows = words.metric(found.primary).label, _of_base(found)
+    label, rows = words.metric(found.primary).label, _of_base(found, found.primary)
     parts = [Verdict("Against the untouched base"), f": an improvement in {label} is ", *claim]
     points = ~rows["full"]
     if (worse := points & rows["apart"] & (rows["gain"] < 0)).any():
@@ -142,9 +144,21 @@ def _against_base(found: Results) -> Sentence:
     return [*parts, f".{few if rows['few'].any() else ''}"]
 
 
+def _losses(found: Results) -> Sentence:
+    """The other responses in which points are shown to be worse than the untouched base."""
+    parts: Sentence = []
+    for response in found.responses[1:]:
+        rows = _of_base(found, response)
+        worse = rows[rows["apart"] & (rows["gain"] < 0)] if len(rows) else rows
+        if len(worse):
+            claim = which(worse, rows, "level")
+            parts += ["; " if parts else "", f"{words.metric(response).label}: ", SHOWN, *claim]
+    return ["A worsening against the untouched base in other responses: ", *parts, "."] * bool(parts)
+
+
 def improved(found: Results) -> Sentence:
     """For which points an improvement on the untouched base is shown; empty without the base."""
-    rows = _of_base(found)
+    rows = _of_base(found, found.primary)
     if rows.empty:
         return []
     points = ~rows["full"]
@@ -152,12 +166,12 @@ def improved(found: Results) -> Sentence:
     return _for(rows[better], rows[points], "level")
 
 
-def _of_base(found: Results) -> pd.DataFrame:
+def _of_base(found: Results, response: str) -> pd.DataFrame:
     """Differences from the untouched base, with their gain and whether one is shown (apart)."""
-    rows = found.rows("against.csv", response=found.primary, control="none")
+    rows = found.rows("against.csv", response=response, control="none")
     if rows.empty:
         return rows
-    lower = words.metric(found.primary).lower
+    lower = words.metric(response).lower
     return rows.assign(
         gain=-rows["estimate"] if lower else rows["estimate"],
         apart=rows["p_deciding"] < ALPHA,
@@ -188,21 +202,55 @@ def _effect(found: Results, factor: str) -> Sentence:
     start = [Verdict(factor), f": an effect on {label} is "]
     if row is None or math.isnan(row["F"]):
         return [*start, NOT_SHOWN, " (no test is possible: no residual degrees of freedom)."]
-    if decided is None or math.isnan(decided["p_holm"]):
-        why = "; so few runs cannot tell it from runs that spread unalike)."
-        return [*start, NOT_SHOWN, " (", *_ratio(found, row), why]
-    test = [
-        *_ratio(found, row),
-        *_p(decided, "robustness.csv", "p_holm", "Holm-adjusted deciding p"),
-    ]
+    if decided is None or untold(decided, "p_holm"):
+        return [*start, NOT_SHOWN, ": ", *_too_few(found, row, decided), "."]
+    test = _decided(found, row, decided, "p_holm")
     if decided["p_holm"] < ALPHA:
         return [*start, SHOWN, " (", *test, "; ", *_share(row), ").", *_best_levels(found, factor)]
-    return [*start, NOT_SHOWN, " (", *test, ").", *_detectable(row, apart=_apart(found, row))]
+    power = _detectable(row, apart=_apart(found, row)) if _classical(row, decided) else []
+    return [*start, NOT_SHOWN, " (", *test, "), which does not prove absence.", *power]
 
 
 def deciding(found: Results, source: str) -> pd.Series | None:
     """The row of the test on which a claim rests: it holds however the runs spread."""
     return first(found, "robustness.csv", response=found.primary, test="deciding", source=source)
+
+
+def untold(row: pd.Series, p: str) -> bool:
+    """Whether the runs are too few for the test of a row to tell: no p, or hardly any error df."""
+    return math.isnan(row[p]) or not (row[p] < ALPHA or row.get("df2", math.inf) >= FEWEST_DF)
+
+
+def _too_few(found: Results, row: pd.Series, decided: pd.Series | None) -> Sentence:
+    """Why the runs cannot tell, with the classical test that would need them to spread alike."""
+    classical = ["classical ", *_ratio(found, row), *_p(row, "anova.csv", "p", "p")]
+    parts = ["so few runs cannot tell (", *classical, "; with each run's own variance "]
+    if decided is None or math.isnan(decided["df2"]):
+        return [*parts, "there is no test)"]
+    left = value("robustness.csv", decided, "df2", _df)
+    return [*parts, "the error has ", left, " degrees of freedom)"]
+
+
+def _decided(found: Results, row: pd.Series, decided: pd.Series, p: str) -> Sentence:
+    """F, its degrees of freedom and p of the test on which a claim rests, and which it is."""
+    name = "Holm-adjusted p" if p == "p_holm" else "p"
+    df, df2 = (value("robustness.csv", decided, n, _df) for n in ("df", "df2"))
+    parts = ["F(", df, ", ", df2, ") = ", value("robustness.csv", decided, "F")]
+    parts += _p(decided, "robustness.csv", p, name)
+    if _classical(row, decided):
+        return parts
+    own = ", with each run's own variance; classical "
+    return [*parts, own, *_ratio(found, row), *_p(row, "anova.csv", "p", "p")]
+
+
+def _classical(row: pd.Series, decided: pd.Series) -> bool:
+    """Whether a claim rests on the classical test: the larger p is its own."""
+    return not decided["p"] > row["p"]
+
+
+def _df(number: float) -> str:
+    """Degrees of freedom: whole ones without decimals."""
+    return words.count(number) if float(number).is_integer() else words.number(number)
 
 
 def _row(found: Results, source: str, test: str | None = None) -> pd.Series | None:
@@ -240,8 +288,7 @@ def _detectable(row: pd.Series, apart: Sequence[object] = ()) -> Sentence:
     if not row["mde"] > 0:
         return []
     effect = ["a partial ω² of ", value("anova.csv", row, "mde"), *apart]
-    sure = " with 80% power if runs spread alike."
-    return [" This does not prove absence: the design detects ", *effect, sure]
+    return [" The classical F detects ", *effect, " with 80% power if runs spread alike."]
 
 
 def _apart(found: Results, row: pd.Series) -> Sentence:
@@ -262,11 +309,33 @@ def _otherwise(found: Results, factor: str) -> Sentence:
     """Whether the permutation test agrees; none was chosen by its p."""
     row = first(found, "robustness.csv", response=found.primary, test="permutation", source=factor)
     decided = deciding(found, factor)
-    if row is None or decided is None or math.isnan(row["p"]) or math.isnan(decided["p"]):
+    if row is None or decided is None or math.isnan(row["p"]) or untold(decided, "p_holm"):
+        return []
+    if not _permutes(found):
         return []
     if (row["p"] < ALPHA) == (decided["p"] < ALPHA):
         return [" A permutation test agrees."]
     return [" A permutation test does not agree", *_p(row, "robustness.csv", "p", "p"), "."]
+
+
+def _permutes(found: Results) -> bool:
+    """Whether a permutation test of one factor can reach the level at all.
+
+    Orders that only exchange levels of equally many runs in each block give the same statistic.
+    """
+    if len(found.analysis.factors) > 1:
+        return True
+    (factor,) = found.analysis.factors
+    used = found.runs[found.runs["run"].isin(found.rows("residuals.csv")["run"])]
+    blocks = [name for name in found.analysis.blocks.names if name in used]
+    groups = [rows for _, rows in used.groupby(blocks, observed=True)] if blocks else [used]
+    counts = pd.DataFrame([rows[factor].astype(str).value_counts() for rows in groups]).fillna(0)
+    same = math.prod(math.factorial(n) for n in counts.T.value_counts())
+    orders = math.prod(
+        math.factorial(int(n.sum())) // math.prod(math.factorial(int(k)) for k in n)
+        for n in counts.to_numpy()
+    )
+    return same / orders < ALPHA
 
 
 def _by_task(found: Results, factor: str) -> Sentence:
@@ -276,15 +345,10 @@ def _by_task(found: Results, factor: str) -> Sentence:
     if row is None or math.isnan(row["F"]):
         return []
     start = f"{factor}: an effect that differs between these tasks is "
-    test = _ratio(found, row)
-    if decided is None or math.isnan(decided["p"]):
-        alike = [
-            *_p(row, "anova.csv", "p", "p"),
-            ", if runs spread alike, which so few cannot tell).",
-        ]
-        return [start, NOT_SHOWN, " (", *test, *alike]
+    if decided is None or untold(decided, "p"):
+        return [start, NOT_SHOWN, ": ", *_too_few(found, row, decided), "."]
     verdict = SHOWN if decided["p"] < ALPHA else NOT_SHOWN
-    return [start, verdict, " (", *test, *_p(decided, "robustness.csv", "p", "p"), ")."]
+    return [start, verdict, " (", *_decided(found, row, decided, "p"), ")."]
 
 
 def _in_general(found: Results, factor: str) -> Sentence:
@@ -350,13 +414,25 @@ def _within(found: Results) -> list[Sentence]:
         if tested is not None and not pd.isna(tested["p_gg"]):
             p = _p(tested, TESTS, "p_gg", "Greenhouse–Geisser p")
             parts += ["; its levels: ", *_whole_ratio(tested, TESTS), *p]
+            for _, row in _with_others(found, factor).iterrows():
+                name = row["source"].replace(":", " with ")
+                p = _p(row, TESTS, "p_gg", "p")
+                parts += [f"; {name}: ", *_whole_ratio(row, TESTS), *p]
+            parts.append("; if runs spread alike, and not adjusted for the other responses")
         sentences.append([*parts, "."])
     return sentences
 
 
+def _with_others(found: Results, factor: str) -> pd.DataFrame:
+    """Tests of how the effect of what varies within a training differs between trainings."""
+    rows = found.rows(TESTS, response=found.primary, factor=factor)
+    ours = rows["source"].str.split(":").map(lambda names: len(names) == 2 and factor in names)
+    return rows[ours.astype(bool) & rows["p_gg"].notna()]
+
+
 def _best_levels(found: Results, factor: str) -> Sentence:
     rows = found.rows("effects.csv", response=found.primary, factor=factor)
-    tied = [str(level) for level in rows.loc[rows["tied_with_best"], "level"]]
+    tied = [str(level) for level in rows.loc[rows["tied_with_best"].eq(True), "level"]]
     others = len(rows) - len(tied)
     if not tied or not others:
         return [" Which level is best is ", NOT_SHOWN, "."]
@@ -366,8 +442,17 @@ def _best_levels(found: Results, factor: str) -> Sentence:
     return [
         f" Which of {words.listed(tied)} is best is ",
         NOT_SHOWN,
-        f". {apart} worse than the best of them.",
+        f"{_alone(rows)}. {apart} worse than the best of them.",
     ]
+
+
+def _alone(rows: pd.DataFrame) -> str:
+    """The tied levels that have one cell, where others have several."""
+    alone = rows[rows["tied_with_best"].eq(True) & rows["cells"].eq(1)]
+    if alone.empty or rows["cells"].max() == 1:
+        return ""
+    have = "has one cell" if len(alone) == 1 else "have one cell each"
+    return f" ({words.listed(map(str, alone['level']))} {have}, too few to separate)"
 
 
 def beyond_margin(found: Results) -> Sentence:
@@ -410,14 +495,24 @@ def _most(found: Results) -> Sentence:
         show("low"),
         " to ",
         show("high"),
-        "; probability that it ranks first ",
-        show("rank_one"),
     ]
+    if row["alike"] and _keeps_order(found):
+        evidence += ["; probability that it ranks first ", show("rank_one")]
     if row["low"] > 0 and not row["alike"]:
-        evidence.append("; runs spread unalike, and such an order is then claimed too often")
+        evidence.append(
+            "; the model's residuals spread unalike, and such an order is then claimed too often"
+        )
     shown = row["low"] > 0 and row["alike"]
     claim = [SHOWN, f": {row['factor']} ("] if shown else [NOT_SHOWN, " ("]
     return ["Which factor matters most is ", *claim, *evidence, ").", *_stable(found)]
+
+
+def _keeps_order(found: Results) -> bool:
+    """Whether the first factor stays first without any one task or level."""
+    winner = found.rows("ranking.csv", response=found.primary)["factor"].iloc[0]
+    files = ("leave_one_out.csv", "leave_one_level_out.csv")
+    first_ones = [found.rows(file, response=found.primary, rank=1) for file in files]
+    return all(rows["factor"].eq(winner).all() for rows in first_ones if len(rows))
 
 
 def _stable(found: Results) -> Sentence:
@@ -451,13 +546,13 @@ def _fit(found: Results) -> Sentence:
     test = ["lack of fit ", *_ratio(found, row), *_p(row, "anova.csv", "p", "p")]
     if row["p"] >= ALPHA:
         return [what, NOT_SHOWN, " (", *test, ").", *_detectable(row)]
-    if decided is None or math.isnan(decided["p"]):
-        why = ", if runs spread alike, which so few cannot tell); interpret cells with it in mind."
-        return [what, NOT_SHOWN, " (", *test, why]
-    test = ["lack of fit ", *_ratio(found, row), *_p(decided, "robustness.csv", "p", "p")]
+    cells = ", but cannot be excluded: read cells, not marginal means alone."
+    if decided is None or untold(decided, "p"):
+        return [what, NOT_SHOWN, ": ", *_too_few(found, row, decided), cells]
+    test = ["lack of fit ", *_decided(found, row, decided, "p")]
     if decided["p"] < ALPHA:
         return [what, SHOWN, " (", *test, "); interpret cells, not marginal means."]
-    return [what, NOT_SHOWN, " (", *test, ")."]
+    return [what, NOT_SHOWN, " (", *test, ")", cells]
 
 
 def interact(found: Results) -> bool:
@@ -478,17 +573,15 @@ def _interactions(found: Results) -> Sentence:
     ours = rows["source"].str.contains(":") & ~rows["source"].str.contains(r"\btask\b")
     for _, row in rows[ours & rows["F"].notna()].iterrows():
         decided = deciding(found, row["source"])
-        known = decided is not None and not math.isnan(decided["p_holm"])
+        known = decided is not None and not untold(decided, "p_holm")
         verdict = SHOWN if known and decided["p_holm"] < ALPHA else NOT_SHOWN
         parts += ["; " if parts else "Interactions: ", f"{row['source'].replace(':', ' with ')} "]
-        parts += [verdict, " (", *_ratio(found, row)]
-        if known:
-            parts += _p(decided, "robustness.csv", "p_holm", "Holm-adjusted deciding p")
-        else:
-            parts += ["; so few runs cannot tell it from runs that spread unalike"]
-        if verdict is NOT_SHOWN and row["mde"] > 0:
-            parts += ["; detectable with 80% power: partial ω² ", value("anova.csv", row, "mde")]
-        parts += [")"]
+        if not known:
+            parts += [verdict, ", as ", *_too_few(found, row, decided)]
+            continue
+        parts += [verdict, " (", *_decided(found, row, decided, "p_holm"), ")"]
+        if verdict is NOT_SHOWN and row["p"] < ALPHA:
+            parts += [", but it cannot be excluded: read cells, not marginal means alone"]
     return [*parts, "."] if parts else []
 
 
@@ -499,7 +592,8 @@ def _assumptions(found: Results) -> Sentence:
     for _, row in rows[(rows["p"] < ALPHA) & ~rows["source"].str.contains(":")].iterrows():
         p = value("variances.csv", row, "p", words.p_value)
         equals = "" if row["p"] < 0.001 else "= "
-        between = f" between levels of {row['source']} (Brown–Forsythe, p {equals}"
+        test = "Levene" if row["residuals"] == "cells" else "Brown–Forsythe"
+        between = f" between levels of {row['source']} ({test}, p {equals}"
         parts += [", and" if parts else "Variances differ", between, p, ")"]
     if parts:
         parts += [": F and Tukey tests are then unreliable, and no claim here rests on them alone."]
@@ -768,16 +862,22 @@ def _disagreement(found: Results) -> Sentence:
             f"{words.metric(row['other']).label} (rank correlation ",
         ]
         parts += [value(agreement.NAME, row, "estimate"), ", 95% ", low, " to ", high, ")"]
-    return [*parts, ": a claim about one is none about the other."]
+    turned = any(words.metric(name).lower for name in (found.primary, *rows["other"]))
+    signs = "; signs are turned so that higher is better" if turned else ""
+    return [*parts, f"{signs}: a claim about one is none about the other."]
 
 
 def _verdicts(rows: pd.DataFrame, p: str) -> Sentence:
     """Which sources are shown and which are not."""
+    few = [untold(row, p) for _, row in rows.iterrows()]
     shown = list(rows.loc[rows[p] < ALPHA, "source"])
-    others = [factor for factor in rows["source"] if factor not in shown]
+    unknown = list(rows.loc[few, "source"])
+    others = [factor for factor in rows["source"] if factor not in (*shown, *unknown)]
     parts: Sentence = [f"{words.listed(shown)} ", SHOWN] if shown else []
-    parts += [", "] if shown and others else []
-    return parts + ([f"{words.listed(others)} ", NOT_SHOWN] if others else [])
+    for named, why in ((others, ""), (unknown, " (so few runs cannot tell)")):
+        if named:
+            parts += [", " if parts else "", f"{words.listed(named)} ", NOT_SHOWN, why]
+    return parts
 
 
 def _reach(found: Results) -> Sentence:

@@ -26,7 +26,7 @@ from fitspace.stats.ranking import leave_one_level_out, leave_one_out, ranking
 from fitspace.stats.references import Against, against, as_good
 from fitspace.stats.transforms import TRANSFORMS, Scale, fit_transform
 from fitspace.stats.trends import curve, is_numeric, surface, trend
-from fitspace.stats.variances import brown_forsythe
+from fitspace.stats.variances import brown_forsythe, levene_in_cells
 from fitspace.stats.within import general
 
 NAN = float("nan")
@@ -54,8 +54,8 @@ class Analysis:
         of the additive model; where no two runs share a cell and nothing is left to estimate
         error, without F and p.
     robustness : test, source, df, df2, F, p, p_holm: the terms by the analysis above, by own
-        spreads (hc2), by permutation, and ``deciding``, whose p is the larger of the first two: a
-        claim rests on it. Its p_holm is Holm's over the primary response's terms, and over those
+        spreads (hc2), by permutation, and ``deciding``, the one of the first two with the larger
+        p: a claim rests on it. Its p_holm is Holm's over the primary response's terms, and over those
         of all other responses together.
     general : `general`, for tasks in general, with p_gg_holm over the same families.
     by_task : each point's difference from the untouched base in each task.
@@ -68,7 +68,8 @@ class Analysis:
     lack_of_fit : rows ``lack of fit`` and ``residual`` of the cell means (see `lack_of_fit`).
     ranking : `ranking` of the factors, and ``alike``: whether the runs' spreads allow the claim.
     left_out, without_level : `leave_one_out` of the tasks, `leave_one_level_out` of the levels.
-    marginal_means : factor, level, mean, se, low, high, df, estimable, tied_with_best.
+    marginal_means : factor, level, cells, runs, mean, se, low, high, df, estimable, tied_with_best
+        (None for a factor without a shown effect, whose levels are not told apart).
     cells : the factors, component, the columns of `cell_means` and tied_with_best (NaN where
         not compared), for every cell; on the response as measured, never transformed.
     against : `against`: every point's difference from the untouched base and full fine-tuning.
@@ -77,7 +78,9 @@ class Analysis:
         detectable, the smallest difference found with 80% power, at the level of Holm's first.
     spread : cell_sd (of the adjusted cell means), replicate_sd (of runs within a cell, beside what
         all runs of a seed share), ratio.
-    variances : Brown-Forsythe on the model's residuals: source, F, df1, df2, p.
+    variances : residuals, source, F, df1, df2, p: how the runs of levels spread. Where cells have
+        several runs, around the ``cells``' means (`levene_in_cells`), for what an additive model
+        does not fit is no spread of runs; else around the ``model`` (Brown and Forsythe's).
     residuals : run, fitted, residual, leverage, cooks_distance.
     fitted : response -> its scale, to go to and fro.
     notes : what was set aside, dropped or not possible, in sentences.
@@ -214,6 +217,7 @@ def analyse(
     tables = {name: table.pipe(_response_first) for name, table in tables.items()}
     tables["robustness"] = _families(tables["robustness"], responses[0], "p", "p_holm")
     tables["general"] = _families(tables["general"], responses[0], "p_gg", "p_gg_holm")
+    tables["marginal_means"] = _where_shown(tables["marginal_means"], tables["robustness"])
     notes = list(dict.fromkeys(notes + failures))
     return Analysis(
         varying, blocks, whole, _ledger(runs), cells, fitted=scales, notes=notes, **tables
@@ -276,6 +280,17 @@ def _families(table: pd.DataFrame, first: str, p: str, adjusted: str) -> pd.Data
     for rows in (ours & primary, ours & ~primary):
         table.loc[rows, adjusted] = effects.holm(table.loc[rows, p].tolist())
     return table
+
+
+def _where_shown(means: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
+    """Marginal means whose tied_with_best is None for a factor without a shown effect."""
+    if tests.empty:
+        return means
+    shown = tests[tests["test"].eq("deciding") & (tests["p_holm"] < ALPHA)]
+    known = set(zip(shown["response"], shown["source"], strict=True))
+    told = [at in known for at in zip(means["response"], means["factor"], strict=True)]
+    tied = means["tied_with_best"].astype(object).where(told, None)
+    return means.assign(tied_with_best=tied)
 
 
 def _notes(
@@ -359,7 +374,7 @@ def _one(chosen, cells, main, design: _Design, factors: list[str]) -> dict[str, 
         "cells": every,
         "power": pd.DataFrame() if alone else _power(main.loc[residuals.index], table, design),
         "spread": _spread(main, design),
-        "variances": _variances(main, residuals, design.factors),
+        "variances": _variances(main, residuals, design),
         "residuals": residuals.reset_index(drop=True),
     }
 
@@ -411,12 +426,12 @@ def _robustness(
     rest = table.loc[table["source"].eq("residual"), "df"].iloc[0]
     parts = [own.assign(test=TESTS[design.type], df2=rest)]
     tests = tests[tests["source"].isin(asked)]
-    spreads = tests.assign(F=NAN, p=tests["p_own_spreads"], df2=tests["den_df"], p_holm=NAN)
+    spreads = tests.assign(F=tests["F_own_spreads"], p=tests["p_own_spreads"])
+    spreads = spreads.assign(df2=tests["den_df"], p_holm=NAN)
     parts.append(spreads.assign(test="own spreads"))
     if not design.blocks.by_task:
         parts.append(_permuted(main, design).assign(test="permutation"))
-    decided = tests.assign(F=NAN, p=tests["p_deciding"], df2=NAN, p_holm=NAN)
-    parts.append(decided.assign(test="deciding"))
+    parts.append(_decided(tests, rest).assign(test="deciding", p_holm=NAN))
     columns = ["test", "source", "df", "df2", "F", "p", "p_holm"]
     parts = [part.reindex(columns=columns).dropna(axis=1, how="all") for part in parts]
     every = pd.concat(parts, ignore_index=True).reindex(columns=columns)
@@ -434,10 +449,19 @@ def _robustness(
     return every.sort_values("source", key=lambda s: s.map(asked.index), kind="stable")
 
 
+def _decided(tests: pd.DataFrame, rest: float) -> pd.DataFrame:
+    """Of the rows of `deciding`, F, df2 and p of the test with the larger p; NaN as p is."""
+    own = tests["p_own_spreads"] > tests["p"]
+    known = tests["p_deciding"].notna()
+    F = tests["F_own_spreads"].where(own, tests["F"]).where(known)
+    df2 = tests["den_df"].where(own, rest).where(known)
+    return tests.assign(F=F, df2=df2, p=tests["p_deciding"])
+
+
 def _own_lack_of_fit(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
     """The cells beside the additive model, by own spreads; unknown for more cells than compared."""
     rows = pd.DataFrame({"test": ["own spreads", "deciding"], "source": "lack of fit"})
-    rows[["df", "df2", "p"]] = NAN
+    rows[["df", "df2", "F", "p"]] = NAN
     table, cell = with_cells(main, design.factors)
     if table[cell].nunique() > best.MOST_CELLS:
         return rows
@@ -445,9 +469,12 @@ def _own_lack_of_fit(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
     found = deciding(table, design.response, [*design.factors, cell], block=block)
     found = found[found["source"].eq(cell)]
     if len(found):
+        model = given(table, design.response, [*design.factors, cell], block).model(table)
+        decided = _decided(found, model.df).iloc[0]
         row = found.iloc[0]
-        rows["df"], rows["df2"] = row["df"], [row["den_df"], NAN]
-        rows["p"] = [row["p_own_spreads"], row["p_deciding"]]
+        rows["df"], rows["df2"] = row["df"], [row["den_df"], decided["df2"]]
+        rows["F"] = [row["F_own_spreads"], decided["F"]]
+        rows["p"] = [row["p_own_spreads"], decided["p"]]
     return rows
 
 
@@ -590,6 +617,11 @@ def _marginal_means(main: pd.DataFrame, design: _Design, pairs: Mapping) -> pd.D
         tied = best.of_levels(compared, means, design.lower) if len(compared) else False
         means["tied_with_best"] = tied
         means.insert(0, "factor", factor)
+        runs = main[main[design.response].notna()]
+        cells = runs[design.factors].astype(str).drop_duplicates()[factor].value_counts()
+        counts = runs[factor].astype(str).value_counts()
+        for name, of in (("cells", cells), ("runs", counts)):
+            means[name] = [int(of.get(level, 0)) for level in means["level"]]
         parts.append(means)
     return pd.concat(parts, ignore_index=True)
 
@@ -670,11 +702,21 @@ def _spread(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
     return pd.DataFrame([row])
 
 
-def _variances(main, residuals, factors) -> pd.DataFrame:
-    table = main.loc[residuals.index].assign(residual=residuals["residual"])
+def _variances(main, residuals, design: _Design) -> pd.DataFrame:
+    factors, used = design.factors, main.loc[residuals.index]
     tests = [[name] for name in factors] + ([factors] if len(factors) > 1 else [])
+    cells = [*factors, *(name for name in design.blocks.names if name != SEED)]
+    if used.duplicated(cells).any():
+        table, cell = with_cells(used, factors)
+        blocks = design.blocks.with_cells(cell)
+        model = given(table, design.response, [cell], blocks).model(table)
+        if model.df:
+            table = used.assign(residual=pd.Series(model.residuals, model.data.index))
+            rows = [levene_in_cells(table, "residual", names, cells) for names in tests]
+            return pd.concat(rows, ignore_index=True).assign(residuals="cells")
+    table = used.assign(residual=residuals["residual"])
     rows = [brown_forsythe(table, "residual", names) for names in tests]
-    return pd.concat(rows, ignore_index=True)
+    return pd.concat(rows, ignore_index=True).assign(residuals="model")
 
 
 def _ledger(runs: pd.DataFrame) -> pd.DataFrame:

@@ -10,6 +10,8 @@ from fitspace.stats.linear import missing_columns
 
 NAN = float("nan")
 FEWEST = 4  # cells
+# With fewer cells drawing them anew tells nothing: few different draws, many of the same cells.
+FEWEST_LIMITS = 8
 
 
 def correlation(
@@ -30,7 +32,8 @@ def correlation(
     1  Spearman      6     0.886
 
     Rows are cells, drawn anew for the limits low and high (percentiles). Cells without one of the
-    values do not count. Fewer than four cells, or a column without variation, give NaN.
+    values do not count. Fewer than four cells, or a column without variation, give NaN, and fewer
+    than eight no limits.
 
     Raises
     ------
@@ -44,8 +47,9 @@ def correlation(
     for measure, scored in (("Pearson", np.asarray), ("Spearman", _ranks)):
         row = {"measure": measure, "cells": len(pairs), "estimate": NAN, "low": NAN, "high": NAN}
         if varying:
-            drawn = np.random.default_rng(seed).integers(len(pairs), size=(draws, len(pairs)))
             row["estimate"] = float(_pearson(*(scored(column) for column in pairs.T)))
+        if varying and len(pairs) >= FEWEST_LIMITS:
+            drawn = np.random.default_rng(seed).integers(len(pairs), size=(draws, len(pairs)))
             again = _pearson(*(scored(column[drawn]) for column in pairs.T))
             row["low"], row["high"] = np.nanquantile(again, [tail, 1 - tail])
         rows.append(row)

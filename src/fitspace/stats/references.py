@@ -11,7 +11,7 @@ from fitspace.core.errors import UserError
 from fitspace.stats.best import ALPHA
 from fitspace.stats.blocks import TASK, Blocks, blocks_of
 from fitspace.stats.control import noninferiority, share_of
-from fitspace.stats.deciding import FEW, apart
+from fitspace.stats.deciding import FEW, apart, of_limits
 from fitspace.stats.fits import LinearFit
 from fitspace.stats.given import given
 from fitspace.stats.linear import Model
@@ -40,8 +40,8 @@ class Against:
 
 @dataclass(frozen=True)
 class AsGood:
-    """``points``: point, difference (from full), se, df, low, high, margin, p_noninferior,
-    p_equivalent, noninferior, equivalent, few.
+    """``points``: point, difference (from full), se, df, se_limits, df_limits (see `separated`), low,
+    high, margin, p_noninferior, p_equivalent, noninferior, equivalent, few.
 
     Both p are adjusted over the points, and the larger of the one with one variance for all runs
     (Dunnett's) and the one by which each has its own (Bonferroni's); low and high, one-sided
@@ -125,6 +125,7 @@ def as_good(
             "difference": plain["estimate"],
             "se": plain["se"],
             "df": plain["df"],
+            **of_limits(plain, own),
             "low": np.minimum(plain["low"], own["low"]),
             "high": np.maximum(plain["high"], own["high"]),
             "margin": plain["margin"],

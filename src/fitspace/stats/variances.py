@@ -48,6 +48,31 @@ def brown_forsythe(
     return _distances(table, response, factors, "median")
 
 
+def levene_in_cells(
+    table: pd.DataFrame, residual: str, factors: str | Sequence[str], cells: Sequence[str]
+) -> pd.DataFrame:
+    """Levene's test of the distances of runs from the mean of their cell, a column of residuals.
+
+    >>> table = pd.DataFrame({"r": [0.1, -0.1, 0.3, -0.3, 1.0, -1.0, 1.4, -1.4]})
+    >>> table["arm"], table["width"] = list("aaaabbbb"), list("ssttsstt")
+    >>> levene_in_cells(table, "r", "arm", ["arm", "width"]).round(4)
+      source     F  df1  df2       p
+    0    arm  20.0    1    2  0.0465
+
+    The first run of each cell is left out: the others determine its residual, and two runs are as
+    far from their mean. Columns as in `levene`; NaN where no group has two distances left.
+
+    Raises
+    ------
+    UserError : a table that cannot be analysed.
+    """
+    left = table[table.duplicated(list(cells))]
+    if left.empty:
+        return _row(":".join(as_list(factors)), NAN, NAN, NAN)
+    source, groups = _groups(left, residual, factors)
+    return _row(source, *_one_way([np.abs(values) for values in groups]))
+
+
 def welch(table: pd.DataFrame, response: str, factors: str | Sequence[str]) -> pd.DataFrame:
     """Welch's one-way test (1951) of equal means, without equal variances.
 
@@ -201,20 +226,25 @@ def _groups(table: pd.DataFrame, response: str, factors) -> tuple[str, list[np.n
 
 
 def _distances(table: pd.DataFrame, response: str, factors, centre: str) -> pd.DataFrame:
-    from scipy.stats import levene
-
     source, groups = _groups(table, response, factors)
-    k, n = len(groups), sum(map(len, groups))
     middle = np.median if centre == "median" else np.mean
-    distances = [np.abs(y - middle(y)) for y in groups]
+    return _row(source, *_one_way([np.abs(y - middle(y)) for y in groups]))
+
+
+def _one_way(distances: Sequence[np.ndarray]) -> tuple[float, int, int]:
+    """F of groups of distances and its degrees of freedom; NaN without variation within groups."""
+    from scipy.stats import f_oneway
+
+    k, n = len(distances), sum(map(len, distances))
     within = sum(np.sum((d - d.mean()) ** 2) for d in distances)
     grand = np.concatenate(distances).mean()
     between = sum(len(d) * (d.mean() - grand) ** 2 for d in distances)
     # With two runs a cell both are as far from their median, and residuals of a model with all
     # interactions mirror each other: what is left is rounding.
     rounding = 1e-20 * sum(np.sum(d**2) for d in distances)
-    F = float(levene(*groups, center=centre).statistic) if n > k and within > rounding else NAN
-    return _row(source, 0.0 if between <= rounding and not np.isnan(F) else F, k - 1, n - k)
+    if k < 2 or n <= k or within <= rounding:
+        return NAN, k - 1, n - k
+    return 0.0 if between <= rounding else float(f_oneway(*distances).statistic), k - 1, n - k
 
 
 def _row(source: str, F: float, df1: float, df2: float) -> pd.DataFrame:

@@ -45,7 +45,7 @@ def _forest(found: Results, response: str, factor: str, rows: pd.DataFrame) -> F
     axes.set_title(short(factor, 26), loc="left", fontsize=9, fontweight="bold", pad=above + 3)
     caption = (
         f"{factor}: marginal mean of {metric.label} with its 95% interval. Filled: not separable "
-        "from the best level (5%)."
+        "from the best level (5%), marked where the factor has a shown effect."
     )
     alt = f"Forest plot of the marginal means of {metric.label} by {factor}; see effects.csv."
     columns = ["level", "mean_measured", "low_measured", "high_measured", "tied_with_best"]
