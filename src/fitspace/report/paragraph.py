@@ -173,10 +173,14 @@ def _sentences(given: Inputs, found: Results, cite: Cite) -> list[str]:
 
 def _counts(found: Results) -> str:
     """How many samples a run has, and against how many images they are held."""
-    known = [(name, found.runs[name].dropna().astype(int)) for name in ("n", "m") if name in found.runs]
+    known = [
+        (name, found.runs[name].dropna().astype(int)) for name in ("n", "m") if name in found.runs
+    ]
     said = {"n": "samples", "m": "reference images"}
     parts = [
-        f"{' or '.join(f'{n:,}' for n in sorted(set(of)))} {said[name]}" for name, of in known if len(of)
+        f"{' or '.join(f'{n:,}' for n in sorted(set(of)))} {said[name]}"
+        for name, of in known
+        if len(of)
     ]
     return f": {words.listed(parts)} a run" if parts else ""
 

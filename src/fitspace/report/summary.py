@@ -153,7 +153,9 @@ def _losses(found: Results) -> Sentence:
         if len(worse):
             claim = which(worse, rows, "level")
             parts += ["; " if parts else "", f"{words.metric(response).label}: ", SHOWN, *claim]
-    return ["A worsening against the untouched base in other responses: ", *parts, "."] * bool(parts)
+    return ["A worsening against the untouched base in other responses: ", *parts, "."] * bool(
+        parts
+    )
 
 
 def improved(found: Results) -> Sentence:
