@@ -189,6 +189,25 @@ def test_where_runs_spread_unalike_an_effect_is_claimed_only_if_it_survives_that
     assert got["deciding", "input"] == pytest.approx(tests.loc["input", "p_deciding"])
 
 
+def test_the_deciding_row_is_that_of_the_test_with_the_larger_p():
+    got = of(made_up(LEGAL)).robustness
+    for _, rows in got.groupby("source"):
+        rows = rows.set_index("test")
+        others = rows.drop(index=["deciding", "permutation"], errors="ignore")
+        if others["p"].notna().all() and len(others) > 1:
+            largest = others.loc[others["p"].idxmax(), ["df2", "F", "p"]].astype(float)
+            decided = rows.loc["deciding", ["df2", "F", "p"]].astype(float)
+            np.testing.assert_allclose(decided, largest)
+
+
+def test_levels_are_told_apart_only_where_their_factor_has_a_shown_effect():
+    runs = made_up(LEGAL).assign(score=lambda t: t["seed"] + np.sin(np.arange(len(t))))
+    got = of(runs)
+    tests = got.robustness[got.robustness["test"] == "deciding"].set_index("source")["p_holm"]
+    for factor, rows in got.marginal_means.groupby("factor"):
+        assert rows["tied_with_best"].notna().all() == (tests[factor] < 0.05)
+
+
 def test_the_primary_response_is_one_family_and_all_others_are_another():
     runs = made_up(LEGAL, seeds=3)
     rng = np.random.default_rng(5)

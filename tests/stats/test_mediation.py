@@ -130,6 +130,15 @@ def test_correlations_are_scipys():
     assert found[["low", "high"]].abs().to_numpy().max() <= 1
 
 
+@pytest.mark.parametrize(("cells", "known"), [(7, False), (8, True)])
+def test_few_cells_have_no_limits(cells, known):
+    draw = np.random.default_rng(1)
+    table = pd.DataFrame(draw.normal(size=(cells, 2)), columns=["a", "b"])
+    found = correlation(table, "a", "b", draws=50)
+    assert found["estimate"].notna().all()
+    assert found[["low", "high"]].notna().to_numpy().all() == known
+
+
 @pytest.mark.parametrize(
     "values", [[], [1, 2, 3], [1, 1, 1, 1, 1]], ids=["no cells", "few cells", "constant"]
 )

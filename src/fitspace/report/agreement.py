@@ -20,8 +20,8 @@ def table(runs: pd.DataFrame, primary: str) -> pd.DataFrame:
 
     Each value is a point's mean over seeds, less its task's mean, then over tasks: tasks are not
     points. Signs are turned so that higher is better; ``prompt_sensitivity`` and other numbers that
-    judge nothing are left out. Limits by drawing points anew, none for fewer than eight. Empty for fewer than two metrics that
-    vary, or fewer than four points.
+    judge nothing are left out. Limits by drawing points anew, none for fewer than eight. Empty for
+    fewer than two metrics that vary, or fewer than four points.
     """
     finished = runs[runs["status"].eq("ok")]
     names = [n for n, row in METRICS.items() if n in finished and not row.explains]
@@ -41,6 +41,6 @@ def table(runs: pd.DataFrame, primary: str) -> pd.DataFrame:
 
 
 def disagreeing(rows: pd.DataFrame, primary: str) -> pd.DataFrame:
-    """The rows of metrics that do not rank the points as the primary one does; none without limits."""
+    """The metrics that do not rank the points as the primary one does; none without limits."""
     ours = rows[rows["metric"] == primary] if len(rows) else rows
     return ours[ours["high"] < ALIKE] if len(ours) else ours

@@ -55,8 +55,8 @@ class Analysis:
         error, without F and p.
     robustness : test, source, df, df2, F, p, p_holm: the terms by the analysis above, by own
         spreads (hc2), by permutation, and ``deciding``, the one of the first two with the larger
-        p: a claim rests on it. Its p_holm is Holm's over the primary response's terms, and over those
-        of all other responses together.
+        p: a claim rests on it. Its p_holm is Holm's over the primary response's terms, and over
+        those of all other responses together.
     general : `general`, for tasks in general, with p_gg_holm over the same families.
     by_task : each point's difference from the untouched base in each task.
     questions : `declared`: the contrasts that the study names, with rows ``jointly``.

@@ -46,18 +46,15 @@ def deciding(
 
     Columns: source, df, F, p (the classical F, whose error is that of all runs together), den_df,
     F_own_spreads and p_own_spreads (hc2 with its own degrees of freedom, see `ClusterFit`: each run
-    may have its own variance), spread_ratio (the largest over the smallest residual standard deviation of the
-    term's levels) and p_spreads (Brown and Forsythe's, of the residuals), p_deciding (the larger
-    of the two p, NaN where one is not known: so few runs cannot tell) and p_deciding_holm (over
-    the terms but blocks).
+    may have its own variance), spread_ratio (the largest over the smallest residual standard
+    deviation of the term's levels) and p_spreads (Brown and Forsythe's, of the residuals),
+    p_deciding (the larger of the two p, NaN where one is not known: so few runs cannot tell) and
+    p_deciding_holm (over the terms but blocks).
 
-    On the committed designs, with the spreads of their own residuals, the classical F finds an effect that is not there in up to 40% of cases instead of 5%, p_deciding
-    in at most 7% (benchmarks/error_rates.py). No test of the spreads chooses between them: it
-    would miss what few runs hide.
-
-    Raises
-    ------
-    UserError : as `anova`.
+    On the committed designs, with the spreads of their own residuals, the classical F finds an
+    effect that is not there in up to 40% of cases instead of 5%, p_deciding in at most 7%
+    (benchmarks/error_rates.py). No test of the spreads chooses between them: it would miss what few
+    runs hide. Raises ------ UserError : as `anova`.
     """
     model = {"response": response, "factors": factors, "block": block, "formula": formula}
     options = model | {"interactions": interactions, "type": type}
@@ -119,9 +116,9 @@ def separated(
 
     Columns of `pairs`, df_own_spreads and p_own_spreads (adjusted alike, Šidák's for Dunnett's, by
     hc3 with each pair's own degrees of freedom), p_deciding, the larger of both adjusted p, low and
-    high, the wider of both, with se_limits and df_limits of the same test, and ``few``: fewer than 4 such degrees of freedom, too few to tell how
-    runs spread. Of a study with tasks: ``separated(runs, "arm", formula="y ~ task*arm +
-    task:seed")``.
+    high, the wider of both, with se_limits and df_limits of the same test, and ``few``: fewer than
+    4 such degrees of freedom, too few to tell how runs spread. Of a study with tasks:
+    ``separated(runs, "arm", formula="y ~ task*arm + task:seed")``.
 
     On the committed studies Tukey's test finds a difference that is not there in up to 45% of cases
     instead of 5%, p_deciding in at most 5%, against a control in at most 2%

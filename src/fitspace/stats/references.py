@@ -40,8 +40,8 @@ class Against:
 
 @dataclass(frozen=True)
 class AsGood:
-    """``points``: point, difference (from full), se, df, se_limits, df_limits (see `separated`), low,
-    high, margin, p_noninferior, p_equivalent, noninferior, equivalent, few.
+    """``points``: point, difference (from full), se, df, se_limits, df_limits (see
+    `separated`), low, high, margin, p_noninferior, p_equivalent, noninferior, equivalent, few.
 
     Both p are adjusted over the points, and the larger of the one with one variance for all runs
     (Dunnett's) and the one by which each has its own (Bonferroni's); low and high, one-sided
