@@ -201,7 +201,7 @@ def test_the_deciding_row_is_that_of_the_test_with_the_larger_p():
 
 
 def test_levels_are_told_apart_only_where_their_factor_has_a_shown_effect():
-    runs = made_up(LEGAL).assign(score=lambda t: t["seed"] + np.sin(np.arange(len(t))))
+    runs = made_up(LEGAL).assign(score=lambda t: np.sin(np.arange(len(t)) ** 2))
     got = of(runs)
     tests = got.robustness[got.robustness["test"] == "deciding"].set_index("source")["p_holm"]
     for factor, rows in got.marginal_means.groupby("factor"):

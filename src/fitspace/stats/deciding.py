@@ -54,7 +54,11 @@ def deciding(
     On the committed designs, with the spreads of their own residuals, the classical F finds an
     effect that is not there in up to 40% of cases instead of 5%, p_deciding in at most 7%
     (benchmarks/error_rates.py). No test of the spreads chooses between them: it would miss what few
-    runs hide. Raises ------ UserError : as `anova`.
+    runs hide.
+
+    Raises
+    ------
+    UserError : as `anova`.
     """
     model = {"response": response, "factors": factors, "block": block, "formula": formula}
     options = model | {"interactions": interactions, "type": type}

@@ -69,8 +69,8 @@ def levene_in_cells(
     left = table[table.duplicated(list(cells))]
     if left.empty:
         return _row(":".join(as_list(factors)), NAN, NAN, NAN)
-    source, groups = _groups(left, residual, factors)
-    return _row(source, *_one_way([np.abs(values) for values in groups]))
+    source, groups = _groups(left.assign(**{residual: left[residual].abs()}), residual, factors)
+    return _row(source, *_one_way(groups))
 
 
 def welch(table: pd.DataFrame, response: str, factors: str | Sequence[str]) -> pd.DataFrame:
