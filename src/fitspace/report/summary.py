@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -330,12 +331,11 @@ def _permutes(found: Results) -> bool:
     (factor,) = found.analysis.factors
     used = found.runs[found.runs["run"].isin(found.rows("residuals.csv")["run"])]
     blocks = [name for name in found.analysis.blocks.names if name in used]
-    groups = [rows for _, rows in used.groupby(blocks, observed=True)] if blocks else [used]
-    counts = pd.DataFrame([rows[factor].astype(str).value_counts() for rows in groups]).fillna(0)
-    same = math.prod(math.factorial(n) for n in counts.T.value_counts())
+    block = used.groupby(blocks, observed=True).ngroup() if blocks else pd.Series(0, used.index)
+    counts = pd.crosstab(block, used[factor].astype(str)).to_numpy()
+    same = math.prod(map(math.factorial, Counter(map(tuple, counts.T)).values()))
     orders = math.prod(
-        math.factorial(int(n.sum())) // math.prod(math.factorial(int(k)) for k in n)
-        for n in counts.to_numpy()
+        math.factorial(sum(row)) // math.prod(map(math.factorial, row)) for row in counts.tolist()
     )
     return same / orders < ALPHA
 
