@@ -1,5 +1,6 @@
 """`fitspace record` keeps only what is whole; `fitspace gc` removes only what nothing names."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -191,28 +192,18 @@ def no_longer_a_study(project):
     return ["params/two.yaml: seeds: []"]
 
 
-def dropped(project):
-    """A study of fewer runs is recorded where those of another one were not pulled."""
-    (project / "params/one.yaml").write_text(yaml.safe_dump(content() | {"seeds": [0]}))
-    project.commit("fewer runs")
-    folders = sorted(project.folder.glob("results/*/*~s1~*"))
-    for folder in folders:
-        shutil.rmtree(folder)
-    return [f"{f.name}: dvc.lock records it, a study names it" for f in folders]
-
-
 def unknown(project):
     """A clone without a remote and with results of its own."""
     shutil.rmtree(project / ".dvc/cache")
-    project.git("rm", "--quiet", ".dvc/config")
-    project.commit("no remote")
+    project.git("rm", "--quiet", ".dvc/config", ".dvc/listings/train.json")
+    project.commit("no remote, no list")
     return ["results/train: dvc.lock records it, but its content is unknown", "delete dvc.lock"]
 
 
 REFUSED = (
     unfinished, flipped, two_flipped, stray, not_keyed, link, other_key, other_material,
     made_from_another, gone, upstream_gone, uncommitted, not_in_dvc_yaml, no_longer_a_study,
-    dropped, unknown,
+    unknown,
 )  # fmt: skip
 
 
@@ -220,11 +211,51 @@ REFUSED = (
 def test_what_is_not_whole_is_refused_by_name_and_nothing_is_recorded(spoil, project, capfd):
     said = spoil(project)
     before = project.files("reports") | {"": (project / "dvc.lock").read_bytes()}
-    study = "params/one.yaml" if spoil is dropped else STUDY
-    assert main(["record", study]) == 2
+    assert main(["record", STUDY]) == 2
     text = capfd.readouterr().err
     assert [part for part in said if part not in text] == [], text
     assert project.files("reports") | {"": (project / "dvc.lock").read_bytes()} == before
+
+
+def second_study(project, **changes):
+    """Another study, that dvc.yaml names too."""
+    study = content() | {"name": "more"} | changes
+    (project / "params/more.yaml").write_text(yaml.safe_dump(study))
+    kept_by = yaml.safe_load((project / "dvc.yaml").read_text())
+    kept_by["vars"] = [{"studies": ["two", "more"]}]
+    (project / "dvc.yaml").write_text(yaml.safe_dump(kept_by, sort_keys=False))
+    project.commit("another study")
+
+
+def listings(project) -> dict[str, dict[str, str]]:
+    """Room -> file -> MD5, of what git has."""
+    rows = {p.stem: json.loads(p.read_text()) for p in (project / ".dvc/listings").glob("*.json")}
+    return {room: {row["relpath"]: row["md5"] for row in of} for room, of in rows.items()}
+
+
+def test_what_is_recorded_and_not_here_stays_recorded(project):
+    """A clone that pulled nothing, where another study is made that shares some runs."""
+    second_study(project, seeds=[0])
+    before, lists = yaml.safe_load((project / "dvc.lock").read_text())["stages"], listings(project)
+    shutil.rmtree(project / ".dvc/cache")
+    gone = sorted(project.folder.glob("results/*/*~s1~*"))
+    for folder in gone:
+        shutil.rmtree(folder)
+    assert main(["record", "params/more.yaml"]) == 0
+    assert listings(project) == lists
+    assert {p.parent.name for p in gone} >= {"train", "sample", "evaluate"}
+    now = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
+    for stage in ("train", "sample", "evaluate", "report@two"):
+        of = [{e["path"]: e["md5"] for e in lock[stage]["outs"]} for lock in (before, now)]
+        assert of[0] == of[1]
+    assert now["report@two"]["deps"] == now["report@more"]["deps"]
+    for room in lists:
+        outs = (out for stage in now.values() for out in stage["outs"])
+        md5 = next(out["md5"] for out in outs if out["path"] == f"results/{room}")
+        content_of = (project / f".dvc/listings/{room}.json").read_bytes()
+        assert f"{hashlib.md5(content_of).hexdigest()}.dir" == md5
+    assert main(["record", "params/more.yaml"]) == 0
+    assert yaml.safe_load((project / "dvc.lock").read_text())["stages"] == now
 
 
 @pytest.mark.slow
@@ -272,12 +303,7 @@ def test_dirty_is_recorded_beside_the_report_until_it_is_committed(project):
 
 @pytest.mark.slow
 def test_another_study_that_is_not_finished_is_noted(project):
-    more = content() | {"name": "more", "seeds": [0, 7]}
-    (project / "params/more.yaml").write_text(yaml.safe_dump(more))
-    kept_by = yaml.safe_load((project / "dvc.yaml").read_text())
-    kept_by["vars"] = [{"studies": ["two", "more"]}]
-    (project / "dvc.yaml").write_text(yaml.safe_dump(kept_by, sort_keys=False))
-    project.commit("another study")
+    second_study(project, seeds=[0, 7])
     done = project.fitspace("record", STUDY)
     assert "params/more.yaml: 8 of its 18 stages are missing" in done.stderr
     assert project.git("status", "--porcelain") == ""

@@ -15,8 +15,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fitspace.audit import Audit
-from fitspace.audit.named import KEYED, ROOMS, git, named_here, study_files
+from fitspace.audit import Audit, elsewhere
+from fitspace.audit.lock import LISTINGS, LOCK, Lock
+from fitspace.audit.named import KEYED, ROOMS, git, study_files
 from fitspace.core.errors import UserError
 from fitspace.core.files import digest, renewing, sha256, write_bytes, write_json
 from fitspace.core.paths import REPORTS, RESULTS, UNCOMMITTED
@@ -25,8 +26,6 @@ from fitspace.plan import KEY_LENGTH, Plan, planned
 from fitspace.results.lineage import in_results
 from fitspace.results.table import collect_into
 from fitspace.stages.sidecars import read_sidecar
-
-LOCK = Path("dvc.lock")
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ def record(path: Path, dirty: bool = False) -> Recorded:
     Raises
     ------
     UserError : uncommitted changes; unfinished runs; every invalid artefact or sidecar and every
-        stray file; missing results that dvc.lock records and studies name; a study that dvc.yaml
-        does not name. dvc.lock is then as it was.
+        stray file; a record whose lists of files are unknown here; a study that dvc.yaml does not
+        name. dvc.lock is then as it was.
     """
     from fitspace.report import build
 
@@ -69,12 +68,12 @@ def record(path: Path, dirty: bool = False) -> Recorded:
     found = verify()
     with _dvc() as repo:
         stage = _stage_of(repo, folder)
-        _nothing_is_lost(repo)
+        before = elsewhere.before(repo)
         with renewing(folder) as new:
             collect_into(plan, new)
             build(plan.study, new)
             note_uncommitted(new, uncommitted)
-        _commit(repo, stage)
+        _commit(repo, stage, before)
         remote = repo.config["core"].get("remote")
         notes = _unfinished({out.fs_path for out in repo.index.outs})
     from fitspace.audit import audit
@@ -174,7 +173,7 @@ def _status(*pathspecs: str) -> list[str]:
 def uncommitted_files() -> list[str]:
     """What is not in git, except the files that a record itself changes."""
     git("rev-parse", "HEAD")
-    return _status(":/", f":(exclude){REPORTS}", f":(exclude){LOCK}")
+    return _status(":/", *(f":(exclude){name}" for name in (REPORTS, LOCK, LISTINGS)))
 
 
 def note_uncommitted(folder: Path, names: list[str]) -> None:
@@ -188,7 +187,7 @@ def note_uncommitted(folder: Path, names: list[str]) -> None:
 
 
 def _changed(folder: Path) -> list[str]:
-    return [p.as_posix() for p in (LOCK, folder) if _status(p.as_posix())]
+    return [p.as_posix() for p in (LOCK, LISTINGS, folder) if _status(p.as_posix())]
 
 
 @contextmanager
@@ -221,43 +220,17 @@ def _table(folder: Path) -> Path:
     return (folder / "runs.csv").resolve()
 
 
-def _nothing_is_lost(repo) -> None:
-    """Check that everything that dvc.lock records and a study still names is present.
+def _commit(repo, stage: str, recorded: Lock) -> None:
+    """``dvc commit --force --with-deps``, with what is recorded and not here.
 
-    Raises UserError with what is missing: a clone that pulled less would drop it from the record.
+    dvc.lock is written once or not at all.
     """
-    gone, problems = [], []
-    for room in ROOMS:
-        (out,) = repo.find_outs_by_path(str(RESULTS / room))
-        if not out.hash_info:
-            continue
-        listing = out.get_dir_cache()
-        if listing is None:
-            problems.append(
-                f"{RESULTS / room}: dvc.lock records it, but its content is unknown here; run "
-                "`dvc pull` first, or delete dvc.lock to start a record of your own"
-            )
-            continue
-        recorded = {key[0] for key, _, _ in listing}
-        gone += [RESULTS / room / name for name in recorded if not (RESULTS / room / name).exists()]
-    if gone:
-        named = named_here()
-        problems += [
-            f"{path}: dvc.lock records it, a study names it, and it is missing; `dvc pull` first"
-            for path in sorted(gone)
-            if path in named
-        ]
-    if problems:
-        raise UserError(problems)
-
-
-def _commit(repo, stage: str) -> None:
-    """``dvc commit --force --with-deps``; dvc.lock is written once or not at all."""
     before = LOCK.read_bytes() if LOCK.exists() else None
     for room in ROOMS:  # DVC wants every folder that it is told to keep.
         (RESULTS / room).mkdir(parents=True, exist_ok=True)
     try:
         repo.commit(stage, with_deps=True, force=True)
+        elsewhere.take_over(recorded)
     except BaseException:
         if before is None:
             LOCK.unlink(missing_ok=True)

@@ -165,7 +165,7 @@ def verdict(audit: Audit) -> str:
         study = audit.target.path
         return (
             f"Made anew: no contradiction, but the study was made again ({counts}). "
-            f"To record these results: `rm -f dvc.lock && fitspace record {study}`"
+            f"To record these results: `fitspace record {study}`"
         )
     left_out = sum(f.kind == "left out" for f in audit.findings)
     but = f", but for {left_out} files that the bundle leaves out" if left_out else ""

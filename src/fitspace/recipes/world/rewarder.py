@@ -24,19 +24,19 @@ DESIGN = judge.Design(
         "vision_cfg": judge.MODEL["vision_cfg"] | TOWER,
         "text_cfg": judge.MODEL["text_cfg"] | {"hf_tokenizer_name": NAME, "width": 96},
     },
-    sides=((0.6, SIZE // 2), (1.0, SIZE)),  # multiples of 32
+    sides=((0.7, SIZE // 2), (1.0, SIZE)),  # multiples of 32
     fixed=None,
 )
 
 
 @dataclass(frozen=True)
 class Settings(judge.Settings):
-    """How it is trained: for a quarter of an hour. Its text tower learns beside, and no longer."""
+    """How it is trained: for an hour. Its text tower learns beside, and no longer."""
 
-    steps: int = 2000
-    lr: float = 2e-3
-    warmup_steps: int = 100
-    ema: float = 0.99
+    steps: int = 12_000
+    lr: float = 5e-3
+    warmup_steps: int = 300
+    ema: float = 0.998
     weight_decay: float = 0.05
     seed: int = 1
 
