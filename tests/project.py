@@ -26,9 +26,11 @@ STUDY = "params/two.yaml"
 # What no study of a test needs: other bases, other studies' reports and their record.
 LEFT_OUT = (
     "dvc.lock",
+    ".dvc/listings/",
     "reports/",
     "docs/images/",
     "models/emoji-dit/",
+    "models/emoji-mmdit/",
     "tests/",
     "benchmarks/",
     ".ci/",

@@ -11,7 +11,14 @@ from pathlib import Path
 import yaml
 from project import Project
 
-OTHERS = ("emoji-dreambooth", "emoji-control", "emoji-dit")
+OTHERS = (
+    "emoji-dreambooth",
+    "emoji-control",
+    "emoji-dit",
+    "emoji-mmdit",
+    "emoji-reward.",
+    "emoji-reward/",
+)
 
 
 def name_study(project: Project) -> None:
@@ -20,8 +27,8 @@ def name_study(project: Project) -> None:
         study.unlink()
     path = project / "dvc.yaml"
     text = path.read_text()
-    text = re.sub(r"studies: \[.*\]", "studies: [two]", text)
-    text = text.replace("models/emoji-dit, ", "")
+    text = re.sub(r"studies: \[[^]]*\]", "studies: [two]", text)
+    text = re.sub("models/emoji-(mm)?dit, ", "", text)
     lines = [line for line in text.splitlines() if not any(name in line for name in OTHERS)]
     text = "\n".join(lines).replace("params/emoji.yaml", "params/two.yaml")
     content = yaml.safe_load(text.replace("reports/emoji/", "reports/two/"))

@@ -5,6 +5,8 @@ rule base:
         "models/emoji-unet/README.md",
         "models/emoji-clip/README.md",
         "models/emoji-dit/README.md",
+        "models/emoji-mmdit/README.md",
+        "models/emoji-rewarder/README.md",
     localrule: True
 
 
@@ -45,7 +47,6 @@ rule world_judge:
         "python -m fitspace.recipes.world judge --work results/base --out models" " > {log:q} 2>&1"
 
 
-# Not asked for by `base` as long as its weights are not in git.
 rule world_rewarder:
     output:
         "models/emoji-rewarder/open_clip_model.safetensors",
@@ -104,7 +105,6 @@ rule world_dit:
         "python -m fitspace.recipes.world dit --work results/base --out models > {log:q} 2>&1"
 
 
-# Not asked for by `base` as long as its weights are not in git.
 rule world_mmdit:
     input:
         ancient("models/vae/diffusion_pytorch_model.safetensors"),
@@ -131,13 +131,17 @@ rule world_cards:
     input:
         ancient("models/vae/diffusion_pytorch_model.safetensors"),
         ancient("models/emoji-clip/open_clip_model.safetensors"),
+        ancient("models/emoji-rewarder/open_clip_model.safetensors"),
         ancient("models/emoji-unet/unet/diffusion_pytorch_model.safetensors"),
         ancient("models/emoji-dit/transformer/diffusion_pytorch_model.safetensors"),
+        ancient("models/emoji-mmdit/transformer/diffusion_pytorch_model.safetensors"),
     output:
         "models/vae/README.md",
         "models/emoji-clip/README.md",
+        "models/emoji-rewarder/README.md",
         "models/emoji-unet/README.md",
         "models/emoji-dit/README.md",
+        "models/emoji-mmdit/README.md",
     log:
         "results/logs/base/world-cards.log",
     benchmark:
