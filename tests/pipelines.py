@@ -388,7 +388,35 @@ def qwenimage(folder):
     return folder / "base"
 
 
+def zimage_denoiser(**changes):
+    """A block for the image alone, one for the text alone, then two for both."""
+    torch.manual_seed(0)
+    settings = dict(
+        in_channels=4, dim=16, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2,
+        cap_feat_dim=12, axes_dims=[4, 2, 2], axes_lens=[600, 64, 64],
+    )  # fmt: skip
+    model = diffusers.ZImageTransformer2DModel(**settings | changes).eval()
+    with torch.no_grad():  # zeros as they are made
+        model.x_pad_token.normal_()
+        model.cap_pad_token.normal_()
+    return model
+
+
+def zimage(folder):
+    """Z-Image-Turbo, whose steps are shifted as published."""
+    torch.manual_seed(0)
+    tokenizer, encoder = qwen(12)
+    pipeline = diffusers.ZImagePipeline(
+        tokenizer=tokenizer, text_encoder=encoder, transformer=zimage_denoiser(),
+        vae=vae(shift_factor=0.1, scaling_factor=1.5),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )  # fmt: skip
+    folder.mkdir()
+    pipeline.save_pretrained(folder / "base")
+    return folder / "base"
+
+
 BUILT = {
     "sd3": sd3, "sdxl": sdxl, "pixart": pixart, "flux": flux, "sana": sana, "flux2": flux2,
-    "lumina2": lumina2, "qwenimage": qwenimage,
+    "lumina2": lumina2, "qwenimage": qwenimage, "zimage": zimage,
 }  # fmt: skip

@@ -19,7 +19,7 @@ COLUMNS = {
     "FLUX.1": ("flux",),
     "Sana": ("sana",),
     "FLUX.2": ("flux2",),
-    "Lumina2": ("lumina2",),
+    "Lumina2, Z-Image": ("lumina2", "zimage"),
     "Qwen-Image": ("qwenimage",),
 }
 

@@ -192,6 +192,20 @@ CASES = [
     Case("lumina2", "svdiff"),
     Case("lumina2", "full"),
     Case("lumina2", "none"),
+    Case("zimage", "adapter", {"input": "SA_out", "output": "FFN_in", "width": 3}, merges=False),
+    Case("zimage", "adaptformer", {"width": 3}, merges=False),
+    Case("zimage", "bitfit"),
+    Case("zimage", "difffit", {"share": 1.0}),
+    Case("zimage", "lora", {"rank": 2, "target": "attention+ff"}),
+    Case("zimage", "lora", {"rank": 2, "fused": True}),
+    Case("zimage", "loha", {"rank": 2}),
+    Case("zimage", "lokr", {"rank": 1}),
+    Case("zimage", "ia3"),
+    Case("zimage", "oft", {"block_size": 4}),
+    Case("zimage", "peft", {"peft_type": "VERA", "r": 4}),
+    Case("zimage", "svdiff"),
+    Case("zimage", "full"),
+    Case("zimage", "none"),
     Case("qwenimage", "adapter", {"input": "SA_out", "output": "FFN_in", "width": 3}, merges=False),
     Case("qwenimage", "adaptformer", {"width": 3}, merges=False),
     Case("qwenimage", "bitfit"),
@@ -217,12 +231,13 @@ CASES = [
 REFUSED = [
     ("vpt", "unet"), ("vpt", "sdxl"), ("vpt", "pixart"), ("vpt", "sd3"),
     ("vpt", "flux"), ("vpt", "sana"), ("vpt", "flux2"), ("vpt", "lumina2"), ("vpt", "qwenimage"),
+    ("vpt", "zimage"), ("custom_diffusion", "zimage"),
     ("bitfit", "flux2"),
     ("custom_diffusion", "dit"), ("custom_diffusion", "lumina2"),
 ]  # fmt: skip
 # Of families whose layers others have too, the methods that look at them as blocks.
 ALWAYS = dict.fromkeys(
-    ("flux", "sana", "flux2", "lumina2", "qwenimage"), ("adapter", "difffit", "ia3")
+    ("flux", "sana", "flux2", "lumina2", "qwenimage", "zimage"), ("adapter", "difffit", "ia3")
 )
 
 
@@ -320,6 +335,11 @@ def _lumina2():
 @pytest.fixture(scope="module")
 def _qwenimage():
     return trained_somewhat(pipelines.qwenimage_denoiser())
+
+
+@pytest.fixture(scope="module")
+def _zimage():
+    return trained_somewhat(pipelines.zimage_denoiser())
 
 
 @pytest.fixture(scope="module")
@@ -716,7 +736,7 @@ def inputs_of(family, batch):
     latents, times, text = batch
     if family == "flux2":
         return F.pixel_unshuffle(latents, 2), times.float(), {"embeddings": text}
-    if family in ("pixart", "sana", "lumina2", "qwenimage"):
+    if family in ("pixart", "sana", "lumina2", "qwenimage", "zimage"):
         return (
             latents,
             times,

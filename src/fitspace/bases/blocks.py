@@ -78,7 +78,8 @@ class Block:
     width_at : position -> linear layer whose inputs are as wide as the position's tensor; at all
         others it is as wide as the outputs of ``ff``.
     stream : where the block returns its image's stream.
-    led : whether in that stream text may stand before the image, as many tokens as are no padding.
+    beside : where in that stream text may be beside the image: ``before`` it, as many tokens as are
+        no padding, or ``after`` it; "": nowhere, or always the same tokens.
     joined : linear layers that give at once what several branches add to the stream.
     norms : norm without parameters -> the layer that gives its shift and scale, and at which parts
         of that layer's output they are, in pairs (shift, scale).
@@ -99,7 +100,7 @@ class Block:
     time: Place = Place("", "input", 4, "timestep")
     width_at: dict[str, str] = field(default_factory=dict)
     stream: Place = Place("", "output")
-    led: bool = False
+    beside: str = ""
     joined: tuple[str, ...] = ()
     norms: dict[str, tuple[str, tuple[tuple[int, int], ...]]] = field(default_factory=dict)
     has: dict[str, bool] = field(default_factory=dict)
@@ -340,9 +341,22 @@ LUMINA2_BLOCK = Block(
     gates={"norm2": 1, "ffn_norm2": 3},
     tanh=True,
     width_at=dict.fromkeys(("SA_in", "SA_out", "FFN_in", "FFN_out", "Trans_out"), "attn.to_q"),
-    led=True,
+    beside="before",
     has={"modulation": True},
 )
+# As Z-Image's: Lumina2's under other names. The text stands behind the image.
+ZIMAGE_BLOCK = replace(
+    LUMINA2_BLOCK,
+    kind="ZImageTransformerBlock",
+    read=LUMINA2_BLOCK.read | {"SA_out": returned("attention_norm2")},
+    write=LUMINA2_BLOCK.write | {"FFN_in": returned("attention_norm2")},
+    gates={"attention_norm2": 1, "ffn_norm2": 3},
+    gated_by="adaLN_modulation",
+    parts=4,
+    width_at=dict.fromkeys(LUMINA2_BLOCK.width_at, "attention.to_q"),
+    beside="after",
+)
+
 # Class of blocks of which the last in a model has layers that lead nowhere: nobody reads its text.
 NOT_READ = {
     "QwenImageTransformerBlock": (
@@ -357,7 +371,8 @@ LAYERS = {
         "v": ("to_v", "add_v_proj"),
         "out": ("to_out.0", "to_add_out"),
     },
-    "FeedForward": {"ff_in": ("net.0.proj",), "ff_out": ("net.2",)},
+    # Z-Image's has the same name as all others'.
+    "FeedForward": {"ff_in": ("net.0.proj", "w1", "w3"), "ff_out": ("net.2", "w2")},
     "Flux2FeedForward": {"ff_in": ("linear_in",), "ff_out": ("linear_out",)},
     "LuminaFeedForward": {"ff_in": ("linear_1", "linear_3"), "ff_out": ("linear_2",)},
     "Flux2ParallelSelfAttention": {  # two layers in place of six

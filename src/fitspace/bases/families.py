@@ -16,6 +16,7 @@ from fitspace.bases.sana import SANA
 from fitspace.bases.sd3 import SD3
 from fitspace.bases.sdxl import SDXL
 from fitspace.bases.unet import UNET
+from fitspace.bases.zimage import ZIMAGE
 from fitspace.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 FAMILIES = {
     family.name: family
-    for family in (UNET, SDXL, DIT, PIXART, SD3, FLUX, SANA, FLUX2, LUMINA2, QWENIMAGE)
+    for family in (UNET, SDXL, DIT, PIXART, SD3, FLUX, SANA, FLUX2, LUMINA2, QWENIMAGE, ZIMAGE)
 }
 DENOISERS = tuple(dict.fromkeys(family.component for family in FAMILIES.values()))
 KINDS = tuple(dict.fromkeys(family.kind for family in FAMILIES.values()))

@@ -127,6 +127,8 @@ class Family:
     shifted : whether its autoencoder's latents are shifted before they are scaled.
     vae : the class of diffusers that its autoencoder is.
     normalised : whether that says the mean and the deviation of each channel of its latents.
+    drawn : whether training draws latents from what the autoencoder gives as their distribution, as
+        diffusers' script does; else it takes the mean.
     named : whether files of adapters name the family: its layers have the names of another's, which
         no pipeline of diffusers loads.
     biases : whether its layers have biases.
@@ -172,6 +174,7 @@ class Family:
     shifted: bool = False
     vae: str = "AutoencoderKL"
     normalised: bool = False
+    drawn: bool = True
     named: bool = False
     biases: bool = True
     norms: bool = False
@@ -233,13 +236,13 @@ class Family:
         self, block: Block, stream: torch.Tensor, conditions: Conditions, tokens: int
     ) -> torch.Tensor:
         """Of what a block returns, (n, k, d), the tokens of the image, (n, ``tokens``, d); all, of
-        a block whose stream no text leads."""
+        a block that says nothing of text beside them."""
         import torch
 
-        if not block.led or stream.shape[1] == tokens:
-            return stream
-        text = conditions["mask"].sum(1).tolist()
-        return torch.stack([s[n : n + tokens] for s, n in zip(stream, text, strict=True)])
+        if block.beside == "before" and stream.shape[1] > tokens:
+            text = conditions["mask"].sum(1).tolist()
+            return torch.stack([s[n : n + tokens] for s, n in zip(stream, text, strict=True)])
+        return stream[:, :tokens] if block.beside == "after" else stream
 
     def predict(
         self,

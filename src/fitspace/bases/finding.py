@@ -26,7 +26,7 @@ COMPONENTS = tuple(
 CONFIGS = (
     "sd15", "emoji-unet", "dit-xl", "emoji-dit", "sdxl", "pixart-sigma", "sd3-medium",
     "sd35-medium", "sd35-large", "flux-dev", "sana-1.6b",
-    "flux2-klein-4b", "lumina-image-2", "qwen-image",
+    "flux2-klein-4b", "lumina-image-2", "qwen-image", "z-image",
 )  # fmt: skip
 # Of tokenizers: .model is sentencepiece's, .jinja the form of a chat.
 _SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
@@ -57,6 +57,8 @@ _KNOWN = {
     "black-forest-labs/FLUX.2-klein-base-4B": ("flux2-klein-4b", {}),
     "black-forest-labs/FLUX.1-schnell": ("flux-dev", {"guidance_embeds": False}),
     "Alpha-VLLM/Lumina-Image-2.0": ("lumina-image-2", {}),
+    "Tongyi-MAI/Z-Image": ("z-image", {}),
+    "Tongyi-MAI/Z-Image-Turbo": ("z-image", {}),
     "Qwen/Qwen-Image": ("qwen-image", {}),
     "Qwen/Qwen-Image-2512": ("qwen-image", {}),
 }

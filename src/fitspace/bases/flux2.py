@@ -82,6 +82,7 @@ FLUX2 = Family(
     blocks=(FLUX2_JOINT, FLUX2_SINGLE),
     biases=False,
     flows=True,
+    drawn=False,
     side=SIDE,
     steps="empirical",
     tokens=TOKENS,

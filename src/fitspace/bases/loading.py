@@ -95,22 +95,21 @@ def _first_line(error: Exception) -> str:
 
 
 def encoded(vae: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of the latents of images in [-1, 1], (n, 3, h, w); 0 by an
-    autoencoder whose latents have no distribution, or of which a pipeline takes the mean alone."""
+    """Mean and standard deviation of the latents of images in [-1, 1], (n, 3, h, w); the latter 0
+    by an autoencoder whose latents have no distribution."""
     import torch
 
     if _of_frames(vae):
         found = vae.encode(images[:, :, None]).latent_dist
         return found.mean[:, :, 0], found.std[:, :, 0]
     found = vae.encode(images)
+    if not hasattr(found, "latent_dist"):
+        return found.latent, torch.zeros_like(found.latent)
+    mean, std = found.latent_dist.mean, found.latent_dist.std
     if hasattr(vae, "bn"):
         squares = vae.config.patch_size[0]
-        mean = torch.nn.functional.pixel_unshuffle(found.latent_dist.mean, squares)
-    elif hasattr(found, "latent_dist"):
-        return found.latent_dist.mean, found.latent_dist.std
-    else:
-        mean = found.latent
-    return mean, torch.zeros_like(mean)
+        mean, std = (torch.nn.functional.pixel_unshuffle(x, squares) for x in (mean, std))
+    return mean, std
 
 
 def decoded(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:

@@ -19,16 +19,17 @@ BATCH = 64
 
 @torch.no_grad()
 def encode_images(base: Path, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of the latents of uint8 images (n, h, w, 3)."""
+    """Mean and standard deviation of the latents of uint8 images (n, h, w, 3); the latter 0 where
+    training takes the mean alone."""
     device = devices.device()
     vae = bases.load_vae(base).to(device)
-    means, stds = [], []
+    means, stds, drawn = [], [], bases.family(base).drawn
     batch = devices.images_at_once(BATCH, images.shape[1])
     for start in tqdm(range(0, len(images), batch), desc="encoding images", disable=None):
         pixels = bases.to_model(images[start : start + batch]).to(device)
         mean, std = bases.encoded(vae, pixels)
         means.append(mean.cpu())
-        stds.append(std.cpu())
+        stds.append(std.cpu() if drawn else torch.zeros(std.shape))
     return torch.cat(means), torch.cat(stds)
 
 

@@ -117,7 +117,7 @@ def measure(
                     maps[i, k] = (predicted[0] - predicted[1]).abs().mean(0).cpu().numpy()
                 for path, output in hidden.items():
                     sums = moved.blocks.setdefault(path, np.zeros((2, len(steps))))
-                    if forms[path].led:
+                    if forms[path].beside:
                         tokens = family.image_tokens(model.config, side[0])
                         output = family.of_image(forms[path], output, own, tokens)
                     sums[:, k] += _norms(output)
