@@ -23,9 +23,11 @@ from fitspace.core.imports import import_bitsandbytes
 
 
 class Absent(NamedTuple):
-    """What is known of a weight that is not whole."""
+    """What is known of a weight that is not whole. Its type is that of what is stored, as diffusers
+    expects it of a layer in few bits."""
 
     shape: torch.Size
+    dtype: torch.dtype
 
 
 class Quantized(nn.Linear):
@@ -35,8 +37,8 @@ class Quantized(nn.Linear):
 
     @property
     def weight(self) -> Absent:
-        """The weight's shape; whoever wants its values has to fail."""
-        return Absent(torch.Size((self.out_features, self.in_features)))
+        """The weight's shape and type; whoever wants its values has to fail."""
+        return Absent(torch.Size((self.out_features, self.in_features)), self.packed.dtype)
 
     def whole(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight as it is multiplied by, (out, in)."""
