@@ -8,6 +8,7 @@ import pytest
 
 from fitspace import bases, methods
 from fitspace.methods import adapter
+from fitspace.plan import footprint
 
 DOCS = Path(__file__).parents[2] / "docs"
 # Column of the table of methods -> its families.
@@ -73,3 +74,23 @@ def test_the_table_of_methods_says_which_family_takes_it(method):
 def test_every_named_configuration_is_on_the_page():
     text = (DOCS / "families.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in text for name in bases.CONFIGS if not name.startswith("emoji"))
+
+
+ELSEWHERE = {"sd15", "dit-xl"}  # costed in tests/plan/test_footprint.py; not of 1024 px
+
+
+@pytest.mark.slow
+def test_the_page_says_what_full_size_costs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = {row.pop("base"): row for row in table("families.md", "| base | parameters")}
+    assert rows.keys() == {n for n in bases.CONFIGS if not n.startswith("emoji")} - ELSEWHERE
+    for name, row in rows.items():
+        found = footprint.measure(name, "lora", {"rank": 8}, batch=1, precision="bf16")
+        memory = found.training({"precision": "bf16", "ema": None})
+        assert row == {
+            "parameters [10⁹]": f"{found.frozen / 1e9:.2f}",
+            "trained [10⁶]": f"{found.trainable / 1e6:.2f}",
+            "forward [TFLOP]": f"{found.forward / 1e12:.1f}",
+            "step [TFLOP]": f"{found.step / 1e12:.1f}",
+            "memory [GiB]": f"{memory / 2**30:.1f}",
+        }
