@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from types import ModuleType
+
+# Where it finds a CPU that computes in bf16 it warns of a kernel that nothing here uses; peft and
+# diffusers import it too.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _library = None  # the declarations live as long as this object
 _only_models = False
@@ -47,19 +52,15 @@ def import_open_clip() -> ModuleType:
 
 def import_bitsandbytes() -> ModuleType:
     """Import bitsandbytes, which else looks for a kernel on the network where it finds a CPU that
-    computes in bf16, and warns if it has none; nothing here uses that kernel."""
+    computes in bf16; nothing here uses that kernel."""
     if found := sys.modules.get("bitsandbytes"):
         return found
-    import logging
-
-    told, missing = logging.getLogger("bitsandbytes"), object()
-    level, before = told.level, sys.modules.get("kernels", missing)
-    told.setLevel(logging.ERROR)
+    missing = object()
+    before = sys.modules.get("kernels", missing)
     sys.modules["kernels"] = None  # whoever imports it now finds no such package
     try:
         import bitsandbytes
     finally:
-        told.setLevel(level)
         del sys.modules["kernels"]
         if before is not missing:
             sys.modules["kernels"] = before
