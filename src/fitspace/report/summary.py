@@ -802,9 +802,7 @@ def which(good: pd.DataFrame, rows: pd.DataFrame, column: str) -> Sentence:
         return [" for every point"]
     if len(others) <= min(MOST_NAMED, len(good)):
         return [f" for every point except {words.listed(others[column])}, where it is ", NOT_SHOWN]
-    named = words.listed(good[column])
-    if len(good) > MOST_NAMED:
-        named = f"{len(good)} of {len(rows)} points, those marked in the table"
+    named = words.listed(good[column]) if len(good) <= MOST_NAMED else "those marked in the table"
     return [f" for {named}, ", NOT_SHOWN, " for the others"]
 
 
