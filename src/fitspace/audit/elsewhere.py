@@ -56,6 +56,7 @@ def take_over(before: Lock) -> None:
             folder = Path(room) / _folder(name)
             if folder in named and not folder.exists():
                 new[room][name] = md5
+    lists = {room: after.put(rows) for room, rows in new.items()}
     with modify_yaml(LOCK) as content:
         for stage in content["stages"].values():
             for entry in (*stage.get("deps", ()), *stage.get("outs", ())):
@@ -63,7 +64,7 @@ def take_over(before: Lock) -> None:
                     continue
                 same = entry["md5"] == before.outs.get(room) and _same(stage, old[room], new[room])
                 if same or entry["md5"] == after.outs[room]:
-                    _write(entry, after.put(new[room]), after.listing(room), new[room])
+                    _write(entry, lists[room], after.listing(room), new[room])
     Lock().publish(_rooms())
 
 

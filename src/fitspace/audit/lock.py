@@ -88,8 +88,8 @@ class Lock:
     def listings(self, outs: Iterable[str]) -> dict[str, Path]:
         """The files that list these folders, by their path in a cache of DVC."""
         kept = {out: self.outs[out] for out in outs if self.outs.get(out, "").endswith(".dir")}
-        found = {_in_cache(md5): self._places(out, md5) for out, md5 in sorted(kept.items())}
-        return {name: path for name, places in found.items() for path in places[:1]}
+        found = {_in_cache(md5): self._place(out, md5) for out, md5 in sorted(kept.items())}
+        return {name: path for name, path in found.items() if path}
 
     def keep(self, listing: Path) -> None:
         """Put a listing into DVC's cache, if dvc.lock names its content and the cache lacks it."""
@@ -109,34 +109,32 @@ class Lock:
     def publish(self, outs: Iterable[str]) -> None:
         """Write the lists of these folders for git."""
         for out in outs:
-            for path in self._places(out, self.outs[out])[:1]:
+            if path := self._place(out, self.outs[out]):
                 write_bytes(_in_git(out), path.read_bytes())
 
-    def _places(self, out: str, md5: str) -> list[Path]:
+    def _place(self, out: str, md5: str) -> Path | None:
         """Where a folder's listing is found: in DVC's cache, else in git."""
         cached, published = self._cache / _in_cache(md5), _in_git(out)
         if cached.is_file():
-            return [cached]
+            return cached
         known = published.is_file() and f"{_md5(published.read_bytes())}.dir" == md5
-        return [published] if known else []
+        return published if known else None
 
     @cached_property
     def _listings(self) -> dict[str, dict[str, str] | None]:
         return {}
 
     def _read(self, out: str, md5: str) -> dict[str, str] | None:
-        for path in self._places(out, md5):
-            content = path.read_bytes()
-            if _md5(content) != md5.removesuffix(".dir"):
-                raise UserError(
-                    f"{path}: not the listing that dvc.lock recorded; delete it, dvc fetch"
-                )
-            rows = parse_json(content, path, list, what="a listing of DVC")
-            try:
-                return {row["relpath"]: row["md5"] for row in rows}
-            except (KeyError, TypeError) as error:
-                raise UserError(f"{path}: not a listing of DVC ({error!r})") from None
-        return None
+        if not (path := self._place(out, md5)):
+            return None
+        content = path.read_bytes()
+        if _md5(content) != md5.removesuffix(".dir"):
+            raise UserError(f"{path}: not the listing that dvc.lock recorded; delete it, dvc fetch")
+        rows = parse_json(content, path, list, what="a listing of DVC")
+        try:
+            return {row["relpath"]: row["md5"] for row in rows}
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a listing of DVC ({error!r})") from None
 
     @cached_property
     def _cache(self) -> Path:
