@@ -69,6 +69,19 @@ def test_positions_between_are_fractions(dit, factor):
     )
 
 
+@every_factor
+def test_extrapolated_positions_are_counted_on(dit, factor):
+    own = positions(dit).clone()
+    undo = bases.at_scale(dit, factor, extrapolated=True)
+    assert bases.extrapolates(dit)
+    wide = positions(dit)
+    assert torch.equal(wide[:4, :4], own)  # the base's own corner
+    plain = get_2d_sincos_pos_embed(8, 4 * factor, base_size=4 * factor).float()
+    assert torch.equal(wide.reshape(-1, 8), plain)
+    undo()
+    assert not bases.extrapolates(dit) and torch.equal(positions(dit), own)
+
+
 def test_dit_xl_at_512_px():
     model = diffusers.DiTTransformer2DModel(num_layers=1, sample_size=32, num_embeds_ada_norm=3)
     assert model.inner_dim == 1152
@@ -121,10 +134,11 @@ def test_a_unet_has_no_grid():
 # --- adapters ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("extrapolated", [False, True])
 @pytest.mark.parametrize("method", ["bitfit", "vpt"])
-def test_an_adapter_brings_its_scale(dit, tmp_path, method):
+def test_an_adapter_brings_its_scale(dit, tmp_path, method, extrapolated):
     base, path = copy.deepcopy(dit), tmp_path / "adapter.safetensors"
-    bases.at_scale(dit, 2)
+    bases.at_scale(dit, 2, extrapolated)
     attachment = methods.attach(dit, method, {}, 0)
     with torch.no_grad():
         for parameter in attachment.trainable.values():
@@ -134,7 +148,7 @@ def test_an_adapter_brings_its_scale(dit, tmp_path, method):
     with torch.no_grad():
         expected, plain = dit(*batch).sample, base(*batch).sample
         loaded = methods.load(base, path)
-        assert bases.scale(base) == 2
+        assert (bases.scale(base), bases.extrapolates(base)) == (2, extrapolated)
         assert torch.equal(base(*batch).sample, expected) and not torch.equal(expected, plain)
         loaded.remove()
         assert bases.scale(base) == 1 and base.config.sample_size == 8
@@ -188,6 +202,25 @@ def test_a_dit_base_is_not(scale, monkeypatch):
 def test_a_scale_is_one_to_four(value):
     with pytest.raises(ValueError, match="scale"):
         Task.model_validate(dict(name="x", source="folder", path="x", scale=value))
+
+
+def test_extrapolated_positions_need_a_scale_in_every_task(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    path, content = tmp_path / "study.yaml", study(2) | {"base": "models/emoji-dit"}
+    content["analysis"] = {"factors": ["train.positions"], "responses": ["clip_t"]}
+    content["tasks"].append({"name": "small", "source": "openmoji", "style": "line"})
+    levels = ["interpolated", "extrapolated"]
+    content["arms"] = [{"method": "bitfit", "factors": {"train.positions": levels}}]
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError) as caught:
+        load_study(path)
+    assert (
+        f"{path}: arms[0].train.positions: 'extrapolated': task 'small' has images of the base's "
+        "own size; allowed: with a scale above 1 in every task"
+    ) in caught.value.problems
+    del content["tasks"][1]
+    path.write_text(yaml.safe_dump(content))
+    load_study(path)
 
 
 def test_only_another_scale_is_part_of_the_key(monkeypatch):

@@ -14,6 +14,7 @@ from fitspace import methods
 from fitspace.core.errors import UserError
 from fitspace.methods import adapter
 from fitspace.plan import budget, build_plan, expand
+from fitspace.plan.checks import arm_problems
 from fitspace.plan.counting import count
 from fitspace.study import Study
 
@@ -157,6 +158,56 @@ def test_keys_do_not_tell_a_matched_width_from_a_given_one():
     matched = build_plan(study(factors=cell, match_trainable=target["trainable"] + 1))
     assert matched.points[0].settings["width"] == 8
     assert matched.stages.keys() == given.stages.keys()
+
+
+def test_budgets_are_a_factor_whose_levels_are_points_of_their_own():
+    cell = {"input": ["CA_out"], "output": ["FFN_in"]}
+    counts = {
+        wide: count(
+            str(ROOT / "models/emoji-unet"), "adapter",
+            {"input": "CA_out", "output": "FFN_in", "width": wide},
+        )["trainable"]
+        for wide in (4, 8, 16)
+    }  # fmt: skip
+    plan = build_plan(study(factors=cell | {"match_trainable": list(counts.values())}))
+    assert [point.settings["width"] for point in plan.points] == [4, 8, 16]
+    assert [point.factors["match_trainable"] for point in plan.points] == [*counts.values()]
+    # What a point is does not depend on whether its width was given, or followed from a budget.
+    given = build_plan(study(factors=cell | {"width": [4, 8, 16]}))
+    assert given.stages.keys() == plan.stages.keys()
+
+
+REFUSED = {
+    "a factor and a setting": (
+        dict(factors={"match_trainable": [5000, 9000]}, match_trainable=5000),
+        "match_trainable: is also a factor of this arm; keep one of the two",
+    ),
+    "a width beside it": (
+        dict(factors={"match_trainable": [5000, 9000]}, settings={"width": 8}),
+        "settings.width: match_trainable sets it; keep one of the two",
+    ),
+    "a method without a width": (
+        dict(method="bitfit", factors={"match_trainable": [5000, 9000]}),
+        "match_trainable: method 'bitfit' has no width",
+    ),
+    "no number": (
+        dict(factors={"match_trainable": ["many"]}),
+        "factors.match_trainable[0]: 'many'",
+    ),
+    "a budget that no width meets": (
+        dict(factors={"match_trainable": [5000]}),
+        "match_trainable: 5,000: the nearest are",
+    ),
+}
+
+
+@pytest.mark.parametrize("change, expected", REFUSED.values(), ids=REFUSED)
+def test_budgets_that_cannot_be_a_factor(change, expected):
+    positions = {} if "method" in change else {"input": ["CA_out"], "output": ["FFN_in"]}
+    arm = change | {"factors": positions | change["factors"]}
+    own = study(**arm)
+    problems = arm_problems(enumerate(own.arms), own.base, None)
+    assert any(expected in problem for problem in problems), problems
 
 
 def test_a_second_look_counts_nothing(tmp_path):

@@ -248,6 +248,27 @@ def test_a_task_too_small_for_any_study_says_so(runs, tmp_path):
         run_through(chosen, run, "prepare")
 
 
+def test_positions_of_larger_images_are_a_factor(project, monkeypatch):
+    folder, known = project
+    monkeypatch.chdir(folder)
+    levels = ["interpolated", "extrapolated"]
+    analysis = {"factors": ["train.positions"], "responses": ["fd_effnet"]}
+    arm = BITFIT | {"factors": {"train.positions": levels}}
+    chosen = study(arm, [task("large")], analysis=analysis)
+    same, other = build_plan(chosen).runs
+    assert same.sample.key == known["large"].sample.key  # its own key, and no other
+    run_through(chosen, other, "prepare", "train", "sample")
+    facts = [methods.read(r.train.folder / "adapter.safetensors")[0] for r in (same, other)]
+    assert [f.get("extrapolated") for f in facts] == [None, True]
+    assert (samples(same) != samples(other)).any()
+    # Read back, it gives the pipeline the positions that it was trained with.
+    model = bases.load_denoiser(Path("base"))
+    loaded = methods.load(model, other.train.folder / "adapter.safetensors")
+    assert bases.extrapolates(model)
+    loaded.remove()
+    assert not bases.extrapolates(model)
+
+
 def test_a_copy_of_the_study_elsewhere_gives_the_same_bytes(project, tmp_path, monkeypatch):
     folder, runs = project
     for name in ("base", "large"):

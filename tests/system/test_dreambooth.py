@@ -30,6 +30,7 @@ from fitspace.study import Study
 
 ROOT = Path(__file__).parents[2]
 GOOD = yaml.safe_load((ROOT / "params/emoji-dreambooth.yaml").read_text())
+NONE = {"method": "none"}
 ORDINARY = {"name": "sepia", "source": "openmoji", "style": "sepia"}
 
 
@@ -90,6 +91,20 @@ REFUSED = {
     "a metric that only one kind of task has": (
         dict(tasks=[*GOOD["tasks"], ORDINARY]),
         "analysis.responses: 'prior_drift' is not measured on task 'sepia'; allowed: fd_effnet",
+    ),
+    "a weight of a training that no class images serve": (
+        dict(
+            subject={"prior_weight": 0.0},
+            arms=[{"method": "full", "factors": {"train.prior_weight": [0.0, 1.0]}}, NONE],
+        ),
+        "arms[0].train.prior_weight: 1.0: task 'supervillain' draws no class images",
+    ),
+    "a weight of a training on a task that teaches no subject": (
+        dict(
+            tasks=[*GOOD["tasks"], ORDINARY],
+            arms=[{"method": "full", "train": {"prior_weight": 0.5}}, NONE],
+        ),
+        "arms[0].train.prior_weight: 0.5: task 'sepia' teaches no subject",
     ),
     "several images of a prompt": (
         dict(sample=GOOD["sample"] | {"images_per_prompt": 2}),
@@ -308,6 +323,17 @@ def test_loss_is_the_subjects_plus_the_weighted_class_images(weight, gamma):
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_a_training_may_weigh_prior_preservation_otherwise_than_its_task():
+    task = _with_prior(1.0)
+    assert task.preserving(None) is task
+    for weight in (0.25, 3.0):
+        own, other = _batch(task.preserving(weight)), _batch(_with_prior(weight))
+        assert torch.equal(own.weight, other.weight) and torch.equal(own.noisy, other.noisy)
+    without = _batch(task.preserving(0.0))
+    assert len(without) == tiny.SETTINGS["batch_size"]
+    assert torch.equal(without.noisy, _batch(replace(task, prior=[])).noisy)
+
+
 # --- what is asked for and measured ------------------------------------------------------
 
 
@@ -485,6 +511,24 @@ def test_without_prior_preservation_only_the_subject_is_trained_on(project, monk
     task = load(plan.runs[0].prepare)
     assert list(task.prior) == [] and len(task.mean) == 4
     assert [r["prior_drift"] == 0 for r in collect(plan)] == [False, True]
+
+
+def test_the_weight_is_a_factor_of_one_task(project, monkeypatch):
+    """Its class images are drawn once; level 0 is what a task without them trains, bit for bit."""
+    root, content = project
+    monkeypatch.chdir(root)
+    content = copy.deepcopy(content) | {"seeds": [0]}
+    content["arms"][0]["factors"] = {"train.prior_weight": [0.0, 0.5]}
+    plan = _run_all(content)
+    zero, half, none = plan.runs
+    assert none.train is None and zero.prior.folder == half.prior.folder
+    found = [dict(load_file(r.train.folder / "adapter.safetensors")) for r in (zero, half)]
+    assert any((found[0][name] != found[1][name]).any() for name in found[0])
+    del content["arms"][0]["factors"]
+    content["tasks"][0]["dreambooth"]["prior_weight"] = 0.0
+    alone = load_file(_run_all(content).runs[0].train.folder / "adapter.safetensors")
+    assert all((found[0][name] == alone[name]).all() for name in alone)
+    assert [r["train.prior_weight"] for r in collect(plan)][:2] == [0.0, 0.5]
 
 
 def test_prior_of_a_run_without_one_is_refused(finished):

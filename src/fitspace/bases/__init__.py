@@ -15,6 +15,7 @@ from fitspace.bases.control import (
 from fitspace.bases.dit import (
     at_scale,
     class_table,
+    extrapolates,
     new_classes,
     own_classes,
     scale,
@@ -83,6 +84,7 @@ __all__ = [
     "digest",
     "encode_captions",
     "encoded",
+    "extrapolates",
     "family",
     "family_by",
     "family_in",

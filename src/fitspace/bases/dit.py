@@ -81,13 +81,18 @@ def scale(model: nn.Module) -> int:
     return model.pos_embed.height // model.pos_embed.base_size
 
 
-def at_scale(model: nn.Module, factor: int) -> Callable[[], None]:
+def extrapolates(model: nn.Module) -> bool:
+    """Whether :func:`at_scale` gave a denoiser positions beyond those that its base knows."""
+    return getattr(model, "_fitspace_extrapolated", False)
+
+
+def at_scale(model: nn.Module, factor: int, extrapolated: bool = False) -> Callable[[], None]:
     """Let a DiT make images of ``factor`` times its base's side; returns what undoes it.
 
     Patch (i, j) of the finer grid gets the position (i/factor, j/factor), so that the base sees
-    positions it knows (2304.06648, "positional encoding trick"). A pipeline around the model
-    draws noise of the new size. What ``save_pretrained`` writes of such a model is of no use:
-    diffusers would number the patches of the finer grid anew.
+    positions it knows (2304.06648, "positional encoding trick"); if ``extrapolated``, (i, j). A
+    pipeline around the model draws noise of the new size. What ``save_pretrained`` writes of such a
+    model is of no use: diffusers would number the patches of the finer grid anew.
 
     Raises
     ------
@@ -100,9 +105,11 @@ def at_scale(model: nn.Module, factor: int) -> Callable[[], None]:
             f"scale: {factor}: {type(model).__name__} has no grid of patches; allowed on a "
             "DiTTransformer2DModel"
         )
-    grid, before = model.pos_embed, (scale(model), model.pos_embed.pos_embed)
+    grid = model.pos_embed
+    before = scale(model), grid.pos_embed, extrapolates(model)
 
-    def put(factor: int, positions: torch.Tensor) -> None:
+    def put(factor: int, positions: torch.Tensor, extrapolated: bool) -> None:
+        model._fitspace_extrapolated = extrapolated
         # A grid of another size than these would be computed again at every step.
         grid.height = grid.width = factor * grid.base_size
         grid.pos_embed = positions
@@ -111,11 +118,11 @@ def at_scale(model: nn.Module, factor: int) -> Callable[[], None]:
     positions = get_2d_sincos_pos_embed(
         model.inner_dim,
         factor * grid.base_size,
-        base_size=grid.base_size,
+        base_size=grid.base_size * (factor if extrapolated else 1),
         interpolation_scale=grid.interpolation_scale,
         device=grid.pos_embed.device,
     )
-    put(factor, positions.to(grid.pos_embed.dtype)[None])
+    put(factor, positions.to(grid.pos_embed.dtype)[None], extrapolated)
     return lambda: put(*before)
 
 

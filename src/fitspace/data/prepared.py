@@ -6,7 +6,7 @@ Nothing downstream touches the autoencoder's encoder or the text encoder again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,6 +81,13 @@ class PreparedTask:
     given: torch.Tensor | None = None
     mirrored_given: torch.Tensor | None = None
     given_held_out: torch.Tensor | None = None
+
+    def preserving(self, weight: float | None) -> PreparedTask:
+        """The task with another weight of prior preservation; of 0: without its class images;
+        None: as it is."""
+        if weight is None:
+            return self
+        return replace(self, prior=self.prior if weight else (), prior_weight=weight)
 
     def latents(
         self, examples: list[int], mirrored: Sequence[bool] = ()

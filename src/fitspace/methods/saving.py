@@ -54,6 +54,8 @@ def _form(attachment: Attachment) -> dict[str, Any]:
         facts["classes"] = classes
     if (scale := bases.scale(attachment.model)) != 1:
         facts["scale"] = scale
+    if bases.extrapolates(attachment.model):
+        facts["extrapolated"] = True
     if control := bases.control_of(attachment.model):
         facts["control"] = {"kind": control.kind, "channels": [*control.channels]}
     return facts
@@ -63,9 +65,9 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Read what :func:`save` wrote: its facts, and the parameters by name.
 
     The facts are ``method``, ``settings`` (a dict) and ``metadata``; also ``family`` where names of
-    layers do not tell it, ``classes`` if the model
-    had a class table of its own, ``scale`` if it was not at its base's size, and ``control`` if it
-    was told of an image.
+    layers do not tell it, ``classes`` if the model had a class table of its own, ``scale`` if it
+    was not at its base's size, ``extrapolated`` if its patches' positions then were, and
+    ``control`` if it was told of an image.
 
     Raises
     ------
@@ -102,6 +104,7 @@ class _Facts(BaseModel):
     metadata: dict[str, str]
     classes: int = Field(1, ge=1)
     scale: int = Field(1, ge=1, le=4)
+    extrapolated: bool = False
     family: str | None = None
     control: _Control | None = None
 
@@ -178,7 +181,8 @@ def load(
         if "classes" in facts:
             undo.callback(bases.new_classes(model, facts["classes"], seed=0))
         if "scale" in facts:
-            undo.callback(bases.at_scale(model, facts["scale"]))
+            beyond = facts.get("extrapolated", False)
+            undo.callback(bases.at_scale(model, facts["scale"], beyond))
         attachment = attach(model, facts["method"], facts["settings"], seed=0)
     except UserError as error:
         undo.close()

@@ -29,10 +29,12 @@ from fitspace.plan.points import (
 )
 from fitspace.plan.table import PRIOR_STEPS
 from fitspace.study import (
+    BUDGET,
     CHECKPOINT,
     CONTROL,
     CONTROLS,
     DRAWN,
+    EXTRAPOLATED,
     LEARNT,
     OF_CONTROL,
     REWARD_FACTORS,
@@ -351,6 +353,7 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, models: Models | No
             if count > 1
         ]
         problems += _too_short(study, points) + _at_once(study, points)
+        problems += _without_effect(study, points)
         problems += _few_bits(study, points)
         problems += _within_problems(study)
         problems += _given_problems(study) + _one_unit(points)
@@ -578,6 +581,34 @@ def _few_bits(study: Study, points: list[Point]) -> list[str]:
     return problems
 
 
+def _without_effect(study: Study, points: list[Point]) -> list[str]:
+    """Training settings that the study's tasks have no use for."""
+    plain = [task.name for task in study.tasks if task.dreambooth is None]
+    bare = [t.name for t in study.tasks if t.dreambooth and t.dreambooth.prior_weight == 0]
+    alike = [task.name for task in study.tasks if task.scale == 1]
+    problems = []
+    for i, arm in enumerate(study.arms):
+        own = [p.train for p in points if p.arm == arm.title and p.train]
+        for weight in dict.fromkeys(train.get("prior_weight") for train in own):
+            key = f"arms[{i}].train.prior_weight: {weight!r}"
+            if weight is not None and plain:
+                problems.append(
+                    f"{key}: task {plain[0]!r} teaches no subject; allowed: with dreambooth in "
+                    "every task"
+                )
+            elif weight and bare:
+                problems.append(
+                    f"{key}: task {bare[0]!r} draws no class images, its prior_weight is 0; "
+                    "allowed: 0, or above 0 there too"
+                )
+        if alike and any(train.get("positions") == EXTRAPOLATED for train in own):
+            problems.append(
+                f"arms[{i}].train.positions: {EXTRAPOLATED!r}: task {alike[0]!r} has images of the "
+                "base's own size; allowed: with a scale above 1 in every task"
+            )
+    return problems
+
+
 def _too_short(study: Study, points: list[Point]) -> list[str]:
     """Points that end before they reach their learning rate."""
     problems = []
@@ -741,7 +772,7 @@ def _problems_of(arm: Arm, base: Any, family: str | None) -> list[str]:
             model, name = TrainSettings, factor.removeprefix("train.")
         elif factor in DRAWN:
             model, name = SampleSettings, DRAWN[factor]
-        elif factor == CONTROL:
+        elif factor in (BUDGET, CONTROL):
             model = Arm
         elif factor.startswith("sample."):
             problems.append(f"factors.{factor}: unknown; allowed: {', '.join(DRAWN)}")
@@ -804,8 +835,10 @@ def _in_cell(factors: dict[str, Any], problem: str) -> str:
 
 def _budget_problems(arm: Arm) -> list[str]:
     """Why an arm's budget cannot be matched, whatever the base."""
-    if arm.match_trainable is None:
+    if arm.match_trainable is None and BUDGET not in arm.factors:
         return []
+    if arm.match_trainable is not None and BUDGET in arm.factors:
+        return [f"{BUDGET}: is also a factor of this arm; keep one of the two"]
     name = methods.knob(arm.method)
     if name is None:
         able = ", ".join(m for m in methods.METHODS if methods.knob(m))

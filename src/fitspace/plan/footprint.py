@@ -102,8 +102,11 @@ def latents(point: Point, task: Task) -> int:
     """Number of latents per step, class images of a subject's task included; 1 without steps."""
     if point.train is None:
         return 1
-    subject = task.dreambooth
-    return point.train["batch_size"] * (1 if subject is None or subject.prior_weight == 0 else 2)
+    if task.dreambooth is None:
+        return point.train["batch_size"]
+    own = point.train.get("prior_weight")
+    weight = task.dreambooth.prior_weight if own is None else own
+    return point.train["batch_size"] * (2 if weight else 1)
 
 
 def measure(

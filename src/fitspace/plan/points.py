@@ -14,6 +14,7 @@ from fitspace.core.errors import UserError
 from fitspace.core.files import canonical, digest
 from fitspace.plan import budget
 from fitspace.study import (
+    BUDGET,
     CHECKPOINT,
     CONTROL,
     DRAWN,
@@ -142,13 +143,18 @@ def _d_optimal(factors: tuple[str, ...], cells: tuple[tuple, ...], n: int) -> tu
 def settings_of(arm: Arm, factors: dict[str, Any], base: str | None = None) -> Any:
     """The method's settings in a cell; with a base, the width follows from the arm's budget.
 
-    Levels of training settings and of the control among ``factors`` are no settings of the method.
+    Levels of training settings, of the control and of the budget among ``factors`` are no settings
+    of the method.
     """
-    own = {k: v for k, v in factors.items() if k != CONTROL and not k.startswith("train.")}
-    own |= arm.settings
-    if arm.match_trainable is not None and base is not None:
+    own = {
+        name: level
+        for name, level in factors.items()
+        if name not in (BUDGET, CONTROL) and not name.startswith("train.")
+    } | arm.settings
+    target = factors.get(BUDGET, arm.match_trainable)
+    if target is not None and base is not None:
         control = factors.get(CONTROL, arm.control)
-        width = budget.width(base, arm.method, own, arm.match_trainable, control)
+        width = budget.width(base, arm.method, own, target, control)
         own[methods.knob(arm.method)] = width
     return methods.get(arm.method).Settings(**own)
 

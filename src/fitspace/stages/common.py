@@ -14,7 +14,7 @@ from fitspace.core.errors import UserError
 from fitspace.core.paths import RESULTS
 from fitspace.plan import Run, Stage, too_many_prompts, trains_classes
 from fitspace.stages.sidecars import KERNELS, KIND, environment, verified
-from fitspace.study import Study
+from fitspace.study import EXTRAPOLATED, Study
 
 if TYPE_CHECKING:
     from fitspace.metrics import Kept
@@ -112,7 +112,8 @@ def fit_task(model, run: Run, task, base: Path) -> None:
     Raises UserError if the run does not train these.
     """
     if run.task.scale != 1:
-        bases.at_scale(model, run.task.scale)
+        train = run.point.train or {}
+        bases.at_scale(model, run.task.scale, train.get("positions") == EXTRAPOLATED)
     if control := bases.control_for(base, run.point.learnt):
         bases.add_control(model, control, run.seed)
     if task.own_classes is None:

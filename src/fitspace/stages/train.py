@@ -67,6 +67,7 @@ def train(
     inputs, _ = rehashed(run.prepare)
     base = bases.resolve(study.base)
     task = load(run.prepare, base, run.task.scale, run.point.learnt)
+    task = task.preserving(run.point.train.get("prior_weight"))
     model = placed(bases.load_denoiser(base), run)
     total = count(model.parameters())
     attachment = _attached(model, run, task, base)

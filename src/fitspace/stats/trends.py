@@ -32,7 +32,8 @@ from fitspace.stats.multiplicity import compared
 NAN = float("nan")
 DEGREES = {1: "linear", 2: "quadratic", 3: "cubic", 4: "quartic", 5: "quintic"}
 # Doubling them is one step: the scale on which such factors act alike at both ends.
-DOUBLING = ("width", "rank", "bottleneck", "learning_rate", "lr", "steps", "batch_size", "alpha")
+DOUBLING = ("width", "rank", "bottleneck", "learning_rate", "lr", "steps", "batch_size", "alpha",
+            "match_trainable")  # fmt: skip
 COLUMNS = [
     *("source", "contrast", "estimate", "se", "df", "t", "ss", "num_df", "den_df", "F"),
     *("p", "p_adjusted", "low", "high"),

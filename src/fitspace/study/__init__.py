@@ -2,11 +2,13 @@
 
 from fitspace.study.models import (
     BASE_WEIGHTS,
+    BUDGET,
     CHECKPOINT,
     CONTROL,
     CONTROLS,
     DEGRADATIONS,
     DRAWN,
+    EXTRAPOLATED,
     LEARNT,
     OF_CONTROL,
     REWARD_FACTORS,
@@ -27,11 +29,13 @@ from fitspace.study.models import (
 
 __all__ = [
     "BASE_WEIGHTS",
+    "BUDGET",
     "CHECKPOINT",
     "CONTROL",
     "CONTROLS",
     "DEGRADATIONS",
     "DRAWN",
+    "EXTRAPOLATED",
     "LEARNT",
     "OF_CONTROL",
     "REWARD_FACTORS",

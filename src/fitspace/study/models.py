@@ -372,13 +372,16 @@ REWARD_FACTORS = {REWARD_WEIGHT: "weight", REWARD_THROUGH: "through"}
 
 WHOLE = "whole"  # the level of `train.base_weights` that stores nothing in fewer bits
 BASE_WEIGHTS = (WHOLE, "int8", "nf4")
+# Where the patches of images larger than the base's are.
+INTERPOLATED, EXTRAPOLATED = "interpolated", "extrapolated"
 
 
 class TrainSettings(_InKeys):
     """How one adapter is trained. Everything here is part of the run's key."""
 
     LATER = (
-        "base_weights", "checkpoints", "density", "examples_at_once", "given_dropout", "reward",
+        "base_weights", "checkpoints", "density", "examples_at_once", "given_dropout", "positions",
+        "prior_weight", "reward",
     )  # fmt: skip
 
     steps: int = Field(ge=1, le=10_000_000, description="Optimizer steps.")
@@ -410,6 +413,19 @@ class TrainSettings(_InKeys):
         le=1,
         description="Share of given images replaced by none; only with `control: concat`, for "
         "`sample.given_guidance`.",
+    )
+    prior_weight: float | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="Weight of prior preservation on DreamBooth tasks; 0: without class images; "
+        "null: the task's own, `dreambooth.prior_weight`.",
+    )
+    positions: Literal[INTERPOLATED, EXTRAPOLATED] = Field(
+        INTERPOLATED,
+        description="Where the patches of images larger than the base's are, on tasks with `scale` "
+        "above 1: among the positions that the base knows, (i/scale, j/scale) (2304.06648), or "
+        "`extrapolated`, (i, j). In training and in what is then sampled.",
     )
     min_snr_gamma: float | None = Field(
         None, gt=0, description="Min-SNR loss weighting (2303.09556); null weighs steps equally."
@@ -548,6 +564,7 @@ DRAWN = {
     f"sample.{name}": name for name in ("guidance", "steps", "strength", "blocks", *OF_CONTROL)
 }
 CONTROL = "control"  # the factor whose levels are `CONTROLS`
+BUDGET = "match_trainable"  # the factor whose levels are budgets
 CHECKPOINT = "checkpoint"  # the factor whose levels are `train.checkpoints`
 TUNING = "-tuning"  # ends the name of the study that a study's tuning is
 
@@ -610,7 +627,7 @@ class Arm(_Strict):
     )
     factors: dict[str, Annotated[list[Level], Field(max_length=10_000)]] = Field(
         default_factory=dict,
-        description="Factor -> levels: a setting of the method, `train.<key>`, "
+        description="Factor -> levels: a setting of the method, `match_trainable`, `train.<key>`, "
         "`train.reward.weight` (0: without it), `train.reward.through`, `control`, or one "
         "of `sample.guidance`, `sample.steps`, `sample.strength`, `sample.blocks`, "
         "`sample.given_guidance` and `sample.noised`, whose levels share their training.",
@@ -622,7 +639,7 @@ class Arm(_Strict):
         None,
         ge=1,
         description="Number of trainable parameters: sets each point's width (rank) so that it "
-        "trains the nearest number, within 1%.",
+        "trains the nearest number, within 1%. Also a factor.",
     )
     subset: int | None = Field(
         None,

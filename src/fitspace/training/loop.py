@@ -30,7 +30,9 @@ from fitspace.training.reward import Reward
 CHECKPOINT_SECONDS = 20.0
 TOGETHER = "dropout masks are drawn for all of a batch together"
 # What runs of a fold have in common.
-COMMON = ("steps", "batch_size", "examples_at_once", "precision", "reward")
+COMMON = (
+    "steps", "batch_size", "examples_at_once", "positions", "precision", "prior_weight", "reward",
+)  # fmt: skip
 
 
 def fit(
