@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,21 @@ def padded(texts: Sequence[torch.Tensor], tokens: int) -> Conditions:
     for i, text in enumerate(texts):
         told[i, : len(text)], mask[i, : len(text)] = text, 1
     return {"embeddings": told, "mask": mask}
+
+
+def blank_padded(width: str) -> Callable[..., Conditions]:
+    """What :func:`padded` gives a denoiser, without values, for counts; ``width`` is the key of its
+    configuration that says how long an embedding is."""
+
+    def blank(config: Any, images: int, tokens: int, dtype: torch.dtype) -> Conditions:
+        import torch
+
+        return {
+            "embeddings": torch.empty(images, tokens, getattr(config, width), dtype=dtype),
+            "mask": torch.empty(images, tokens, dtype=torch.long),
+        }
+
+    return blank
 
 
 def tokens_kept(folder: Path, tokenizer: str) -> int:

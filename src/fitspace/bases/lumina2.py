@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitspace.bases.blocks import LUMINA2_BLOCK
-from fitspace.bases.encoding import prompted
+from fitspace.bases.encoding import blank_padded, prompted
 from fitspace.bases.family import Conditions, Family, Reading, as_long, not_whole
 
 if TYPE_CHECKING:
@@ -45,15 +45,6 @@ def _whole(mask: torch.Tensor) -> torch.Tensor:
     return mask.as_subclass(Whole)
 
 
-def _blank(config: Any, images: int, tokens: int, dtype: torch.dtype) -> Conditions:
-    import torch
-
-    return {
-        "embeddings": torch.empty(images, tokens, config.cap_feat_dim, dtype=dtype),
-        "mask": torch.empty(images, tokens, dtype=torch.long),
-    }
-
-
 def _encode(pipeline: Any, captions: Sequence[str], device: Any, side: int) -> Conditions:
     """Gemma's second last states, and which tokens are no padding. Before a caption stand the
     pipeline's words of what to do; before an empty one, none."""
@@ -80,7 +71,7 @@ LUMINA2 = Family(
     needs=("text_encoder", "tokenizer"),
     told={"embeddings": "F16 n tokens dim", "mask": "I64 n tokens"},
     ask=_ask,
-    blank=_blank,
+    blank=blank_padded("cap_feat_dim"),
     sizes={"dim": "cap_feat_dim"},
     blocks=(LUMINA2_BLOCK,),
     flows=True,

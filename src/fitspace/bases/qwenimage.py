@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitspace.bases.blocks import QWENIMAGE_BLOCK
-from fitspace.bases.encoding import padded
+from fitspace.bases.encoding import blank_padded, padded
 from fitspace.bases.family import Conditions, Family, Reading, as_long, not_whole
 from fitspace.bases.flux import PACKS, SIDE, packed, unpacked
 
@@ -45,15 +45,6 @@ def _ask(
 
 def _rescaled(guided: torch.Tensor, with_text: torch.Tensor) -> torch.Tensor:
     return unpacked(as_long(packed(guided), packed(with_text)), guided)
-
-
-def _blank(config: Any, images: int, tokens: int, dtype: torch.dtype) -> Conditions:
-    import torch
-
-    return {
-        "embeddings": torch.empty(images, tokens, config.joint_attention_dim, dtype=dtype),
-        "mask": torch.empty(images, tokens, dtype=torch.long),
-    }
 
 
 def _encode(pipeline: Any, captions: Sequence[str], device: Any, side: int) -> Conditions:
@@ -93,7 +84,7 @@ QWENIMAGE = Family(
     needs=("text_encoder", "tokenizer"),
     told={"embeddings": "F16 n tokens dim", "mask": "I64 n tokens"},
     ask=_ask,
-    blank=_blank,
+    blank=blank_padded("joint_attention_dim"),
     sizes={"dim": "joint_attention_dim"},
     blocks=(QWENIMAGE_BLOCK,),
     flows=True,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitspace.bases.blocks import ZIMAGE_BLOCK
-from fitspace.bases.encoding import padded
+from fitspace.bases.encoding import blank_padded, padded
 from fitspace.bases.family import Conditions, Family, Reading, not_whole
 from fitspace.bases.flux import SIDE
 
@@ -38,15 +38,6 @@ def _ask(
         cap_feats=[text[:k] for text, k in zip(texts, lengths, strict=True)],
     ).sample
     return -torch.stack(predicted)[:, :, 0]
-
-
-def _blank(config: Any, images: int, tokens: int, dtype: torch.dtype) -> Conditions:
-    import torch
-
-    return {
-        "embeddings": torch.empty(images, tokens, config.cap_feat_dim, dtype=dtype),
-        "mask": torch.empty(images, tokens, dtype=torch.long),
-    }
 
 
 def _encode(pipeline: Any, captions: Sequence[str], device: Any, side: int) -> Conditions:
@@ -87,7 +78,7 @@ ZIMAGE = Family(
     needs=("text_encoder", "tokenizer"),
     told={"embeddings": "F16 n tokens dim", "mask": "I64 n tokens"},
     ask=_ask,
-    blank=_blank,
+    blank=blank_padded("cap_feat_dim"),
     sizes={"dim": "cap_feat_dim"},
     blocks=(ZIMAGE_BLOCK,),
     flows=True,
