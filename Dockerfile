@@ -9,7 +9,8 @@ RUN apt-get update \
 WORKDIR /fitspace
 COPY Makefile pyproject.toml constraints.txt README.md LICENSE ./
 COPY src src
-# Beside the project, so that a clone mounted at /fitspace is what runs, in this environment.
-RUN python3.11 -m venv /opt/fitspace && ln -s /opt/fitspace .venv && make .venv/ready
+# Beside the project, so that a clone mounted at /fitspace is what runs, in this environment. BIN: programs
+# name the Python that installed them, and .venv is not in a clone.
+RUN python3.11 -m venv /opt/fitspace && ln -s /opt/fitspace .venv && make BIN=/opt/fitspace/bin .venv/ready
 ENV PATH=/opt/fitspace/bin:$PATH
 CMD ["fitspace", "doctor"]

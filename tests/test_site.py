@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -117,8 +118,16 @@ def test_both_containers_are_one_environment_from_the_pins():
     lines = re.findall(r"^COPY (.*) \S+$", docker, re.M)
     assert {name for line in lines for name in line.split()} == copied
     assert set(re.findall(r"^    (\S+) /fitspace/", apptainer, re.M)) == copied
-    install = "python3.11 -m venv /opt/fitspace && ln -s /opt/fitspace .venv && make .venv/ready"
+    ours = "make BIN=/opt/fitspace/bin .venv/ready"
+    install = f"python3.11 -m venv /opt/fitspace && ln -s /opt/fitspace .venv && {ours}"
     assert install in docker and install in apptainer
+    # Programs name the Python that installed them, and a mounted clone hides /fitspace/.venv.
+    said = subprocess.run(
+        [*ours.split(), "--dry-run", "--always-make"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert said.stdout.count("/opt/fitspace/bin/python -m pip install") == 2
+    assert " .venv/bin/python -m pip" not in said.stdout
     assert "pip install" not in docker + apptainer
     assert "-c constraints.txt" in (ROOT / "Makefile").read_text(encoding="utf-8")
 

@@ -15,6 +15,7 @@ from diffusers.models.embeddings import get_2d_sincos_pos_embed
 
 from fitspace import bases, methods
 from fitspace.core.errors import UserError
+from fitspace.methods.export import export
 from fitspace.plan import build_plan, load_study
 from fitspace.plan.checks import task_problems
 from fitspace.study import Study, Task
@@ -155,6 +156,15 @@ def test_an_adapter_brings_its_scale(dit, tmp_path, method, extrapolated):
         assert torch.equal(base(*batch).sample, plain)
 
 
+def test_an_adapter_of_positions_beyond_the_bases_is_not_exported(dit, tmp_path):
+    """Other programs interpolate the positions of larger images, whatever it was trained with."""
+    path = tmp_path / "adapter.safetensors"
+    bases.at_scale(dit, 2, extrapolated=True)
+    methods.save(methods.attach(dit, "lora", {"class_embedding": False}, 0), path, {})
+    with pytest.raises(UserError, match="trained with positions: extrapolated"):
+        export(path, tmp_path / "out")
+
+
 def test_an_adapter_at_the_bases_size_says_nothing_of_it(dit, tmp_path):
     path = tmp_path / "adapter.safetensors"
     methods.save(methods.attach(dit, "bitfit", {}, 0), path, {})
@@ -215,8 +225,8 @@ def test_extrapolated_positions_need_a_scale_in_every_task(monkeypatch, tmp_path
     with pytest.raises(UserError) as caught:
         load_study(path)
     assert (
-        f"{path}: arms[0].train.positions: 'extrapolated': task 'small' has images of the base's "
-        "own size; allowed: with a scale above 1 in every task"
+        f"{path}: arms[0].factors.train.positions: 'extrapolated': task 'small' has images of the "
+        "base's own size; allowed: with a scale above 1 in every task"
     ) in caught.value.problems
     del content["tasks"][1]
     path.write_text(yaml.safe_dump(content))

@@ -23,6 +23,7 @@ from fitspace.plan import (
     own_drawing,
     planned,
 )
+from fitspace.plan.counting import count
 from fitspace.study import Study
 
 ROOT = Path(__file__).parents[2]
@@ -337,6 +338,38 @@ def test_settings_are_compared_not_names_that_were_cut(folder, monkeypatch):
     found = points_of(lora(), lora(name="twin", settings={"alpha": 4}))
     assert len({p.identity for p in found}) == len({p.name for p in found}) == 4
     assert all(p.name.startswith("lora.long.") for p in found)
+
+
+def test_a_name_does_not_depend_on_the_order_of_the_arms():
+    arms = [
+        {"name": "plain", "method": "full"},
+        {"name": "heavy", "method": "full", "train": {"prior_weight": 2.0}},
+    ]
+    names = [{p.arm: p.name for p in points_of(*order)} for order in (arms, arms[::-1])]
+    assert names[0] == names[1]
+    assert names[0] == {"plain": "full.prior_weightNone", "heavy": "full.prior_weight2.0"}
+
+
+def test_a_level_that_two_arms_write_in_two_ways_is_refused(folder):
+    """In a table of runs they would be two levels, and no analysis could be made of it."""
+    arms = [
+        lora(factors={"rank": [2, 4], "train.weight_decay": [0, 0.1]}),
+        lora(name="dora", settings={"dora": True}, factors={"train.weight_decay": [0.0, 0.1]}),
+    ]
+    analysis = STUDY["analysis"] | {"factors": ["arm", "train.weight_decay"]}
+    assert problems_of({"arms": arms, "analysis": analysis}) == [
+        "arms: factors.train.weight_decay: 0 and 0.0 are one number; write it one way"
+    ]
+
+
+def test_budgets_that_give_one_width_are_named(folder):
+    own = count(STUDY["base"], "lora", {"rank": 4})["trainable"]
+    budgets = {"match_trainable": [own, own + 1]}
+    analysis = STUDY["analysis"] | {"factors": ["match_trainable"]}
+    assert problems_of({"arms": [lora(factors=budgets)], "analysis": analysis}) == [
+        "arms: the point 'lora.rank4' stands 2 times; each must be unique; match_trainable: "
+        "budgets that are farther apart"
+    ]
 
 
 def test_the_same_point_in_two_arms_is_still_refused(folder):

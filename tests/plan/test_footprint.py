@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from peft_cases import CASES
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fitspace import bases, methods
 from fitspace.core.errors import UserError
+from fitspace.methods import METHODS
 from fitspace.plan import footprint
 from fitspace.plan.footprint import Footprint, measure
 
@@ -103,6 +105,24 @@ def test_a_step_on_the_meta_device_is_the_step_on_a_cpu(small, name, method, set
     # Fused attention has the gradients of queries, keys and values together, needed or not.
     if trained:
         assert 1 <= found.step / (flops.get_total_flops() / 3) < 1.15
+
+
+# Method, or a tuner of peft, -> the tiny network that it is for and what its settings need.
+EVERY = {name: ("unet", name, {}) for name in METHODS if name not in ("none", "peft")} | {
+    "adapter": ("unet", "adapter", AFTER_CA | {"width": 3}),
+    "adaptformer": ("dit", "adaptformer", {"width": 3}),
+    "oft": ("unet", "oft", {"block_size": 4}),
+    "vpt": ("dit", "vpt", {"prompts": 2}),
+    **{c.peft_type: ("unet", "peft", {"peft_type": c.peft_type} | c.settings) for c in CASES},
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("name", "method", "settings"), EVERY.values(), ids=EVERY)
+def test_every_method_is_costed(small, name, method, settings, precision):
+    found = measure(name, method, settings, 2, precision)
+    assert 0 < found.forward < found.step and found.activations > 0
+    assert found.trainable > 0
 
 
 def test_a_batch_keeps_more_and_half_precision_half_of_it(small):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import re
 import shutil
 import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import report_study as made_up
 import typst
+import yaml
 
 from fitspace import methods
 from fitspace.metrics import METRICS
@@ -18,6 +22,10 @@ from fitspace.report import build, paragraph, publishing
 from fitspace.report.tables import Column, Table
 from fitspace.report.tex import escaped
 from fitspace.report.words import Value
+from fitspace.study import Study
+
+POSITIONS = yaml.safe_load((Path(__file__).parents[1] / "data/positions.yaml").read_text())
+POSITIONS["analysis"].pop("margins", None)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +150,29 @@ def test_every_method_and_metric_has_its_works():
     every += [key for name in METRICS for key in paragraph.of_metric(name)]
     every += [key for _, key in paragraph.CONTROLS.values()]
     assert paragraph.bibliography(every).count("@") >= len(set(every))
+
+
+def rate(arms: list[dict], tuned: dict | None = None) -> str:
+    """What the paragraph says of the learning rate of a study with these arms."""
+    content = copy.deepcopy(POSITIONS) | {"arms": arms}
+    content["analysis"] = {"factors": ["arm"], "responses": ["clip_t"]}
+    if tuned:
+        task = {"name": "other", "source": "openmoji", "style": "line"}
+        content["tuning"] = {"tasks": [task], "factors": tuned, "seeds": [0], "response": "clip_t"}
+    return paragraph._rate(SimpleNamespace(study=Study.model_validate(content)))
+
+
+def test_the_paragraph_names_the_learning_rates_there_were():
+    own = f"{POSITIONS['train']['lr']:g}"
+    full, lora = {"method": "full"}, {"method": "lora"}
+    assert rate([full, lora | {"train": {"lr": 0.5}}]) == f" of {own} (0.5 for lora)"
+    assert rate([full | {"factors": {"train.lr": [0.1, 0.2]}}]) == " of 0.1 and 0.2"
+    said = " chosen for each point among {} by CLIP-T on other tasks (other)"
+    assert rate([full], {"train.lr": [0.1, 0.2]}) == "," + said.format(
+        "train.lr 0.1 and train.lr 0.2"
+    )
+    decays = said.format("train.weight_decay 0.0 and train.weight_decay 0.1")
+    assert rate([full], {"train.weight_decay": [0.0, 0.1]}) == f" of {own} and at settings{decays}"
 
 
 def test_equal_reports_give_equal_bytes(report, exported, tmp_path):

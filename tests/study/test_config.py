@@ -60,6 +60,10 @@ CASES = {
     "unknown key": (_set(["trian"], 1), ["trian: unknown key (did you mean 'train'?)"]),
     "unknown nested key": (_set(["train", "step"], 1), ["train.step: unknown key", "'steps'"]),
     "missing key": (_delete("base"), ["base: missing"]),
+    "text for a whole number": (
+        _set(["train", "steps"], "100"),
+        ["train.steps: '100'", "write 100)"],
+    ),
     "text for a number": (_set(["train", "lr"], "1e-3"), ["train.lr: '1e-3'", "write 0.001"]),
     "wrong type": (_set(["train", "steps"], 1.5), ["train.steps: 1.5"]),
     "out of range": (_set(["sample", "guidance"], 0.5), ["sample.guidance: 0.5", "1"]),

@@ -97,7 +97,20 @@ REFUSED = {
             subject={"prior_weight": 0.0},
             arms=[{"method": "full", "factors": {"train.prior_weight": [0.0, 1.0]}}, NONE],
         ),
-        "arms[0].train.prior_weight: 1.0: task 'supervillain' draws no class images",
+        "arms[0].factors.train.prior_weight: 1.0: task 'supervillain' draws no class images",
+    ),
+    "a weight that a tuning may choose and no class images serve": (
+        dict(
+            subject={"prior_weight": 0.0},
+            arms=[{"method": "full"}, NONE],
+            tuning={
+                "tasks": [GOOD["tasks"][0] | {"name": "other", "subject": "mage"}],
+                "factors": {"train.prior_weight": [0, 1]},
+                "seeds": [0],
+                "response": "clip_i",
+            },
+        ),
+        "tuning.factors.train.prior_weight: 1: task 'supervillain' draws no class images",
     ),
     "a weight of a training on a task that teaches no subject": (
         dict(

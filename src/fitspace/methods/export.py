@@ -46,6 +46,8 @@ def export(source: str | Path, out: str | Path) -> list[Path]:
         raise UserError(f"{path}: no other library reads the method {method!r}; {LOADER}")
     if "control" in facts:
         raise UserError(f"{path}: was trained with control: {facts['control']['kind']}; {LOADER}")
+    if facts.get("extrapolated"):
+        raise UserError(f"{path}: was trained with positions: extrapolated; {LOADER}")
     if facts["settings"].get("min_rank") is not None:
         raise UserError(f"{path}: no other library reads a rank that depends on time; {LOADER}")
     if foreign := [name for name in tensors if ADAPTER not in name.split(".")]:

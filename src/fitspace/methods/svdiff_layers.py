@@ -53,15 +53,11 @@ class Shifted:
     def __init__(self, layer: nn.Linear | nn.Conv2d):
         self.layer = layer
         weight = layer.weight.detach()
-        if weight.is_meta:
-            values = weight.new_empty(min(weight.flatten(1).shape), dtype=torch.float32)
-        else:
-            # On the CPU, where a decomposition of equal weights is equal.
-            matrix = weight.flatten(1).to("cpu", torch.float32)
-            found = torch.linalg.svd(matrix, full_matrices=False)
-            self.u, values, self.v = (part.to(weight.device) for part in found)
-        self.values = values
-        layer.shift = nn.Parameter(torch.zeros_like(values))
+        # On the CPU, where a decomposition of equal weights is equal; of no weights it has shapes.
+        matrix = weight.flatten(1).to("meta" if weight.is_meta else "cpu", torch.float32)
+        found = torch.linalg.svd(matrix, full_matrices=False)
+        self.u, self.values, self.v = (part.to(weight.device) for part in found)
+        layer.shift = nn.Parameter(torch.zeros_like(self.values))
         self.handle = layer.register_forward_hook(self.add)
 
     def change(self) -> torch.Tensor:

@@ -347,11 +347,14 @@ def arm_problems(arms: Iterable[tuple[int, Arm]], base: Any, models: Models | No
             )
         same = Counter(p.identity for p in points)
         counts = {point.name: same[point.identity] for point in points}
+        budgets = {point.name for point in points if BUDGET in point.factors}
         problems += [
             f"arms: the point {name!r} stands {count} times; each must be unique"
+            + (f"; {BUDGET}: budgets that are farther apart" if name in budgets else "")
             for name, count in counts.items()
             if count > 1
         ]
+        problems += _two_ways(study)
         problems += _too_short(study, points) + _at_once(study, points)
         problems += _without_effect(study, points)
         problems += _few_bits(study, points)
@@ -581,16 +584,29 @@ def _few_bits(study: Study, points: list[Point]) -> list[str]:
     return problems
 
 
+def _two_ways(study: Study) -> list[str]:
+    """Levels of a factor that are one number, written in two ways: two levels in a table."""
+    ways: dict[tuple[str, float], dict[str, None]] = {}
+    for arm in study.arms:
+        for name, levels in arm.factors.items():
+            for level in levels:
+                if isinstance(level, int | float) and not isinstance(level, bool):
+                    ways.setdefault((name, float(level)), {})[str(level)] = None
+    return [
+        f"arms: factors.{name}: {' and '.join(same)} are one number; write it one way"
+        for (name, _), same in ways.items()
+        if len(same) > 1
+    ]
+
+
 def _without_effect(study: Study, points: list[Point]) -> list[str]:
-    """Training settings that the study's tasks have no use for."""
+    """Training settings that the study's tasks have no use for, chosen by a tuning or not."""
     plain = [task.name for task in study.tasks if task.dreambooth is None]
     bare = [t.name for t in study.tasks if t.dreambooth and t.dreambooth.prior_weight == 0]
     alike = [task.name for task in study.tasks if task.scale == 1]
     problems = []
     for i, arm in enumerate(study.arms):
-        own = [p.train for p in points if p.arm == arm.title and p.train]
-        for weight in dict.fromkeys(train.get("prior_weight") for train in own):
-            key = f"arms[{i}].train.prior_weight: {weight!r}"
+        for key, weight in _values(study, i, arm, points, "prior_weight"):
             if weight is not None and plain:
                 problems.append(
                     f"{key}: task {plain[0]!r} teaches no subject; allowed: with dreambooth in "
@@ -601,12 +617,30 @@ def _without_effect(study: Study, points: list[Point]) -> list[str]:
                     f"{key}: task {bare[0]!r} draws no class images, its prior_weight is 0; "
                     "allowed: 0, or above 0 there too"
                 )
-        if alike and any(train.get("positions") == EXTRAPOLATED for train in own):
-            problems.append(
-                f"arms[{i}].train.positions: {EXTRAPOLATED!r}: task {alike[0]!r} has images of the "
-                "base's own size; allowed: with a scale above 1 in every task"
-            )
-    return problems
+        problems += [
+            f"{key}: task {alike[0]!r} has images of the base's own size; allowed: with a scale "
+            "above 1 in every task"
+            for key, positions in _values(study, i, arm, points, "positions")
+            if alike and positions == EXTRAPOLATED
+        ]
+    return list(dict.fromkeys(problems))
+
+
+def _values(
+    study: Study, i: int, arm: Arm, points: list[Point], name: str
+) -> list[tuple[str, Any]]:
+    """Every value of a training setting that an arm's points have, or a tuning may give them, after
+    the key that says so."""
+    key, tuned = f"train.{name}", study.tuning.factors if study.tuning else {}
+    if key in arm.factors:
+        where = f"arms[{i}].factors.{key}"
+    elif key in tuned:
+        where = f"tuning.factors.{key}"
+    else:
+        where = f"arms[{i}].{key}" if name in arm.train else key
+    own = [p.train.get(name) for p in points if p.arm == arm.title and p.train]
+    found = dict.fromkeys([*own, *(tuned.get(key, ()) if own else ())])
+    return [(f"{where}: {value!r}", value) for value in found]
 
 
 def _too_short(study: Study, points: list[Point]) -> list[str]:

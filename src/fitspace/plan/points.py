@@ -253,7 +253,8 @@ def _told_apart(points: list[Point]) -> list[Point]:
         names.setdefault(point.name, {})[point.trained] = point
     apart = {}
     for group in (list(alike.values()) for alike in names.values() if len(alike) > 1):
-        trained = [p.train or {} for p in group]
+        # Complete: a later setting is not among those where it has its default.
+        trained = [dict(TrainSettings(**p.train)) | p.train if p.train else {} for p in group]
         keys = [k for k in trained[0] if len({canonical(t.get(k)) for t in trained}) > 1]
         told = [".".join(f"{k}{_in_name(t.get(k))}" for k in keys) for t in trained]
         if len(set(told)) < len(group):

@@ -186,15 +186,22 @@ def _counts(found: Results) -> str:
 
 
 def _rate(found: Results) -> str:
-    tuning = found.study.tuning
-    if tuning is None:
-        own = {arm.title: arm.train["lr"] for arm in found.study.arms if "lr" in arm.train}
+    tuning, arms = found.study.tuning, found.study.arms
+    levels = [level for arm in arms for level in arm.factors.get("train.lr", ())]
+    if tuning is not None and "train.lr" in tuning.factors:
+        rate = ","
+    elif levels:
+        rate = f" of {words.listed(f'{level:g}' for level in dict.fromkeys(levels))}"
+    else:
+        own = {arm.title: arm.train["lr"] for arm in arms if "lr" in arm.train}
         others = words.listed(f"{lr:g} for {arm}" for arm, lr in own.items())
-        return f" of {found.study.train.lr:g}" + (f" ({others})" if own else "")
-    levels = words.listed(f"{name} {level}" for name, of in tuning.factors.items() for level in of)
+        rate = f" of {found.study.train.lr:g}" + (f" ({others})" if own else "")
+    if tuning is None:
+        return rate
+    tried = words.listed(f"{name} {level}" for name, of in tuning.factors.items() for level in of)
     return (
-        f", chosen for each point among {levels} by "
-        f"{words.metric(tuning.response).label} on other tasks "
+        f"{rate if rate == ',' else f'{rate} and at settings'} chosen for each point among {tried} "
+        f"by {words.metric(tuning.response).label} on other tasks "
         f"({words.listed(task.name for task in tuning.tasks)})"
     )
 

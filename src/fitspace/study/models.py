@@ -763,7 +763,7 @@ class Analysis(_Strict):
     scales: dict[str, Literal["linear", "log2"]] = Field(
         default_factory=dict,
         description="Factor of numbers -> the scale on which its trend is told; `log2` by default "
-        "for widths, ranks, learning rates and steps, `linear` for others.",
+        "for widths, ranks, budgets, learning rates and steps, `linear` for others.",
     )
 
 
