@@ -173,6 +173,7 @@ def _measure(
     told: bases.Control | None,
 ) -> Footprint:
     import torch
+    import torch.fx.experimental._config
     from torch.utils.flop_counter import FlopCounterMode
 
     model = bases.from_config(base)
@@ -188,8 +189,10 @@ def _measure(
     latents, t, conditions = _inputs(model, batch, tokens, side, dtype)
     kept = _Kept(model)
     backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
-    attention = _attention_mode()
-    with attention, FlopCounterMode(display=False, custom_mapping={backward: _backward}) as flops:
+    # A mask without values lets all through.
+    passing = torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True)
+    counter = FlopCounterMode(display=False, custom_mapping={backward: _backward})
+    with _without_values(), passing, counter as flops:
         with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
             predicted = bases.family_of(model).predict(model, latents, t, conditions)
         forward = flops.get_total_flops()
@@ -307,24 +310,29 @@ class _Kept:
         return sum(storage.nbytes() for storage in self.found.values())
 
 
-def _attention_mode() -> torch.overrides.TorchFunctionMode:
-    """Attention as GPUs compute it, without keeping the softmax's result.
+def _without_values() -> torch.overrides.TorchFunctionMode:
+    """What the meta device does not do as devices do it.
 
-    On the meta device PyTorch would otherwise compute attention step by step and keep it.
+    Attention as GPUs compute it, without keeping the softmax's result: there PyTorch would compute
+    it step by step and keep it. A sparse matrix, which has no form there, is a dense one.
     """
     import torch
     from torch.nn.functional import scaled_dot_product_attention
     from torch.overrides import TorchFunctionMode
 
-    class Fused(TorchFunctionMode):
+    class AsOnDevices(TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):
             kwargs = kwargs or {}
+            if function is torch.sparse_coo_tensor:
+                indices, values, size = args[:3]
+                dense = torch.empty(size, dtype=values.dtype, device=values.device)
+                return dense.index_put(tuple(indices), values)
             if function is scaled_dot_product_attention:  # a mask costs next to nothing
                 given = args[:3] or [kwargs[name] for name in ("query", "key", "value")]
                 return torch.ops.aten._scaled_dot_product_flash_attention(*given)[0]
             return function(*args, **kwargs)
 
-    return Fused()
+    return AsOnDevices()
 
 
 def _backward(gradient, query, key, value, *_, out_shape=None, **__) -> int:
