@@ -1,5 +1,5 @@
-# fitspace's environment from the project's pins; docs/container.md says how to use it, and that it
-# was not built where it was written. apptainer.def makes the same.
+# fitspace's environment from the project's pins; docs/container.md says how to use it, and what of it
+# was tried. apptainer.def makes the same.
 FROM debian:bookworm-slim
 ARG PIP_EXTRA_INDEX_URL=
 RUN apt-get update \

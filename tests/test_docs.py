@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fitspace.cli import parser
+from fitspace.plan import expand, load_study
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "params/README.md", "config/README.md")
@@ -47,3 +48,24 @@ def test_the_first_page_is_short_and_every_page_is_linked():
     assert len(text.splitlines()) <= 120
     linked = {name for page in PAGES for name in re.findall(r"([\w-]+\.md)", page.read_text())}
     assert {path.name for path in (ROOT / "docs").glob("*.md")} <= linked
+
+
+# Rows of params/README.md's table of studies that need a GPU: the file, and how many runs it has.
+COSTED = re.findall(
+    r"^\| `(\S+)\.yaml` \|.*\| ([\d,]+) \| \d+ \| [\d.]+ GB \|$",
+    (ROOT / "params/README.md").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize(("name", "runs"), COSTED)
+def test_the_studies_for_a_gpu_have_the_runs_that_the_table_says(name, runs, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study = load_study(f"params/{name}.yaml")
+    points, _ = expand(study)
+    assert len(points) * len(study.tasks) * len(study.seeds) == int(runs.replace(",", ""))
+
+
+def test_the_table_has_every_study_for_a_gpu():
+    every = {path.stem for path in (ROOT / "params").glob("*.yaml")}
+    assert {name for name, _ in COSTED} == {n for n in every if not n.startswith("emoji")}

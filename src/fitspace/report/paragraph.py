@@ -186,14 +186,11 @@ def _counts(found: Results) -> str:
 
 
 def _rate(found: Results) -> str:
-    tuning, arms = found.study.tuning, found.study.arms
-    levels = [level for arm in arms for level in arm.factors.get("train.lr", ())]
+    tuning = found.study.tuning
     if tuning is not None and "train.lr" in tuning.factors:
         rate = ","
-    elif levels:
-        rate = f" of {words.listed(f'{level:g}' for level in dict.fromkeys(levels))}"
     else:
-        own = {arm.title: arm.train["lr"] for arm in arms if "lr" in arm.train}
+        own = {arm.title: arm.train["lr"] for arm in found.study.arms if "lr" in arm.train}
         others = words.listed(f"{lr:g} for {arm}" for arm, lr in own.items())
         rate = f" of {found.study.train.lr:g}" + (f" ({others})" if own else "")
     if tuning is None:
