@@ -107,20 +107,27 @@ def test_a_step_on_the_meta_device_is_the_step_on_a_cpu(small, name, method, set
         assert 1 <= found.step / (flops.get_total_flops() / 3) < 1.15
 
 
-# Method, or a tuner of peft, -> the tiny network that it is for and what its settings need.
+# Method -> the tiny network that it is for and what its settings need.
 EVERY = {name: ("unet", name, {}) for name in METHODS if name not in ("none", "peft")} | {
     "adapter": ("unet", "adapter", AFTER_CA | {"width": 3}),
     "adaptformer": ("dit", "adaptformer", {"width": 3}),
     "oft": ("unet", "oft", {"block_size": 4}),
     "vpt": ("dit", "vpt", {"prompts": 2}),
-    **{c.peft_type: ("unet", "peft", {"peft_type": c.peft_type} | c.settings) for c in CASES},
 }
+TUNERS = {c.peft_type: ("unet", "peft", {"peft_type": c.peft_type} | c.settings) for c in CASES}
+QUICK = ("SHIRA", "WAVEFT")  # a sparse matrix, a mask: neither has a form without values
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(("name", "method", "settings"), EVERY.values(), ids=EVERY)
-def test_every_method_is_costed(small, name, method, settings, precision):
-    found = measure(name, method, settings, 2, precision)
+@pytest.mark.parametrize(
+    ("name", "method", "settings"),
+    [pytest.param(*point, id=name) for name, point in EVERY.items()]
+    + [
+        pytest.param(*point, id=name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name, point in TUNERS.items()
+    ],
+)
+def test_every_method_is_costed(small, name, method, settings):
+    found = measure(name, method, settings, 2, "bf16")
     assert 0 < found.forward < found.step and found.activations > 0
     assert found.trainable > 0
 
