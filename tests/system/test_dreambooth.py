@@ -29,7 +29,7 @@ from fitspace.stages import function
 from fitspace.study import Study
 
 ROOT = Path(__file__).parents[2]
-GOOD = yaml.safe_load((ROOT / "tests/data/dreambooth.yaml").read_text())
+GOOD = yaml.safe_load((ROOT / "params/emoji-dreambooth.yaml").read_text())
 NONE = {"method": "none"}
 ORDINARY = {"name": "sepia", "source": "openmoji", "style": "sepia"}
 

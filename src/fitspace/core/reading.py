@@ -124,8 +124,9 @@ def _explain_one(item: dict[str, Any], model: type[BaseModel]) -> str:
         return f"{key}: {message}" if key else message
     message = message[0].lower() + message[1:]
     if isinstance(value, str) and kind in ("float_type", "int_type") and _is_number(value):
-        whole = kind == "int_type" and float(value).is_integer()
-        number = int(float(value)) if whole else float(value)
+        number = float(value)
+        if kind == "int_type" and number.is_integer():
+            number = int(number)
         message += f" (YAML reads {value} as text; write {number!r})"
     return f"{key}: {short(value)}: {message}"
 

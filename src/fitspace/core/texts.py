@@ -54,6 +54,17 @@ def share(text: str) -> float | None:
     return float(found[1]) / 100 if found and 0 < float(found[1]) < 100 else None
 
 
+def one_number(texts: Iterable[str]) -> list[list[str]]:
+    """The texts that write one number in several ways, as 1 and 1.0, together."""
+    ways: dict[float, list[str]] = {}
+    for text in dict.fromkeys(texts):
+        try:
+            ways.setdefault(float(text), []).append(text)
+        except ValueError:
+            continue
+    return [same for same in ways.values() if len(same) > 1]
+
+
 def shown(texts: Iterable[str]) -> str:
     """The first few of some texts, each cut where it is long."""
     texts = list(texts)

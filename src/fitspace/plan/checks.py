@@ -15,7 +15,7 @@ from fitspace import bases, data, methods, metrics
 from fitspace.bases import quantized
 from fitspace.core.errors import UserError
 from fitspace.core.reading import explain
-from fitspace.core.texts import shown
+from fitspace.core.texts import one_number, shown
 from fitspace.plan import cost
 from fitspace.plan.keys import Plan, build_plan
 from fitspace.plan.models import REWARD_KEY, Models
@@ -36,6 +36,7 @@ from fitspace.study import (
     DRAWN,
     EXTRAPOLATED,
     LEARNT,
+    OF_ARM,
     OF_CONTROL,
     REWARD_FACTORS,
     REWARD_THROUGH,
@@ -432,8 +433,6 @@ def _control_problems(arm: Arm, family: bases.Family | None) -> list[str]:
     key = f"factors.{CONTROL}" if CONTROL in arm.factors else CONTROL
     asked = [control for control in arm.controls if control in CONTROLS]
     problems = []
-    if CONTROL in arm.factors and arm.control is not None:
-        problems.append(f"{CONTROL}: is also a factor of this arm; keep one of the two")
     if family is not None:
         problems += [
             f"{key}: {control!r}: nobody here tells a {family.title} of an image so; allowed: "
@@ -532,13 +531,18 @@ def _one_unit(points: list[Point]) -> list[str]:
     ]
 
 
+def _trained(arm: Arm, points: list[Point]) -> list[Point]:
+    """The points of an arm that are trained."""
+    return [point for point in points if point.arm == arm.title and point.train]
+
+
 def _process_problems(study: Study, points: list[Point], flows: bool) -> list[str]:
     """Settings of a training that its base's process has no use for."""
     key = "min_snr_gamma" if flows else "density"
     process, other = ("flow matching", "diffusion") if flows else ("diffusion", "flow matching")
     problems = []
     for i, arm in enumerate(study.arms):
-        own = [p.train.get(key) for p in points if p.arm == arm.title and p.train]
+        own = [p.train.get(key) for p in _trained(arm, points)]
         problems += [
             f"arms[{i}].train.{key}: {value!r}: base {study.base!r} is trained by {process}, and "
             f"this is a setting of {other}; allowed: null"
@@ -552,10 +556,9 @@ def _at_once(study: Study, points: list[Point]) -> list[str]:
     """Points whose examples cannot be computed a few at a time: their dropout is one of a batch."""
     problems = []
     for i, arm in enumerate(study.arms):
-        own = [p for p in points if p.arm == arm.title and p.train]
         parts = {
             p.train["examples_at_once"]
-            for p in own
+            for p in _trained(arm, points)
             if (p.train.get("examples_at_once") or math.inf) < p.train["batch_size"]
             and any(name.endswith("dropout") and p.settings[name] for name in p.settings)
         }
@@ -573,8 +576,8 @@ def _few_bits(study: Study, points: list[Point]) -> list[str]:
     for i, arm in enumerate(study.arms):
         found = dict.fromkeys(
             (form, why)
-            for p in points
-            if p.arm == arm.title and (form := (p.train or {}).get("base_weights"))
+            for p in _trained(arm, points)
+            if (form := p.train.get("base_weights"))
             if (why := methods.needs_whole(p.method, p.settings, p.learnt))
         )
         problems += [
@@ -586,16 +589,14 @@ def _few_bits(study: Study, points: list[Point]) -> list[str]:
 
 def _two_ways(study: Study) -> list[str]:
     """Levels of a factor that are one number, written in two ways: two levels in a table."""
-    ways: dict[tuple[str, float], dict[str, None]] = {}
+    levels: dict[str, list[str]] = {}
     for arm in study.arms:
-        for name, levels in arm.factors.items():
-            for level in levels:
-                if isinstance(level, int | float) and not isinstance(level, bool):
-                    ways.setdefault((name, float(level)), {})[str(level)] = None
+        for name, own in arm.factors.items():
+            levels.setdefault(name, []).extend(map(str, own))
     return [
         f"arms: factors.{name}: {' and '.join(same)} are one number; write it one way"
-        for (name, _), same in ways.items()
-        if len(same) > 1
+        for name, texts in levels.items()
+        for same in one_number(texts)
     ]
 
 
@@ -638,7 +639,7 @@ def _values(
         where = f"tuning.factors.{key}"
     else:
         where = f"arms[{i}].{key}" if name in arm.train else key
-    own = [p.train.get(name) for p in points if p.arm == arm.title and p.train]
+    own = [p.train.get(name) for p in _trained(arm, points)]
     found = dict.fromkeys([*own, *(tuned.get(key, ()) if own else ())])
     return [(f"{where}: {value!r}", value) for value in found]
 
@@ -647,7 +648,7 @@ def _too_short(study: Study, points: list[Point]) -> list[str]:
     """Points that end before they reach their learning rate."""
     problems = []
     for i, arm in enumerate(study.arms):
-        own = [p.train for p in points if p.arm == arm.title and p.train]
+        own = [p.train for p in _trained(arm, points)]
         wrong = sorted(
             {(t["warmup_steps"], t["steps"]) for t in own if t["warmup_steps"] > t["steps"]}
         )
@@ -806,8 +807,10 @@ def _problems_of(arm: Arm, base: Any, family: str | None) -> list[str]:
             model, name = TrainSettings, factor.removeprefix("train.")
         elif factor in DRAWN:
             model, name = SampleSettings, DRAWN[factor]
-        elif factor in (BUDGET, CONTROL):
+        elif factor in OF_ARM:
             model = Arm
+            if getattr(arm, factor) is not None:
+                problems.append(f"{factor}: is also a factor of this arm; keep one of the two")
         elif factor.startswith("sample."):
             problems.append(f"factors.{factor}: unknown; allowed: {', '.join(DRAWN)}")
             continue
@@ -871,8 +874,6 @@ def _budget_problems(arm: Arm) -> list[str]:
     """Why an arm's budget cannot be matched, whatever the base."""
     if arm.match_trainable is None and BUDGET not in arm.factors:
         return []
-    if arm.match_trainable is not None and BUDGET in arm.factors:
-        return [f"{BUDGET}: is also a factor of this arm; keep one of the two"]
     name = methods.knob(arm.method)
     if name is None:
         able = ", ".join(m for m in methods.METHODS if methods.knob(m))

@@ -19,6 +19,7 @@ from fitspace.study import (
     CONTROL,
     DRAWN,
     LEARNT,
+    OF_ARM,
     REWARD_FACTORS,
     Arm,
     Reward,
@@ -149,7 +150,7 @@ def settings_of(arm: Arm, factors: dict[str, Any], base: str | None = None) -> A
     own = {
         name: level
         for name, level in factors.items()
-        if name not in (BUDGET, CONTROL) and not name.startswith("train.")
+        if name not in OF_ARM and not name.startswith("train.")
     } | arm.settings
     target = factors.get(BUDGET, arm.match_trainable)
     if target is not None and base is not None:

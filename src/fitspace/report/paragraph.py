@@ -187,19 +187,16 @@ def _counts(found: Results) -> str:
 
 def _rate(found: Results) -> str:
     tuning = found.study.tuning
-    if tuning is not None and "train.lr" in tuning.factors:
-        rate = ","
-    else:
-        own = {arm.title: arm.train["lr"] for arm in found.study.arms if "lr" in arm.train}
-        others = words.listed(f"{lr:g} for {arm}" for arm, lr in own.items())
-        rate = f" of {found.study.train.lr:g}" + (f" ({others})" if own else "")
+    own = {arm.title: arm.train["lr"] for arm in found.study.arms if "lr" in arm.train}
+    others = words.listed(f"{lr:g} for {arm}" for arm, lr in own.items())
+    rate = f" of {found.study.train.lr:g}" + (f" ({others})" if own else "")
     if tuning is None:
         return rate
-    tried = words.listed(f"{name} {level}" for name, of in tuning.factors.items() for level in of)
+    levels = words.listed(f"{name} {level}" for name, of in tuning.factors.items() for level in of)
     return (
-        f"{rate if rate == ',' else f'{rate} and at settings'} chosen for each point among {tried} "
-        f"by {words.metric(tuning.response).label} on other tasks "
-        f"({words.listed(task.name for task in tuning.tasks)})"
+        ("," if "train.lr" in tuning.factors else f"{rate} and at settings")
+        + f" chosen for each point among {levels} by {words.metric(tuning.response).label} on "
+        f"other tasks ({words.listed(task.name for task in tuning.tasks)})"
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from fitspace.core.errors import UserError
+from fitspace.core.texts import one_number
 from fitspace.stats.formula import Term, label
 
 # Singular values of coded columns lie within a few orders of each other; rounding is at 1e-15.
@@ -109,7 +110,10 @@ def read(
                 problems.append(
                     f"factor {name!r} has {len(kept)} level(s) {list(kept)}; it needs at least 2"
                 )
-            problems += _spellings(name, kept)
+            problems += [
+                f"factor {name!r}: {' and '.join(map(repr, same))} are one number; write it one way"
+                for same in one_number(kept)
+            ]
         problems += [
             f"column {name!r} has one value; a trend needs at least 2"
             for name, column in measured.items()
@@ -266,21 +270,6 @@ def with_cells(table: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFram
     empty = pd.concat(labels, axis=1).isna().any(axis=1)
     name = f"cell of {' and '.join(factors)}"
     return table.assign(**{name: cells.map(str).mask(empty)}), name
-
-
-def _spellings(name: str, levels: Sequence[str]) -> list[str]:
-    """One problem per number that the column writes in several ways, as 1 and 1.0."""
-    ways: dict[float, list[str]] = {}
-    for level in levels:
-        try:
-            ways.setdefault(float(level), []).append(level)
-        except ValueError:
-            continue
-    return [
-        f"factor {name!r}: {' and '.join(map(repr, same))} are one number; write it one way"
-        for same in ways.values()
-        if len(same) > 1
-    ]
 
 
 def _ordered(column: pd.Series, labels: pd.Series) -> list[str]:

@@ -565,6 +565,7 @@ DRAWN = {
 }
 CONTROL = "control"  # the factor whose levels are `CONTROLS`
 BUDGET = "match_trainable"  # the factor whose levels are budgets
+OF_ARM = (BUDGET, CONTROL)  # the factors that are an arm's own keys too
 CHECKPOINT = "checkpoint"  # the factor whose levels are `train.checkpoints`
 TUNING = "-tuning"  # ends the name of the study that a study's tuning is
 
