@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from types import SimpleNamespace
 
+import chromium
 import numpy as np
 import pytest
 
 from fitspace import rating
 from fitspace.rating import pairs as module
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed"
-)
+pytestmark = chromium.needed
 
 
 @pytest.fixture(scope="module")
@@ -49,31 +44,19 @@ def page(tmp_path_factory):
 
 @pytest.fixture
 def browser(tmp_path):
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={tmp_path}/p",
-    ):
-        options.add_argument(argument)
-    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path)})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with chromium.started(tmp_path / "profile", tmp_path) as driver:
+        yield driver
 
 
 def begin(browser, page, name):
     browser.get(page[0].as_uri())
     field = browser.find_element("id", "rater")
-    field.send_keys(name + webdriver.Keys.ENTER)
+    field.send_keys(name + chromium.webdriver.Keys.ENTER)
 
 
 def press(browser, *keys):
     for key in keys:
-        webdriver.ActionChains(browser).send_keys(key).perform()
+        chromium.webdriver.ActionChains(browser).send_keys(key).perform()
 
 
 def state(browser) -> str:
@@ -81,7 +64,7 @@ def state(browser) -> str:
 
 
 def test_a_rater_judges_by_keyboard_comes_back_and_saves_a_file(browser, page, tmp_path):
-    keys = webdriver.Keys
+    keys = chromium.webdriver.Keys
     begin(browser, page, "ann")
     assert state(browser) == "0 of 3 judged"
     first = browser.find_element("id", "caption").text
@@ -94,14 +77,11 @@ def test_a_rater_judges_by_keyboard_comes_back_and_saves_a_file(browser, page, t
     press(browser, keys.ARROW_RIGHT, keys.ARROW_RIGHT)
     assert browser.find_element("id", "end").is_displayed()
     browser.find_element("id", "save").click()
-    for _ in range(50):
-        if saved := list(tmp_path.glob("*.json")):
-            break
-        time.sleep(0.1)
-    content = json.loads(saved[0].read_text())
+    saved = chromium.downloaded(tmp_path, "*.json")
+    content = json.loads(saved.read_text())
     choices = [answer["choice"] for answer in content["answers"]]
     assert sorted(choices) == ["left", "right", "right"] and content["rater"] == "ann"
-    shutil.copy(saved[0], page[1] / "ratings/ann.json")
+    shutil.copy(saved, page[1] / "ratings/ann.json")
     assert len(rating.read(page[1], "mine").rows) == 3
     begin(browser, page, "another person")  # starts anew, in an order of their own
     assert state(browser) == "0 of 3 judged" and first

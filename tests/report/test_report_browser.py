@@ -7,32 +7,17 @@ import csv
 import io
 import json
 import re
-import shutil
 
+import chromium
 import pytest
 import report_study as made_up
 
 from fitspace.report import build
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-ActionChains = webdriver.ActionChains
-Keys = webdriver.Keys
+ActionChains = chromium.webdriver.ActionChains
+Keys = chromium.webdriver.Keys
 WebDriverWait = pytest.importorskip("selenium.webdriver.support.wait").WebDriverWait
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed"
-)
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-]
+pytestmark = chromium.needed
 PHONE, LAPTOP = (390, 844), (1280, 900)
 SIZES = pytest.mark.parametrize("size", [PHONE, LAPTOP], ids=["phone", "laptop"])
 SCHEMES = pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -54,16 +39,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(argument)
-    download = {"download.default_directory": str(tmp_path_factory.mktemp("downloads"))}
-    options.add_experimental_option("prefs", download)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    make = tmp_path_factory.mktemp
+    with chromium.started(make("profile"), make("downloads")) as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -280,8 +258,7 @@ def test_the_data_of_a_figure_downloads(opened, browser, folder, tmp_path):
     behaviour = {"behavior": "allow", "downloadPath": str(tmp_path)}
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
     browser.execute_script("document.querySelector('figure .download').click()")
-    wait(browser).until(lambda _: list(tmp_path.glob("*.csv")))
-    (path,) = tmp_path.glob("*.csv")
+    path = chromium.downloaded(tmp_path, "*.csv")
     assert path.read_bytes() == (folder / "figures" / path.name).read_bytes()
     assert browser.get_log("browser") == []
 
