@@ -164,6 +164,9 @@ def test_the_paragraph_names_the_learning_rates_there_were():
     own = f"{POSITIONS['train']['lr']:g}"
     full, lora = {"method": "full"}, {"method": "lora"}
     assert rate([full, lora | {"train": {"lr": 0.5}}]) == f" of {own} (0.5 for lora)"
+    tried = {"factors": {"train.lr": [0.1, 0.2, 0.5]}}
+    assert rate([full | tried, lora | tried, {"method": "none"}]) == " of 0.1, 0.2 or 0.5"
+    assert rate([full, lora | tried]) == f" of {own} (0.1, 0.2 or 0.5 for lora)"
     said = " chosen for each point among {} by CLIP-T on other tasks (other)"
     assert rate([full], {"train.lr": [0.1, 0.2]}) == "," + said.format(
         "train.lr 0.1 and train.lr 0.2"

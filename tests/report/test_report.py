@@ -460,6 +460,33 @@ def test_an_answer_of_part_of_the_runs_says_so(tmp_path):
     assert re.search(r"\d+ of \d+ planned runs finished, 1 failed\.", answer)
 
 
+@pytest.mark.parametrize(
+    ("factors", "said"),
+    [
+        (
+            {"width": [4, 8, 16], "train.lr": [0.01, 0.001]},
+            "train.lr 0.01 is best for 2 of 3 levels of width, train.lr 0.001 is best for 1.",
+        ),
+        (
+            {"width": [4, 8], "activation": ["relu", "silu"], "train.lr": [0.01, 0.001]},
+            "train.lr 0.01 is best for 3 of 4 combinations of width and activation, train.lr 0.001 "
+            "is best for 1.",
+        ),
+        ({"width": [4, 8], "activation": ["relu", "silu"]}, "Lenth's margin of error"),
+    ],
+)
+def test_settings_tried_once_each_are_answered_by_the_best_for_each_combination(
+    tmp_path, factors, said
+):
+    study = made_up.study(factors, seeds=(0,), baselines=False, responses=("fd_effnet",))
+    table = made_up.rows(study)
+    if "train.lr" in factors:  # of the first combination, the second level
+        table[1]["fd_effnet"] = table[0]["fd_effnet"] / 2
+    made(tmp_path, study, table)
+    answer = (tmp_path / "report.md").read_text(encoding="utf-8").split("## Summary")[0]
+    assert said in answer
+
+
 def failed(table):
     empty = {"status": "failed", "fd_effnet": None}
     return changed(

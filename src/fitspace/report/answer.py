@@ -62,7 +62,7 @@ def _asked(found: Results) -> Sentence:
         ]
         return [f"{where}, a difference in {label} is ", *_claimed(claims), "."]
     if len(found.rows("contrasts.csv", response=found.primary)):
-        return summary.beyond_margin(found)
+        return _best_settings(found) or summary.beyond_margin(found)
     claims = [_effect(found, factor) for factor in found.analysis.factors]
     if not claims:
         return []
@@ -70,6 +70,30 @@ def _asked(found: Results) -> Sentence:
     if summary.interact(found):
         return [*start, "; that factors act together is ", SHOWN, ", so read cells, not levels."]
     return [*start, "."]
+
+
+def _best_settings(found: Results) -> Sentence:
+    """At which level of a setting of training the other factors' combinations are best.
+
+    For a design of one run a cell, as a tuning is: its question is what suits each combination.
+    """
+    settings = [factor for factor in found.factors if factor.startswith("train.")]
+    others = [factor for factor in found.factors if factor not in settings]
+    if not settings or not others:
+        return []
+    best = found.best_cells(found.primary).drop_duplicates(others)
+    taken = best.groupby(settings, sort=False, dropna=False).groups.values()
+    parts: Sentence = [f"By {words.metric(found.primary).label}, "]
+    for position, rows in enumerate(sorted(taken, key=len, reverse=True)):
+        levels = best.loc[rows[0], settings]
+        at = words.listed(f"{name} {level}" for name, level in levels.items())
+        parts += [", " if position else "", f"{at} is best for "]
+        parts.append(words.counted("cells.csv", sorted(rows)))
+        if not position:
+            parts += [" of ", words.counted("cells.csv", sorted(best.index))]
+            parts.append(f" {'levels' if len(others) == 1 else 'combinations'} of ")
+            parts.append(words.listed(others))
+    return [*parts, "."]
 
 
 def _effect(found: Results, factor: str) -> Claim:

@@ -158,8 +158,13 @@ def _sentences(given: Inputs, found: Results, cite: Cite) -> list[str]:
     every.append(
         f"We analysed them by a {found.test} analysis of variance of {words.listed(found.factors)}"
         + (f" with {words.listed(blocks)} as blocks" if blocks else "")
-        + f"; p values are adjusted by Holm{cite('holm1979')}, and a claim rests on the larger of "
-        "two, with one variance for all runs and with each run's own."
+        + (
+            f"; without an error estimate, contrasts are held against Lenth's margin of error"
+            f"{cite('lenth1989')}."
+            if len(found.rows("contrasts.csv"))
+            else f"; p values are adjusted by Holm{cite('holm1979')}, and a claim rests on the "
+            "larger of two, with one variance for all runs and with each run's own."
+        )
     )
     if study.analysis.margins:
         every.append(
@@ -186,10 +191,18 @@ def _counts(found: Results) -> str:
 
 
 def _rate(found: Results) -> str:
-    tuning = found.study.tuning
-    own = {arm.title: arm.train["lr"] for arm in found.study.arms if "lr" in arm.train}
-    others = words.listed(f"{lr:g} for {arm}" for arm, lr in own.items())
-    rate = f" of {found.study.train.lr:g}" + (f" ({others})" if own else "")
+    study, tuning = found.study, found.study.tuning
+    trained = [arm for arm in study.arms if arm.method != "none"]
+    rates = {
+        arm.title: _of(arm.factors.get("train.lr") or [arm.train.get("lr")]) for arm in trained
+    }
+    common, own = f"{study.train.lr:g}", {}
+    if len(set(rates.values())) == 1:
+        (common,) = {rate or common for rate in rates.values()}
+    else:
+        own = {arm: rate for arm, rate in rates.items() if rate}
+    others = words.listed(f"{rate} for {arm}" for arm, rate in own.items())
+    rate = f" of {common}" + (f" ({others})" if own else "")
     if tuning is None:
         return rate
     levels = words.listed(f"{name} {level}" for name, of in tuning.factors.items() for level in of)
@@ -198,6 +211,11 @@ def _rate(found: Results) -> str:
         + f" chosen for each point among {levels} by {words.metric(tuning.response).label} on "
         f"other tasks ({words.listed(task.name for task in tuning.tasks)})"
     )
+
+
+def _of(rates: list[float | None]) -> str:
+    """An arm's own learning rates; nothing if it has the study's."""
+    return words.listed((f"{rate:g}" for rate in rates if rate is not None), "or")
 
 
 def _drawn(found: Results) -> str:
