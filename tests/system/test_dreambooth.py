@@ -112,6 +112,10 @@ REFUSED = {
         ),
         "tuning.factors.train.prior_weight: 1: task 'supervillain' draws no class images",
     ),
+    "class images that no arm trains on": (
+        dict(arms=[{"method": "full", "train": {"prior_weight": 0}}, NONE]),
+        "tasks[0].dreambooth.prior_weight: 1: no arm trains on the class images",
+    ),
     "a weight of a training on a task that teaches no subject": (
         dict(
             tasks=[*GOOD["tasks"], ORDINARY],

@@ -605,9 +605,10 @@ def _without_effect(study: Study, points: list[Point]) -> list[str]:
     plain = [task.name for task in study.tasks if task.dreambooth is None]
     bare = [t.name for t in study.tasks if t.dreambooth and t.dreambooth.prior_weight == 0]
     alike = [task.name for task in study.tasks if task.scale == 1]
-    problems = []
+    problems, weights = [], []
     for i, arm in enumerate(study.arms):
         for key, weight in _values(study, i, arm, points, "prior_weight"):
+            weights.append(weight)
             if weight is not None and plain:
                 problems.append(
                     f"{key}: task {plain[0]!r} teaches no subject; allowed: with dreambooth in "
@@ -623,6 +624,13 @@ def _without_effect(study: Study, points: list[Point]) -> list[str]:
             "above 1 in every task"
             for key, positions in _values(study, i, arm, points, "positions")
             if alike and positions == EXTRAPOLATED
+        ]
+    if weights and all(weight == 0 for weight in weights):
+        problems += [
+            f"tasks[{i}].dreambooth.prior_weight: {task.dreambooth.prior_weight:g}: no arm trains "
+            "on the class images that it asks for, train.prior_weight is 0 for all; allowed: 0"
+            for i, task in enumerate(study.tasks)
+            if task.dreambooth and task.dreambooth.prior_weight
         ]
     return list(dict.fromkeys(problems))
 
