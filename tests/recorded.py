@@ -11,14 +11,7 @@ from pathlib import Path
 import yaml
 from project import Project
 
-OTHERS = (
-    "emoji-dreambooth",
-    "emoji-control",
-    "emoji-dit",
-    "emoji-mmdit",
-    "emoji-reward.",
-    "emoji-reward/",
-)
+OTHERS = ("params/emoji-", "reports/emoji-")  # of the studies beside the default one
 
 
 def name_study(project: Project) -> None:
