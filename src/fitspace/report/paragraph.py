@@ -205,7 +205,9 @@ def _rate(found: Results) -> str:
     rate = f" of {common}" + (f" ({others})" if own else "")
     if tuning is None:
         return rate
-    levels = words.listed(f"{name} {level}" for name, of in tuning.factors.items() for level in of)
+    levels = words.listed(
+        f"{name} {words.listed(map(str, of), 'or')}" for name, of in tuning.factors.items()
+    )
     return (
         ("," if "train.lr" in tuning.factors else f"{rate} and at settings")
         + f" chosen for each point among {levels} by {words.metric(tuning.response).label} on "
