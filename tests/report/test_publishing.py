@@ -167,7 +167,7 @@ def test_the_paragraph_names_the_learning_rates_there_were():
     tried = {"factors": {"train.lr": [0.1, 0.2, 0.5]}}
     assert rate([full | tried, lora | tried, {"method": "none"}]) == " of 0.1, 0.2 or 0.5"
     assert rate([full, lora | tried]) == f" of {own} (0.1, 0.2 or 0.5 for lora)"
-    said = " chosen for each point among {} by CLIP-T on other tasks (other)"
+    said = " chosen for each point among {} by CLIP-T on another task (other)"
     assert rate([full], {"train.lr": [0.1, 0.2]}) == "," + said.format("train.lr 0.1 or 0.2")
     decays = said.format("train.weight_decay 0.0 or 0.1")
     assert rate([full], {"train.weight_decay": [0.0, 0.1]}) == f" of {own} and at settings{decays}"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
@@ -570,6 +570,31 @@ def test_any_study(tmp_path, case):
     assert drawn <= figures and not figures & not_drawn
 
 
+def test_what_holds_on_single_tasks_alone_is_said_and_drawn(tmp_path):
+    study = made_up.study(tasks=("night", "sepia"), responses=("fd_effnet",))
+    table = made_up.rows(study)
+    one = next(row for row in table if (row["input"], row["output"]) == ("SA_in", "FFN_in"))
+    for row in table:
+        if row["point"] == one["point"] and row["task"] == "night":
+            row["fd_effnet"] *= 9
+    made(tmp_path, study, table)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    answer, _ = text.split("## Summary")
+    said = r"But on night alone SA\_in → FFN\_in is worse than the base, if runs spread alike."
+    assert said in answer
+    assert "what they do together differs between the tasks is shown" in answer
+    assert "read the cells of each task, not levels. Which factor matters most is" in answer
+    assert "input and output do together differs between these tasks: shown (F(" in text
+    assert "sample of tasks, an effect is not shown: so few tasks cannot tell." in text
+    for task in ("night", "sepia"):
+        assert (tmp_path / f"figures/heatmap-fd_effnet-{task}.svg").exists()
+    for row in rows_of(tmp_path / "task_cells.csv"):
+        at = [t for t in table if all(t[n] == row[n] for n in ("task", "input", "output"))]
+        own = [t["fd_effnet"] for t in at]
+        assert float(row["mean"]) == pytest.approx(fmean(own)) and row["runs"] == "2"
+        assert float(row["replicate_sd"]) == pytest.approx(stdev(own), rel=1e-8)
+
+
 def test_cells_without_runs_are_told_from_cells_that_cannot_be(tmp_path):
     study = made_up.study({"input": made_up.INPUTS[:3], "output": made_up.OUTPUTS[:2]}, **ONE)
     table = made_up.rows(study)
@@ -803,7 +828,7 @@ def test_the_untouched_base_is_a_baseline_where_arms_are_compared():
     assert {row["arm"] for row in rows_of(folder / "baselines.csv")} == {"none"}
     levels = {row["level"] for row in rows_of(folder / "effects.csv")}
     assert "full" in levels and "none" not in levels
-    assert ("none", "2") in [(r["arm"], r["ok"]) for r in rows_of(folder / "ledger.csv")]
+    assert ("none", "4") in [(r["arm"], r["ok"]) for r in rows_of(folder / "ledger.csv")]
 
 
 @pytest.mark.parametrize("high", [1.0, 0.0], ids=["constant within its cells", "constant"])

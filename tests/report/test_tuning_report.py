@@ -91,7 +91,7 @@ def test_ranks_with_and_without_are_held_to_scipy(folder):
     assert row["tau"] == pytest.approx(kendalltau(untuned, best[untuned.index]).statistic)
     assert row["moved"] == (untuned.rank() != best[untuned.index].rank()).sum()
     assert (row["first_own"], row["first_tuned"]) == (untuned.idxmin(), best.idxmin())
-    assert "With train.lr 0.003 for all" in words(folder)
+    assert "On other, with train.lr 0.003 for all" in words(folder)
 
 
 def test_a_rate_of_the_study_that_was_not_tried_gives_no_ranks(folder):

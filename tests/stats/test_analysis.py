@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.formula.api as smf
+from statsmodels.stats.anova import anova_lm
 
 from fitspace.stats import (
     adjusted,
@@ -157,8 +159,33 @@ def test_the_model_has_the_tasks_their_seeds_and_what_each_factor_does_in_each()
     # 36 runs of 6 cells: the mean, 2 for tasks, 3 for their seeds, 3 times 2 and 2 for factors.
     assert got.anova["df"].tolist() == [2, 3, 4, 4, 2, 2, 18]
     decided = got.robustness[got.robustness["test"] == "deciding"]
-    asked = ["task:input", "task:output", "input", "output", "lack of fit"]
+    asked = ["task:input", "task:output", "input", "output", "lack of fit", "task:lack of fit"]
     assert decided["source"].tolist() == asked
+
+
+def test_what_factors_do_together_in_single_tasks_is_tested_as_nested_models():
+    runs = made_up(LEGAL, tasks=("t", "u"))
+    turned = runs["input"].eq("a") & runs["output"].eq("y")
+    runs["score"] += 2.0 * turned * runs["task"].map({"t": 1.0, "u": -1.0})  # 0 over both tasks
+    got = of(runs)
+    table = inside(runs).assign(cell=lambda t: t["input"] + t["output"])
+    common = "score ~ C(task) * C(seed) + C(task) * C(input) + C(task) * C(output) + C(cell)"
+    models = [smf.ols(f"{common}{more}", table).fit() for more in ("", " + C(task):C(cell)")]
+    nested = anova_lm(*models).iloc[1]
+    fit = got.lack_of_fit.set_index("source").loc["task:lack of fit"]
+    assert fit["df"] == nested["df_diff"] and fit["F"] == pytest.approx(nested["F"])
+    assert fit["p"] == pytest.approx(nested["Pr(>F)"])
+    tests = got.robustness[got.robustness["test"] == "deciding"].set_index("source")
+    assert tests.loc["task:lack of fit", "p"] < 0.05 < tests.loc["lack of fit", "p"]
+
+
+def test_without_a_level_the_model_is_that_of_the_analysis():
+    runs = made_up(LEGAL, tasks=("t", "u"))
+    got = of(runs).without_level
+    rest = of(runs[runs["input"] != "c"]).anova.set_index("source")
+    for factor in ("input", "output"):
+        row = got[(got["level"] == "c") & (got["factor"] == factor)].iloc[0]
+        assert row["p"] == pytest.approx(rest.loc[factor, "p"])
 
 
 def test_an_effect_that_differs_between_tasks_is_no_error():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fitspace.cli import main
 from fitspace.core.errors import UserError
 from fitspace.plan import load_study
+from fitspace.study import Study
 from fitspace.study.schema import schema
 
 ROOT = Path(__file__).parents[2]
@@ -224,6 +225,10 @@ CASES = {
         _set(["analysis", "contrasts"], {"a": {"input": {"CA_in": 1, "SA_in": -0.5}}}),
         ["analysis.contrasts.a: input: the coefficients sum to 0.5; needed: 0"],
     ),
+    "a contrast with no number": (
+        _set(["analysis", "contrasts"], {"a": {"input": {"CA_in": "1/0", "SA_in": -1}}}),
+        ["analysis.contrasts.a.input.CA_in: '1/0'"],
+    ),
     "a contrast of what is not analysed": (
         _set(["analysis", "contrasts"], {"a": {"input:width": {"x:1": 1, "y:1": -1}}}),
         ["analysis.contrasts: 'a': 'width' is not among analysis.factors"],
@@ -331,3 +336,11 @@ _values = st.recursive(
 def test_any_value_anywhere_gives_messages_not_tracebacks(study, key, value):
     problems = study(_set([key], value))
     assert all(isinstance(p, str) and p for p in problems)
+
+
+def test_coefficients_of_a_contrast_may_be_ratios():
+    asked = {"CA_in": 1, "CA_out": "-1/3", "SA_in": "-1 / 3", "SA_out": "-2/6"}
+    content = copy.deepcopy(GOOD)
+    content["analysis"]["contrasts"] = {"a": {"input": asked}}
+    found = Study.model_validate(content).analysis.contrasts["a"]["input"]
+    assert list(found.values()) == [1, -1 / 3, -1 / 3, -1 / 3]

@@ -67,9 +67,12 @@ def _asked(found: Results) -> Sentence:
     if not claims:
         return []
     start: Sentence = [f"{where}, an effect on {label} is ", *_claimed(claims)]
-    if summary.interact(found):
-        return [*start, "; that factors act together is ", SHOWN, ", so read cells, not levels."]
-    return [*start, "."]
+    order = summary.most(found, brief=True)
+    if instead := summary.interact(found):
+        by_task = "what they do together differs between the tasks"
+        claim = by_task if "task" in instead else "they act together"
+        return [*start, f"; that {claim} is ", SHOWN, f": read {instead}, not levels. ", *order]
+    return [*start, ". ", *order]
 
 
 def _best_settings(found: Results) -> Sentence:
@@ -182,4 +185,5 @@ def _against_base(found: Results) -> Sentence:
         return []
     row = first(found, "baselines.csv", response=found.primary, method="none")
     mean = [] if row is None else [" (mean ", value("baselines.csv", row, "mean"), ")"]
-    return ["Against the untouched base", *mean, ", an improvement is ", *claim, "."]
+    start: Sentence = ["Against the untouched base", *mean, ", an improvement is ", *claim, "."]
+    return [*start, *summary.worse_in(found)]

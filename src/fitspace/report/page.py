@@ -28,7 +28,7 @@ from fitspace.report import (
 from fitspace.report.drawn import BEST_STEPS, LEVELS, TESTS
 from fitspace.report.figures import Figure, arm_label
 from fitspace.report.inputs import COSTS, Inputs, Strip
-from fitspace.report.results import Results
+from fitspace.report.results import TASK_CELLS, Results
 from fitspace.report.tables import Column, Table
 
 # Larger images are reduced on the page; the strips beside the page keep their size.
@@ -188,6 +188,8 @@ def _role(strip: Strip, found: Results) -> Role:
         row = rows.iloc[0]
         if strip.role not in _ROLES:
             label = arm_label(str(row["arm"]), str(row["method"]))
+        elif found.runs["task"].nunique() > 1:  # each task has its own best and worst
+            label = f"{label.partition(' ')[0]} on {row['task']}"
         if row[found.primary] == row[found.primary]:
             value = summary.value("runs.csv", row, found.primary)
     return Role(strip.role, label, strip.point, value, _data_uri(strip))
@@ -321,6 +323,7 @@ def tables_of(given: Inputs, found: Results) -> dict[str, object]:
             for name in every
         },
         "cells": {name: _cells(found, name) for name in every},
+        "task_cells": [t for name in every if (t := _task_cells(found, name))],
         "baselines": {name: _baseline(found, name) for name in every},
         "equivalence": [t for name in every if (t := _equivalence(found, name))],
         "points": _points(found),
@@ -379,7 +382,9 @@ def _over_tasks(found: Results, response: str) -> Table | None:
     columns += [Column("gg_eps", "ε (Greenhouse–Geisser)"), Column("hf_eps", "ε (Huynh–Feldt)")]
     columns += [Column("p", "p, uncorrected", "p"), Column("p_hf", "p (Huynh–Feldt)", "p")]
     columns += [Column("p_gg", "p (Greenhouse–Geisser)", "p")]
-    columns += [Column("p_gg_holm", "the same, Holm", "p")]
+    columns += [Column("p_gg_holm", "p (Greenhouse–Geisser, Holm)", "p")]
+    known = found.rows("over_tasks.csv").notna().any()  # of two tasks some are never known
+    columns = [column for column in columns if known.get(column.name)]
     caption = f"For tasks in general: {_where(found, response)}."
     return _rows_of(found, "over_tasks.csv", columns, caption, response=response)
 
@@ -498,9 +503,9 @@ def _questions(found: Results, response: str) -> Table | None:
 def _against(found: Results, response: str) -> Table | None:
     columns = [Column("level", "point", "text"), Column("control", "against", "text")]
     columns += [*_DIFFERENCE, Column("p_adjusted", "p (Dunnett)", "p"), *_DECIDING]
-    caption = (
-        f"Differences from the untouched base and full fine-tuning: {_where(found, response)}."
-    )
+    controls = set(found.rows("against.csv").get("control", ()))
+    full = " and full fine-tuning" if "full" in controls else ""
+    caption = f"Differences from the untouched base{full}: {_where(found, response)}."
     return _rows_of(found, "against.csv", columns, caption, response=response)
 
 
@@ -674,6 +679,14 @@ def _cells(found: Results, response: str) -> Table:
     ]
     caption = f"Cells by {words.metric(response).label}, as measured, best first."
     return tables.table("cells.csv", rows, columns, caption)
+
+
+def _task_cells(found: Results, response: str) -> Table | None:
+    columns = [Column(name, name, "text") for name in ("task", *found.factors)]
+    columns += [Column("runs", "runs", "count"), Column("mean", "mean", "aligned")]
+    columns += [Column("replicate_sd", "SD of seeds")]
+    caption = f"Cells of each task: {words.metric(response).label}, as measured."
+    return _rows_of(found, TASK_CELLS, columns, caption, response=response)
 
 
 def _baseline(found: Results, response: str) -> Table | None:

@@ -123,11 +123,20 @@ def _sentences(given: Inputs, found: Results, cite: Cite) -> list[str]:
         f"({words.listed(task.name for task in study.tasks)}) with "
         f"{words.plural(len(study.seeds), 'seed')} each, {len(runs):,} runs in all, starting from "
         f"the base {study.base}.",
-        f"Each point was trained for {train.steps:,} steps of {train.batch_size} examples with "
+        (
+            "Each point but the untouched base"
+            if any(arm.method == "none" for arm in study.arms)
+            else "Each point"
+        )
+        + f" was trained for {train.steps:,} steps of {train.batch_size} examples with "
         f"AdamW{cite('loshchilov2017adamw')} at a {train.lr_schedule} learning rate"
         + _rate(found)
-        + (f", a moving average of the trainables (decay {train.ema:g})" if train.ema else "")
         + (f" and min-SNR weights{cite('hang2023minsnr')}" if train.min_snr_gamma else "")
+        + (
+            f"; samples are of a moving average of what is trained (decay {train.ema:g})"
+            if train.ema
+            else ""
+        )
         + ".",
         "Order, noise and time steps of a seed were the same for all points.",
         f"Images were drawn by {sample.steps} steps of DPM-Solver++{cite('lu2022dpmsolverpp')} "
@@ -163,7 +172,7 @@ def _sentences(given: Inputs, found: Results, cite: Cite) -> list[str]:
             f"{cite('lenth1989')}."
             if len(found.rows("contrasts.csv"))
             else f"; p values are adjusted by Holm{cite('holm1979')}, and a claim rests on the "
-            "larger of two, with one variance for all runs and with each run's own."
+            "larger of two p values, one with a common variance and one with each run's own."
         )
     )
     if study.analysis.margins:
@@ -211,7 +220,8 @@ def _rate(found: Results) -> str:
     return (
         ("," if "train.lr" in tuning.factors else f"{rate} and at settings")
         + f" chosen for each point among {levels} by {words.metric(tuning.response).label} on "
-        f"other tasks ({words.listed(task.name for task in tuning.tasks)})"
+        f"{'another task' if len(tuning.tasks) == 1 else 'other tasks'} "
+        f"({words.listed(task.name for task in tuning.tasks)})"
     )
 
 

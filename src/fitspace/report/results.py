@@ -14,6 +14,8 @@ from fitspace.report.inputs import COSTS, Inputs
 from fitspace.stats.digits import on_scale, rounded
 from fitspace.study import Study
 
+TASK_CELLS = "task_cells.csv"
+
 
 @dataclass(frozen=True)
 class Results:
@@ -114,6 +116,7 @@ def analyse(study: Study, given: Inputs) -> Results:
         "assay.csv": analysis.assay,
         "power.csv": analysis.power,
         "cells.csv": analysis.cells,
+        TASK_CELLS: _task_cells(filled, factors, responses),
         "descriptives.csv": _descriptives(filled, responses),
         "points.csv": _points(runs, factors, responses),
         "baselines.csv": _baselines(runs, factors, responses),
@@ -197,6 +200,7 @@ class Sources:
         self.places = {
             "run": _places(runs["run"]),
             "cell": _places(levels),
+            "task cell": _places(zip(runs["task"].astype(str), *self.labels.values(), strict=True)),
             "point": _places(runs["point"]),
         }
 
@@ -220,6 +224,8 @@ class Sources:
             return "run", None, row["run"]
         if file == "cells.csv":
             return "cell", response, tuple(str(row[name]) for name in self.factors)
+        if file == TASK_CELLS:
+            return "task cell", response, tuple(str(row[n]) for n in ("task", *self.factors))
         kinds = {
             "ledger.csv": ("planned", "arm"),
             "points.csv": ("point", "point"),
@@ -258,7 +264,7 @@ class Sources:
         rows = self.places[kind].get(value, [])
         if kind == "run":
             return rows
-        inside = (there & self.design if kind == "cell" else there).to_numpy()
+        inside = (there & self.design if kind.endswith("cell") else there).to_numpy()
         return [row for row in rows if inside[row]]
 
     def mask(self, kind: str, response: str | None, value, there: pd.Series) -> pd.Series:
@@ -356,6 +362,22 @@ def _descriptives(filled: pd.DataFrame, responses: list[str]) -> pd.DataFrame:
     for response in responses:
         for task, group in filled[filled["status"] == "ok"].groupby("task", sort=False):
             rows.append({"response": response, "task": task} | _summary(group[response]))
+    return pd.DataFrame(rows)
+
+
+def _task_cells(filled: pd.DataFrame, factors: list[str], responses: list[str]) -> pd.DataFrame:
+    """Every cell on each of several tasks, as measured; ``replicate_sd`` is that of its seeds."""
+    finished = filled[filled["status"] == "ok"]
+    if finished["task"].nunique() < 2:
+        return pd.DataFrame()
+    rows = []
+    for response in responses:
+        groups = finished.groupby(["task", *factors], sort=False, observed=True)[response]
+        for at, values in groups:
+            if runs := values.count():
+                cell = dict(zip(["task", *factors], at, strict=True))
+                of = {"runs": runs, "mean": values.mean(), "replicate_sd": values.std()}
+                rows.append({"response": response} | cell | of)
     return pd.DataFrame(rows)
 
 

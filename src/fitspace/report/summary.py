@@ -14,6 +14,7 @@ from fitspace.report.drawn import GAINS, LEVELS, TESTS
 from fitspace.report.figures import arm_label, point_names
 from fitspace.report.results import Results
 from fitspace.report.words import Value, Verdict
+from fitspace.stats.analysis import LACK_OF_FIT
 from fitspace.stats.best import ALPHA
 
 Sentence = list[object]
@@ -22,6 +23,8 @@ SHOWN, NOT_SHOWN = Verdict("shown"), Verdict("not shown")
 FEWEST_DF = 2
 # If there are more points than this, a sentence refers to the table instead of naming them.
 MOST_NAMED = 6
+# The row of what the factors do together in single tasks.
+BY_TASK = LACK_OF_FIT[1]
 # The trends that the summary gives; no claim rests on them, as they take runs to spread alike.
 DEGREES = ["linear", "quadratic"]
 
@@ -36,7 +39,8 @@ def sentences(found: Results) -> list[Sentence]:
     parts += [
         beyond_margin(found),
         _fit(found),
-        _most(found),
+        _fit_by_task(found),
+        most(found),
         best_cell(found),
         *_as_good(found),
         *through(found),
@@ -141,8 +145,26 @@ def _against_base(found: Results) -> Sentence:
     if rows["full"].any():
         full = rows["full"] & rows["apart"] & (rows["gain"] > 0)
         parts += ["; for full fine-tuning it is ", SHOWN if full.any() else NOT_SHOWN]
-    few = " So few seeds hardly tell how the runs of a point spread; confirm with more."
-    return [*parts, f".{few if rows['few'].any() else ''}"]
+    few = " So few runs of a point say little of how it varies; repeat with more seeds."
+    return [*parts, ".", *worse_in(found), few if rows["few"].any() else ""]
+
+
+def worse_in(found: Results) -> Sentence:
+    """The tasks on which points are worse than the base, though the claim is on the tasks' mean."""
+    rows = found.rows("by_task.csv", response=found.primary)
+    if rows.empty or rows["task"].nunique() < 2:
+        return []
+    parts: Sentence = []
+    worse = rows["low"] > 0 if words.metric(found.primary).lower else rows["high"] < 0
+    for task, ours in rows[worse].groupby("task", sort=False):
+        names = ours["point"].map(point_names(found))
+        one = len(ours) == 1
+        named = [words.listed(names)] if len(ours) <= MOST_NAMED else [
+            words.counted("by_task.csv", ours.index), " points"
+        ]  # fmt: skip
+        parts += [" and" if parts else " But", f" on {task} alone ", *named]
+        parts.append(" is worse" if one else " are worse")
+    return [*parts, " than the base, if runs spread alike."] if parts else []
 
 
 def _losses(found: Results) -> Sentence:
@@ -346,7 +368,7 @@ def _by_task(found: Results, factor: str) -> Sentence:
     row, decided = _row(found, source), deciding(found, source)
     if row is None or math.isnan(row["F"]):
         return []
-    start = f"{factor}: an effect that differs between these tasks is "
+    start = f"{factor}: that the effect differs between these tasks is "
     if decided is None or untold(decided, "p"):
         return [start, NOT_SHOWN, ": ", *_too_few(found, row, decided), "."]
     verdict = SHOWN if decided["p"] < ALPHA else NOT_SHOWN
@@ -358,10 +380,12 @@ def _in_general(found: Results, factor: str) -> Sentence:
     if row is None or math.isnan(row["F"]):
         return []
 
-    shown = row["p_gg_holm"] < ALPHA
+    start = f"{factor}: if these tasks are taken as a sample of tasks, an effect is "
+    if _few_tasks(row):
+        return [start, NOT_SHOWN, ": so few tasks cannot tell."]
     return [
-        f"{factor}: if these tasks are taken as a sample of tasks, an effect is ",
-        SHOWN if shown else NOT_SHOWN,
+        start,
+        SHOWN if row["p_gg_holm"] < ALPHA else NOT_SHOWN,
         " (against how it varies over the tasks: ",
         *_whole_ratio(row, "over_tasks.csv"),
         ", Greenhouse–Geisser ε ",
@@ -369,6 +393,13 @@ def _in_general(found: Results, factor: str) -> Sentence:
         *_p(row, "over_tasks.csv", "p_gg_holm", "Holm-adjusted p"),
         ").",
     ]
+
+
+def _few_tasks(row: pd.Series) -> bool:
+    """Whether hardly any degrees of freedom are left by how unlike a factor's levels vary."""
+    return (
+        "gg_eps" in row and row["p_gg_holm"] >= ALPHA and row["den_df"] * row["gg_eps"] < FEWEST_DF
+    )
 
 
 def _trend(found: Results, factor: str) -> Sentence:
@@ -435,12 +466,13 @@ def _with_others(found: Results, factor: str) -> pd.DataFrame:
 def _best_levels(found: Results, factor: str) -> Sentence:
     rows = found.rows("effects.csv", response=found.primary, factor=factor)
     tied = [str(level) for level in rows.loc[rows["tied_with_best"].eq(True), "level"]]
-    others = len(rows) - len(tied)
+    others = [str(level) for level in rows["level"] if str(level) not in tied]
     if not tied or not others:
         return [" Which level is best is ", NOT_SHOWN, "."]
     if len(tied) == 1:
         return [f" {tied[0]} is better than every other level."]
-    apart = "The other level is" if others == 1 else "All others are"
+    named = words.listed(others) if len(others) <= MOST_NAMED else "All others"
+    apart = f"{named} {'is' if len(others) == 1 else 'are'}"
     return [
         f" Which of {words.listed(tied)} is best is ",
         NOT_SHOWN,
@@ -478,62 +510,72 @@ def beyond_margin(found: Results) -> Sentence:
     return [*parts, ". Without a second seed there are no p values for them."]
 
 
-def _most(found: Results) -> Sentence:
-    """Which factor matters most: a claim about a difference of effect sizes, never about F."""
+def most(found: Results, *, brief: bool = False) -> Sentence:
+    """Which factor matters most: a claim about a difference of effect sizes, never about F.
+
+    ``brief``: only the claim, and what it hangs on.
+    """
     rows = found.rows("ranking.csv", response=found.primary)
     if len(found.analysis.factors) < 2 or rows.empty:
         return []
-    row = rows.iloc[0]
+    row, start = rows.iloc[0], "Which factor matters most is "
     if math.isnan(row["low"]):
-        return ["Which factor matters most is ", NOT_SHOWN, ": not all effects can be estimated."]
+        return [start, NOT_SHOWN, ": not all effects can be estimated."]
 
     def show(column: str) -> Value:
         return value("ranking.csv", row, column)
 
+    shown = row["low"] > 0 and row["alike"]
+    claim = [SHOWN, f": {row['factor']}"] if shown else [NOT_SHOWN]
+    if brief:
+        return [start, *claim, ".", *_turned(found)]
     evidence = [
-        f"adjusted partial ω² of {row['factor']} minus that of {row['next']}: ",
+        f" (adjusted partial ω² of {row['factor']} minus that of {row['next']}: ",
         show("difference"),
         ", 95% interval ",
         show("low"),
         " to ",
         show("high"),
     ]
-    if row["alike"] and _keeps_order(found):
+    if row["alike"] and not _turned(found):
         evidence += ["; probability that it ranks first ", show("rank_one")]
     if row["low"] > 0 and not row["alike"]:
         evidence.append(
-            "; the model's residuals spread unalike, and such an order is then claimed too often"
+            "; the variances of the residuals differ, and such an order is then claimed too often"
         )
-    shown = row["low"] > 0 and row["alike"]
-    claim = [SHOWN, f": {row['factor']} ("] if shown else [NOT_SHOWN, " ("]
-    return ["Which factor matters most is ", *claim, *evidence, ").", *_stable(found)]
+    return [start, *claim, *evidence, ").", *_stable(found)]
 
 
-def _keeps_order(found: Results) -> bool:
-    """Whether the first factor stays first without any one task or level."""
+def _without(found: Results) -> dict[str, list[str]]:
+    """What may be left out, a task or a level -> those without which another factor is first."""
     winner = found.rows("ranking.csv", response=found.primary)["factor"].iloc[0]
-    files = ("leave_one_out.csv", "leave_one_level_out.csv")
-    first_ones = [found.rows(file, response=found.primary, rank=1) for file in files]
-    return all(rows["factor"].eq(winner).all() for rows in first_ones if len(rows))
+    files = {
+        "task": ("leave_one_out.csv", "left_out"),
+        "level": ("leave_one_level_out.csv", "level"),
+    }
+    turned = {}
+    for what, (file, column) in files.items():
+        if len(leading := found.rows(file, response=found.primary, rank=1)):
+            other = leading[leading["factor"] != winner]
+            turned[what] = [f"{row[column]} ({row['factor']})" for _, row in other.iterrows()]
+    return turned
+
+
+def _turned(found: Results) -> Sentence:
+    """The single tasks and levels that decide the order of the factors."""
+    return [
+        f" Leaving out one {what} puts another factor first: {words.listed(named)}."
+        for what, named in _without(found).items()
+        if named
+    ]
 
 
 def _stable(found: Results) -> Sentence:
     """Whether one task, or one level, decides the order of the factors."""
     winner = found.rows("ranking.csv", response=found.primary)["factor"].iloc[0]
-    parts: Sentence = []
-    for file, what in (("leave_one_out.csv", "task"), ("leave_one_level_out.csv", "level")):
-        leading = found.rows(file, response=found.primary, rank=1)
-        if leading.empty:
-            continue
-        other = leading[leading["factor"] != winner]
-        left = "left_out" if what == "task" else "level"
-        named = words.listed(f"{row[left]} ({row['factor']})" for _, row in other.iterrows())
-        parts.append(
-            f" {winner} stays first whichever {what} is left out."
-            if other.empty
-            else f" Leaving out one {what} puts another factor first: {named}."
-        )
-    return parts
+    stays = [what for what, named in _without(found).items() if not named]
+    kept = f" {winner} stays first whichever {' or '.join(stays)} is left out."
+    return [*([kept] if stays else []), *_turned(found)]
 
 
 def _fit(found: Results) -> Sentence:
@@ -557,16 +599,35 @@ def _fit(found: Results) -> Sentence:
     return [what, NOT_SHOWN, " (", *test, ")", cells]
 
 
-def interact(found: Results) -> bool:
-    """Whether an interaction of the factors is shown: then levels are to be read in their cells."""
+def _fit_by_task(found: Results) -> Sentence:
+    """Whether what the factors do together, beside their own effects, differs between the tasks."""
+    tests = _row(found, BY_TASK, "lack of fit"), deciding(found, BY_TASK)
+    row, decided = tests
+    if row is None or math.isnan(row["F"]):
+        return []
+    what = f"What {words.listed(found.analysis.factors)} do together differs between these tasks: "
+    if decided is None or untold(decided, "p"):
+        return [what, NOT_SHOWN, ", as ", *_too_few(found, row, decided), "."]
+    verdict = SHOWN if decided["p"] < ALPHA else NOT_SHOWN
+    read = "; read the cells of each task" if verdict is SHOWN else ""
+    return [what, verdict, " (", *_decided(found, row, decided, "p"), f"){read}."]
+
+
+def interact(found: Results) -> str:
+    """What is to be read in place of levels, where an interaction is shown: cells, or each task's.
+
+    Empty where none is."""
     if found.analysis.interactions:
         rows = found.rows("robustness.csv", response=found.primary, test="deciding")
         if rows.empty:
-            return False
+            return ""
         ours = rows["source"].str.contains(":") & ~rows["source"].str.contains(r"\btask\b")
-        return bool((rows.loc[ours, "p_holm"] < ALPHA).any())
-    tests = _row(found, "lack of fit", "lack of fit"), deciding(found, "lack of fit")
-    return all(row is not None and row["p"] < ALPHA for row in tests)
+        return "cells" if (rows.loc[ours, "p_holm"] < ALPHA).any() else ""
+    for source, instead in ((BY_TASK, "the cells of each task"), ("lack of fit", "cells")):
+        tests = _row(found, source, "lack of fit"), deciding(found, source)
+        if all(row is not None and row["p"] < ALPHA for row in tests):
+            return instead
+    return ""
 
 
 def _interactions(found: Results) -> Sentence:
@@ -697,21 +758,24 @@ def tuning(found: Results) -> list[Sentence]:
     if rows.empty:
         return []
     best, count = rows[rows["best"]], partial(words.counted, tuned.NAME)
+    tasks = words.listed(task.name for task in found.study.tuning.tasks)
     own, names = found.study.tuning, point_names(found)
     tried = words.listed(f"{name} ({len(levels)} levels)" for name, levels in own.factors.items())
     sentences.append([
-        "Each of ", count(best.index), f" points takes its own {tried}: the best mean over "
-        f"{words.plural(len(own.tasks), 'task')} and {words.plural(len(own.seeds), 'seed')} of the "
-        "tuning, which are none of the study's.",
+        "Each of ", count(best.index), f" points takes its own {tried}: the best "
+        f"by {words.metric(own.response).label} on {tasks}, {words.plural(len(own.seeds), 'run')} "
+        f"each, which {'is no task' if len(own.tasks) == 1 else 'are no tasks'} of the study.",
     ])  # fmt: skip
+    if rows["low"].isna().all():
+        sentences.append(["How far levels differ beyond chance is not known: each has one run."])
     if (edge := best[best["edge"]]).empty:
         sentences.append(["No best level is the lowest or the highest of those tried."])
     else:
-        shown = [names.get(point, point) for point in edge["point"][:MOST_NAMED]]
-        listed = words.listed(shown + ["others"] * (len(edge) > MOST_NAMED))
+        listed = [names.get(point, point) for point in edge["point"]]
+        named = "" if len(listed) > 2 * MOST_NAMED else f" ({words.listed(listed)})"
         sentences.append([
-            Verdict("At the edge"), ": for ", count(edge.index), f" points ({listed}) the best "
-            "level is the lowest or the highest of those tried, so a better one may lie beyond.",
+            Verdict("At the edge"), ": for ", count(edge.index), f" points{named} the best level "
+            "is the lowest or the highest of those tried, so a better one may lie beyond.",
         ])  # fmt: skip
     for _, row in found.rows(tuned.RANKS).iterrows():
         show = partial(value, tuned.RANKS, row)
@@ -721,7 +785,7 @@ def tuning(found: Results) -> list[Sentence]:
         first += " where each has its own"
         lost = [", ", show("diverged", words.count), " diverged there"] if row["diverged"] else []
         sentences.append([
-            f"With {row['at']} for all, {first}. ", show("moved", words.count), " of ",
+            f"On {tasks}, with {row['at']} for all, {first}. ", show("moved", words.count), " of ",
             show("points", words.count), " points change their place (Kendall's τ ", show("tau"),
             ")", *lost, ".",
         ])  # fmt: skip
@@ -826,7 +890,7 @@ def _baselines(found: Results) -> Sentence:
             value("baselines.csv", row, "runs", words.count),
         ]
         parts += [" run)" if row["runs"] == 1 else " runs)"]
-    if found.study.analysis.margins:
+    if found.study.analysis.margins or not rows["method"].eq("full").any():
         return [*parts, "."]
     untested = Verdict("not tested")
     why = ": the study declares no margin."
@@ -871,7 +935,7 @@ def _disagreement(found: Results) -> Sentence:
 
 def _verdicts(rows: pd.DataFrame, p: str) -> Sentence:
     """Which sources are shown and which are not."""
-    few = [untold(row, p) for _, row in rows.iterrows()]
+    few = [untold(row, p) or _few_tasks(row) for _, row in rows.iterrows()]
     shown = list(rows.loc[rows[p] < ALPHA, "source"])
     unknown = list(rows.loc[few, "source"])
     others = [factor for factor in rows["source"] if factor not in (*shown, *unknown)]

@@ -18,6 +18,7 @@ from fitspace.stats.blocks import SEED, TASK, Blocks, blocks_of
 from fitspace.stats.deciding import apart, deciding, declared
 from fitspace.stats.estimability import components, in_design, largest
 from fitspace.stats.fits import LinearFit
+from fitspace.stats.formula import label
 from fitspace.stats.given import given
 from fitspace.stats.lenth import lenth
 from fitspace.stats.linear import missing_columns, with_cells
@@ -34,6 +35,8 @@ PERMUTATIONS = 4999
 # Brown and Forsythe's p above which the order of factors can be claimed (docs/statistics.md).
 SPREAD_ALIKE = 0.1
 TESTS = {2: "type II", 3: "type III"}
+# All interactions of the factors together, and how they differ between the tasks.
+LACK_OF_FIT = ["lack of fit", f"{TASK}:lack of fit"]
 # Two levels this many residual standard deviations apart: the abscissa of the power curve.
 RATIOS = tuple(np.arange(1, 17) / 4)
 
@@ -65,7 +68,8 @@ class Analysis:
         ``at`` in the factor's own units.
     pairs : `apart`: all differences of two levels of a factor.
     contrasts : `lenth`, where the analysis has no error to test against.
-    lack_of_fit : rows ``lack of fit`` and ``residual`` of the cell means (see `lack_of_fit`).
+    lack_of_fit : rows ``lack of fit``, where cells repeat within tasks ``task:lack of fit``, and
+        ``residual`` of the cell means (see `lack_of_fit`).
     ranking : `ranking` of the factors, and ``alike``: whether the runs' spreads allow the claim.
     left_out, without_level : `leave_one_out` of the tasks, `leave_one_level_out` of the levels.
     marginal_means : factor, level, cells, runs, mean, se, low, high, df, estimable, tied_with_best
@@ -275,7 +279,7 @@ def _families(table: pd.DataFrame, first: str, p: str, adjusted: str) -> pd.Data
     # What a factor does in single tasks is no question of a family.
     # Lack of fit asks whether the factors' effects can be told apart at all.
     ours &= ~table["source"].str.split(":").map(lambda names: TASK in names)
-    ours &= table["source"].ne("lack of fit")
+    ours &= ~table["source"].isin(LACK_OF_FIT)
     primary = table["response"].eq(first)
     for rows in (ours & primary, ours & ~primary):
         table.loc[rows, adjusted] = effects.holm(table.loc[rows, p].tolist())
@@ -437,7 +441,7 @@ def _robustness(
     every = pd.concat(parts, ignore_index=True).reindex(columns=columns)
     every = every[every["source"].isin(asked)]
     if len(design.factors) > 1 and not design.interactions:
-        asked.append("lack of fit")
+        asked += LACK_OF_FIT
         every = pd.concat([every, _own_lack_of_fit(main, design)], ignore_index=True)
     unknown = tests["source"][tests["p_deciding"].isna() & tests["p"].notna()]
     design.notes.extend(
@@ -460,21 +464,26 @@ def _decided(tests: pd.DataFrame, rest: float) -> pd.DataFrame:
 
 def _own_lack_of_fit(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
     """The cells beside the additive model, by own spreads; unknown for more cells than compared."""
-    rows = pd.DataFrame({"test": ["own spreads", "deciding"], "source": "lack of fit"})
-    rows[["df", "df2", "F", "p"]] = NAN
     table, cell = with_cells(main, design.factors)
+    by_task = [label((TASK, cell))] if design.blocks.by_task else []
+    sources = dict(zip([cell, *by_task], LACK_OF_FIT, strict=False))
+    tests = pd.DataFrame({"test": ["own spreads", "deciding"]})
+    rows = pd.concat([tests.assign(source=name) for name in sources.values()], ignore_index=True)
+    rows[["df", "df2", "F", "p"]] = NAN
     if table[cell].nunique() > best.MOST_CELLS:
         return rows
-    block = design.blocks.with_cells(cell)
-    found = deciding(table, design.response, [*design.factors, cell], block=block)
-    found = found[found["source"].eq(cell)]
-    if len(found):
-        model = given(table, design.response, [*design.factors, cell], block).model(table)
-        decided = _decided(found, model.df).iloc[0]
-        row = found.iloc[0]
-        rows["df"], rows["df2"] = row["df"], [row["den_df"], decided["df2"]]
-        rows["F"] = [row["F_own_spreads"], decided["F"]]
-        rows["p"] = [row["p_own_spreads"], decided["p"]]
+    model = ([*design.factors, cell], [*design.blocks.terms, *by_task])
+    found = deciding(table, design.response, model[0], block=model[1])
+    rest = given(table, design.response, *model).model(table).df
+    for term, source in sources.items():
+        of_term = found[found["source"].eq(term)]
+        if len(of_term):
+            own, decided = of_term.iloc[0], _decided(of_term, rest).iloc[0]
+            ours = rows["source"].eq(source)
+            rows.loc[ours, "df"] = own["df"]
+            rows.loc[ours, "df2"] = [own["den_df"], decided["df2"]]
+            rows.loc[ours, "F"] = [own["F_own_spreads"], decided["F"]]
+            rows.loc[ours, "p"] = [own["p_own_spreads"], decided["p"]]
     return rows
 
 
@@ -601,8 +610,7 @@ def _without_level(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
     """The analysis without each level; none where there are more than are compared."""
     if len(design.factors) < 2 or max(main[n].nunique() for n in design.factors) > best.MOST_CELLS:
         return pd.DataFrame()
-    block = design.blocks.names
-    return leave_one_level_out(main, design.response, design.factors, block)
+    return leave_one_level_out(main, design.response, design.factors, design.blocks.terms)
 
 
 def _marginal_means(main: pd.DataFrame, design: _Design, pairs: Mapping) -> pd.DataFrame:

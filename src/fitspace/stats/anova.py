@@ -349,7 +349,8 @@ def lack_of_fit(
 
     Two rows, ``lack of fit`` and ``residual`` (the cell-means model's own), with the columns of
     `anova` but p_holm. No degrees of freedom are left where every cell is fitted anyway. ``within``
-    takes the error from the cells within each level of a block, a task say.
+    is a block, a task say: the error is that of the cells in each of its levels, and a row more,
+    ``task:lack of fit``, tests whether what the factors do together differs between them.
 
     Raises
     ------
@@ -360,10 +361,17 @@ def lack_of_fit(
     table, cell = with_cells(table, factors)
     data = read(table, response, [*found.names, cell])
     additive, cells = Model(data, terms), CellsModel(data, found.blocks, cell)
-    df = additive.df - cells.df
-    ss = math.fsum((additive.residuals - cells.residuals) ** 2) if df else 0.0
     error = cells if within is None else found.cells(table, factors, within)
-    F = effects.f_ratio(ss, df, error.rss, error.df)
-    test = effects.tested("lack of fit", ss, df, F, error.df, error.n)
-    rows = [test, {"source": "residual", "ss": error.rss, "df": error.df}]
-    return pd.DataFrame(rows)
+
+    def test(name: str, smaller: Model | CellsModel, larger: CellsModel) -> dict:
+        df = smaller.df - larger.df
+        ss = math.fsum((smaller.residuals - larger.residuals) ** 2) if df else 0.0
+        F = effects.f_ratio(ss, df, error.rss, error.df)
+        return effects.tested(name, ss, df, F, error.df, error.n)
+
+    rows = [test("lack of fit", additive, cells)]
+    if within is not None:
+        single = [(within, factor) for factor in factors]
+        apart = CellsModel(data, [*found.blocks, *single], cell)
+        rows.append(test(f"{within}:lack of fit", apart, error))
+    return pd.DataFrame([*rows, {"source": "residual", "ss": error.rss, "df": error.df}])

@@ -10,6 +10,7 @@ from scipy.special import fdtrc
 
 from fitspace.core.errors import UserError
 from fitspace.stats.anova import model_of
+from fitspace.stats.formula import term_of
 from fitspace.stats.linear import Model, as_labels, as_list, missing_columns
 
 NAN = float("nan")
@@ -132,15 +133,16 @@ def leave_one_level_out(
     2    input     v   input    0.9913
     5    input     w  output    0.9788
 
-    Columns: left_out (the factor), level, then as `leave_one_out`. A level whose absence leaves its
-    factor one level is not left out.
+    ``block`` as in `ranking`. Columns: left_out (the factor), level, then as `leave_one_out`. A
+    level whose absence leaves its factor one level is not left out.
 
     Raises
     ------
     UserError : a missing column.
     """
     factors, blocks = as_list(factors), as_list(block)
-    problems = missing_columns(table, [response, *blocks, *factors])
+    columns = [name for term in blocks for name in term_of(term)]
+    problems = missing_columns(table, [response, *dict.fromkeys([*columns, *factors])])
     if problems:
         raise UserError(problems)
     parts = []
@@ -162,7 +164,11 @@ def _of_rest(
     rest: pd.DataFrame, response: str, factors: list[str], blocks: list[str]
 ) -> pd.DataFrame:
     complete = rest[rest[response].notna()]
-    varying = [name for name in blocks if as_labels(complete[name]).nunique() > 1]
+    varying = [
+        term
+        for term in blocks
+        if all(as_labels(complete[name]).nunique() > 1 for name in term_of(term))
+    ]
     columns = pd.DataFrame({"factor": factors, "omega2_p": NAN, "p": NAN})
     try:
         model = model_of(rest, response, factors, varying)

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import Counter
+from fractions import Fraction
 from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -700,7 +703,22 @@ Margin = Annotated[
 ]
 # YAML reads the levels of a width as numbers; a table of runs has them as text.
 LevelName = Annotated[Any, AfterValidator(lambda value: str(_scalar(value)))]
-Coefficient = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _ratio(value: object) -> object:
+    """A number, or two whole ones as ``-1/6``, which decimals cannot write."""
+    if isinstance(value, str) and re.fullmatch(RATIO, value.strip()):
+        return float(Fraction(value.replace(" ", "")))
+    return value
+
+
+RATIO = r"[+-]?\d+ ?/ ?0*[1-9]\d*"
+Coefficient = Annotated[
+    float,
+    BeforeValidator(_ratio),
+    Field(allow_inf_nan=False),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": f"^{RATIO}$"}]}),
+]
 
 
 def _contrast(asked: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -758,8 +776,8 @@ class Analysis(_Strict):
     contrasts: dict[Annotated[str, Field(min_length=1, max_length=100)], Contrast] = Field(
         default_factory=dict,
         description="The study's own questions: name -> factor -> coefficients of its levels, "
-        "which sum to 0; cells by factors joined by a colon: `input:output: {CA_out:FFN_in: 1, "
-        "SA_in:SA_in: -1}`.",
+        "which sum to 0, as numbers or `-1/6`; cells by factors joined by a colon: "
+        "`input:output: {CA_out:FFN_in: 1, SA_in:SA_in: -1}`.",
     )
     scales: dict[str, Literal["linear", "log2"]] = Field(
         default_factory=dict,

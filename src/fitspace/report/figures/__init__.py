@@ -18,7 +18,7 @@ from fitspace.report.figures.drawn import drawn
 from fitspace.report.figures.equivalence import equivalence
 from fitspace.report.figures.explained import against_sensitivity, anatomies, sensitivities
 from fitspace.report.figures.factors import forests, left_out, omegas
-from fitspace.report.figures.heatmap import heat_map
+from fitspace.report.figures.heatmap import heat_maps
 from fitspace.report.figures.interactions import interactions
 from fitspace.report.figures.names import arm_label, point_names
 from fitspace.report.figures.output import Figure
@@ -38,7 +38,7 @@ _DRAWN = (
     curves,
     preferred,
     against,
-    heat_map,
+    heat_maps,
     dots,
     omegas,
     half_normal,

@@ -19,22 +19,33 @@ from fitspace.report.figures.axes import level_ticks, new, row_ticks
 from fitspace.report.figures.names import short
 from fitspace.report.figures.output import Figure, figure, of_table
 from fitspace.report.figures.style import FACE, GRID, MUTED
-from fitspace.report.results import Results
+from fitspace.report.results import TASK_CELLS, Results
 
 # One hue from pale to dark, which is readable in grey, in print and with any colour vision.
+MOST_TASKS = 4
 HEAT = LinearSegmentedColormap.from_list(
     "heat", ["#f1f6fa", "#c3daea", "#84b3d3", "#3f82b1", "#14568a", "#08305c"]
 )
 
 
-def heat_map(found: Results) -> list[Figure]:
-    """The mean of every cell of two factors; illegal cells are hatched."""
+def heat_maps(found: Results) -> list[Figure]:
+    """The mean of every cell of two factors, over all tasks and then on each of a few."""
     if len(found.factors) != 2:
         return []
+    response = found.primary
+    maps = [_heat_map(found, "cells.csv", found.rows("cells.csv", response=response), None)]
+    by_task = found.rows(TASK_CELLS, response=response)
+    tasks = dict.fromkeys(by_task["task"]) if len(by_task) else {}
+    if len(tasks) <= MOST_TASKS:
+        maps += [_heat_map(found, TASK_CELLS, by_task[by_task["task"] == t], t) for t in tasks]
+    return maps
+
+
+def _heat_map(found: Results, file: str, table: pd.DataFrame, task: str | None) -> Figure:
+    """``table`` has the primary response's cells, on one task or over all; others are hatched."""
     response, metric = found.primary, words.metric(found.primary)
     # The factor with more levels runs down the page, because phones are narrow.
     down, across = sorted(found.factors, key=lambda f: len(found.levels[f]), reverse=True)
-    table = found.rows("cells.csv", response=response)
     means = table["mean"].dropna()
     norm = (
         Normalize(means.min(), means.max())
@@ -42,7 +53,7 @@ def heat_map(found: Results) -> list[Figure]:
         else Normalize(0, 2 * means.max() or 1)
     )
     colours = HEAT.reversed() if metric.lower else HEAT
-    outside = baselines.of(found, response)
+    outside = baselines.of(found, response, task)
     canvas, axes = new(1.1 + 0.36 * len(found.levels[down]) + 0.13 * len(outside))
     _fill(axes, found, table, (down, across), lambda mean: colours(norm(mean)))
     level_ticks(axes, found.levels[across], top=True)
@@ -61,27 +72,29 @@ def heat_map(found: Results) -> list[Figure]:
         mappable, ax=axes, orientation="horizontal", fraction=thickness, pad=0.1, aspect=36
     )
     _scale(bar, short(metric.label, 44), outside)
-    best = found.best_cells(response).iloc[0]
+    best = table.loc[means.idxmin() if metric.lower else means.idxmax()]
+    of, where = ("of each cell", "") if task is None else (f"of each cell on {task}", f" on {task}")
     caption = (
-        f"Mean {metric.label} of each cell; ± is the standard deviation over seeds. Darker is "
+        f"Mean {metric.label} {of}; ± is the standard deviation over seeds. Darker is "
         "better, the best mean is bold; hatched cells cannot be built."
     )
     alt = (
-        f"Heat map of {metric.label} by {found.factors[0]} and {found.factors[1]}: best "
+        f"Heat map of {metric.label} by {found.factors[0]} and {found.factors[1]}{where}: best "
         f"{found.label(best)} with {words.number(best['mean'])}, range "
         f"{words.number(means.min())} to {words.number(means.max())}. The numbers are in "
-        "cells.csv."
+        f"{file}."
     )
-    data = of_table("cells.csv", table, [*found.factors, "mean", "replicate_sd"])
+    data = of_table(file, table, [*found.factors, "mean", "replicate_sd"])
     data = baselines.beside(data, outside, "mean")
-    return [figure(canvas, f"heatmap-{response}", "cells", caption, alt, data)]
+    name = f"heatmap-{response}" if task is None else f"heatmap-{response}-{task}"
+    return figure(canvas, name, "cells", caption, alt, data)
 
 
 def _fill(axes: Axes, found: Results, table: pd.DataFrame, sides: tuple[str, str], colour) -> None:
     """A box with its numbers for every pair of levels; ``sides`` are the factors (down, across)."""
     down, across = sides
     cells = table.set_index([down, across])
-    best = found.best_cells(found.primary)["mean"].iloc[0]
+    best = cells["mean"].min() if words.metric(found.primary).lower else cells["mean"].max()
     decimals = words.aligned(cells["mean"], 3)
     digits = max(len(words.fixed(mean, decimals)) for mean in cells["mean"].dropna())
     # About three of the four inches are cells, and a digit is 0.62 of its height wide.

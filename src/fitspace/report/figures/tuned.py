@@ -8,7 +8,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import NullLocator
 
 from fitspace.report import tuned, words
-from fitspace.report.figures.axes import label_y, number_axis
+from fitspace.report.figures.axes import number_axis
 from fitspace.report.figures.names import point_names, short
 from fitspace.report.figures.output import Figure, figure, of_table
 from fitspace.report.figures.style import FACE, LINES, MAIN, MUTED, WIDTH
@@ -37,7 +37,7 @@ def curves(found: Results) -> list[Figure]:
     for place, (axes, point) in enumerate(zip(grid.flat, order, strict=False)):
         _panel(axes, shown[shown["point"] == point], name, others)
         axes.tick_params(labelbottom=place + ACROSS >= len(order[:MOST]))
-        label_y(axes, short(names.get(point, point), 20))
+        axes.set_title(short(names.get(point, point), 24), loc="left", fontsize=7, pad=4)
     first = grid.flat[0]
     number_axis(first, "y", 3)
     canvas.supxlabel(name, fontsize=8.5)
@@ -45,9 +45,10 @@ def curves(found: Results) -> list[Figure]:
     scale = "" if table["scale"].iloc[0] == "identity" else f" ({table['scale'].iloc[0]} scale)"
     rest = f" The first {MOST} of {len(order)} points." if len(order) > MOST else ""
     second = f" A line for each level of {others[0]}." if others else ""
+    rim = "; with a rim: not separable from it" if table["low"].notna().any() else ""
     caption = (
         f"{label}{scale} over {name} on the tuning's tasks, mean of its runs, a panel for each "
-        f"point. Filled: the level that was taken; with a rim: not separable from it.{second}{rest}"
+        f"point. Filled: the level that was taken{rim}.{second}{rest}"
     )
     alt = (
         f"Curves of {label} over {name}, one panel for each point; the numbers are in {tuned.NAME}."
@@ -67,6 +68,8 @@ def _panel(axes: Axes, rows: pd.DataFrame, name: str, others: list[str]) -> None
         axes.xaxis.set_minor_locator(NullLocator())
         every = sorted(set(levels))
         axes.set_xticks([every[0], every[-1]], [f"{every[0]:g}", f"{every[-1]:g}"])
+        for tick, side in zip(axes.get_xticklabels(), ("left", "right"), strict=False):
+            tick.set_ha(side)  # the labels of neighbouring panels do not meet
     groups = rows.groupby(others, sort=False) if others else [("", rows)]
     for (_, line), style in zip(groups, LINES, strict=False):
         axes.plot(levels[line.index], line["mean"], lw=1.0, color=style["color"], ls=style["ls"])
