@@ -580,7 +580,7 @@ def test_what_holds_on_single_tasks_alone_is_said_and_drawn(tmp_path):
     made(tmp_path, study, table)
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     answer, _ = text.split("## Summary")
-    said = r"But on night alone SA\_in → FFN\_in is worse than the base, if runs spread alike."
+    said = r"On night alone SA\_in → FFN\_in is worse than the base, if runs spread alike."
     assert said in answer
     assert "what they do together differs between the tasks is shown" in answer
     assert "read the cells of each task, not levels. Which factor matters most is" in answer

@@ -162,7 +162,7 @@ def worse_in(found: Results) -> Sentence:
         named = [words.listed(names)] if len(ours) <= MOST_NAMED else [
             words.counted("by_task.csv", ours.index), " points"
         ]  # fmt: skip
-        parts += [" and" if parts else " But", f" on {task} alone ", *named]
+        parts += [" and on" if parts else " On", f" {task} alone ", *named]
         parts.append(" is worse" if one else " are worse")
     return [*parts, " than the base, if runs spread alike."] if parts else []
 

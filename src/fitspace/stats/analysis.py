@@ -466,25 +466,23 @@ def _own_lack_of_fit(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
     """The cells beside the additive model, by own spreads; unknown for more cells than compared."""
     table, cell = with_cells(main, design.factors)
     by_task = [label((TASK, cell))] if design.blocks.by_task else []
-    sources = dict(zip([cell, *by_task], LACK_OF_FIT, strict=False))
-    tests = pd.DataFrame({"test": ["own spreads", "deciding"]})
-    rows = pd.concat([tests.assign(source=name) for name in sources.values()], ignore_index=True)
-    rows[["df", "df2", "F", "p"]] = NAN
-    if table[cell].nunique() > best.MOST_CELLS:
-        return rows
-    model = ([*design.factors, cell], [*design.blocks.terms, *by_task])
-    found = deciding(table, design.response, model[0], block=model[1])
-    rest = given(table, design.response, *model).model(table).df
-    for term, source in sources.items():
+    terms = dict(zip([cell, *by_task], LACK_OF_FIT, strict=False))
+    found = pd.DataFrame(columns=["source"])
+    if table[cell].nunique() <= best.MOST_CELLS:
+        model = ([*design.factors, cell], [*design.blocks.terms, *by_task])
+        found = deciding(table, design.response, model[0], block=model[1])
+        rest = given(table, design.response, *model).model(table).df
+    rows = []
+    for term, source in terms.items():
         of_term = found[found["source"].eq(term)]
+        known = {"own spreads": {}, "deciding": {}}
         if len(of_term):
             own, decided = of_term.iloc[0], _decided(of_term, rest).iloc[0]
-            ours = rows["source"].eq(source)
-            rows.loc[ours, "df"] = own["df"]
-            rows.loc[ours, "df2"] = [own["den_df"], decided["df2"]]
-            rows.loc[ours, "F"] = [own["F_own_spreads"], decided["F"]]
-            rows.loc[ours, "p"] = [own["p_own_spreads"], decided["p"]]
-    return rows
+            shown = {"df": own["df"], "df2": own["den_df"]}
+            known["own spreads"] = shown | {"F": own["F_own_spreads"], "p": own["p_own_spreads"]}
+            known["deciding"] = shown | {name: decided[name] for name in ("df2", "F", "p")}
+        rows += [{"test": test, "source": source} | row for test, row in known.items()]
+    return pd.DataFrame(rows)
 
 
 def _permuted(main: pd.DataFrame, design: _Design) -> pd.DataFrame:
