@@ -289,7 +289,7 @@ def test_pointing_at_a_tile_compares_it(opened, browser, size):
     wanted = tile(browser, 2, 5)
     run("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", wanted)
     ActionChains(browser).move_to_element(wanted).perform()
-    assert run(COMPARED) == compared("Target", "Worst on night", "Untouched base", caption=5)
+    assert run(COMPARED) == compared("Target", "Worst here", "Untouched base", caption=5)
     # The tile is in front at its middle: the panel is elsewhere.
     in_front = (
         "const b = arguments[0].getBoundingClientRect();"

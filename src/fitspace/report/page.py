@@ -189,7 +189,7 @@ def _role(strip: Strip, found: Results) -> Role:
         if strip.role not in _ROLES:
             label = arm_label(str(row["arm"]), str(row["method"]))
         elif found.runs["task"].nunique() > 1:  # each task has its own best and worst
-            label = f"{label.partition(' ')[0]} on {row['task']}"
+            label = f"{label.partition(' ')[0]} here"
         if row[found.primary] == row[found.primary]:
             value = summary.value("runs.csv", row, found.primary)
     return Role(strip.role, label, strip.point, value, _data_uri(strip))
