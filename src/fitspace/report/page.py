@@ -677,7 +677,8 @@ def _cells(found: Results, response: str) -> Table:
         Column("max", "max", "aligned"),
         Column("adjusted", "adjusted mean", "four", limits=("low", "high")),
     ]
-    caption = f"Cells by {words.metric(response).label}, as measured, best first."
+    alike = " Intervals take runs to spread alike." if rows["low"].notna().any() else ""
+    caption = f"Cells by {words.metric(response).label}, as measured, best first.{alike}"
     return tables.table("cells.csv", rows, columns, caption)
 
 
@@ -693,7 +694,8 @@ def _baseline(found: Results, response: str) -> Table | None:
     columns = [Column("arm", "baseline", "text"), Column("runs", "runs", "count")]
     columns += [Column("mean", "mean", "aligned"), Column("sd", "SD")]
     columns += [Column("min", "min", "aligned"), Column("max", "max", "aligned")]
-    caption = f"Baselines: {words.metric(response).label}, as measured."
+    over = ", over all tasks" if found.runs["task"].nunique() > 1 else ""
+    caption = f"Baselines: {words.metric(response).label}, as measured{over}."
     return _rows_of(found, "baselines.csv", columns, caption, response=response)
 
 
