@@ -841,7 +841,9 @@ def _held_against_full(found: Results, response: str) -> Sentence:
         why = [" (gain ", gain, *_p(assay, "assay.csv", "p", "p"), ")."]
         return [*start, ": ", NOT_SHOWN, ": full fine-tuning did not beat the untouched base", *why]
     if good.empty:
-        best = rows.sort_values("p_noninferior", kind="stable").iloc[0]
+        worse = rows["difference"] if metric.lower else -rows["difference"]
+        order = rows.assign(worse=worse).sort_values(["p_noninferior", "worse"], kind="stable")
+        best = order.iloc[0]
         difference = value("equivalence.csv", best, "difference")
         nearest = [f" (nearest: {best['point']}, difference ", difference]
         nearest += _p(best, "equivalence.csv", "p_noninferior", "adjusted p")
