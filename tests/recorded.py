@@ -11,7 +11,8 @@ from pathlib import Path
 import yaml
 from project import Project
 
-OTHERS = ("params/emoji-", "reports/emoji-")  # of the studies beside the default one
+# Of the studies beside the default one, and of the bases that only they have.
+OTHERS = ("params/emoji-", "reports/emoji-", "models/emoji-dit/", "models/emoji-mmdit/")
 
 
 def name_study(project: Project) -> None:

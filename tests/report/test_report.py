@@ -472,6 +472,11 @@ def test_an_answer_of_part_of_the_runs_says_so(tmp_path):
             "train.lr 0.01 is best for 3 of 4 combinations of width and activation, train.lr 0.001 "
             "is best for 1.",
         ),
+        (
+            {"input": made_up.INPUTS[:3], "output": made_up.OUTPUTS[:2], "train.lr": [0.01, 0.001]},
+            "train.lr 0.01 is best for 3 of 4 combinations of input and output, train.lr 0.001 is "
+            "best for 1.",
+        ),
         ({"width": [4, 8], "activation": ["relu", "silu"]}, "Lenth's margin of error"),
     ],
 )
@@ -824,11 +829,11 @@ def test_the_committed_design_is_what_its_study_plans(tmp_path, name):
 
 
 def test_the_untouched_base_is_a_baseline_where_arms_are_compared():
-    folder = ROOT / "reports/emoji-mmdit"
+    folder = ROOT / "reports/emoji-dreambooth"
     assert {row["arm"] for row in rows_of(folder / "baselines.csv")} == {"none"}
     levels = {row["level"] for row in rows_of(folder / "effects.csv")}
     assert "full" in levels and "none" not in levels
-    assert ("none", "4") in [(r["arm"], r["ok"]) for r in rows_of(folder / "ledger.csv")]
+    assert ("none", "2") in [(r["arm"], r["ok"]) for r in rows_of(folder / "ledger.csv")]
 
 
 @pytest.mark.parametrize("high", [1.0, 0.0], ids=["constant within its cells", "constant"])

@@ -61,8 +61,11 @@ def _asked(found: Results) -> Sentence:
             for _, row in rows.iterrows()
         ]
         return [f"{where}, a difference in {label} is ", *_claimed(claims), "."]
+    alone = found.rows("spread.csv", response=found.primary)["replicate_sd"].isna().all()
+    if alone and (best := _best_settings(found)):
+        return best
     if len(found.rows("contrasts.csv", response=found.primary)):
-        return _best_settings(found) or summary.beyond_margin(found)
+        return summary.beyond_margin(found)
     claims = [_effect(found, factor) for factor in found.analysis.factors]
     if not claims:
         return []
