@@ -130,14 +130,14 @@ def _claimed(claims: list[Claim]) -> Sentence:
 def _named(claims: list[Claim]) -> Sentence:
     """Names with their p; where there are many, those in the middle are counted in words."""
     parts: Sentence = []
-    for position, claim in enumerate(claims[: summary.MOST_NAMED]):
+    for position, claim in enumerate(claims[: words.MOST_NAMED]):
         last = position == len(claims) - 1
         parts += ["" if not position else " and " if last else ", ", claim.of]
         if claim.shown is None or math.isnan(claim.p):
             parts.append(" (so few runs cannot tell)")
         else:
             parts += [" (adjusted p ", "" if claim.p < 0.001 else "= ", claim.shown, ")"]
-    return [*parts, " and others"] if len(claims) > summary.MOST_NAMED else parts
+    return [*parts, " and others"] if len(claims) > words.MOST_NAMED else parts
 
 
 # --- what is best, and what it is worth ---------------------------------------------------

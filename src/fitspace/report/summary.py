@@ -13,7 +13,7 @@ from fitspace.report import agreement, rated, tuned, words
 from fitspace.report.drawn import GAINS, LEVELS, TESTS
 from fitspace.report.figures import arm_label, point_names
 from fitspace.report.results import Results
-from fitspace.report.words import Value, Verdict
+from fitspace.report.words import MOST_NAMED, Value, Verdict
 from fitspace.stats.analysis import LACK_OF_FIT
 from fitspace.stats.best import ALPHA
 
@@ -21,8 +21,6 @@ Sentence = list[object]
 SHOWN, NOT_SHOWN = Verdict("shown"), Verdict("not shown")
 # With fewer error degrees of freedom hardly any effect is large enough for a test to show it.
 FEWEST_DF = 2
-# If there are more points than this, a sentence refers to the table instead of naming them.
-MOST_NAMED = 6
 # The row of what the factors do together in single tasks.
 BY_TASK = LACK_OF_FIT[1]
 # The trends that the summary gives; no claim rests on them, as they take runs to spread alike.
@@ -500,13 +498,15 @@ def beyond_margin(found: Results) -> Sentence:
         value("contrasts.csv", active.iloc[0], "margin"),
         ": ",
     ]
-    for position, (_, row) in enumerate(active.iterrows()):
+    for position, (_, row) in enumerate(active[:MOST_NAMED].iterrows()):
         parts += [
             ", " if position else "",
             f"{row['contrast']} (",
             value("contrasts.csv", row, "estimate"),
             ")",
         ]
+    if len(rest := active[MOST_NAMED:]):
+        parts += [" and ", words.counted("contrasts.csv", rest.index), " smaller"]
     return [*parts, ". Without a second seed there are no p values for them."]
 
 

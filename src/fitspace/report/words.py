@@ -11,6 +11,8 @@ from markupsafe import Markup
 from fitspace.metrics import METRICS, Metric
 
 NONE = "–"
+# If there are more points than this, a sentence refers to the table instead of naming them.
+MOST_NAMED = 6
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 METHODS = {"none": "Untouched base", "full": "Full fine-tuning"}
 

@@ -45,9 +45,12 @@ def _half_normal(found: Results, response: str, rows: pd.DataFrame) -> Figure:
         "near a line through the origin; filled: beyond Lenth's margin of error. Only contrasts "
         "beyond the simultaneous margin remain after correction for the number of contrasts."
     )
+    beyond = list(rows["contrast"][active])
+    more = ["others"] if len(beyond) > words.MOST_NAMED else []
+    most = words.listed([*beyond[: words.MOST_NAMED], *more])
     alt = (
         f"Half-normal plot of {len(rows)} contrasts of {label}; beyond the margin of error: "
-        f"{words.listed(rows['contrast'][active]) or 'none'}. The numbers are in contrasts.csv."
+        f"{most or 'none'}. The numbers are in contrasts.csv."
     )
     columns = ["contrast", "quantile", "estimate", "margin", "simultaneous_margin", "active"]
     data = of_table("contrasts.csv", rows, columns)
