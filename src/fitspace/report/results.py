@@ -142,6 +142,8 @@ def analyse(study: Study, given: Inputs) -> Results:
     tables |= {n: _with_scale(tables[n], analysis) for n in scaled if len(tables[n])}
     for name in ("against.csv", "by_task.csv", "pairs.csv", "equivalence.csv"):
         tables[name] = _probabilities(tables[name])
+    for name in ("against.csv", "by_task.csv", "pairs.csv", "questions.csv", "equivalence.csv"):
+        tables[name] = _differences(tables[name], runs, analysis)
     empty = [name for name, table in tables.items() if table.empty]
     tables = {
         name: rounded(table.reset_index(drop=True)) for name, table in tables.items() if len(table)
@@ -323,6 +325,26 @@ def _probabilities(table: pd.DataFrame) -> pd.DataFrame:
     """
     names = [name for name in table if name.startswith("p_")]
     return table.assign(**{name: table[name].round(10) for name in names})
+
+
+def _differences(table: pd.DataFrame, runs: pd.DataFrame, analysis: stats.Analysis) -> pd.DataFrame:
+    """Differences and their limits to the digits of what they were taken between.
+
+    Of two large numbers a small one carries the rounding, which differs between kernels.
+    """
+    if table.empty:
+        return table
+    table = table.copy()
+    names = [name for name in ("estimate", "difference", "low", "high") if name in table]
+    for response, rows in table.groupby("response", sort=False):
+        values = runs[response].dropna().to_numpy()
+        if "margin" not in table:  # a margin is in the metric's own units
+            with np.errstate(divide="ignore", invalid="ignore"):
+                values = analysis.fitted[response].forward(values)
+        largest = float(np.abs(values[np.isfinite(values)]).max())
+        for name in names:
+            table.loc[rows.index, name] = on_scale(rows[name].to_numpy(float), largest)
+    return table
 
 
 def _with_scale(table: pd.DataFrame, analysis: stats.Analysis) -> pd.DataFrame:
