@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -344,3 +345,4 @@ def test_coefficients_of_a_contrast_may_be_ratios():
     content["analysis"]["contrasts"] = {"a": {"input": asked}}
     found = Study.model_validate(content).analysis.contrasts["a"]["input"]
     assert list(found.values()) == [1, -1 / 3, -1 / 3, -1 / 3]
+    jsonschema.validate(content, schema())  # as an editor does

@@ -203,7 +203,8 @@ def _rate(found: Results) -> str:
     study, tuning = found.study, found.study.tuning
     trained = [arm for arm in study.arms if arm.method != "none"]
     rates = {
-        arm.title: _of(arm.factors.get("train.lr") or [arm.train.get("lr")]) for arm in trained
+        arm.title: _rates_of(arm.factors.get("train.lr") or [arm.train.get("lr")])
+        for arm in trained
     }
     common, own = f"{study.train.lr:g}", {}
     if len(set(rates.values())) == 1:
@@ -225,7 +226,7 @@ def _rate(found: Results) -> str:
     )
 
 
-def _of(rates: list[float | None]) -> str:
+def _rates_of(rates: list[float | None]) -> str:
     """An arm's own learning rates; nothing if it has the study's."""
     return words.listed((f"{rate:g}" for rate in rates if rate is not None), "or")
 

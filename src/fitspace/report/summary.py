@@ -363,14 +363,20 @@ def _permutes(found: Results) -> bool:
 def _by_task(found: Results, factor: str) -> Sentence:
     """Whether a factor's effect differs between the tasks."""
     source = f"task:{factor}"
-    row, decided = _row(found, source), deciding(found, source)
+    start = f"{factor}: that the effect differs between these tasks is "
+    return _differing(found, _row(found, source), source, start)
+
+
+def _differing(found: Results, row: pd.Series | None, source: str, start: str) -> Sentence:
+    """Whether an effect differs between the tasks; nothing where no test is possible."""
+    decided = deciding(found, source)
     if row is None or math.isnan(row["F"]):
         return []
-    start = f"{factor}: that the effect differs between these tasks is "
     if decided is None or untold(decided, "p"):
         return [start, NOT_SHOWN, ": ", *_too_few(found, row, decided), "."]
     verdict = SHOWN if decided["p"] < ALPHA else NOT_SHOWN
-    return [start, verdict, " (", *_decided(found, row, decided, "p"), ")."]
+    read = "; read the cells of each task" if source == BY_TASK and verdict is SHOWN else ""
+    return [start, verdict, " (", *_decided(found, row, decided, "p"), f"){read}."]
 
 
 def _in_general(found: Results, factor: str) -> Sentence:
@@ -601,16 +607,8 @@ def _fit(found: Results) -> Sentence:
 
 def _fit_by_task(found: Results) -> Sentence:
     """Whether what the factors do together, beside their own effects, differs between the tasks."""
-    tests = _row(found, BY_TASK, "lack of fit"), deciding(found, BY_TASK)
-    row, decided = tests
-    if row is None or math.isnan(row["F"]):
-        return []
     what = f"What {words.listed(found.analysis.factors)} do together differs between these tasks: "
-    if decided is None or untold(decided, "p"):
-        return [what, NOT_SHOWN, ", as ", *_too_few(found, row, decided), "."]
-    verdict = SHOWN if decided["p"] < ALPHA else NOT_SHOWN
-    read = "; read the cells of each task" if verdict is SHOWN else ""
-    return [what, verdict, " (", *_decided(found, row, decided, "p"), f"){read}."]
+    return _differing(found, _row(found, BY_TASK, "lack of fit"), BY_TASK, what)
 
 
 def interact(found: Results) -> str:

@@ -713,12 +713,7 @@ def _ratio(value: object) -> object:
 
 
 RATIO = r"[+-]?\d+ ?/ ?0*[1-9]\d*"
-Coefficient = Annotated[
-    float,
-    BeforeValidator(_ratio),
-    Field(allow_inf_nan=False),
-    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": f"^{RATIO}$"}]}),
-]
+Coefficient = Annotated[float, BeforeValidator(_ratio), Field(allow_inf_nan=False)]
 
 
 def _contrast(asked: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -746,7 +741,9 @@ Contrast = Annotated[
             "maxProperties": 1,
             "additionalProperties": {
                 "type": "object",
-                "additionalProperties": {"type": "number"},
+                "additionalProperties": {
+                    "anyOf": [{"type": "number"}, {"type": "string", "pattern": f"^{RATIO}$"}]
+                },
             },
         }
     ),

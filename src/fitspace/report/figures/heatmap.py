@@ -21,8 +21,8 @@ from fitspace.report.figures.output import Figure, figure, of_table
 from fitspace.report.figures.style import FACE, GRID, MUTED
 from fitspace.report.results import TASK_CELLS, Results
 
-# One hue from pale to dark, which is readable in grey, in print and with any colour vision.
 MOST_TASKS = 4
+# One hue from pale to dark, which is readable in grey, in print and with any colour vision.
 HEAT = LinearSegmentedColormap.from_list(
     "heat", ["#f1f6fa", "#c3daea", "#84b3d3", "#3f82b1", "#14568a", "#08305c"]
 )
