@@ -52,7 +52,7 @@ def _asked(found: Results) -> Sentence:
     """Whether the study's questions, else its factors, make a difference to the primary metric."""
     tasks = list(dict.fromkeys(found.runs["task"]))
     where = f"On the task {tasks[0]}" if len(tasks) == 1 else "On these tasks"
-    label = words.metric(found.primary).label
+    label = words.named(found.primary)
     questions = found.rows("questions.csv", response=found.primary)
     if len(questions):
         rows = questions[questions["contrast"] != "jointly"]
@@ -89,7 +89,7 @@ def _best_settings(found: Results) -> Sentence:
         return []
     best = found.best_cells(found.primary).drop_duplicates(others)
     taken = best.groupby(settings, sort=False, dropna=False).groups.values()
-    parts: Sentence = [f"By {words.metric(found.primary).label}, "]
+    parts: Sentence = [f"By {words.named(found.primary)}, "]
     for position, rows in enumerate(sorted(taken, key=len, reverse=True)):
         levels = best.loc[rows[0], settings]
         at = words.listed(f"{name} {level}" for name, level in levels.items())
@@ -156,7 +156,7 @@ def _best(found: Results) -> Sentence:
     rows = rows.sort_values("mean_measured", ascending=metric.lower, kind="stable")
     mean = value("effects.csv", rows.iloc[0], "mean_measured")
     start = [f"{rows.iloc[0]['level']} has the {'lowest' if metric.lower else 'highest'} mean "
-             f"{metric.label}, ", mean]  # fmt: skip
+             f"{words.named(found.primary)}, ", mean]  # fmt: skip
     tied = int(rows["tied_with_best"].eq(True).sum())
     if tied == 1 and len(rows) > 1:
         return [*start, "; that it is better than every other level is ", SHOWN, "."]

@@ -414,7 +414,7 @@ def _best_steps(found: Results) -> Table | None:
     columns += [Column("seed", "seed", "text"), Column("step", "best step", "count")]
     columns += [Column("last", "last step", "count"), Column("at_best", "at the best step", "four")]
     columns += [Column("at_last", "at the last step", "four"), Column("gain", "gain")]
-    label = words.metric(found.primary).label
+    label = words.named(found.primary)
     caption = f"Best steps by validation captions; {label} of the captions that are reported."
     return _rows_of(found, BEST_STEPS, columns, caption)
 
@@ -424,7 +424,7 @@ def _agreement(found: Results) -> Table | None:
     rows = found.rows(agreement.NAME, metric=found.primary)
     columns = [Column("other", "metric", "text"), Column("points", "points", "count")]
     columns += [Column("estimate", "rank correlation", limits=("low", "high"))]
-    label = words.metric(found.primary).label
+    label = words.named(found.primary)
     caption = f"Agreement of other metrics with {label}; signs turned so that higher is better."
     return tables.table(agreement.NAME, rows, columns, caption) if len(rows) else None
 
@@ -662,7 +662,7 @@ def _means(found: Results, response: str, factor: str) -> Table:
         Column("df", "df", "count"),
         Column("best", "", "text"),
     ]
-    caption = f"Marginal means of {words.metric(response).label} by {factor}."
+    caption = f"Marginal means of {words.named(response)} by {factor}."
     return tables.table("effects.csv", rows, columns, caption)
 
 
@@ -678,7 +678,7 @@ def _cells(found: Results, response: str) -> Table:
         Column("adjusted", "adjusted mean", "four", limits=("low", "high")),
     ]
     alike = " Intervals take runs to spread alike." if rows["low"].notna().any() else ""
-    caption = f"Cells by {words.metric(response).label}, as measured, best first.{alike}"
+    caption = f"Cells by {words.named(response)}, as measured, best first.{alike}"
     return tables.table("cells.csv", rows, columns, caption)
 
 

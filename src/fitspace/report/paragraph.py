@@ -156,7 +156,7 @@ def _sentences(given: Inputs, found: Results, cite: Cite) -> list[str]:
         every.append(
             f"Each task gives an image beside the caption, which arms tell by {words.listed(told)}."
         )
-    responses = [f"{words.metric(name).label}{cite(*of_metric(name))}" for name in found.responses]
+    responses = [f"{words.named(name)}{cite(*of_metric(name))}" for name in found.responses]
     primary, others = responses[0], responses[1:]
     every.append(
         f"The primary response was {primary}"
@@ -220,7 +220,7 @@ def _rate(found: Results) -> str:
     )
     return (
         ("," if "train.lr" in tuning.factors else f"{rate} and at settings")
-        + f" chosen for each point among {levels} by {words.metric(tuning.response).label} on "
+        + f" chosen for each point among {levels} by {words.named(tuning.response)} on "
         f"{'another task' if len(tuning.tasks) == 1 else 'other tasks'} "
         f"({words.listed(task.name for task in tuning.tasks)})"
     )

@@ -121,7 +121,7 @@ def _question(found: Results, row: pd.Series) -> Sentence:
         return value("questions.csv", row, column)
 
     p = row["p_deciding_holm"]
-    start = [Verdict(row["contrast"]), f": a difference in {words.metric(found.primary).label} is "]
+    start = [Verdict(row["contrast"]), f": a difference in {words.named(found.primary)} is "]
     if math.isnan(p):
         return [*start, NOT_SHOWN, ": so few runs cannot tell."]
     evidence = [" (", show("estimate"), _on(found.scale(found.primary)), ", 95% interval "]
@@ -135,7 +135,7 @@ def _against_base(found: Results) -> Sentence:
     claim = improved(found)
     if not claim:
         return []
-    label, rows = words.metric(found.primary).label, _of_base(found, found.primary)
+    label, rows = words.named(found.primary), _of_base(found, found.primary)
     parts = [Verdict("Against the untouched base"), f": an improvement in {label} is ", *claim]
     points = ~rows["full"]
     if (worse := points & rows["apart"] & (rows["gain"] < 0)).any():
@@ -173,7 +173,7 @@ def _losses(found: Results) -> Sentence:
         worse = rows[rows["apart"] & (rows["gain"] < 0)] if len(rows) else rows
         if len(worse):
             claim = which(worse, rows, "level")
-            parts += ["; " if parts else "", f"{words.metric(response).label}: ", SHOWN, *claim]
+            parts += ["; " if parts else "", f"{words.named(response)}: ", SHOWN, *claim]
     return ["A worsening against the untouched base in other responses: ", *parts, "."] * bool(
         parts
     )
@@ -220,7 +220,7 @@ def _for(shown: pd.DataFrame, every: pd.DataFrame, column: str) -> Sentence:
 
 
 def _effect(found: Results, factor: str) -> Sentence:
-    label = words.metric(found.primary).label
+    label = words.named(found.primary)
     row, decided = _row(found, factor), deciding(found, factor)
     start = [Verdict(factor), f": an effect on {label} is "]
     if row is None or math.isnan(row["F"]):
@@ -680,7 +680,7 @@ def through(found: Results) -> list[Sentence]:
 
 
 def _through(found: Results, row: pd.Series) -> Sentence:
-    factor, label = Verdict(row["factor"]), words.metric(row["response"]).label
+    factor, label = Verdict(row["factor"]), words.named(row["response"])
     where = {"response": row["response"], "test": "deciding", "source": row["factor"]}
     decided = first(found, "robustness.csv", **where)
     if decided is None or not decided["p_holm"] < ALPHA:  # NaN too
@@ -706,7 +706,7 @@ def stopping(found: Results) -> list[Sentence]:
     row = first(found, GAINS)
     if row is None:
         return []
-    show, label = partial(value, GAINS, row), words.metric(found.primary).label
+    show, label = partial(value, GAINS, row), words.named(found.primary)
     parts = [
         "By ", words.declared("sample.validation", found.study.sample.validation),
         " captions of validation, which are not reported, ", show("earlier", words.count), " of ",
@@ -726,7 +726,7 @@ def preferred(found: Results) -> list[Sentence]:
     if row is None:
         return []
     show, counted = partial(value, rated.TESTS, row), partial(value, rated.TESTS, write=words.count)
-    best, label = found.tables[rated.ABILITIES].iloc[0], words.metric(row["metric"]).label
+    best, label = found.tables[rated.ABILITIES].iloc[0], words.named(row["metric"])
     name = point_names(found).get(best["point"], best["point"])
     differ = SHOWN if row["p"] < ALPHA else NOT_SHOWN
     sentences: list[Sentence] = [[
@@ -761,7 +761,7 @@ def tuning(found: Results) -> list[Sentence]:
     tried = words.listed(f"{name} ({len(levels)} levels)" for name, levels in own.factors.items())
     sentences.append([
         "Each of ", count(best.index), f" points takes its own {tried}: the best "
-        f"by {words.metric(own.response).label} on {tasks}, {words.plural(len(own.seeds), 'run')} "
+        f"by {words.named(own.response)} on {tasks}, {words.plural(len(own.seeds), 'run')} "
         f"each, which {'is no task' if len(own.tasks) == 1 else 'are no tasks'} of the study.",
     ])  # fmt: skip
     if rows["low"].isna().all():
@@ -802,7 +802,7 @@ def best_cell(found: Results) -> Sentence:
     metric = words.metric(found.primary)
     start = [
         f"{found.label(best)} has the {'lowest' if metric.lower else 'highest'} mean "
-        f"{metric.label}, ",
+        f"{words.named(found.primary)}, ",
         value("cells.csv", best, "mean"),
         "; it is ",
     ]
@@ -832,7 +832,10 @@ def _held_against_full(found: Results, response: str) -> Sentence:
     metric = words.metric(response)
     margin = value("equivalence.csv", rows.iloc[0], "margin")
     good = rows[rows["noninferior"]]
-    start = [f"Non-inferiority to full fine-tuning in {metric.label} at a margin of ", margin]
+    start = [
+        f"Non-inferiority to full fine-tuning in {words.named(response)} at a margin of ",
+        margin,
+    ]
     assay = first(found, "assay.csv", response=response, task="all")
     if assay is not None and not assay["beaten"]:
         gain = value("assay.csv", assay, "gain")
@@ -905,7 +908,7 @@ def _others(found: Results) -> Sentence:
         rows = rows[rows["source"].isin(found.analysis.factors)] if len(rows) else rows
         if rows.empty:
             continue
-        parts += ["; " if parts else "", f"{words.metric(response).label}: "]
+        parts += ["; " if parts else "", f"{words.named(response)}: "]
         parts += _verdicts(rows, "p_holm")
         general = found.rows("over_tasks.csv", response=response)
         parts += (
@@ -925,7 +928,7 @@ def _disagreement(found: Results) -> Sentence:
         low, high = (value(agreement.NAME, row, name) for name in ("low", "high"))
         parts += [
             ", " if position else "",
-            f"{words.metric(row['other']).label} (rank correlation ",
+            f"{words.named(row['other'])} (rank correlation ",
         ]
         parts += [value(agreement.NAME, row, "estimate"), ", 95% ", low, " to ", high, ")"]
     turned = any(words.metric(name).lower for name in (found.primary, *rows["other"]))

@@ -14,12 +14,25 @@ NONE = "–"
 # If there are more points than this, a sentence refers to the table instead of naming them.
 MOST_NAMED = 6
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_NAMES = ("Fréchet", "Vendi")  # of people, with which a metric's label begins
 METHODS = {"none": "Untouched base", "full": "Full fine-tuning"}
 
 
 def metric(name: str) -> Metric:
     """The metric of this name; an unknown one has its name as label, and higher is better."""
     return METRICS.get(name) or Metric(name, False, "")
+
+
+def named(name: str) -> str:
+    """A metric's label within a sentence.
+
+    >>> named("diversity"), named("psnr"), named("fd_effnet")
+    ('diversity', 'PSNR', 'Fréchet distance (EfficientNet-lite0)')
+    """
+    label = metric(name).label
+    first = label.split()[0]
+    common = name in METRICS and first not in _NAMES and first[1:].islower()
+    return label[0].lower() + label[1:] if common else label
 
 
 def number(value: float | None, digits: int = 3) -> str:
