@@ -25,6 +25,7 @@ def against(found: Results) -> list[Figure]:
 
 def _forest(found: Results, response: str, rows: pd.DataFrame) -> Figure:
     metric, names = words.metric(response), point_names(found)
+    label = words.named(response)
     rows = rows.sort_values("estimate", ascending=metric.lower, kind="stable")
     by_task = having(found, "by_task.csv", "estimate", response=response)
     tasks = list(by_task["task"].unique()) if len(by_task) else []
@@ -52,12 +53,12 @@ def _forest(found: Results, response: str, rows: pd.DataFrame) -> Figure:
         ]  # fmt: skip
         legend(canvas, marks)
     caption = (
-        f"Differences of each point from the untouched base in {metric.label}, with simultaneous "
+        f"Differences of each point from the untouched base in {label}, with simultaneous "
         "95% intervals that hold however the runs spread. Filled: shown to differ."
         + (" Small marks: the differences in each task." if tasks else "")
     )
     alt = (
-        f"Forest plot of the differences in {metric.label} from the untouched base; the numbers "
+        f"Forest plot of the differences in {label} from the untouched base; the numbers "
         "are in against.csv."
     )
     columns = ["level", "estimate", "low", "high", "p_deciding"]

@@ -26,6 +26,7 @@ def by_task(found: Results) -> list[Figure]:
 
 def _lines(found: Results, factor: str, tasks: list[str]) -> Figure:
     response, metric = found.primary, words.metric(found.primary)
+    named = words.named(found.primary)
     data = _means(found, factor)
     levels = [level for level in found.levels[factor] if level in set(data[factor])]
     canvas, axes = new(2.6)
@@ -48,7 +49,7 @@ def _lines(found: Results, factor: str, tasks: list[str]) -> Figure:
         f"lines: {factor} does the same in every task."
     )
     alt = (
-        f"Lines of {metric.label} over the levels of {factor}, one for each task; the numbers are "
+        f"Lines of {named} over the levels of {factor}, one for each task; the numbers are "
         "means of runs.csv."
     )
     return figure(canvas, f"by-task-{response}-{factor}", "interactions", caption, alt, data)

@@ -39,7 +39,7 @@ def _half_normal(found: Results, response: str, rows: pd.DataFrame) -> Figure:
     named = zip(rows["quantile"][active], size[active], rows["contrast"][active], strict=True)
     others = zip(rows["quantile"][~active], size[~active], strict=True)
     label_points(axes, [(x, y, short(name)) for x, y, name in named], list(others))
-    label = words.metric(response).label
+    label = words.named(response)
     caption = (
         f"Half-normal plot of the contrasts of {label}. Contrasts that are only noise lie "
         "near a line through the origin; filled: beyond Lenth's margin of error. Only contrasts "

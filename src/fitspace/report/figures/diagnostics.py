@@ -48,7 +48,7 @@ def _quantiles(found: Results, rows: pd.DataFrame) -> Figure:
     label_y(axes, scaled(found, response, "residual"))
     number_axis(axes, "y")
     axes.grid()
-    label = words.metric(response).label
+    label = words.named(response)
     caption = (
         f"Residuals of the model for {label} against normal quantiles; the band contains each "
         "residual of a normal sample with 95% probability."
@@ -78,7 +78,7 @@ def _against_fitted(found: Results, rows: pd.DataFrame) -> Figure:
     number_axis(axes, "x", 5)
     number_axis(axes, "y")
     axes.grid()
-    label = words.metric(response).label
+    label = words.named(response)
     caption = (
         f"Residuals of the model for {label} against its fitted values; a funnel indicates "
         "unequal variances, a curve a wrong scale or a missing interaction."
@@ -107,7 +107,7 @@ def _influence(found: Results, rows: pd.DataFrame) -> Figure:
     largest = rows.nlargest(MOST_NAMED, "cooks_distance").index
     names = [(at[i], rows["cooks_distance"][i], _run_name(found, rows["run"][i])) for i in largest]
     label_points(axes, names, list(zip(at, rows["cooks_distance"], strict=True)))
-    label = words.metric(response).label
+    label = words.named(response)
     caption = (
         f"Cook's distance of each run in the model for {label}: how far all fitted values move "
         "without it. Dashed: four over the number of runs, above which a run deserves a look."

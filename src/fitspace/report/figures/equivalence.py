@@ -23,6 +23,7 @@ def equivalence(found: Results) -> list[Figure]:
 
 def _differences(found: Results, response: str, rows: pd.DataFrame) -> Figure:
     metric, names = words.metric(response), point_names(found)
+    label = words.named(response)
     rows = rows.sort_values("difference", ascending=metric.lower, kind="stable")
     labelled = len(rows) <= MOST_LABELLED
     canvas, axes = new(0.9 + (0.21 if labelled else 0.06) * len(rows))
@@ -37,7 +38,7 @@ def _differences(found: Results, response: str, rows: pd.DataFrame) -> Figure:
     number_axis(axes, "x")
     if not labelled:
         axes.set_ylabel(f"{len(rows)} points, by their difference")
-    label_x(axes, f"difference in {short(metric.label, 40)}")
+    label_x(axes, f"difference in {short(label, 40)}")
     better, worse = ("left", "right") if metric.lower else ("right", "left")
     for side, text in ((better, "better than full"), (worse, "worse")):
         arrow = f"← {text}" if side == "left" else f"{text} →"
@@ -48,7 +49,7 @@ def _differences(found: Results, response: str, rows: pd.DataFrame) -> Figure:
         "non-inferior."
     )
     alt = (
-        f"Differences in {metric.label} to full fine-tuning of {len(rows)} points, "
+        f"Differences in {label} to full fine-tuning of {len(rows)} points, "
         f"{int(shown.sum())} of them non-inferior; the numbers are in equivalence.csv."
     )
     columns = ["point", "difference", "low", "high", "margin", "noninferior"]

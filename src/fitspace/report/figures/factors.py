@@ -28,7 +28,7 @@ def forests(found: Results) -> list[Figure]:
 
 
 def _forest(found: Results, response: str, factor: str, rows: pd.DataFrame) -> Figure:
-    metric, outside = words.metric(response), baselines.of(found, response)
+    label, outside = words.named(response), baselines.of(found, response)
     canvas, axes = new(1 + 0.24 * len(rows) + 0.14 * len(outside))
     best = rows["tied_with_best"].eq(True)  # an unknown mean is not the best
     for y, (row, tied) in enumerate(zip(rows.itertuples(), best, strict=True)):
@@ -44,10 +44,10 @@ def _forest(found: Results, response: str, factor: str, rows: pd.DataFrame) -> F
     above = baselines.mark(axes, outside, ends)
     axes.set_title(short(factor, 26), loc="left", fontsize=9, fontweight="bold", pad=above + 3)
     caption = (
-        f"{factor}: marginal mean of {metric.label} with its 95% interval. Filled: not separable "
+        f"{factor}: marginal mean of {label} with its 95% interval. Filled: not separable "
         "from the best level (5%), marked where the factor has a shown effect."
     )
-    alt = f"Forest plot of the marginal means of {metric.label} by {factor}; see effects.csv."
+    alt = f"Forest plot of the marginal means of {label} by {factor}; see effects.csv."
     columns = ["level", "mean_measured", "low_measured", "high_measured", "tied_with_best"]
     data = baselines.beside(of_table("effects.csv", rows, columns), outside, "mean_measured")
     section = f"means-{response}"

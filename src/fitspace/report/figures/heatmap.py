@@ -44,6 +44,7 @@ def heat_maps(found: Results) -> list[Figure]:
 def _heat_map(found: Results, file: str, table: pd.DataFrame, task: str | None) -> Figure:
     """``table`` has the primary response's cells, on one task or over all; others are hatched."""
     response, metric = found.primary, words.metric(found.primary)
+    named = words.named(found.primary)
     # The factor with more levels runs down the page, because phones are narrow.
     down, across = sorted(found.factors, key=lambda f: len(found.levels[f]), reverse=True)
     means = table["mean"].dropna()
@@ -75,11 +76,11 @@ def _heat_map(found: Results, file: str, table: pd.DataFrame, task: str | None) 
     best = table.loc[means.idxmin() if metric.lower else means.idxmax()]
     of, where = ("of each cell", "") if task is None else (f"of each cell on {task}", f" on {task}")
     caption = (
-        f"Mean {metric.label} {of}; ± is the standard deviation over seeds. Darker is "
+        f"Mean {named} {of}; ± is the standard deviation over seeds. Darker is "
         "better, the best mean is bold; hatched cells cannot be built."
     )
     alt = (
-        f"Heat map of {metric.label} by {found.factors[0]} and {found.factors[1]}{where}: best "
+        f"Heat map of {named} by {found.factors[0]} and {found.factors[1]}{where}: best "
         f"{found.label(best)} with {words.number(best['mean'])}, range "
         f"{words.number(means.min())} to {words.number(means.max())}. The numbers are in "
         f"{file}."

@@ -36,7 +36,7 @@ def interactions(found: Results) -> list[Figure]:
 
 
 def _lines(found: Results, factor: str, across: str) -> Figure:
-    response, metric = found.primary, words.metric(found.primary)
+    response, label = found.primary, words.named(found.primary)
     data = _means(found, factor, across)
     grid = data.pivot(index=factor, columns=across, values="mean")
     names, levels = (
@@ -59,11 +59,11 @@ def _lines(found: Results, factor: str, across: str) -> Figure:
     others = [name for name in found.analysis.factors if name not in (factor, across)]
     over = f", averaged over {words.listed(others)}" if others else ""
     caption = (
-        f"Mean {metric.label} over {across}, one line per level of {factor}{over}. Parallel lines: "
+        f"Mean {label} over {across}, one line per level of {factor}{over}. Parallel lines: "
         f"no interaction; a gap: no such cell.{tested}"
     )
     alt = (
-        f"Lines of the mean {metric.label} over the levels of {across} for each level of {factor}; "
+        f"Lines of the mean {label} over the levels of {across} for each level of {factor}; "
         "the numbers are in cells.csv."
     )
     name = f"interaction-{response}-{factor}-{across}"

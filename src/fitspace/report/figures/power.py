@@ -20,7 +20,7 @@ GOAL = 0.8
 
 def power(found: Results) -> list[Figure]:
     """Power against the difference of two levels, a line per factor."""
-    response, metric = found.primary, words.metric(found.primary)
+    response, label = found.primary, words.named(found.primary)
     table = having(found, "power.csv", "power", response=response)
     if table.empty:
         return []
@@ -39,7 +39,7 @@ def power(found: Results) -> list[Figure]:
     axes.grid()
     legend(canvas, handles)
     caption = (
-        f"Power of each factor's test on {metric.label} at 5%, before Holm, by the difference of "
+        f"Power of each factor's test on {label} at 5%, before Holm, by the difference of "
         "two of its levels (the pair hardest to tell apart, the others at the mean). Dashed: 80%."
     )
     alt = f"Power curves of {words.listed(table['factor'].unique())}; see power.csv."

@@ -20,6 +20,7 @@ from fitspace.stats import in_design
 def dots(found: Results) -> list[Figure]:
     """Every run as a dot in its cell's row, cells ordered by their mean; a panel per task."""
     response, metric = found.primary, words.metric(found.primary)
+    label = words.named(found.primary)
     runs = found.runs[in_design(found.runs, found.factors)]
     runs = runs[(runs["status"] == "ok") & runs[response].notna()]
     order = list(cells_of(found.best_cells(response), found.factors))
@@ -45,7 +46,7 @@ def dots(found: Results) -> list[Figure]:
         f"Every run: {metric.label} by cell, one mark per seed, best mean on top"
         f"{'; a panel per task' if where else ''}."
     )
-    alt = f"Dot plot of {metric.label}{where}; {len(runs)} runs in {len(order)} cells."
+    alt = f"Dot plot of {label}{where}; {len(runs)} runs in {len(order)} cells."
     data = pd.concat(data, ignore_index=True)
     return [figure(canvas, f"runs-{response}", "cells", caption, alt, data)]
 

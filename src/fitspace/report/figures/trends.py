@@ -21,6 +21,7 @@ def trends(found: Results) -> list[Figure]:
 
 def _curve(found: Results, factor: str) -> Figure:
     response, metric = found.primary, words.metric(found.primary)
+    label = words.named(found.primary)
     rows = found.rows("effects.csv", response=response, factor=factor).dropna(subset="mean")
     curve = found.rows("curves.csv", response=response, factor=factor)
     levels = rows["level"].astype(float)
@@ -41,7 +42,7 @@ def _curve(found: Results, factor: str) -> Figure:
         f"{metric.label} over {factor}: marginal means with 95% intervals, and the fitted "
         "second-degree curve with its 95% band (of each point by itself)."
     )
-    alt = f"Curve of {metric.label} over {factor} with its band; the numbers are in curves.csv."
+    alt = f"Curve of {label} over {factor} with its band; the numbers are in curves.csv."
     data = [
         of_table("curves.csv", curve, ["at", "estimate", "low", "high"]),
         of_table("effects.csv", rows, ["level", "mean", "low", "high"]),
