@@ -223,6 +223,7 @@ def check_no_bare_number(folder: Path, study, page: Page) -> None:
         *(row["contrast"] for row in (rows_of(contrasts) if contrasts.exists() else [])),
         *(row.get(column) for row in rows_of(folder / "runs.csv") for column in named),
         *(words.metric(name).label for name in study.analysis.responses),
+        *(words.named(name) for name in study.analysis.responses),
         *study.analysis.responses,
         *(arm.title for arm in study.arms),
         *(task.name for task in study.tasks),
