@@ -798,7 +798,14 @@ def test_a_report_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.fixture(scope="module", params=REPORTS)
+# A style, a word that is taught, a tuning; the others are repeats.
+KINDS = ("emoji", "emoji-positions-dreambooth", "emoji-budget-tuning")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[n if n in KINDS else pytest.param(n, marks=pytest.mark.slow) for n in REPORTS],
+)
 def remade(request, tmp_path_factory) -> tuple[Path, Path, object]:
     """A committed report's folder, a copy made again from its table, and the study."""
     copy = copy_inputs(request.param, tmp_path_factory.mktemp("remade") / request.param)
