@@ -373,7 +373,7 @@ def write_data_notes(plan: Plan, folder: Path) -> None:
         of_image = [n for n in manifest["notes"] if n.partition(": ")[0] in images]
         of_task = [n for n in manifest["notes"] if n.partition(": ")[0] not in images]
         counted = [f"images: {kind}" for kind in kinds(of_image)]
-        found[task] = [*counted, *of_task]
+        found[task] = [*counted, *of_task, *_trained_on(manifest, plan.study.sample.prompts)]
         if run.reference.sidecar.exists():
             found[task] += load_sidecar(run.reference.sidecar)["facts"].get("notes", [])
     found = {task: notes for task, notes in found.items() if notes}
@@ -381,6 +381,21 @@ def write_data_notes(plan: Plan, folder: Path) -> None:
         write_json(path, found)
     else:
         path.unlink(missing_ok=True)
+
+
+def _trained_on(manifest: dict[str, Any], scored: int) -> list[str]:
+    """How many of the captions that are scored ask for an image that is trained on as well."""
+    if manifest.get("roles"):
+        return []  # of a subject all images are trained on, and none is asked for
+    digests = {
+        split: [e["sha256"] for e in manifest["examples"] if e["split"] == split]
+        for split in ("train", "test")
+    }
+    asked = [digests["test"][row] for row in manifest["prompt_images"][:scored]]
+    twins = sum(digest in set(digests["train"]) for digest in asked)
+    ask = "asks" if twins == 1 else "ask"
+    said = f"of the {len(asked)} captions that are scored {twins} {ask} for such an image"
+    return [said] if twins else []
 
 
 def _write_strip(images: Any, path: Path) -> None:
