@@ -21,6 +21,7 @@ from fitspace.report.figures import draw_all
 from fitspace.report.figures.axes import label_points
 from fitspace.report.figures.cost import on_front
 from fitspace.report.figures.diagnostics import order_statistics
+from fitspace.report.figures.heatmap import shades
 from fitspace.report.figures.style import FACE, MAIN, SECOND, THIRD
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -576,3 +577,18 @@ def test_names_of_points_collide_with_nothing():
     at = axes.transData.transform(points)
     assert not [box for box in boxes if any(box.contains(*point) for point in at)]
     assert all(axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max) for box in boxes)
+
+
+@pytest.mark.parametrize(
+    ("means", "ends"),
+    [
+        pytest.param([1.2, 1.4, 1.5, 1.6, 1.8], (1.2, 1.8), id="all-alike"),
+        pytest.param([1.2, 1.4, 1.5, 1.6, 7.3], (1.2, 1.6), id="one-far-above"),
+        pytest.param([-9.0, 1.4, 1.5, 1.6, 1.8], (1.4, 1.8), id="one-far-below"),
+        pytest.param([2.0, 2.0], (0, 4.0), id="equal"),
+        pytest.param([2.0, 2.0, 2.0, 2.0, 2.0, 5.0], (0, 10.0), id="one-apart-from-equals"),
+        pytest.param([0.0], (0, 1), id="zero"),
+    ],
+)
+def test_one_cell_does_not_take_all_shades_of_a_heat_map(means, ends):
+    assert shades(pd.Series(means)) == ends

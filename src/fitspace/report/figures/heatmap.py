@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import matplotlib
 import numpy as np
@@ -48,11 +49,10 @@ def _heat_map(found: Results, file: str, table: pd.DataFrame, task: str | None) 
     # The factor with more levels runs down the page, because phones are narrow.
     down, across = sorted(found.factors, key=lambda f: len(found.levels[f]), reverse=True)
     means = table["mean"].dropna()
-    norm = (
-        Normalize(means.min(), means.max())
-        if means.min() < means.max()
-        else Normalize(0, 2 * means.max() or 1)
-    )
+    low, high = shades(means)
+    norm = Normalize(low, high, clip=True)
+    below, above = means.min() < low, means.max() > high
+    ends = {(True, True): "both", (True, False): "min", (False, True): "max"}
     colours = HEAT.reversed() if metric.lower else HEAT
     outside = baselines.of(found, response, task)
     canvas, axes = new(1.1 + 0.36 * len(found.levels[down]) + 0.13 * len(outside))
@@ -70,15 +70,19 @@ def _heat_map(found: Results, file: str, table: pd.DataFrame, task: str | None) 
     thickness = 0.28 / len(found.levels[down])  # the same for any number of rows
     mappable = matplotlib.cm.ScalarMappable(norm, colours)
     bar = canvas.colorbar(
-        mappable, ax=axes, orientation="horizontal", fraction=thickness, pad=0.1, aspect=36
-    )
+        mappable, ax=axes, orientation="horizontal", fraction=thickness, pad=0.1, aspect=36,
+        extend=ends.get((below, above), "neither"),
+    )  # fmt: skip
     _scale(bar, short(metric.label, 44), outside)
     best = table.loc[means.idxmin() if metric.lower else means.idxmax()]
     of, where = ("of each cell", "") if task is None else (f"of each cell on {task}", f" on {task}")
-    caption = (
-        f"Mean {named} {of}; ± is the standard deviation over seeds. Darker is "
-        "better, the best mean is bold; hatched cells cannot be built."
-    )
+    said = [f"Mean {named} {of}. Darker is better, the best mean is bold."]
+    if table["replicate_sd"].notna().any():
+        said.append("± is the standard deviation over seeds.")
+    if any(at not in found.planned for at in product(*(found.levels[f] for f in found.factors))):
+        said.append("Hatched cells cannot be built.")
+    if below or above:
+        said.append("Cells far from all others have the colour of the scale's end.")
     alt = (
         f"Heat map of {named} by {found.factors[0]} and {found.factors[1]}{where}: best "
         f"{found.label(best)} with {words.number(best['mean'])}, range "
@@ -88,7 +92,17 @@ def _heat_map(found: Results, file: str, table: pd.DataFrame, task: str | None) 
     data = of_table(file, table, [*found.factors, "mean", "replicate_sd"])
     data = baselines.beside(data, outside, "mean")
     name = f"heatmap-{response}" if task is None else f"heatmap-{response}-{task}"
-    return figure(canvas, name, "cells", caption, alt, data)
+    return figure(canvas, name, "cells", " ".join(said), alt, data)
+
+
+def shades(means: pd.Series) -> tuple[float, float]:
+    """The ends of the colour scale: the least and the largest mean that are not far out (Tukey:
+    three interquartile ranges beyond the quartiles), so that one cell does not take all shades."""
+    first, third = means.quantile([0.25, 0.75])
+    reach = 3 * (third - first)
+    inside = means[(means >= first - reach) & (means <= third + reach)]
+    low, high = inside.min(), inside.max()
+    return (low, high) if low < high else (0, 2 * means.max() or 1)
 
 
 def _fill(axes: Axes, found: Results, table: pd.DataFrame, sides: tuple[str, str], colour) -> None:
