@@ -414,7 +414,7 @@ def changed(table: list[dict], where: slice, **changes) -> list[dict]:
             {"margins": {"fd_effnet": 5.0}},
             [r"an effect on .* is shown for output \(adjusted p .*\)\.",
              r"x has the lowest mean .*; that it is the best level is not shown\.",
-             r"Non-inferiority to full fine-tuning at a margin of 5\.00 is not shown for any"],
+             r"^Non-inferiority to full fine-tuning at a margin of 5\.00 is not shown for any"],
             "means-fd_effnet-output", id="one factor and a margin",
         ),
         pytest.param(
@@ -451,6 +451,23 @@ def test_the_answer_comes_first(tmp_path, factors, changes, said, figure):
     assert html.index('id="answer"') < html.index(f'id="fig-{figure}"') < html.index('class="toc"')
     page = Page(html)
     check_no_bare_number(tmp_path, study, page)
+
+
+def test_an_answer_names_points_that_are_no_better_than_doing_nothing(tmp_path):
+    """That none is as good as full fine-tuning would hide that one is worse than the base."""
+    factors = {"output": ["x", "y", "z"]}
+    analysis = {"factors": ["output"], "responses": list(TWO), "margins": {"fd_effnet": 5.0}}
+    study = made_up.study(factors, seeds=(0, 1, 2), analysis=analysis)
+    table = made_up.rows(study)
+    made(tmp_path, study, [r | {"fd_effnet": 9 * r["fd_effnet"]} if r.get("output") == "z" else r
+                           for r in table])  # fmt: skip
+    answer = (tmp_path / "report.md").read_text(encoding="utf-8").split("## Summary")[0]
+    assert re.search(
+        r"Against the untouched base \(mean .*\), an improvement is shown for every point except "
+        r"\S*z\S*, where it is not shown; for full fine-tuning it is shown\. .*"
+        r"Non-inferiority to full fine-tuning at a margin of 5\.00 is not shown for any point\.",
+        answer,
+    ), answer
 
 
 def test_an_answer_of_part_of_the_runs_says_so(tmp_path):
@@ -586,7 +603,9 @@ def test_what_holds_on_single_tasks_alone_is_said_and_drawn(tmp_path):
     made(tmp_path, study, table)
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     answer, _ = text.split("## Summary")
-    said = r"On night alone SA\_in → FFN\_in is worse than the base, if runs spread alike."
+    said = (
+        r"Worse than the base on one task alone, if runs spread alike: SA\_in → FFN\_in on night."
+    )
     assert said in answer
     assert "what they do together differs between the tasks is shown" in answer
     assert "read the cells of each task, not levels. Which factor matters most is" in answer

@@ -26,7 +26,7 @@ class Claim:
 
 def sentences(found: Results) -> list[Sentence]:
     """What was asked, what is best, and what that is worth; and what is missing, if runs are."""
-    parts = [_asked(found), _best(found), _against_full(found) or _against_base(found)]
+    parts = [_asked(found), _best(found), _worth(found)]
     ledger = found.tables["ledger.csv"].iloc[-1]
     if ledger["ok"] != ledger["planned"]:
         parts.append(summary.ledger(found))
@@ -163,6 +163,15 @@ def _best(found: Results) -> Sentence:
     return [*start, "; that it is the best level is ", NOT_SHOWN, "."]
 
 
+def _worth(found: Results) -> Sentence:
+    """What points are worth beside full fine-tuning; beside the untouched base too, where some are
+    not shown to be better than it."""
+    full, base = _against_full(found), _against_base(found)
+    if not full or not base:
+        return full or base
+    return full if summary.all_improved(found) else [*base, " ", *full]
+
+
 def _against_full(found: Results) -> Sentence:
     """Non-inferiority to full fine-tuning in the primary metric, where a margin is declared."""
     rows = found.rows("equivalence.csv", response=found.primary)
@@ -188,5 +197,5 @@ def _against_base(found: Results) -> Sentence:
         return []
     row = first(found, "baselines.csv", response=found.primary, method="none")
     mean = [] if row is None else [" (mean ", value("baselines.csv", row, "mean"), ")"]
-    start: Sentence = ["Against the untouched base", *mean, ", an improvement is ", *claim, "."]
-    return [*start, *summary.worse_in(found)]
+    start: Sentence = ["Against the untouched base", *mean, ", an improvement is ", *claim]
+    return [*start, *summary.full_improved(found), ".", *summary.worse_in(found)]

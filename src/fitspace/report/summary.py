@@ -137,12 +137,10 @@ def _against_base(found: Results) -> Sentence:
         return []
     label, rows = words.named(found.primary), _of_base(found, found.primary)
     parts = [Verdict("Against the untouched base"), f": an improvement in {label} is ", *claim]
+    parts += full_improved(found)
     points = ~rows["full"]
     if (worse := points & rows["apart"] & (rows["gain"] < 0)).any():
         parts += ["; a worsening is ", *_for(rows[worse], rows[points], "level")]
-    if rows["full"].any():
-        full = rows["full"] & rows["apart"] & (rows["gain"] > 0)
-        parts += ["; for full fine-tuning it is ", SHOWN if full.any() else NOT_SHOWN]
     few = " So few runs of a point say little of how it varies; repeat with more seeds."
     return [*parts, ".", *worse_in(found), few if rows["few"].any() else ""]
 
@@ -154,15 +152,17 @@ def worse_in(found: Results) -> Sentence:
         return []
     parts: Sentence = []
     worse = rows["low"] > 0 if words.metric(found.primary).lower else rows["high"] < 0
-    for task, ours in rows[worse].groupby("task", sort=False):
+    tasks = list(rows[worse].groupby("task", sort=False))
+    for position, (task, ours) in enumerate(tasks):
         names = ours["point"].map(point_names(found))
-        one = len(ours) == 1
         named = [words.listed(names)] if len(ours) <= MOST_NAMED else [
             words.counted("by_task.csv", ours.index), " points"
         ]  # fmt: skip
-        parts += [" and on" if parts else " On", f" {task} alone ", *named]
-        parts.append(" is worse" if one else " are worse")
-    return [*parts, " than the base, if runs spread alike."] if parts else []
+        last = position and position == len(tasks) - 1
+        parts += [" and " if last else ", " if position else "", *named, f" on {task}"]
+    if not parts:
+        return []
+    return [" Worse than the base on one task alone, if runs spread alike: ", *parts, "."]
 
 
 def _losses(found: Results) -> Sentence:
@@ -185,19 +185,36 @@ def improved(found: Results) -> Sentence:
     if rows.empty:
         return []
     points = ~rows["full"]
-    better = points & rows["apart"] & (rows["gain"] > 0)
-    return _for(rows[better], rows[points], "level")
+    return _for(rows[points & rows["better"]], rows[points], "level")
+
+
+def all_improved(found: Results) -> bool:
+    """Whether every point is shown to be better than the untouched base, on the mean of tasks."""
+    rows = _of_base(found, found.primary)
+    return bool(rows["better"].all())
+
+
+def full_improved(found: Results) -> Sentence:
+    """Whether full fine-tuning, where there is one, is shown to improve on the untouched base."""
+    rows = _of_base(found, found.primary)
+    if not rows["full"].any():
+        return []
+    full = rows["full"] & rows["better"]
+    return ["; for full fine-tuning it is ", SHOWN if full.any() else NOT_SHOWN]
 
 
 def _of_base(found: Results, response: str) -> pd.DataFrame:
-    """Differences from the untouched base, with their gain and whether one is shown (apart)."""
+    """Differences from the untouched base, with their gain, whether one is shown (apart), and
+    whether that is an improvement (better)."""
     rows = found.rows("against.csv", response=response, control="none")
     if rows.empty:
         return rows
-    lower = words.metric(response).lower
+    gain = -rows["estimate"] if words.metric(response).lower else rows["estimate"]
+    apart = rows["p_deciding"] < ALPHA
     return rows.assign(
-        gain=-rows["estimate"] if lower else rows["estimate"],
-        apart=rows["p_deciding"] < ALPHA,
+        gain=gain,
+        apart=apart,
+        better=apart & (gain > 0),
         full=rows["level"].eq(_full(found)),
         level=rows["level"].map(point_names(found)),
     )
