@@ -453,6 +453,24 @@ def test_the_answer_comes_first(tmp_path, factors, changes, said, figure):
     check_no_bare_number(tmp_path, study, page)
 
 
+def test_an_answer_does_not_list_everything_that_is_not_shown(tmp_path):
+    factors = {"output": ["a", "b", "c", "d", "e", "z"]}
+    contrasts = {f"{x} against b": {"output": {x: 1, "b": -1}} for x in "acdez"}
+    analysis = {"factors": ["output"], "responses": list(TWO), "contrasts": contrasts}
+    study = made_up.study(factors, seeds=(0, 1, 2), analysis=analysis)
+    table = [
+        row
+        | {"fd_effnet": 700 + (7 * row["seed"] + ord(row["output"])) ** 2 % 11}
+        | ({"fd_effnet": 1600 + row["seed"] ** 2} if row["output"] == "z" else {})
+        if row.get("output")
+        else row
+        for row in made_up.rows(study)
+    ]
+    made(tmp_path, study, table)
+    answer = (tmp_path / "report.md").read_text(encoding="utf-8").split("## Summary")[0]
+    assert re.search(r"is shown for z against b \(.*\), and not shown for the others\.", answer)
+
+
 def test_an_answer_names_points_that_are_no_better_than_doing_nothing(tmp_path):
     """That none is as good as full fine-tuning would hide that one is worse than the base."""
     factors = {"output": ["x", "y", "z"]}

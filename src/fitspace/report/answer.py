@@ -14,6 +14,8 @@ from fitspace.report.summary import NOT_SHOWN, SHOWN, Sentence, first, value
 from fitspace.report.words import Value
 from fitspace.stats.best import ALPHA
 
+FEW = 3  # of what is not shown beside what is, more are not named in the answer
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -122,7 +124,8 @@ def _claimed(claims: list[Claim]) -> Sentence:
     others = [claim for claim in claims if claim not in shown]
     parts: Sentence = [SHOWN, " for ", *_named(shown)] if shown else []
     if others:
-        parts += [", and " if shown else "", NOT_SHOWN, " for ", *_named(others)]
+        rest = [" for the others"] if shown and len(others) > FEW else [" for ", *_named(others)]
+        parts += [", and " if shown else "", NOT_SHOWN, *rest]
     tested = any(not math.isnan(claim.p) for claim in others)
     return [*parts, ", which does not prove absence"] if tested and not shown else parts
 

@@ -26,13 +26,15 @@ def metric(name: str) -> Metric:
 def named(name: str) -> str:
     """A metric's label within a sentence.
 
-    >>> named("diversity"), named("psnr"), named("fd_effnet")
-    ('diversity', 'PSNR', 'Fréchet distance (EfficientNet-lite0)')
+    >>> named("diversity"), named("psnr"), named("r_precision"), named("dreamsim")
+    ('diversity', 'PSNR', 'R-precision', 'DreamSim distance')
+    >>> named("fd_effnet"), named("Score")
+    ('Fréchet distance (EfficientNet-lite0)', 'Score')
     """
     label = metric(name).label
     first = label.split()[0]
-    common = name in METRICS and first not in _NAMES and first[1:].islower()
-    return label[0].lower() + label[1:] if common else label
+    common = first.isalpha() and first[1:].islower() and first not in _NAMES
+    return label[0].lower() + label[1:] if name in METRICS and common else label
 
 
 def number(value: float | None, digits: int = 3) -> str:
