@@ -53,7 +53,8 @@ def front(found: Results, figures: list[Figure]) -> Figure | None:
 def _asked(found: Results) -> Sentence:
     """Whether the study's questions, else its factors, make a difference to the primary metric."""
     tasks = list(dict.fromkeys(found.runs["task"]))
-    where = f"On the task {tasks[0]}" if len(tasks) == 1 else "On these tasks"
+    one = len(tasks) == 1
+    where = f"On the task {tasks[0]}" if one else "In the mean over these tasks"
     label = words.named(found.primary)
     questions = found.rows("questions.csv", response=found.primary)
     if len(questions):
@@ -62,7 +63,8 @@ def _asked(found: Results) -> Sentence:
             _claim("questions.csv", row, row["contrast"], "p_deciding_holm")
             for _, row in rows.iterrows()
         ]
-        return [f"{where}, a difference in {label} is ", *_claimed(claims), "."]
+        asked = [f"{where}, a difference in {label} is ", *_claimed(claims), *_by_task(found), "."]
+        return asked
     alone = found.rows("spread.csv", response=found.primary)["replicate_sd"].isna().all()
     if alone and (best := _best_settings(found)):
         return best
@@ -77,7 +79,16 @@ def _asked(found: Results) -> Sentence:
         by_task = "what they do together differs between the tasks"
         claim = by_task if "task" in instead else "they act together"
         return [*start, f"; that {claim} is ", SHOWN, f": read {instead}, not levels. ", *order]
-    return [*start, ". ", *order]
+    return [*start, *_by_task(found), ". ", *order]
+
+
+def _by_task(found: Results) -> Sentence:
+    """That effects differ between the tasks, where that is shown: a mean over them hides it."""
+    if not (factors := summary.differing(found)):
+        return []
+    named = words.listed(factors)
+    return [f"; that the effect of {named} differs between the tasks is ", SHOWN,
+            ": read the cells of each"]  # fmt: skip
 
 
 def _best_settings(found: Results) -> Sentence:
@@ -122,16 +133,18 @@ def _claimed(claims: list[Claim]) -> Sentence:
     """For what an effect is shown and for what not, each with its p."""
     shown = [claim for claim in claims if claim.p < ALPHA]
     others = [claim for claim in claims if claim not in shown]
-    parts: Sentence = [SHOWN, " for ", *_named(shown)] if shown else []
+    p = "adjusted p" if len(claims) > 1 else "p"
+    parts: Sentence = [SHOWN, " for ", *_named(shown, p)] if shown else []
     if others:
-        rest = [" for the others"] if shown and len(others) > FEW else [" for ", *_named(others)]
+        many = shown and len(others) > FEW
+        rest = [" for the others"] if many else [" for ", *_named(others, p)]
         parts += [", and " if shown else "", NOT_SHOWN, *rest]
     tested = any(not math.isnan(claim.p) for claim in others)
     return [*parts, ", which does not prove absence"] if tested and not shown else parts
 
 
-def _named(claims: list[Claim]) -> Sentence:
-    """Names with their p; where there are many, those in the middle are counted in words."""
+def _named(claims: list[Claim], p: str) -> Sentence:
+    """Names with their p; where there are many, only the first ones."""
     parts: Sentence = []
     for position, claim in enumerate(claims[: words.MOST_NAMED]):
         last = position == len(claims) - 1
@@ -139,7 +152,7 @@ def _named(claims: list[Claim]) -> Sentence:
         if claim.shown is None or math.isnan(claim.p):
             parts.append(" (so few runs cannot tell)")
         else:
-            parts += [" (adjusted p ", "" if claim.p < 0.001 else "= ", claim.shown, ")"]
+            parts += [f" ({p} ", "" if claim.p < 0.001 else "= ", claim.shown, ")"]
     return [*parts, " and others"] if len(claims) > words.MOST_NAMED else parts
 
 
@@ -162,7 +175,8 @@ def _best(found: Results) -> Sentence:
              f"{words.named(found.primary)}, ", mean]  # fmt: skip
     tied = int(rows["tied_with_best"].eq(True).sum())
     if tied == 1 and len(rows) > 1:
-        return [*start, "; that it is better than every other level is ", SHOWN, "."]
+        over = summary.over_tasks(found)
+        return [*start, f"; that it is better than every other level{over} is ", SHOWN, "."]
     return [*start, "; that it is the best level is ", NOT_SHOWN, "."]
 
 
@@ -201,4 +215,5 @@ def _against_base(found: Results) -> Sentence:
     row = first(found, "baselines.csv", response=found.primary, method="none")
     mean = [] if row is None else [" (mean ", value("baselines.csv", row, "mean"), ")"]
     start: Sentence = ["Against the untouched base", *mean, ", an improvement is ", *claim]
-    return [*start, *summary.full_improved(found), ".", *summary.worse_in(found)]
+    start += [*summary.full_improved(found), *summary.worsened(found), "."]
+    return [*start, *summary.worse_in(found)]

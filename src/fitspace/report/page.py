@@ -650,7 +650,8 @@ def _power(found: Results) -> Table | None:
 
 def _means(found: Results, response: str, factor: str) -> Table:
     rows = found.rows("effects.csv", response=response, factor=factor).copy()
-    rows["best"] = rows["tied_with_best"].map({True: "not separable from the best", False: ""})
+    tied = "not separable from the best" if rows["tied_with_best"].sum() > 1 else "best"
+    rows["best"] = rows["tied_with_best"].map({True: tied, False: ""})
     rows.loc[~rows["estimable"].astype(bool), "best"] = "not estimable"
     scale = found.scale(response)
     columns = [

@@ -126,7 +126,8 @@ def _question(found: Results, row: pd.Series) -> Sentence:
         return [*start, NOT_SHOWN, ": so few runs cannot tell."]
     evidence = [" (", show("estimate"), _on(found.scale(found.primary)), ", 95% interval "]
     evidence += [show("low"), " to ", show("high")]
-    evidence += _p(row, "questions.csv", "p_deciding_holm", "Holm-adjusted p")
+    name = adjusted(len(found.rows("questions.csv", response=found.primary)))
+    evidence += _p(row, "questions.csv", "p_deciding_holm", name)
     return [*start, SHOWN if p < ALPHA else NOT_SHOWN, *evidence, ")."]
 
 
@@ -138,9 +139,7 @@ def _against_base(found: Results) -> Sentence:
     label, rows = words.named(found.primary), _of_base(found, found.primary)
     parts = [Verdict("Against the untouched base"), f": an improvement in {label} is ", *claim]
     parts += full_improved(found)
-    points = ~rows["full"]
-    if (worse := points & rows["apart"] & (rows["gain"] < 0)).any():
-        parts += ["; a worsening is ", *_for(rows[worse], rows[points], "level")]
+    parts += worsened(found)
     few = " So few runs of a point say little of how it varies; repeat with more seeds."
     return [*parts, ".", *worse_in(found), few if rows["few"].any() else ""]
 
@@ -162,7 +161,7 @@ def worse_in(found: Results) -> Sentence:
         parts += [" and " if last else ", " if position else "", *named, f" on {task}"]
     if not parts:
         return []
-    return [" Worse than the base on one task alone, if runs spread alike: ", *parts, "."]
+    return [" On single tasks worse than the base, if runs spread alike: ", *parts, "."]
 
 
 def _losses(found: Results) -> Sentence:
@@ -201,6 +200,14 @@ def full_improved(found: Results) -> Sentence:
         return []
     full = rows["full"] & rows["better"]
     return ["; for full fine-tuning it is ", SHOWN if full.any() else NOT_SHOWN]
+
+
+def worsened(found: Results) -> Sentence:
+    """For which points it is shown that they are worse than the untouched base."""
+    rows = _of_base(found, found.primary)
+    points = ~rows["full"]
+    worse = points & rows["apart"] & ~rows["better"]
+    return ["; a worsening is ", *_for(rows[worse], rows[points], "level")] if worse.any() else []
 
 
 def _of_base(found: Results, response: str) -> pd.DataFrame:
@@ -263,8 +270,9 @@ def untold(row: pd.Series, p: str) -> bool:
 
 def _too_few(found: Results, row: pd.Series, decided: pd.Series | None) -> Sentence:
     """Why the runs cannot tell, with the classical test that would need them to spread alike."""
-    classical = ["classical ", *_ratio(found, row), *_p(row, "anova.csv", "p", "p")]
-    parts = ["so few runs cannot tell (", *classical, "; with each run's own variance "]
+    classical = [*_ratio(found, row), *_p(row, "anova.csv", "p", "p")]
+    parts = ["so few runs of a cell cannot tell (if runs spread alike ", *classical]
+    parts.append("; with each run's own variance ")
     if decided is None or math.isnan(decided["df2"]):
         return [*parts, "there is no test)"]
     left = value("robustness.csv", decided, "df2", _df)
@@ -273,7 +281,7 @@ def _too_few(found: Results, row: pd.Series, decided: pd.Series | None) -> Sente
 
 def _decided(found: Results, row: pd.Series, decided: pd.Series, p: str) -> Sentence:
     """F, its degrees of freedom and p of the test on which a claim rests, and which it is."""
-    name = "Holm-adjusted p" if p == "p_holm" else "p"
+    name = adjusted(len(found.analysis.factors)) if p == "p_holm" else "p"
     df, df2 = (value("robustness.csv", decided, n, _df) for n in ("df", "df2"))
     parts = ["F(", df, ", ", df2, ") = ", value("robustness.csv", decided, "F")]
     parts += _p(decided, "robustness.csv", p, name)
@@ -281,6 +289,11 @@ def _decided(found: Results, row: pd.Series, decided: pd.Series, p: str) -> Sent
         return parts
     own = ", with each run's own variance; classical "
     return [*parts, own, *_ratio(found, row), *_p(row, "anova.csv", "p", "p")]
+
+
+def adjusted(tests: int) -> str:
+    """How a p value is called that Holm's method adjusts for so many tests."""
+    return "Holm-adjusted p" if tests > 1 else "p"
 
 
 def _classical(row: pd.Series, decided: pd.Series) -> bool:
@@ -411,7 +424,7 @@ def _in_general(found: Results, factor: str) -> Sentence:
         *_whole_ratio(row, "over_tasks.csv"),
         ", Greenhouse–Geisser ε ",
         value("over_tasks.csv", row, "gg_eps"),
-        *_p(row, "over_tasks.csv", "p_gg_holm", "Holm-adjusted p"),
+        *_p(row, "over_tasks.csv", "p_gg_holm", adjusted(len(found.analysis.factors))),
         ").",
     ]
 
@@ -491,7 +504,7 @@ def _best_levels(found: Results, factor: str) -> Sentence:
     if not tied or not others:
         return [" Which level is best is ", NOT_SHOWN, "."]
     if len(tied) == 1:
-        return [f" {tied[0]} is better than every other level."]
+        return [f" {tied[0]} is better than every other level{over_tasks(found)}."]
     named = words.listed(others) if len(others) <= MOST_NAMED else "All others"
     apart = f"{named} {'is' if len(others) == 1 else 'are'}"
     return [
@@ -499,6 +512,11 @@ def _best_levels(found: Results, factor: str) -> Sentence:
         NOT_SHOWN,
         f"{_alone(rows)}. {apart} worse than the best of them.",
     ]
+
+
+def over_tasks(found: Results) -> str:
+    """What a claim about levels is on, where a study has several tasks."""
+    return " in the mean over these tasks" if found.runs["task"].nunique() > 1 else ""
 
 
 def _alone(rows: pd.DataFrame) -> str:
@@ -626,6 +644,17 @@ def _fit_by_task(found: Results) -> Sentence:
     """Whether what the factors do together, beside their own effects, differs between the tasks."""
     what = f"What {words.listed(found.analysis.factors)} do together differs between these tasks: "
     return _differing(found, _row(found, BY_TASK, "lack of fit"), BY_TASK, what)
+
+
+def differing(found: Results) -> list[str]:
+    """The factors whose effect is shown to differ between the tasks, by both tests."""
+    tests = {f: (_row(found, f"task:{f}"), deciding(found, f"task:{f}"))
+             for f in found.analysis.factors}  # fmt: skip
+    return [
+        factor
+        for factor, rows in tests.items()
+        if all(row is not None and row["p"] < ALPHA for row in rows)
+    ]
 
 
 def interact(found: Results) -> str:
@@ -856,7 +885,7 @@ def _held_against_full(found: Results, response: str) -> Sentence:
     assay = first(found, "assay.csv", response=response, task="all")
     if assay is not None and not assay["beaten"]:
         gain = value("assay.csv", assay, "gain")
-        why = [" (gain ", gain, *_p(assay, "assay.csv", "p", "p"), ")."]
+        why = [" (gain ", gain, *_p(assay, "assay.csv", "p", "one-sided p"), ")."]
         return [*start, ": ", NOT_SHOWN, ": full fine-tuning did not beat the untouched base", *why]
     if good.empty:
         worse = rows["difference"] if metric.lower else -rows["difference"]
@@ -940,7 +969,8 @@ def _disagreement(found: Results) -> Sentence:
     rows = agreement.disagreeing(found.rows(agreement.NAME), found.primary)
     if rows.empty:
         return []
-    parts: Sentence = [f"{words.metric(found.primary).label} ranks the points otherwise than "]
+    label = words.metric(found.primary).label
+    parts: Sentence = [f"{label} is not shown to rank the points as these do: "]
     for position, (_, row) in enumerate(rows.iterrows()):
         low, high = (value(agreement.NAME, row, name) for name in ("low", "high"))
         parts += [
@@ -955,12 +985,18 @@ def _disagreement(found: Results) -> Sentence:
 
 def _verdicts(rows: pd.DataFrame, p: str) -> Sentence:
     """Which sources are shown and which are not."""
-    few = [untold(row, p) or _few_tasks(row) for _, row in rows.iterrows()]
+    few = [_few_tasks(row) for _, row in rows.iterrows()]
     shown = list(rows.loc[rows[p] < ALPHA, "source"])
-    unknown = list(rows.loc[few, "source"])
-    others = [factor for factor in rows["source"] if factor not in (*shown, *unknown)]
+    tasks = list(rows.loc[few, "source"])
+    runs = [row["source"] for _, row in rows.iterrows() if untold(row, p)]
+    runs = [factor for factor in runs if factor not in tasks]
+    others = [factor for factor in rows["source"] if factor not in (*shown, *tasks, *runs)]
     parts: Sentence = [f"{words.listed(shown)} ", SHOWN] if shown else []
-    for named, why in ((others, ""), (unknown, " (so few runs cannot tell)")):
+    for named, why in (
+        (others, ""),
+        (tasks, " (so few tasks cannot tell)"),
+        (runs, " (so few runs cannot tell)"),
+    ):
         if named:
             parts += [", " if parts else "", f"{words.listed(named)} ", NOT_SHOWN, why]
     return parts
