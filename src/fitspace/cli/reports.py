@@ -46,20 +46,20 @@ def _report(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from fitspace.core.files import renewing
     from fitspace.core.paths import REPORTS
+    from fitspace.plan import planned
     from fitspace.report import build
     from fitspace.study.reading import form
 
     if arguments.partial and not arguments.cached:
         raise UserError("--partial: goes with --cached: it says what to do about missing runs")
     # The table is all that a report needs: no base, and no width that a budget is counted for.
-    study = form(arguments.study)
+    plan = planned(arguments.study) if arguments.cached else None
+    study = plan.study if plan else form(arguments.study)
     folder = REPORTS / study.name
     with renewing(folder) as new:
-        if arguments.cached:
-            from fitspace.plan import planned
+        if plan:
             from fitspace.results.table import collect_into, unfinished
 
-            plan = planned(arguments.study)
             collect_into(plan, new, arguments.partial)
             for line in unfinished(plan):
                 print(f"missing: {line}", file=sys.stderr)

@@ -53,8 +53,7 @@ def front(found: Results, figures: list[Figure]) -> Figure | None:
 def _asked(found: Results) -> Sentence:
     """Whether the study's questions, else its factors, make a difference to the primary metric."""
     tasks = list(dict.fromkeys(found.runs["task"]))
-    one = len(tasks) == 1
-    where = f"On the task {tasks[0]}" if one else "In the mean over these tasks"
+    where = "In the mean over these tasks" if len(tasks) > 1 else f"On the task {tasks[0]}"
     label = words.named(found.primary)
     questions = found.rows("questions.csv", response=found.primary)
     if len(questions):
@@ -63,8 +62,8 @@ def _asked(found: Results) -> Sentence:
             _claim("questions.csv", row, row["contrast"], "p_deciding_holm")
             for _, row in rows.iterrows()
         ]
-        asked = [f"{where}, a difference in {label} is ", *_claimed(claims), *_by_task(found), "."]
-        return asked
+        start = [f"{where}, a difference in {label} is ", *_claimed(claims)]
+        return [*start, *_by_task(found), "."]
     alone = found.rows("spread.csv", response=found.primary)["replicate_sd"].isna().all()
     if alone and (best := _best_settings(found)):
         return best
@@ -73,7 +72,7 @@ def _asked(found: Results) -> Sentence:
     claims = [_effect(found, factor) for factor in found.analysis.factors]
     if not claims:
         return []
-    start: Sentence = [f"{where}, an effect on {label} is ", *_claimed(claims)]
+    start = [f"{where}, an effect on {label} is ", *_claimed(claims)]
     order = summary.most(found, brief=True)
     if instead := summary.interact(found):
         by_task = "what they do together differs between the tasks"
@@ -209,11 +208,10 @@ def _against_full(found: Results) -> Sentence:
 
 def _against_base(found: Results) -> Sentence:
     """For which points an improvement on the untouched base is shown, with the base's mean."""
-    claim = summary.improved(found)
+    claim = summary.beside_base(found)
     if not claim:
         return []
     row = first(found, "baselines.csv", response=found.primary, method="none")
     mean = [] if row is None else [" (mean ", value("baselines.csv", row, "mean"), ")"]
-    start: Sentence = ["Against the untouched base", *mean, ", an improvement is ", *claim]
-    start += [*summary.full_improved(found), *summary.worsened(found), "."]
+    start: Sentence = ["Against the untouched base", *mean, ", an improvement is ", *claim, "."]
     return [*start, *summary.worse_in(found)]

@@ -133,13 +133,11 @@ def _question(found: Results, row: pd.Series) -> Sentence:
 
 def _against_base(found: Results) -> Sentence:
     """Which points are better than the untouched base, and which are worse."""
-    claim = improved(found)
+    claim = beside_base(found)
     if not claim:
         return []
     label, rows = words.named(found.primary), _of_base(found, found.primary)
     parts = [Verdict("Against the untouched base"), f": an improvement in {label} is ", *claim]
-    parts += full_improved(found)
-    parts += worsened(found)
     few = " So few runs of a point say little of how it varies; repeat with more seeds."
     return [*parts, ".", *worse_in(found), few if rows["few"].any() else ""]
 
@@ -178,36 +176,23 @@ def _losses(found: Results) -> Sentence:
     )
 
 
-def improved(found: Results) -> Sentence:
-    """For which points an improvement on the untouched base is shown; empty without the base."""
+def beside_base(found: Results) -> Sentence:
+    """For which points an improvement on the untouched base is shown, whether for full fine-tuning,
+    and for which points a worsening; empty without the base."""
     rows = _of_base(found, found.primary)
     if rows.empty:
         return []
-    points = ~rows["full"]
-    return _for(rows[points & rows["better"]], rows[points], "level")
+    full, points = rows[rows["full"]], rows[~rows["full"]]
+    parts = _for(points[points["better"]], points, "level")
+    if len(full):
+        parts += ["; for full fine-tuning it is ", SHOWN if full["better"].any() else NOT_SHOWN]
+    worse = points[points["apart"] & ~points["better"]]
+    return [*parts, "; a worsening is ", *_for(worse, points, "level")] if len(worse) else parts
 
 
 def all_improved(found: Results) -> bool:
     """Whether every point is shown to be better than the untouched base, on the mean of tasks."""
-    rows = _of_base(found, found.primary)
-    return bool(rows["better"].all())
-
-
-def full_improved(found: Results) -> Sentence:
-    """Whether full fine-tuning, where there is one, is shown to improve on the untouched base."""
-    rows = _of_base(found, found.primary)
-    if not rows["full"].any():
-        return []
-    full = rows["full"] & rows["better"]
-    return ["; for full fine-tuning it is ", SHOWN if full.any() else NOT_SHOWN]
-
-
-def worsened(found: Results) -> Sentence:
-    """For which points it is shown that they are worse than the untouched base."""
-    rows = _of_base(found, found.primary)
-    points = ~rows["full"]
-    worse = points & rows["apart"] & ~rows["better"]
-    return ["; a worsening is ", *_for(rows[worse], rows[points], "level")] if worse.any() else []
+    return bool(_of_base(found, found.primary)["better"].all())
 
 
 def _of_base(found: Results, response: str) -> pd.DataFrame:
@@ -647,14 +632,14 @@ def _fit_by_task(found: Results) -> Sentence:
 
 
 def differing(found: Results) -> list[str]:
-    """The factors whose effect is shown to differ between the tasks, by both tests."""
-    tests = {f: (_row(found, f"task:{f}"), deciding(found, f"task:{f}"))
-             for f in found.analysis.factors}  # fmt: skip
-    return [
-        factor
-        for factor, rows in tests.items()
-        if all(row is not None and row["p"] < ALPHA for row in rows)
-    ]
+    """The factors whose effect is shown to differ between the tasks."""
+    return [f for f in found.analysis.factors if _by_both(found, f"task:{f}")]
+
+
+def _by_both(found: Results, source: str, test: str | None = None) -> bool:
+    """Whether an effect is shown by the classical test and by the one on which claims rest."""
+    rows = _row(found, source, test), deciding(found, source)
+    return all(row is not None and row["p"] < ALPHA for row in rows)
 
 
 def interact(found: Results) -> str:
@@ -668,8 +653,7 @@ def interact(found: Results) -> str:
         ours = rows["source"].str.contains(":") & ~rows["source"].str.contains(r"\btask\b")
         return "cells" if (rows.loc[ours, "p_holm"] < ALPHA).any() else ""
     for source, instead in ((BY_TASK, "the cells of each task"), ("lack of fit", "cells")):
-        tests = _row(found, source, "lack of fit"), deciding(found, source)
-        if all(row is not None and row["p"] < ALPHA for row in tests):
+        if _by_both(found, source, "lack of fit"):
             return instead
     return ""
 
@@ -985,20 +969,21 @@ def _disagreement(found: Results) -> Sentence:
 
 def _verdicts(rows: pd.DataFrame, p: str) -> Sentence:
     """Which sources are shown and which are not."""
-    few = [_few_tasks(row) for _, row in rows.iterrows()]
-    shown = list(rows.loc[rows[p] < ALPHA, "source"])
-    tasks = list(rows.loc[few, "source"])
-    runs = [row["source"] for _, row in rows.iterrows() if untold(row, p)]
-    runs = [factor for factor in runs if factor not in tasks]
-    others = [factor for factor in rows["source"] if factor not in (*shown, *tasks, *runs)]
-    parts: Sentence = [f"{words.listed(shown)} ", SHOWN] if shown else []
-    for named, why in (
-        (others, ""),
-        (tasks, " (so few tasks cannot tell)"),
-        (runs, " (so few runs cannot tell)"),
-    ):
-        if named:
-            parts += [", " if parts else "", f"{words.listed(named)} ", NOT_SHOWN, why]
+    verdicts = {
+        "shown": (SHOWN, ""),
+        "": (NOT_SHOWN, ""),
+        "tasks": (NOT_SHOWN, " (so few tasks cannot tell)"),
+        "runs": (NOT_SHOWN, " (so few runs cannot tell)"),
+    }
+    sources: dict[str, list[str]] = {kind: [] for kind in verdicts}
+    for _, row in rows.iterrows():
+        untested = "tasks" if _few_tasks(row) else "runs" if untold(row, p) else ""
+        sources["shown" if row[p] < ALPHA else untested].append(row["source"])
+    parts: Sentence = []
+    for kind, (verdict, why) in verdicts.items():
+        if sources[kind]:
+            start = ", " if parts else ""
+            parts += [f"{start}{words.listed(sources[kind])} ", verdict, why]
     return parts
 
 

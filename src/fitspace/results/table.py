@@ -387,12 +387,10 @@ def _trained_on(manifest: dict[str, Any], scored: int) -> list[str]:
     """How many of the captions that are scored ask for an image that is trained on as well."""
     if manifest.get("roles"):
         return []  # of a subject all images are trained on, and none is asked for
-    digests = {
-        split: [e["sha256"] for e in manifest["examples"] if e["split"] == split]
-        for split in ("train", "test")
-    }
-    asked = [digests["test"][row] for row in manifest["prompt_images"][:scored]]
-    twins = sum(digest in set(digests["train"]) for digest in asked)
+    trained = {e["sha256"] for e in manifest["examples"] if e["split"] == "train"}
+    held_out = [e["sha256"] for e in manifest["examples"] if e["split"] == "test"]
+    asked = [held_out[row] for row in manifest["prompt_images"][:scored]]
+    twins = sum(digest in trained for digest in asked)
     ask = "asks" if twins == 1 else "ask"
     said = f"of the {len(asked)} captions that are scored {twins} {ask} for such an image"
     return [said] if twins else []
