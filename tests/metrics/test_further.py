@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 JUDGE = str(ROOT / "models/emoji-clip")
 README = (ROOT / "params/README.md").read_text()
 EMOJI = yaml.safe_load((ROOT / "tests/data/positions.yaml").read_text())
-SUBJECT = yaml.safe_load((ROOT / "params/emoji-dreambooth.yaml").read_text())
+SUBJECT = yaml.safe_load((ROOT / "tests/data/dreambooth.yaml").read_text())
 FURTHER = metrics.asked(METRICS)
 N, P, D = 9, 12, 6  # samples, prompts, numbers per feature
 # Prompt i has the held-out image i; prompts 2 and 5 have one caption and both of its images.

@@ -166,7 +166,7 @@ def test_its_digest_is_part_of_what_evaluates_and_of_nothing_else(folder):
 
 
 def test_a_subject_has_no_fid_and_its_keys_do_not_depend_on_it(folder):
-    subject = yaml.safe_load((ROOT / "params/emoji-dreambooth.yaml").read_text())
+    subject = yaml.safe_load((ROOT / "tests/data/dreambooth.yaml").read_text())
     (folder / "a.safetensors").write_bytes(b"one")
     plain, named = (
         build_plan(Study.model_validate(subject | changes)).runs[0]

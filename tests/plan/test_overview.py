@@ -461,7 +461,7 @@ def test_only_what_is_still_to_run_counts(capsys):
 
 
 @pytest.mark.parametrize(
-    "file, kinds", [("tests/data/positions", 1), ("params/emoji-dreambooth", 3)]
+    "file, kinds", [("tests/data/positions", 1), ("tests/data/dreambooth", 3)]
 )
 def test_bytes_of_samples(capsys, file, kinds):
     path = ROOT / f"{file}.yaml"

@@ -873,11 +873,11 @@ def test_the_committed_design_is_what_its_study_plans(tmp_path, name):
 
 
 def test_the_untouched_base_is_a_baseline_where_arms_are_compared():
-    folder = ROOT / "reports/emoji-dreambooth"
+    folder = ROOT / "reports/emoji-mmdit"
     assert {row["arm"] for row in rows_of(folder / "baselines.csv")} == {"none"}
     levels = {row["level"] for row in rows_of(folder / "effects.csv")}
     assert "full" in levels and "none" not in levels
-    assert ("none", "2") in [(r["arm"], r["ok"]) for r in rows_of(folder / "ledger.csv")]
+    assert ("none", "4") in [(r["arm"], r["ok"]) for r in rows_of(folder / "ledger.csv")]
 
 
 @pytest.mark.parametrize("high", [1.0, 0.0], ids=["constant within its cells", "constant"])

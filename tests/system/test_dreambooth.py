@@ -29,13 +29,13 @@ from fitspace.stages import function
 from fitspace.study import Study
 
 ROOT = Path(__file__).parents[2]
-GOOD = yaml.safe_load((ROOT / "params/emoji-dreambooth.yaml").read_text())
+GOOD = yaml.safe_load((ROOT / "tests/data/dreambooth.yaml").read_text())
 NONE = {"method": "none"}
 ORDINARY = {"name": "sepia", "source": "openmoji", "style": "sepia"}
 
 
 def _study(task=(), subject=(), **changes) -> dict:
-    """The shipped study with changed keys; None leaves a key out."""
+    """A study of one figure with changed keys; None leaves a key out."""
     content = copy.deepcopy(GOOD) | changes
     content["tasks"][0] |= dict(task)
     if content["tasks"][0].get("dreambooth"):

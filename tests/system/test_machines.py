@@ -77,7 +77,7 @@ def _needs(kernel: str) -> None:
 
 # The smallest report with the oldest kernels always; where there is time, all with those of three
 # generations, and the smallest with the others.
-SMALLEST = ["emoji-dreambooth"]
+SMALLEST = ["emoji-mmdit"]
 REMADE = [pytest.param("Prescott", SMALLEST, id="Prescott")] + [
     pytest.param(k, reports, id=f"{k}-{len(reports)}", marks=pytest.mark.slow)
     for k in KERNELS
