@@ -460,9 +460,7 @@ def test_only_what_is_still_to_run_counts(capsys):
     assert total["samples"] - rest["bytes"]["samples"] == 80 * embedded_base.SIDE**2 * 3
 
 
-@pytest.mark.parametrize(
-    "file, kinds", [("tests/data/positions", 1), ("tests/data/dreambooth", 3)]
-)
+@pytest.mark.parametrize("file, kinds", [("tests/data/positions", 1), ("tests/data/dreambooth", 3)])
 def test_bytes_of_samples(capsys, file, kinds):
     path = ROOT / f"{file}.yaml"
     found, study_ = plan(capsys, path), load_study(path)
