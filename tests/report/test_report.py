@@ -514,19 +514,43 @@ def test_an_answer_of_part_of_the_runs_says_so(tmp_path):
             "train.lr 0.01 is best for 3 of 4 combinations of input and output, train.lr 0.001 is "
             "best for 1.",
         ),
-        ({"width": [4, 8], "activation": ["relu", "silu"]}, "Lenth's margin of error"),
+        (
+            {"width": [4, 8], "train.prior_weight": [0, 1], "train.lr": [0.01, 0.001]},
+            "train.lr 0.01 is best for 3 of 4 combinations of width and train.prior_weight, "
+            "train.lr 0.001 is best for 1.",
+        ),
     ],
 )
-def test_settings_tried_once_each_are_answered_by_the_best_for_each_combination(
-    tmp_path, factors, said
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_a_study_that_chooses_is_answered_by_the_best_for_each_combination(
+    tmp_path, factors, seeds, said
 ):
-    study = made_up.study(factors, seeds=(0,), baselines=False, responses=("fd_effnet",))
+    analysis = {"factors": list(factors), "choose": ["train.lr"], "responses": ["fd_effnet"]}
+    study = made_up.study(factors, seeds=seeds, baselines=False, analysis=analysis)
     table = made_up.rows(study)
-    if "train.lr" in factors:  # of the first combination, the second level
-        table[1]["fd_effnet"] = table[0]["fd_effnet"] / 2
+    first = [r for r in table if all(r[f] == table[0][f] for f in factors if f != "train.lr")]
+    for row in first:  # of the first combination, the second level
+        row["fd_effnet"] *= 0.5 if float(row["train.lr"]) == 0.001 else 1
     made(tmp_path, study, table)
     answer = (tmp_path / "report.md").read_text(encoding="utf-8").split("## Summary")[0]
-    assert said in answer
+    assert said in answer.replace("\\_", "_")
+
+
+def test_a_level_at_which_a_run_diverged_is_not_chosen(tmp_path):
+    factors = {"width": [4, 8], "train.lr": [0.01, 0.001]}
+    analysis = {"factors": list(factors), "choose": ["train.lr"], "responses": ["fd_effnet"]}
+    study = made_up.study(factors, seeds=(0, 1), baselines=False, analysis=analysis)
+    table = made_up.rows(study)
+    high = [i for i, r in enumerate(table) if (r["width"], r["train.lr"]) == (4, 0.01)]
+    made(
+        tmp_path,
+        study,
+        changed(table, slice(high[0], high[0] + 1), status="failed", fd_effnet=None),
+    )
+    answer = (tmp_path / "report.md").read_text(encoding="utf-8").split("## Summary")[0]
+    assert (
+        "train.lr 0.01 is best for 1 of 2 levels of width, train.lr 0.001 is best for 1" in answer
+    )
 
 
 def failed(table):

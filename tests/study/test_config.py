@@ -234,6 +234,14 @@ CASES = {
         _set(["analysis", "contrasts"], {"a": {"input:width": {"x:1": 1, "y:1": -1}}}),
         ["analysis.contrasts: 'a': 'width' is not among analysis.factors"],
     ),
+    "a choice of what is not analysed": (
+        _set(["analysis", "choose"], ["width"]),
+        ["analysis.choose: 'width' is not among analysis.factors"],
+    ),
+    "a choice of everything": (
+        _set(["analysis"], {"factors": ["arm"], "choose": ["arm"], "responses": ["psnr"]}),
+        ["analysis.choose: names every factor"],
+    ),
     "a scale of what is not analysed": (
         _set(["analysis", "scales"], {"width": "log2"}),
         ["analysis.scales: 'width' is not among analysis.factors"],

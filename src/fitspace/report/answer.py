@@ -64,9 +64,8 @@ def _asked(found: Results) -> Sentence:
         ]
         start = [f"{where}, a difference in {label} is ", *_claimed(claims)]
         return [*start, *_by_task(found), "."]
-    alone = found.rows("spread.csv", response=found.primary)["replicate_sd"].isna().all()
-    if alone and (best := _best_settings(found)):
-        return best
+    if found.study.analysis.choose:
+        return _chosen(found)
     if len(found.rows("contrasts.csv", response=found.primary)):
         return summary.beyond_margin(found)
     claims = [_effect(found, factor) for factor in found.analysis.factors]
@@ -90,16 +89,16 @@ def _by_task(found: Results) -> Sentence:
             ": read the cells of each"]  # fmt: skip
 
 
-def _best_settings(found: Results) -> Sentence:
-    """At which level of a setting of training the other factors' combinations are best.
+def _chosen(found: Results) -> Sentence:
+    """At which level of the factors to choose the others' combinations are best.
 
-    For a design of one run a cell, as a tuning is: its question is what suits each combination.
+    A level at which a run diverged is none, as `fitspace.plan.tuning` has it.
     """
-    settings = [factor for factor in found.factors if factor.startswith("train.")]
+    settings = found.study.analysis.choose
     others = [factor for factor in found.factors if factor not in settings]
-    if not settings or not others:
-        return []
-    best = found.best_cells(found.primary).drop_duplicates(others)
+    cells = found.best_cells(found.primary)
+    whole = cells["runs"] == cells.groupby(others, dropna=False)["runs"].transform("max")
+    best = cells[whole].drop_duplicates(others)
     taken = best.groupby(settings, sort=False, dropna=False).groups.values()
     parts: Sentence = [f"By {words.named(found.primary)}, "]
     for position, rows in enumerate(sorted(taken, key=len, reverse=True)):

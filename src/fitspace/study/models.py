@@ -762,6 +762,13 @@ class Analysis(_Strict):
         description="Metrics to analyse; the first is the primary one. A study that analyses a "
         "CLIP-I must also analyse clip_t or diversity.",
     )
+    choose: list[str] = Field(
+        default_factory=list,
+        max_length=100,
+        description="Factors of which the report's answer names the best level for each "
+        "combination of the others, as the study of a tuning asks; without any it says what has "
+        "an effect.",
+    )
     transform: dict[str, Literal["log", "logit", "box-cox"]] = Field(
         default_factory=dict, description="Response -> scale on which it is analysed."
     )
@@ -902,6 +909,7 @@ class Study(_Weights):
             "tasks": [t.name for t in self.tasks],
             "arms": [a.title for a in self.arms],
             "analysis.factors": self.analysis.factors,
+            "analysis.choose": self.analysis.choose,
             "analysis.responses": self.analysis.responses,
             "metrics": self.metrics or [],
             "tuning.seeds": self.tuning.seeds if self.tuning else [],
@@ -927,10 +935,16 @@ class Study(_Weights):
             if factor not in known
         ]
         wrong += [
-            f"analysis.scales: {name!r} is not among analysis.factors"
-            for name in self.analysis.scales
+            f"analysis.{key}: {name!r} is not among analysis.factors"
+            for key in ("scales", "choose")
+            for name in getattr(self.analysis, key)
             if name not in known
         ]
+        if set(self.analysis.choose) >= set(known):
+            wrong.append(
+                "analysis.choose: names every factor; needed: one in analysis.factors that is not "
+                "chosen"
+            )
         full = [arm.factors for arm in self.arms if arm.method == "full"]
         if self.analysis.margins and full != [{}]:
             found = "one with factors" if len(full) == 1 else f"{len(full)} of them"

@@ -44,6 +44,7 @@ def content(study: Study) -> dict[str, Any]:
     }
     found["analysis"] = {
         "factors": [*study.analysis.factors, *own.factors],
+        "choose": list(own.factors),
         "responses": responses,
         **{key: value for key, value in kept.items() if value},
     }
