@@ -762,8 +762,9 @@ class Analysis(_Strict):
         description="Metrics to analyse; the first is the primary one. A study that analyses a "
         "CLIP-I must also analyse clip_t or diversity.",
     )
-    choose: list[str] = Field(
-        default_factory=list,
+    choose: list[str] | None = Field(
+        None,
+        min_length=1,
         max_length=100,
         description="Factors of which the report's answer names the best level for each "
         "combination of the others, as the study of a tuning asks; without any it says what has "
@@ -909,7 +910,7 @@ class Study(_Weights):
             "tasks": [t.name for t in self.tasks],
             "arms": [a.title for a in self.arms],
             "analysis.factors": self.analysis.factors,
-            "analysis.choose": self.analysis.choose,
+            "analysis.choose": self.analysis.choose or [],
             "analysis.responses": self.analysis.responses,
             "metrics": self.metrics or [],
             "tuning.seeds": self.tuning.seeds if self.tuning else [],
@@ -937,10 +938,10 @@ class Study(_Weights):
         wrong += [
             f"analysis.{key}: {name!r} is not among analysis.factors"
             for key in ("scales", "choose")
-            for name in getattr(self.analysis, key)
+            for name in getattr(self.analysis, key) or ()
             if name not in known
         ]
-        if set(self.analysis.choose) >= set(known):
+        if set(self.analysis.choose or ()) >= set(known):
             wrong.append(
                 "analysis.choose: names every factor; needed: one in analysis.factors that is not "
                 "chosen"
