@@ -420,7 +420,7 @@ def changed(table: list[dict], where: slice, **changes) -> list[dict]:
         pytest.param(
             SMALL,
             {"contrasts": {"y against x": {"output": {"y": 1, "x": -1}}}},
-            [r"a difference in .* is shown for y against x \(p .*\)\.",
+            [r"a difference in .* on the log scale is shown for y against x \([−\d.]+, p .*\)\.",
              "not shown to be the best cell", "Against the untouched base"],
             "heatmap-fd_effnet", id="the study's own question",
         ),

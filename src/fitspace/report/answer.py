@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -19,11 +19,15 @@ FEW = 3  # of what is not shown beside what is, more are not named in the answer
 
 @dataclass(frozen=True)
 class Claim:
-    """What may have an effect, and its adjusted p; NaN where no test is possible."""
+    """What may have an effect, and its adjusted p; NaN where no test is possible.
+
+    ``size``: by how much, where one number says it.
+    """
 
     of: str
     p: float
     shown: Value | None
+    size: Value | None = None
 
 
 def sentences(found: Results) -> list[Sentence]:
@@ -59,10 +63,14 @@ def _asked(found: Results) -> Sentence:
     if len(questions):
         rows = questions[questions["contrast"] != "jointly"]
         claims = [
-            _claim("questions.csv", row, row["contrast"], "p_deciding_holm")
+            replace(
+                _claim("questions.csv", row, row["contrast"], "p_deciding_holm"),
+                size=value("questions.csv", row, "estimate"),
+            )
             for _, row in rows.iterrows()
         ]
-        start = [f"{where}, a difference in {label} is ", *_claimed(claims)]
+        scale = summary.on_scale(found.scale(found.primary))
+        start = [f"{where}, a difference in {label}{scale} is ", *_claimed(claims)]
         return [*start, *_by_task(found), "."]
     if found.study.analysis.choose:
         return _chosen(found)
@@ -150,7 +158,8 @@ def _named(claims: list[Claim], p: str) -> Sentence:
         if claim.shown is None or math.isnan(claim.p):
             parts.append(" (so few runs cannot tell)")
         else:
-            parts += [f" ({p} ", "" if claim.p < 0.001 else "= ", claim.shown, ")"]
+            size = [claim.size, ", "] if claim.size else []
+            parts += [" (", *size, f"{p} ", "" if claim.p < 0.001 else "= ", claim.shown, ")"]
     return [*parts, " and others"] if len(claims) > words.MOST_NAMED else parts
 
 

@@ -124,9 +124,11 @@ def _question(found: Results, row: pd.Series) -> Sentence:
     start = [Verdict(row["contrast"]), f": a difference in {words.named(found.primary)} is "]
     if math.isnan(p):
         return [*start, NOT_SHOWN, ": so few runs cannot tell."]
-    evidence = [" (", show("estimate"), _on(found.scale(found.primary)), ", 95% interval "]
+    tests = len(found.rows("questions.csv", response=found.primary))
+    together = "simultaneous 95% interval " if tests > 1 else "95% interval "
+    evidence = [" (", show("estimate"), on_scale(found.scale(found.primary)), ", ", together]
     evidence += [show("low"), " to ", show("high")]
-    name = adjusted(len(found.rows("questions.csv", response=found.primary)))
+    name = adjusted(tests)
     evidence += _p(row, "questions.csv", "p_deciding_holm", name)
     return [*start, SHOWN if p < ALPHA else NOT_SHOWN, *evidence, ")."]
 
@@ -335,11 +337,12 @@ def _apart(found: Results, row: pd.Series) -> Sentence:
     if power is None or math.isnan(power["detectable"]):
         return []
     difference = value("power.csv", power, "detectable")
-    where = f" between two levels{_on(found.scale(found.primary))},"
+    where = f" between two levels{on_scale(found.scale(found.primary))},"
     return [", or a difference of ", difference, where]
 
 
-def _on(scale: str) -> str:
+def on_scale(scale: str) -> str:
+    """Where numbers of a response are not in its own units, that they are not."""
     return "" if scale == "identity" else f" on the {scale} scale"
 
 
@@ -718,7 +721,7 @@ def _through(found: Results, row: pd.Series) -> Sentence:
                 "sensitivity."]  # fmt: skip
 
     def percent(column: str) -> Value:
-        return value("mediation.csv", row, column, lambda share: f"{100 * share:.0f}%")
+        return value("mediation.csv", row, column, lambda share: f"{words.fixed(100 * share, 0)}%")
 
     numbers = [percent("share"), " of the effect, 95% bootstrap interval ", percent("low"), " to "]
     numbers += [percent("high")]
@@ -998,7 +1001,7 @@ def _reach(found: Results) -> Sentence:
 def spread(found: Results, response: str) -> Sentence:
     """The spread of cell means compared with that of runs within a cell."""
     row = first(found, "spread.csv", response=response)
-    scale = _on(row["scale"])
+    scale = on_scale(row["scale"])
     cells = value("spread.csv", row, "cell_sd")
     if math.isnan(row["replicate_sd"]):
         return [
