@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -142,6 +143,14 @@ def test_a_sentence_for_each_factor_says_what_is_shown(made):
     assert other == (
         "output: no effect on CLIP-T is shown that could run through prompt sensitivity."
     )
+
+
+def test_a_share_of_an_effect_that_is_hardly_there_is_not_told(made):
+    found = made[-1]
+    wide = found.tables["mediation.csv"].assign(share=-3.8, low=-26.0, high=10.0)
+    unsure = replace(found, tables=found.tables | {"mediation.csv": wide})
+    one, _ = ("".join(map(str, parts)) for parts in summary.through(unsure))
+    assert one.endswith("is not shown: the effect is too uncertain to be divided.")
 
 
 def test_anatomy_is_relative_to_the_base_where_there_is_one(made):

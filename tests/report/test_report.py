@@ -365,7 +365,7 @@ ONE = {"responses": ("fd_effnet",), "baselines": False}
             1.0,
             0.02,
             ["output: an effect on .* is shown", "input: an effect on .* is not shown",
-             "matters most is shown: output", "x is better than every other level"],
+             "matters most is shown: output", "x is better than y"],
             ["interaction of .* is shown"],
             id="one-strong-effect",
         ),
@@ -421,7 +421,8 @@ def changed(table: list[dict], where: slice, **changes) -> list[dict]:
             SMALL,
             {"contrasts": {"y against x": {"output": {"y": 1, "x": -1}}}},
             [r"a difference in .* on the log scale is shown for y against x \([−\d.]+, p .*\)\.",
-             "not shown to be the best cell", "Against the untouched base"],
+             r"not shown to be the best cell: .* not separable from it by a test of all pairs",
+             "Against the untouched base"],
             "heatmap-fd_effnet", id="the study's own question",
         ),
         pytest.param(
@@ -487,6 +488,35 @@ def test_an_answer_names_points_that_are_no_better_than_doing_nothing(tmp_path):
         r"Non-inferiority to full fine-tuning at a margin of 5\.00 is not shown for any point\.",
         answer,
     ), answer
+
+
+def test_an_answer_names_what_every_point_loses(tmp_path):
+    study = made_up.study(SMALL, seeds=(0, 1, 2), responses=TWO)
+    table = [
+        r if r["method"] == "none" else r | {TWO[1]: r[TWO[1]] - 9} for r in made_up.rows(study)
+    ]
+    made(tmp_path, study, table)
+    answer = (tmp_path / "report.md").read_text(encoding="utf-8").split("## Summary")[0]
+    assert "In CLIP-T a worsening is shown for every point." in answer
+
+
+def test_an_interval_beyond_0_of_a_difference_that_is_shown_is_explained():
+    """Simultaneous intervals are wider than Holm's tests: two recorded reports have such ones."""
+    explained = []
+    for path in sorted((ROOT / "reports").glob("*/questions.csv")):
+        study = load_study(ROOT / f"params/{path.parent.name}.yaml")
+        lines = (
+            (path.parent / "report.md").read_text(encoding="utf-8").replace("\\", "").splitlines()
+        )
+        for row in rows_of(path):
+            if row["response"] != study.analysis.responses[0] or row["contrast"] == "jointly":
+                continue
+            (said,) = [x for x in lines if x.startswith(f"- {row['contrast']}: a difference in ")]
+            wider = float(row["low"]) < 0 < float(row["high"])
+            wider = wider and float(row["p_deciding_holm"]) < 0.05
+            assert ("simultaneous intervals are wider than Holm's tests" in said) == wider, said
+            explained += [path.parent.name] * wider
+    assert len(explained) >= 2
 
 
 def test_an_answer_of_part_of_the_runs_says_so(tmp_path):

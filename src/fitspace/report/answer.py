@@ -59,6 +59,8 @@ def _asked(found: Results) -> Sentence:
     tasks = list(dict.fromkeys(found.runs["task"]))
     where = "In the mean over these tasks" if len(tasks) > 1 else f"On the task {tasks[0]}"
     label = words.named(found.primary)
+    if found.study.analysis.choose:
+        return _chosen(found)
     questions = found.rows("questions.csv", response=found.primary)
     if len(questions):
         rows = questions[questions["contrast"] != "jointly"]
@@ -72,8 +74,6 @@ def _asked(found: Results) -> Sentence:
         scale = summary.on_scale(found.scale(found.primary))
         start = [f"{where}, a difference in {label}{scale} is ", *_claimed(claims)]
         return [*start, *_by_task(found), "."]
-    if found.study.analysis.choose:
-        return _chosen(found)
     if len(found.rows("contrasts.csv", response=found.primary)):
         return summary.beyond_margin(found)
     claims = [_effect(found, factor) for factor in found.analysis.factors]
@@ -222,4 +222,8 @@ def _against_base(found: Results) -> Sentence:
     row = first(found, "baselines.csv", response=found.primary, method="none")
     mean = [] if row is None else [" (mean ", value("baselines.csv", row, "mean"), ")"]
     start: Sentence = ["Against the untouched base", *mean, ", an improvement is ", *claim, "."]
+    lost = summary.lost_by_all(found)
+    if lost:
+        start += [f" In {words.listed(map(words.named, lost))} a worsening is ", SHOWN,
+                  " for every point."]  # fmt: skip
     return [*start, *summary.worse_in(found)]

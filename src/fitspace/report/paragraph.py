@@ -12,7 +12,7 @@ from fitspace.report import words
 from fitspace.report.inputs import Inputs
 from fitspace.report.results import Results
 from fitspace.report.tex import escaped
-from fitspace.study import Arm
+from fitspace.study import Arm, Study
 
 # Method -> keys of references.bib.
 METHODS = {
@@ -150,7 +150,11 @@ def _sentences(given: Inputs, found: Results, cite: Cite) -> list[str]:
         + ".",
     ]
     if any(task.dreambooth for task in study.tasks):
-        every.append(f"Subjects were taught as in DreamBooth{cite('ruiz2022dreambooth')}.")
+        every.append(
+            f"Subjects were taught a word as in DreamBooth{cite('ruiz2022dreambooth')}; where "
+            "prior preservation has a weight, a step has as many images of the class, drawn by the "
+            f"base before ({_class_images(study)} for each task)."
+        )
     controls = {control for arm in study.arms for control in arm.controls}
     if told := [f"{how}{cite(key)}" for name, (how, key) in CONTROLS.items() if name in controls]:
         every.append(
@@ -185,12 +189,19 @@ def _sentences(given: Inputs, found: Results, cite: Cite) -> list[str]:
     return every
 
 
+def _class_images(study: Study) -> str:
+    counts = {task.dreambooth.class_images for task in study.tasks if task.dreambooth}
+    return words.listed((f"{n:,}" for n in sorted(counts)), "or")
+
+
 def _counts(found: Results) -> str:
     """How many samples a run has, and against how many images they are held."""
     known = [
         (name, found.runs[name].dropna().astype(int)) for name in ("n", "m") if name in found.runs
     ]
     said = {"n": "samples", "m": "reference images"}
+    if any(task.dreambooth for task in found.study.tasks):
+        known = [(name, of) for name, of in known if name == "m"]  # the samples are of three kinds
     parts = [
         f"{' or '.join(f'{n:,}' for n in sorted(set(of)))} {said[name]}"
         for name, of in known
@@ -234,6 +245,6 @@ def _rates_of(rates: list[float | None]) -> str:
 def _drawn(found: Results) -> str:
     sample = found.study.sample
     if any(task.dreambooth for task in found.study.tasks):
-        return f", {sample.prompts} of each kind"
+        return f", {sample.prompts} each of the subject, of it elsewhere and of its class"
     each = f", {sample.images_per_prompt} for each" if sample.images_per_prompt > 1 else ""
     return f", for {sample.prompts} held-out captions{each}"

@@ -23,6 +23,8 @@ SHOWN, NOT_SHOWN = Verdict("shown"), Verdict("not shown")
 FEWEST_DF = 2
 # The row of what the factors do together in single tasks.
 BY_TASK = LACK_OF_FIT[1]
+# An interval of a share that is wider than twice the effect says nothing of it.
+WIDEST_SHARE = 2.0
 # The trends that the summary gives; no claim rests on them, as they take runs to spread alike.
 DEGREES = ["linear", "quadratic"]
 
@@ -121,7 +123,8 @@ def _question(found: Results, row: pd.Series) -> Sentence:
         return value("questions.csv", row, column)
 
     p = row["p_deciding_holm"]
-    start = [Verdict(row["contrast"]), f": a difference in {words.named(found.primary)} is "]
+    start = [Verdict(row["contrast"]), f": a difference in {words.named(found.primary)}"]
+    start.append(f"{over_tasks(found)} is ")
     if math.isnan(p):
         return [*start, NOT_SHOWN, ": so few runs cannot tell."]
     tests = len(found.rows("questions.csv", response=found.primary))
@@ -130,7 +133,11 @@ def _question(found: Results, row: pd.Series) -> Sentence:
     evidence += [show("low"), " to ", show("high")]
     name = adjusted(tests)
     evidence += _p(row, "questions.csv", "p_deciding_holm", name)
-    return [*start, SHOWN if p < ALPHA else NOT_SHOWN, *evidence, ")."]
+    if p >= ALPHA:
+        return [*start, NOT_SHOWN, *evidence, ")."]
+    wider = row["low"] < 0 < row["high"]
+    said = "; simultaneous intervals are wider than Holm's tests" * bool(wider)
+    return [*start, SHOWN, *evidence, said, ")."]
 
 
 def _against_base(found: Results) -> Sentence:
@@ -164,12 +171,22 @@ def worse_in(found: Results) -> Sentence:
     return [" On single tasks worse than the base, if runs spread alike: ", *parts, "."]
 
 
+def lost_by_all(found: Results) -> list[str]:
+    """The other responses in which every point is shown to be worse than the untouched base."""
+    return [r for r in found.responses[1:]
+            if len(rows := _of_base(found, r)) and len(_worse(rows)) == len(rows)]  # fmt: skip
+
+
+def _worse(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["apart"] & (rows["gain"] < 0)] if len(rows) else rows
+
+
 def _losses(found: Results) -> Sentence:
     """The other responses in which points are shown to be worse than the untouched base."""
     parts: Sentence = []
     for response in found.responses[1:]:
         rows = _of_base(found, response)
-        worse = rows[rows["apart"] & (rows["gain"] < 0)] if len(rows) else rows
+        worse = _worse(rows)
         if len(worse):
             claim = which(worse, rows, "level")
             parts += ["; " if parts else "", f"{words.named(response)}: ", SHOWN, *claim]
@@ -468,11 +485,11 @@ def _within(found: Results) -> list[Sentence]:
         tested = first(found, TESTS, response=found.primary, factor=factor, source=factor)
         if tested is not None and not pd.isna(tested["p_gg"]):
             p = _p(tested, TESTS, "p_gg", "Greenhouse–Geisser p")
-            parts += ["; its levels: ", *_whole_ratio(tested, TESTS), *p]
+            parts += ["; that its levels differ: ", *_whole_ratio(tested, TESTS), *p]
             for _, row in _with_others(found, factor).iterrows():
-                name = row["source"].replace(":", " with ")
+                other = next(name for name in row["source"].split(":") if name != factor)
                 p = _p(row, TESTS, "p_gg", "p")
-                parts += [f"; {name}: ", *_whole_ratio(row, TESTS), *p]
+                parts += [f"; that this depends on {other}: ", *_whole_ratio(row, TESTS), *p]
             parts.append("; if runs spread alike, and not adjusted for the other responses")
         sentences.append([*parts, "."])
     return sentences
@@ -492,7 +509,8 @@ def _best_levels(found: Results, factor: str) -> Sentence:
     if not tied or not others:
         return [" Which level is best is ", NOT_SHOWN, "."]
     if len(tied) == 1:
-        return [f" {tied[0]} is better than every other level{over_tasks(found)}."]
+        rest = others[0] if len(others) == 1 else "every other level"
+        return [f" {tied[0]} is better than {rest}{over_tasks(found)}."]
     named = words.listed(others) if len(others) <= MOST_NAMED else "All others"
     apart = f"{named} {'is' if len(others) == 1 else 'are'}"
     return [
@@ -726,6 +744,8 @@ def _through(found: Results, row: pd.Series) -> Sentence:
     numbers = [percent("share"), " of the effect, 95% bootstrap interval ", percent("low"), " to "]
     numbers += [percent("high")]
     claim = f": that its effect on {label} runs through prompt sensitivity is "
+    if row["low"] < 0 < row["high"] and row["high"] - row["low"] > WIDEST_SHARE:
+        return [factor, claim, NOT_SHOWN, ": the effect is too uncertain to be divided."]
     if row["low"] > 0:
         return [factor, claim, SHOWN, " (", *numbers, ")."]
     if row["high"] < 0:
@@ -794,8 +814,9 @@ def tuning(found: Results) -> list[Sentence]:
     tried = words.listed(f"{name} ({len(levels)} levels)" for name, levels in own.factors.items())
     sentences.append([
         "Each of ", count(best.index), f" points takes its own {tried}: the best "
-        f"by {words.named(own.response)} on {tasks}, {words.plural(len(own.seeds), 'run')} "
-        f"each, which {'is no task' if len(own.tasks) == 1 else 'are no tasks'} of the study.",
+        f"by {words.named(own.response)} on {tasks}, which "
+        f"{'is no task' if len(own.tasks) == 1 else 'are no tasks'} of the study "
+        f"({words.plural(len(own.seeds) * len(own.tasks), 'run')} of each level).",
     ])  # fmt: skip
     if rows["low"].isna().all():
         sentences.append(["How far levels differ beyond chance is not known: each has one run."])
@@ -843,10 +864,12 @@ def best_cell(found: Results) -> Sentence:
     compared = ranked["tied_with_best"].dropna()
     if compared.empty:
         return [*start, NOT_SHOWN, f"{claim} (not tested)."]
-    ties = int(compared.sum()) - 1
-    if ties > 0:
-        cells = "one other cell is" if ties == 1 else "other cells are"
-        return [*start, NOT_SHOWN, f"{claim}: {cells} not separable from it (5%)."]
+    others = ranked[ranked["tied_with_best"].eq(True)].iloc[1:]
+    if len(others):
+        asked = len(found.rows("questions.csv", response=found.primary))
+        by = " by a test of all pairs, stricter than that of a question" if asked else ""
+        cells = f"{found.label(others.iloc[0])} is" if len(others) == 1 else "other cells are"
+        return [*start, NOT_SHOWN, f"{claim}: {cells} not separable from it{by} (5%)."]
     return [*start, SHOWN, f"{claim} (among the cells compared)."]
 
 

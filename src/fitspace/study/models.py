@@ -766,9 +766,8 @@ class Analysis(_Strict):
         None,
         min_length=1,
         max_length=100,
-        description="Factors of which the report's answer names the best level for each "
-        "combination of the others, as the study of a tuning asks; without any it says what has "
-        "an effect.",
+        description="Some of `factors`: the report's answer then says which of their levels are "
+        "best for how many combinations of the other factors, as the study of a tuning asks.",
     )
     transform: dict[str, Literal["log", "logit", "box-cox"]] = Field(
         default_factory=dict, description="Response -> scale on which it is analysed."
