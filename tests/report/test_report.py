@@ -219,12 +219,13 @@ def check_no_bare_number(folder: Path, study, page: Page) -> None:
     """No numeral stands in a section of results but in a number with its origin, or in a name."""
     named = (*study.analysis.factors, "point", "checkpoint", *DRAWN)
     contrasts = folder / "contrasts.csv"  # of a study whose every point has one run
+    measured = METRICS.keys() & rows_of(folder / "runs.csv")[0].keys()
     names = {
         *(row["contrast"] for row in (rows_of(contrasts) if contrasts.exists() else [])),
         *(row.get(column) for row in rows_of(folder / "runs.csv") for column in named),
-        *(words.metric(name).label for name in study.analysis.responses),
-        *(words.named(name) for name in study.analysis.responses),
-        *study.analysis.responses,
+        *(words.metric(name).label for name in measured),
+        *(words.named(name) for name in measured),
+        *measured,
         *(arm.title for arm in study.arms),
         *(task.name for task in study.tasks),
         *re.findall(r"caption \d+", " ".join(text for _, _, text in page.texts)),
