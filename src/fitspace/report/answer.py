@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -56,20 +56,16 @@ def front(found: Results, figures: list[Figure]) -> Figure | None:
 
 def _asked(found: Results) -> Sentence:
     """Whether the study's questions, else its factors, make a difference to the primary metric."""
+    if found.study.analysis.choose:
+        return _chosen(found)
     tasks = list(dict.fromkeys(found.runs["task"]))
     where = "In the mean over these tasks" if len(tasks) > 1 else f"On the task {tasks[0]}"
     label = words.named(found.primary)
-    if found.study.analysis.choose:
-        return _chosen(found)
-    questions = found.rows("questions.csv", response=found.primary)
+    questions = summary.questions(found)
     if len(questions):
-        rows = questions[questions["contrast"] != "jointly"]
         claims = [
-            replace(
-                _claim("questions.csv", row, row["contrast"], "p_deciding_holm"),
-                size=value("questions.csv", row, "estimate"),
-            )
-            for _, row in rows.iterrows()
+            _claim("questions.csv", row, row["contrast"], "p_deciding_holm", "estimate")
+            for _, row in questions.iterrows()
         ]
         scale = summary.on_scale(found.scale(found.primary))
         start = [f"{where}, a difference in {label}{scale} is ", *_claimed(claims)]
@@ -131,8 +127,9 @@ def _effect(found: Results, factor: str) -> Claim:
     return _claim("robustness.csv", row, factor, "p_holm")
 
 
-def _claim(file: str, row: pd.Series, of: str, p: str) -> Claim:
-    return Claim(of, row[p], value(file, row, p, words.p_value))
+def _claim(file: str, row: pd.Series, of: str, p: str, size: str | None = None) -> Claim:
+    shown = value(file, row, p, words.p_value)
+    return Claim(of, row[p], shown, value(file, row, size) if size else None)
 
 
 def _claimed(claims: list[Claim]) -> Sentence:

@@ -12,7 +12,7 @@ from fitspace.report import words
 from fitspace.report.inputs import Inputs
 from fitspace.report.results import Results
 from fitspace.report.tex import escaped
-from fitspace.study import Arm, Study
+from fitspace.study import Arm, DreamBooth, Study
 
 # Method -> keys of references.bib.
 METHODS = {
@@ -149,11 +149,12 @@ def _sentences(given: Inputs, found: Results, cite: Cite) -> list[str]:
         + _counts(found)
         + ".",
     ]
-    if any(task.dreambooth for task in study.tasks):
+    if taught := _taught(study):
+        held = words.listed((f"{n:,}" for n in sorted({t.class_images for t in taught})), "or")
         every.append(
             f"Subjects were taught a word as in DreamBooth{cite('ruiz2022dreambooth')}; where "
             "prior preservation has a weight, a step has as many images of the class, drawn by the "
-            f"base before ({_class_images(study)} for each task)."
+            f"base before ({held} for each task)."
         )
     controls = {control for arm in study.arms for control in arm.controls}
     if told := [f"{how}{cite(key)}" for name, (how, key) in CONTROLS.items() if name in controls]:
@@ -189,19 +190,17 @@ def _sentences(given: Inputs, found: Results, cite: Cite) -> list[str]:
     return every
 
 
-def _class_images(study: Study) -> str:
-    counts = {task.dreambooth.class_images for task in study.tasks if task.dreambooth}
-    return words.listed((f"{n:,}" for n in sorted(counts)), "or")
+def _taught(study: Study) -> list[DreamBooth]:
+    """How its tasks teach subjects; empty if they teach none."""
+    return [task.dreambooth for task in study.tasks if task.dreambooth]
 
 
 def _counts(found: Results) -> str:
     """How many samples a run has, and against how many images they are held."""
-    known = [
-        (name, found.runs[name].dropna().astype(int)) for name in ("n", "m") if name in found.runs
-    ]
     said = {"n": "samples", "m": "reference images"}
-    if any(task.dreambooth for task in found.study.tasks):
-        known = [(name, of) for name, of in known if name == "m"]  # the samples are of three kinds
+    if _taught(found.study):
+        del said["n"]  # their samples are of three kinds
+    known = [(name, found.runs[name].dropna().astype(int)) for name in said if name in found.runs]
     parts = [
         f"{' or '.join(f'{n:,}' for n in sorted(set(of)))} {said[name]}"
         for name, of in known
@@ -244,7 +243,7 @@ def _rates_of(rates: list[float | None]) -> str:
 
 def _drawn(found: Results) -> str:
     sample = found.study.sample
-    if any(task.dreambooth for task in found.study.tasks):
+    if _taught(found.study):
         return f", {sample.prompts} each of the subject, of it elsewhere and of its class"
     each = f", {sample.images_per_prompt} for each" if sample.images_per_prompt > 1 else ""
     return f", for {sample.prompts} held-out captions{each}"

@@ -111,28 +111,31 @@ def ledger(found: Results) -> Sentence:
 # --- what the study asks, and the untouched base ------------------------------------------
 
 
-def _questions(found: Results) -> list[Sentence]:
+def questions(found: Results) -> pd.DataFrame:
     """The study's own contrasts of the primary response, in its order."""
     rows = found.rows("questions.csv", response=found.primary)
-    rows = rows[rows["contrast"] != "jointly"] if len(rows) else rows
-    return [_question(found, row) for _, row in rows.iterrows()]
+    return rows[rows["contrast"] != "jointly"] if len(rows) else rows
 
 
-def _question(found: Results, row: pd.Series) -> Sentence:
+def _questions(found: Results) -> list[Sentence]:
+    rows = questions(found)
+    return [_question(found, row, len(rows)) for _, row in rows.iterrows()]
+
+
+def _question(found: Results, row: pd.Series, asked: int) -> Sentence:
+    """What one of so many contrasts shows."""
+
     def show(column: str) -> Value:
         return value("questions.csv", row, column)
 
-    p = row["p_deciding_holm"]
-    start = [Verdict(row["contrast"]), f": a difference in {words.named(found.primary)}"]
-    start.append(f"{over_tasks(found)} is ")
+    p, label = row["p_deciding_holm"], f"{words.named(found.primary)}{over_tasks(found)}"
+    start = [Verdict(row["contrast"]), f": a difference in {label} is "]
     if math.isnan(p):
         return [*start, NOT_SHOWN, ": so few runs cannot tell."]
-    tests = len(found.rows("questions.csv", response=found.primary))
-    together = "simultaneous 95% interval " if tests > 1 else "95% interval "
+    together = "simultaneous 95% interval " if asked > 1 else "95% interval "
     evidence = [" (", show("estimate"), on_scale(found.scale(found.primary)), ", ", together]
     evidence += [show("low"), " to ", show("high")]
-    name = adjusted(tests)
-    evidence += _p(row, "questions.csv", "p_deciding_holm", name)
+    evidence += _p(row, "questions.csv", "p_deciding_holm", adjusted(asked))
     if p >= ALPHA:
         return [*start, NOT_SHOWN, *evidence, ")."]
     wider = row["low"] < 0 < row["high"]
@@ -173,23 +176,21 @@ def worse_in(found: Results) -> Sentence:
 
 def lost_by_all(found: Results) -> list[str]:
     """The other responses in which every point is shown to be worse than the untouched base."""
-    return [r for r in found.responses[1:]
-            if len(rows := _of_base(found, r)) and len(_worse(rows)) == len(rows)]  # fmt: skip
+    return [response for response, rows in _lost(found) if rows["worse"].all()]
 
 
-def _worse(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[rows["apart"] & (rows["gain"] < 0)] if len(rows) else rows
+def _lost(found: Results) -> list[tuple[str, pd.DataFrame]]:
+    """The other responses in which some point is worse than the base, with their differences."""
+    others = [(response, _of_base(found, response)) for response in found.responses[1:]]
+    return [(response, rows) for response, rows in others if len(rows) and rows["worse"].any()]
 
 
 def _losses(found: Results) -> Sentence:
     """The other responses in which points are shown to be worse than the untouched base."""
     parts: Sentence = []
-    for response in found.responses[1:]:
-        rows = _of_base(found, response)
-        worse = _worse(rows)
-        if len(worse):
-            claim = which(worse, rows, "level")
-            parts += ["; " if parts else "", f"{words.named(response)}: ", SHOWN, *claim]
+    for response, rows in _lost(found):
+        claim = which(rows[rows["worse"]], rows, "level")
+        parts += ["; " if parts else "", f"{words.named(response)}: ", SHOWN, *claim]
     return ["A worsening against the untouched base in other responses: ", *parts, "."] * bool(
         parts
     )
@@ -205,7 +206,7 @@ def beside_base(found: Results) -> Sentence:
     parts = _for(points[points["better"]], points, "level")
     if len(full):
         parts += ["; for full fine-tuning it is ", SHOWN if full["better"].any() else NOT_SHOWN]
-    worse = points[points["apart"] & ~points["better"]]
+    worse = points[points["worse"]]
     return [*parts, "; a worsening is ", *_for(worse, points, "level")] if len(worse) else parts
 
 
@@ -215,17 +216,16 @@ def all_improved(found: Results) -> bool:
 
 
 def _of_base(found: Results, response: str) -> pd.DataFrame:
-    """Differences from the untouched base, with their gain, whether one is shown (apart), and
-    whether that is an improvement (better)."""
+    """Differences from the untouched base, and whether one is shown to be an improvement (better)
+    or a worsening (worse)."""
     rows = found.rows("against.csv", response=response, control="none")
     if rows.empty:
         return rows
     gain = -rows["estimate"] if words.metric(response).lower else rows["estimate"]
     apart = rows["p_deciding"] < ALPHA
     return rows.assign(
-        gain=gain,
-        apart=apart,
         better=apart & (gain > 0),
+        worse=apart & (gain < 0),
         full=rows["level"].eq(_full(found)),
         level=rows["level"].map(point_names(found)),
     )
@@ -866,7 +866,7 @@ def best_cell(found: Results) -> Sentence:
         return [*start, NOT_SHOWN, f"{claim} (not tested)."]
     others = ranked[ranked["tied_with_best"].eq(True)].iloc[1:]
     if len(others):
-        asked = len(found.rows("questions.csv", response=found.primary))
+        asked = len(questions(found)) > 0
         by = " by a test of all pairs, stricter than that of a question" if asked else ""
         cells = f"{found.label(others.iloc[0])} is" if len(others) == 1 else "other cells are"
         return [*start, NOT_SHOWN, f"{claim}: {cells} not separable from it{by} (5%)."]
