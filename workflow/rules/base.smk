@@ -20,6 +20,7 @@ rule world_autoencoder:
         "results/logs/base/world-autoencoder.log",
     benchmark:
         "results/benchmarks/base/world-autoencoder.tsv"
+    priority: 1  # three bases wait for it
     conda:
         "../envs/fitspace.yaml"
     resources:
