@@ -1,7 +1,8 @@
 """Snakemake's progress as one line: what runs, what is done, about how long is left.
 
 Snakemake finds this package by its name; ``profiles/default`` names it. Errors, warnings and
-everything of a dry run are printed as Snakemake prints them.
+everything of a dry run are printed as Snakemake prints them. A job whose time nothing is known of,
+such as a training of an embedded base, says itself how long it takes: the last line of its log.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import Counter
 from logging import WARNING, LogRecord
+from pathlib import Path
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 from tqdm import tqdm
 
+from fitspace.core.errors import printable
 from fitspace.core.paths import RESULTS
 from fitspace.plan.table import STAGES
 from fitspace.stages import running
-from fitspace.stages.timeleft import Progress
+from fitspace.stages.timeleft import EXPECTED, Progress
 
 LOOK_SECONDS = 1.0  # between two looks at what processes work on
 # Where nobody watches a terminal, a line now and then.
@@ -55,12 +59,14 @@ class LogHandler(LogHandlerBase):
     needs_rulegraph = False
 
     def __post_init__(self) -> None:
+        self.jobs: Counter[str] = Counter()  # to be done, by rule
         self.progress = Progress({})
         self.cores = 1
         self.running: dict[int, tuple[str, str]] = {}  # jobs under way
+        self.logs: dict[int, Path] = {}  # of those that say themselves how long they take
         self.done = 0
         self.bar: tqdm | None = None
-        self.said = 0.0
+        self.said, self.shown = 0.0, ""
         self.lock = threading.RLock()  # events come from the driver, looks from a thread
         self.over = threading.Event()
 
@@ -85,9 +91,12 @@ class LogHandler(LogHandlerBase):
             self._begin(record.stats)
         elif event == LogEvent.JOB_INFO:
             job = (record.rule_name, next(iter(getattr(record, "wildcards", {}).values()), ""))
-            if job[0] in self.progress.jobs:
+            if job[0] in self.jobs:
                 self.running[record.jobid] = job
-                self.progress.begin(time.monotonic(), job)
+                if job[0] in EXPECTED:
+                    self.progress.begin(time.monotonic(), job)
+                elif record.log:
+                    self.logs[record.jobid] = Path(record.log[0])
             self._show()
         elif event == LogEvent.JOB_FINISHED:
             self._finish(record.job_id)
@@ -107,11 +116,13 @@ class LogHandler(LogHandlerBase):
         return text in ("", "None") or text.startswith(_CHATTER)
 
     def _begin(self, stats: dict[str, int]) -> None:
-        self.progress = Progress({r: n for r, n in stats.items() if r not in _NOT_JOBS}, self.cores)
-        counts = ", ".join(f"{n} {rule}" for rule, n in self.progress.jobs.items())
-        self._print(f"{self.progress.jobs.total()} jobs: {counts}")
+        self.jobs = Counter({rule: n for rule, n in stats.items() if rule not in _NOT_JOBS})
+        known = {rule: n for rule, n in self.jobs.items() if rule in EXPECTED}
+        self.progress = Progress(known, self.cores)
+        counts = ", ".join(f"{n} {rule}" for rule, n in self.jobs.items())
+        self._print(f"{self.jobs.total()} jobs: {counts}")
         self.bar = tqdm(
-            total=self.progress.jobs.total(),
+            total=self.jobs.total(),
             disable=None,
             file=sys.stderr,
             bar_format="{n_fmt}/{total_fmt} {bar} {elapsed}{desc}",
@@ -134,24 +145,38 @@ class LogHandler(LogHandlerBase):
 
     def _finish(self, job_id: int) -> None:
         if job := self.running.pop(job_id, None):
-            self._look()
-            self.progress.end(time.monotonic(), job)
+            if job[0] in EXPECTED:
+                self._look()
+                self.progress.end(time.monotonic(), job)
             self.done += 1
             if self.bar is not None:
                 self.bar.update()
             self._show()
 
     def _show(self) -> None:
-        left = tqdm.format_interval(self.progress.left(time.monotonic()))
-        doing = ", ".join(f"{rule} {label.rpartition('~')[0] or label}".strip()
-                          for rule, label in self.running.values())  # fmt: skip
+        doing = "; ".join(self._doing(number, *job) for number, job in self.running.items())
+        if self.progress.jobs:
+            left = tqdm.format_interval(self.progress.left(time.monotonic()))
+            doing = f"about {left} left: {doing}"
         if self.bar is not None and not self.bar.disable:
-            self.bar.set_description_str(f", about {left} left: {doing}"[:120])
-        elif time.monotonic() - self.said > QUIET_SECONDS and doing:
-            self.said = time.monotonic()
-            total = self.progress.jobs.total()
-            self._print(f"{self.done} of {total} jobs done, about {left} left: {doing}")
+            self.bar.set_description_str(f", {doing}"[:120])
+        elif time.monotonic() - self.said > QUIET_SECONDS and self.running and doing != self.shown:
+            self.said, self.shown = time.monotonic(), doing
+            self._print(f"{self.done} of {self.jobs.total()} jobs done, {doing}")
+
+    def _doing(self, number: int, rule: str, label: str) -> str:
+        said = _last_line(self.logs[number]) if number in self.logs else ""
+        return said or f"{rule} {label.rpartition('~')[0] or label}".strip()
 
     def _print(self, text: str) -> None:
         if text and text != "None":
             tqdm.write(text, file=sys.stderr)
+
+
+def _last_line(log: Path) -> str:
+    """The last whole line of a log, without control characters; empty if there is none."""
+    try:
+        lines = [line for line in log.read_text(errors="replace").split("\n")[:-1] if line.strip()]
+    except OSError:
+        return ""
+    return printable(lines[-1]) if lines else ""

@@ -1,12 +1,14 @@
 """The default study's bundle in git: small, whole, and of the report that is committed with it."""
 
 import csv
+import hashlib
 import zipfile
 from pathlib import PurePosixPath
 
 import pytest
 from project import ROOT
 
+from fitspace.audit.lock import Lock
 from fitspace.cli import main
 
 BUNDLE = ROOT / "reports/emoji.zip"
@@ -24,12 +26,22 @@ def test_it_is_small_enough_for_git():
     assert BUNDLE.stat().st_size <= 20_000_000
 
 
-def test_its_report_study_and_record_are_the_committed_ones(members):
+def test_its_report_and_study_are_the_committed_ones(members):
     here = {p.relative_to(ROOT).as_posix(): p for p in REPORT.rglob("*") if p.is_file()}
     inside = {name for name in members if name.startswith("reports/emoji/")}
     assert inside == here.keys(), AGAIN
-    here |= {name: ROOT / name for name in ("params/emoji.yaml", "dvc.lock")}
+    here["params/emoji.yaml"] = ROOT / "params/emoji.yaml"
     assert [n for n, path in here.items() if members[n] != path.read_bytes()] == [], AGAIN
+
+
+def test_its_results_are_those_that_git_records(members, monkeypatch):
+    """Of other studies the record may have learnt since."""
+    monkeypatch.chdir(ROOT)
+    lock = Lock()
+    held = [name for name in members if name.startswith("results/") and "/." not in name]
+    recorded = {name: lock.md5(name) for name in held}
+    found = {name: hashlib.md5(members[name]).hexdigest() for name in held}
+    assert len(held) > 200 and found == recorded, AGAIN
 
 
 def test_it_has_the_adapter_and_shows_the_samples_of_every_run(members):

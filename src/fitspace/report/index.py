@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from fitspace.core.pages import png_uri, templates
 from fitspace.core.reading import explain
 from fitspace.report import headline, words
 from fitspace.report.inputs import strips
+from fitspace.report.page import quoted_answer
+from fitspace.study import TUNING
 
-NAME = "index.html"
+NAME, PAGE = "index.html", "report.md"
 TILES = 8
 SHOWN = {"target": "Target", "best": "Best cell", "none": "Untouched base"}  # role -> label
 _ALLOWED = ConfigDict(extra="allow", allow_inf_nan=False)
@@ -38,6 +40,7 @@ class _Study(BaseModel):
     tasks: list[dict[str, Any]]
     seeds: list[int]
     analysis: _Analysis
+    tuning: dict[str, Any] | None = None
 
 
 class _Design(BaseModel):
@@ -54,24 +57,27 @@ class _Mean(BaseModel):
 
 @dataclass(frozen=True)
 class Entry:
-    """One study: what its design and its summary say."""
+    """One study: what its design, its summary and its report's answer say."""
 
     folder: str
     study: _Study
+    answer: list[str]
     points: int
     runs: dict[str, int]
     label: str
     better: str
-    means: list[tuple[str, str]]
-    factors: list[tuple[str, str, str]]
+    best: str
+    means: dict[str, str]
+    sizes: list[tuple[str, str]]
     samples: list[tuple[str, str]]
+    tuning: Entry | None = None
 
 
 def write(reports: Path) -> Path:
     """Write a page of every report in a folder; returns its path.
 
-    A report is a folder with design.json and summary.json. Raises UserError if there is none, and
-    for files that hold anything else.
+    A report is a folder with design.json, summary.json and report.md. A study's tuning stands with
+    the study. Raises UserError if there is no report, and for files that hold anything else.
     """
     folders = sorted(p.parent for p in reports.glob(f"*/{headline.NAME}"))
     found, problems = [], []
@@ -86,9 +92,28 @@ def write(reports: Path) -> Path:
         raise UserError(problems)
     environment = templates("fitspace.report", autoescape=True)
     style = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
-    text = environment.get_template("index.html.j2").render(entries=found, style=style)
+    entries = _with_tunings(found)
+    text = environment.get_template("index.html.j2").render(
+        entries=entries, tunings=sum(entry.tuning is not None for entry in entries), style=style
+    )
     write_text(reports / NAME, text)
     return reports / NAME
+
+
+def _with_tunings(found: list[Entry]) -> list[Entry]:
+    """The studies; those that are another's tuning are in that one's entry."""
+    by_name = {entry.study.name: entry for entry in found}
+    tunings = {
+        entry.study.name: by_name.get(f"{entry.study.name}{TUNING}")
+        for entry in found
+        if entry.study.tuning is not None
+    }
+    inner = {tuning.study.name for tuning in tunings.values() if tuning}
+    return [
+        replace(entry, tuning=tunings.get(entry.study.name))
+        for entry in found
+        if entry.study.name not in inner
+    ]
 
 
 def _entry(folder: Path) -> Entry:
@@ -100,15 +125,18 @@ def _entry(folder: Path) -> Entry:
     if not isinstance(numbers, dict):
         raise UserError(f"{path}: no numbers of {response!r}, the study's first response")
     metric = words.metric(response)
+    best = _checked(path, _Mean, numbers["best cell"]).cell if "best cell" in numbers else ""
     return Entry(
         folder=folder.name,
         study=design.study,
+        answer=_answer(folder / PAGE),
         points=len(design.points),
         runs={key: int(value) for key, value in summary.get("runs", {}).items()},
         label=metric.label,
         better="lower" if metric.lower else "higher",
-        means=list(_means(path, numbers)),
-        factors=list(_factors(design.study.analysis.factors, numbers)),
+        best=best,
+        means=dict(_means(path, numbers)),
+        sizes=list(_sizes(design.study.analysis.factors, numbers)),
         samples=list(_samples(folder)),
     )
 
@@ -130,22 +158,28 @@ def _samples(folder: Path) -> Iterable[tuple[str, str]]:
             yield label, png_uri(buffer.getvalue())
 
 
+def _answer(path: Path) -> list[str]:
+    try:
+        found = quoted_answer(path.read_text("utf-8")) if path.is_file() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    if not found:
+        raise UserError(f"{path}: no answer in it; `fitspace report --cached` writes it")
+    return found
+
+
 def _means(path: Path, numbers: dict[str, Any]) -> Iterable[tuple[str, str]]:
     """What has a mean -> the mean, as it is shown."""
     for key in ("best cell", "full fine-tuning", "untouched base"):
         if key in numbers:
-            found = _checked(path, _Mean, numbers[key])
-            name = f"best: {found.cell}" if key == "best cell" else key
-            yield name, words.number(found.mean, 4)
+            yield key, words.number(_checked(path, _Mean, numbers[key]).mean, 4)
 
 
-def _factors(factors: list[str], numbers: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
-    """Each factor with its adjusted partial omega squared and the p on which a claim rests."""
+def _sizes(factors: list[str], numbers: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    """Each factor with its adjusted partial omega squared."""
     for factor in factors:
-        row = numbers.get(factor, {})
-        if "omega2_p" in row:
-            p = words.p_value(row["p_deciding"]) if "p_deciding" in row else words.NONE
-            yield factor, words.number(row["omega2_p"], 3), p
+        if "omega2_p" in (row := numbers.get(factor, {})):
+            yield factor, words.number(row["omega2_p"], 3)
 
 
 def _read(path: Path, model: type[BaseModel]) -> Any:

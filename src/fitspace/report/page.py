@@ -138,6 +138,18 @@ def escape_markdown(text: object) -> str:
     return re.sub(r"([\\`*_\[\]|#~!])", r"\\\1", line)
 
 
+def quoted_answer(text: str) -> list[str]:
+    """The sentences of a report.md's section Answer, as they were before they were escaped."""
+    section = text.partition("\n## Answer\n")[2].partition("\n## ")[0]
+    lines = (line for line in section.splitlines() if line and not line.startswith(("!", "[")))
+    return [_unescaped(line) for line in lines]
+
+
+def _unescaped(line: str) -> str:
+    line = re.sub(r"\\([\\`*_\[\]|#~!])", r"\1", line)
+    return line.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+
+
 def _resource(name: str) -> str:
     return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
 

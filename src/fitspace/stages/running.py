@@ -172,13 +172,19 @@ def _say(stage: Stage, what: str, error: Exception) -> None:
 
 @contextmanager
 def claimed(stage: Stage, wait: bool = True) -> Iterator[bool | None]:
-    """Lock a stage against other processes, after waiting for the process that holds the lock.
+    """Lock a stage against other processes, as :func:`locked`."""
+    with locked(CLAIMS / f"{stage.name}~{stage.folder.name}", wait) as ours:
+        yield ours
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool | None]:
+    """Hold the lock at ``path``, after waiting for the process that holds it.
 
     Yields True; without ``wait`` False if another process holds it. The kernel releases the lock
     when the process ends, however it ends. On a file system without locks (some mounts of Lustre)
     it prints a warning and yields None.
     """
-    path = CLAIMS / f"{stage.name}~{stage.folder.name}"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         handle = _taken(path, wait)
@@ -234,12 +240,11 @@ def _same(handle: int, path: Path) -> bool:
 
 
 def _holder(path: Path) -> str:
-    stage, _, folder = path.name.partition("~")
     try:
         who = path.read_text(encoding="utf-8")
     except (OSError, ValueError):
         who = ""
-    return f"{stage} {folder} ({who or 'just started'})"
+    return f"{path.name.removesuffix('.lock').replace('~', ' ', 1)} ({who or 'just started'})"
 
 
 def at_work() -> dict[tuple[str, str], str]:

@@ -19,7 +19,6 @@ from fitspace.plan.table import STAGES
 
 LAST = {"report": 16.0, "track": 12.0}  # beside each other, when all else is done
 EXPECTED = {row.name: float(row.seconds) for row in STAGES.values()} | LAST
-UNKNOWN = 60.0  # seconds, of a rule that is not among them
 START = 0.8  # seconds that a job takes to start and to find its run finished, as EXPECTED
 # What was expected counts as so many results: the first one has its process's imports in it.
 SURE = 2
@@ -33,7 +32,7 @@ class Progress:
 
     Parameters
     ----------
-    jobs : rule -> how many of its jobs are to be done.
+    jobs : rule -> how many of its jobs are to be done; the rules are among ``EXPECTED``.
     cores : of the machine that does them, as long as fewer processes were seen at work; 1 on a
         cluster.
 
@@ -123,7 +122,7 @@ class Progress:
 
     def _scale(self) -> float:
         """How much longer than expected the results took that are there."""
-        of = [rule for rule in OF_RUNS if rule in self._spent] or [*self._spent.keys() & EXPECTED]
+        of = [rule for rule in OF_RUNS if rule in self._spent] or [*self._spent]
         expected = sum(EXPECTED[rule] * len(self._spent[rule]) for rule in of)
         return sum(sum(self._spent[rule]) for rule in of) / expected if expected else 1.0
 
@@ -132,7 +131,7 @@ class Progress:
         scale = self._scale()
         found = {}
         for rule in self.jobs:
-            expected = EXPECTED.get(rule, UNKNOWN) * (1.0 if rule in LAST else scale)
+            expected = EXPECTED[rule] * (1.0 if rule in LAST else scale)
             seen = self._spent.get(rule, [])
             found[rule] = (SURE * expected + sum(seen)) / (SURE + len(seen))
         return found

@@ -1,7 +1,8 @@
 """``python -m fitspace.recipes.world PART...``: train parts of the embedded world, or go on.
 
 Everything half done lies in ``--work``; what is finished is written to ``--out``, and is not made
-again while it is there. The bases need the autoencoder.
+again while it is there. The bases need the autoencoder. A part that another process trains, such as
+a job of a killed driver, is waited for.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from fitspace.core.errors import UserError
 from fitspace.core.files import write_json
 from fitspace.core.imports import import_torchvision
+from fitspace.stages import running
 
 
 def _autoencoder(work: Path, out: Path) -> None:
@@ -127,12 +129,14 @@ def main(given: list[str] | None = None) -> int:
     import torch
 
     torch.set_num_threads(1)  # sums in one order, whatever the machine
+    torch.set_flush_denormal(True)  # late in training they slow a step down, as in the jobs
     try:
         for part in arguments.parts:
             make, name = PARTS[part]
             out = arguments.out / name
-            if not _finished(out):
-                make(arguments.work, out)
+            with running.locked(arguments.work / f"{part}.lock"):
+                if not _finished(out):
+                    make(arguments.work, out)
     except UserError as error:
         print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
         return 2

@@ -200,7 +200,10 @@ def train(
 
     made_of = {"drawings": drawings.key, "model": design.model, "sides": design.sides}
     made_of |= {"fixed": design.fixed}
-    trained = loop.train(learner, loss_at, settings, made_of, folder, sheet, "judge")
+    trained = loop.train(
+        learner, loss_at, settings, made_of, folder, sheet, design.name,
+        cost=lambda step: side_at(step, settings, design) ** 2,
+    )  # fmt: skip
     model = settled(trained.model, drawings, settings)
     return loop.Trained(model, trained.losses, trained.hours)
 
@@ -216,12 +219,16 @@ def batch(
     rows = rng.order(settings.seed, step, size, len(drawings))
     draw = rng.generator(settings.seed, "judge.batch", step)
     styles = np.array([draw.choice(np.flatnonzero(drawings.drawn[row])) for row in rows])
-    sides = (side for end, side in design.sides if step < end * settings.steps)
-    side = next(sides, design.seen)
-    images = augment(drawings.images[rows, styles], draw, side)
+    images = augment(drawings.images[rows, styles], draw, side_at(step, settings, design))
     # The layout in which a CPU computes this network a fifth faster.
     images = images.contiguous(memory_format=torch.channels_last)
     return torch.from_numpy(rows), torch.from_numpy(styles), images
+
+
+def side_at(step: int, settings: Settings, design: Design = JUDGE) -> int:
+    """The side to which a step's images are resized [px]."""
+    sides = (side for end, side in design.sides if step < end * settings.steps)
+    return next(sides, design.seen)
 
 
 def text_rows(count: int, texts: int, seed: int, step: int) -> tuple[Tensor, Tensor]:

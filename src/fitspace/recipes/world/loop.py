@@ -61,6 +61,7 @@ def train(
     folder: Path,
     sheet: Callable[[torch.nn.Module, Path], None],
     description: str,
+    cost: Callable[[int], float] = lambda step: 1.0,
 ) -> Trained:
     """Train all of a model's parameters that take a gradient; returns its moving average.
 
@@ -70,6 +71,7 @@ def train(
     made_of : what else determines the result (the data's key); a checkpoint of another is refused.
     folder : gets ``checkpoint.safetensors``, ``losses.csv`` and ``sheets/<step>.png``.
     sheet : draws samples of the averaged model; called every ``SHEET_STEPS`` and at the end.
+    cost : a step's number -> how long it takes beside other steps, for the time left.
 
     Raises
     ------
@@ -80,6 +82,7 @@ def train(
     member = Member(trainable, facts, settings.seed, folder / "checkpoint.safetensors")
     member.resume()
     start = len(member.losses)
+    costs = np.array([cost(step) for step in range(settings.steps)])
     started = last = saved = time.monotonic()
     for step in range(start, settings.steps):
         loss = loss_at(step)
@@ -95,7 +98,7 @@ def train(
             member.save()
             _log(member, folder / "losses.csv")
             saved = time.monotonic()
-            left = (saved - started) / (step + 1 - start) * (settings.steps - step - 1)
+            left = (saved - started) / costs[start : step + 1].sum() * costs[step + 1 :].sum()
             said = f"step {step + 1} of {settings.steps}, loss {np.mean(member.losses[-100:]):.4f}"
             print(f"{description}: {said}, {left / 3600:.2f} h left", file=sys.stderr, flush=True)
         if shown:
