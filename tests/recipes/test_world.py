@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,10 @@ from fitspace.recipes.world import (
 from fitspace.recipes.world import drawings as drawn
 from fitspace.recipes.world.__main__ import main
 from fitspace.recipes.world.card import RECIPES
+from fitspace.stages import running
 from fitspace.training import sampling
 
-ROOT = Path(__file__).parents[2]
+MODELS = Path(__file__).parents[2] / "models"
 
 SMALL = autoencoder.CONFIG | dict(block_out_channels=(4, 4, 8, 8), norm_num_groups=4)
 SMALL_UNET = unet.CONFIG | dict(block_out_channels=(8, 16), norm_num_groups=4)
@@ -187,6 +189,44 @@ def test_a_killed_training_ends_in_the_same_bits(part, world, vae, tmp_path, mon
     assert not [p for p in tmp_path.rglob("*") if p.suffix in (".pt", ".bin", ".pkl", ".ckpt")]
 
 
+# How each shipped part is trained, from the drawings and the shipped autoencoder, and where its
+# record is.
+BEGINNINGS = {
+    "autoencoder": (lambda world, _, out: autoencoder.train(world, out), "vae"),
+    "judge": (lambda world, _, out: judge.train(world, out), "emoji-clip"),
+    "rewarder": (lambda world, _, out: rewarder.train(world, out), "emoji-rewarder"),
+    "unet": (unet.train, "emoji-unet/unet"),
+    "dit": (dit.train, "emoji-dit/transformer"),
+    "mmdit": (mmdit.train, "emoji-mmdit/transformer"),
+}
+
+
+@pytest.fixture(scope="module")
+def every_drawing(tmp_path_factory):
+    return drawn.load(tmp_path_factory.mktemp("all"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("train", "shipped"), BEGINNINGS.values(), ids=BEGINNINGS)
+def test_the_shipped_weights_are_of_this_recipe(
+    train, shipped, every_drawing, tmp_path, monkeypatch
+):
+    """Its first steps have the losses on record; other kinds of CPUs differ in the last digits."""
+    update, found = loop.Member.update, []
+
+    def until_killed(member, step, loss):
+        if step == 5:
+            raise Killed
+        found.append(loss)
+        update(member, step, loss)
+
+    monkeypatch.setattr(loop.Member, "update", until_killed)
+    with pytest.raises(Killed):
+        train(every_drawing, MODELS / "vae", tmp_path)
+    recorded = json.loads((MODELS / shipped / "training.json").read_text())["losses"]
+    assert found == pytest.approx(recorded[:5], rel=1e-5)
+
+
 def test_other_settings_do_not_go_on_from_a_checkpoint(world, tmp_path):
     settings = autoencoder.Settings(steps=1, batch_size=1, warmup_steps=1)
     autoencoder.train(world, tmp_path, settings, SMALL)
@@ -234,12 +274,12 @@ def test_red_turned_brown_costs_more_than_the_same_error_of_luma():
 @pytest.mark.slow
 def test_the_shipped_autoencoder_is_as_good_as_its_card_says(tmp_path):
     """On every fortieth drawing; over all of them colours are within 6."""
-    shipped = autoencoder.load(ROOT / "models/vae")
+    shipped = autoencoder.load(MODELS / "vae")
     some = drawn.load(tmp_path, rows=range(0, 3560, 40))
     found = autoencoder.measure(shipped, some)
     assert found["decibels"]["full"] >= 27 and min(found["decibels"].values()) >= 25
     assert found["colour_error"]["full"] <= 7 and found["dead"] == 0
-    recorded = json.loads((ROOT / "models/vae/training.json").read_text())["measured"]
+    recorded = json.loads((MODELS / "vae/training.json").read_text())["measured"]
     assert recorded["colour_error"]["full"] <= 6
     for style, value in found["decibels"].items():
         assert value == pytest.approx(recorded["decibels"][style], abs=1.5), style
@@ -550,6 +590,20 @@ def tiny(world, monkeypatch):
     both = texts.Vectors(**few), texts.Settings(**few)
     monkeypatch.setattr(texts.train, "__defaults__", both)
     monkeypatch.setattr(drawn, "load", lambda folder: world)
+
+
+def test_a_part_that_another_process_trains_is_waited_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(autoencoder, "train", lambda *_: pytest.fail("trained twice"))
+    work, vae, said = tmp_path / "work", tmp_path / "models/vae", ""
+    arguments = ["autoencoder", "--work", str(work), "--out", str(vae.parent)]
+    with ThreadPoolExecutor() as pool:
+        with running.locked(work / "autoencoder.lock"):
+            waiting = pool.submit(main, arguments)
+            while "waiting for autoencoder" not in said and not waiting.done():
+                said += capsys.readouterr().err
+            vae.mkdir(parents=True)
+            (vae / "training.json").touch()
+        assert waiting.result() == 0 and "waiting for autoencoder" in said
 
 
 @pytest.mark.slow

@@ -612,7 +612,10 @@ CASES = {
             "seeds": (0,),
         },
         None,
-        ["width: an effect .* is not shown .no test is possible", "Lenth's margin of error"],
+        [
+            "width, activation and scale: an effect .* is not shown .no test is possible",
+            "Lenth's margin of error",
+        ],
         {"half-normal-fd_effnet.svg"},
         {"power-fd_effnet.svg"},
     ),

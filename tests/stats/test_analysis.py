@@ -114,6 +114,15 @@ def test_without_replicates_contrasts_stand_instead_of_p():
     assert not got.marginal_means["tied_with_best"].any()
 
 
+def test_what_holds_of_all_responses_is_noted_once():
+    runs = made_up(WHOLE, seeds=1)
+    got = analyse(runs.assign(other=-runs["score"]), ["input", "output"], ["score", "other"])
+    assert got.notes == [
+        "score, other: each cell has one run, so there is no error to test against and no p values",
+        "score, other: no error to tell differences from: one run of each point",
+    ]
+
+
 def test_too_few_contrasts_for_lenth_are_a_note():
     runs = made_up([("a", "x"), ("b", "x"), ("c", "x")], seeds=1)
     got = of(runs)

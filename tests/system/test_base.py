@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-import subprocess
 
 import pytest
+from drivers import end, start, until
 from project import Project
-from test_drivers import end, until
 
 FEW = {  # in the recipe's source
     r"\bsteps: int = [\d_]+": "steps: int = 8",
@@ -17,20 +16,6 @@ FEW = {  # in the recipe's source
     r"else list\(catalogue\)": "else list(catalogue)[:12]",
     r"\bCHECKPOINT_SECONDS = [\d.]+": "CHECKPOINT_SECONDS = -1.0",  # after each step
 }
-
-
-def start(project: Project) -> subprocess.Popen:
-    """A driver in a session of its own: what kills it alone does not reach its jobs."""
-    return subprocess.Popen(
-        ["snakemake", "--cores", "2", "base"],
-        cwd=project.folder,
-        env=project.environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
 
 
 @pytest.fixture
@@ -71,12 +56,12 @@ def test_all_models_are_made_from_nothing_and_killed_drivers_change_no_bit(proje
         assert "OpenMoji" in (project / f"models/{base}/README.md").read_text()
 
     work = killed / "results/base"
-    first = start(killed)
+    first = start(killed, target="base")
     until((work / "autoencoder/checkpoint.safetensors").exists, first)
     first.kill()  # its jobs go on, and the next driver's wait for them
     first.wait()
     killed.run("snakemake", "--unlock", "base")
-    second = start(killed)
+    second = start(killed, target="base")
     until((work / "unet/checkpoint.safetensors").exists, second)
     end(second)
     killed.run("snakemake", "--unlock", "base")

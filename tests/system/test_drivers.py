@@ -10,50 +10,18 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from drivers import end, start, until
 from project import STUDY, Project
 
 from fitspace.plan import Stage
 from fitspace.stages import running
 
 TRAIN = {"steps": 5, "batch_size": 4, "lr": 1.0e-3}
-PATIENCE = 900.0  # seconds: how long a loaded machine may take for what does not come at once
-
-
-def start(project: Project, *arguments: str, output=subprocess.PIPE) -> subprocess.Popen:
-    """A driver in a session of its own: what kills it does not reach its jobs."""
-    return subprocess.Popen(
-        ["snakemake", "--cores", "2", "--config", f"study={STUDY}", *arguments, "--", "all"],
-        cwd=project.folder,
-        env=project.environment,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def end(driver: subprocess.Popen) -> None:
-    """Driver and jobs at once."""
-    with suppress(ProcessLookupError):
-        os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
-
-
-def until(condition: Callable, driver: subprocess.Popen | None = None):
-    """Wait until a condition holds and return its value; a driver may not end before."""
-    end = time.monotonic() + PATIENCE
-    while not (value := condition()):
-        assert driver is None or driver.poll() is None, driver.communicate()[0]
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-    return value
 
 
 def claims(project: Project, stage: str) -> list[str]:

@@ -32,6 +32,7 @@ DEGREES = ["linear", "quadratic"]
 def sentences(found: Results) -> list[Sentence]:
     """The summary, one or two sentences per finding, in order of importance."""
     parts = [ledger(found), *_questions(found), _against_base(found), _losses(found)]
+    parts.append(_untested(found))
     for factor in found.analysis.factors:
         parts += [_effect(found, factor) + _otherwise(found, factor), _by_task(found, factor)]
         parts += [_in_general(found, factor), _trend(found, factor)]
@@ -247,12 +248,25 @@ def _for(shown: pd.DataFrame, every: pd.DataFrame, column: str) -> Sentence:
 # --- factors ------------------------------------------------------------------------------
 
 
+def _untested(found: Results) -> Sentence:
+    """The factors that no test is possible of, in one sentence."""
+    if not (factors := [f for f in found.analysis.factors if _tested(found, f) is None]):
+        return []
+    start = [Verdict(words.listed(factors)), f": an effect on {words.named(found.primary)} is "]
+    return [*start, NOT_SHOWN, " (no test is possible: no residual degrees of freedom)."]
+
+
+def _tested(found: Results, factor: str) -> pd.Series | None:
+    row = _row(found, factor)
+    return None if row is None or math.isnan(row["F"]) else row
+
+
 def _effect(found: Results, factor: str) -> Sentence:
     label = words.named(found.primary)
-    row, decided = _row(found, factor), deciding(found, factor)
+    row, decided = _tested(found, factor), deciding(found, factor)
+    if row is None:
+        return []
     start = [Verdict(factor), f": an effect on {label} is "]
-    if row is None or math.isnan(row["F"]):
-        return [*start, NOT_SHOWN, " (no test is possible: no residual degrees of freedom)."]
     if decided is None or untold(decided, "p_holm"):
         return [*start, NOT_SHOWN, ": ", *_too_few(found, row, decided), "."]
     test = _decided(found, row, decided, "p_holm")

@@ -222,10 +222,20 @@ def analyse(
     tables["robustness"] = _families(tables["robustness"], responses[0], "p", "p_holm")
     tables["general"] = _families(tables["general"], responses[0], "p_gg", "p_gg_holm")
     tables["marginal_means"] = _where_shown(tables["marginal_means"], tables["robustness"])
-    notes = list(dict.fromkeys(notes + failures))
+    notes = _of_all(list(dict.fromkeys(notes + failures)), responses)
     return Analysis(
         varying, blocks, whole, _ledger(runs), cells, fitted=scales, notes=notes, **tables
     )
+
+
+def _of_all(notes: list[str], responses: Sequence[str]) -> list[str]:
+    """Notes, but those that say the same of several responses only once."""
+    of: dict[str, list[str]] = {}
+    for note in notes:
+        name, _, said = note.partition(": ")
+        known = name in responses
+        of.setdefault(said if known else note, []).extend([name] if known else [])
+    return [f"{', '.join(names)}: {said}" if names else said for said, names in of.items()]
 
 
 @dataclass(frozen=True)
