@@ -129,7 +129,6 @@ def main(given: list[str] | None = None) -> int:
     import torch
 
     torch.set_num_threads(1)  # sums in one order, whatever the machine
-    torch.set_flush_denormal(True)  # late in training they slow a step down, as in the jobs
     try:
         for part in arguments.parts:
             make, name = PARTS[part]

@@ -538,6 +538,7 @@ def draw_mistakes(learner: Learner, drawings: Drawings, path: Path) -> None:
             for i in np.flatnonzero(wrong)[:18]
             for picture in (images[i], drawings.images[best[i], styles[i]])
         ]
-    print(f"judge: right figures {shares[0]:.3f} (source style), {shares[1]:.3f} (all)", flush=True)
+    said = f"right figures {shares[0]:.3f} (source style), {shares[1]:.3f} (all)"
+    print(f"{learner.design.name}: {said}", flush=True)
     if pairs:
         sheet(np.stack(pairs), path)
