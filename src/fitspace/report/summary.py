@@ -34,8 +34,9 @@ def sentences(found: Results) -> list[Sentence]:
     parts = [ledger(found), *_questions(found), _against_base(found), _losses(found)]
     parts.append(_untested(found))
     for factor in found.analysis.factors:
-        parts += [_effect(found, factor) + _otherwise(found, factor), _by_task(found, factor)]
-        parts += [_in_general(found, factor), _trend(found, factor)]
+        if effect := _effect(found, factor):
+            parts.append(effect + _otherwise(found, factor))
+        parts += [_by_task(found, factor), _in_general(found, factor), _trend(found, factor)]
     parts += [*_surfaces(found), *_within(found), *stopping(found)]
     parts += [
         beyond_margin(found),
