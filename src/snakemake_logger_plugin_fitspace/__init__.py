@@ -145,9 +145,8 @@ class LogHandler(LogHandlerBase):
 
     def _finish(self, job_id: int) -> None:
         if job := self.running.pop(job_id, None):
-            if job[0] in EXPECTED:
-                self._look()
-                self.progress.end(time.monotonic(), job)
+            self._look()
+            self.progress.end(time.monotonic(), job)
             self.done += 1
             if self.bar is not None:
                 self.bar.update()

@@ -598,6 +598,7 @@ def tiny(world, monkeypatch):
 
 
 def test_a_part_that_another_process_trains_is_waited_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(drawn, "load", lambda _: None)
     monkeypatch.setattr(autoencoder, "train", lambda *_: pytest.fail("trained twice"))
     work, vae, said = tmp_path / "work", tmp_path / "models/vae", ""
     arguments = ["autoencoder", "--work", str(work), "--out", str(vae.parent)]

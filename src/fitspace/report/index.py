@@ -22,6 +22,7 @@ from fitspace.study import TUNING
 NAME, PAGE = "index.html", "report.md"
 TILES = 8
 SHOWN = {"target": "Target", "best": "Best cell", "none": "Untouched base"}  # role -> label
+MEANS = ("best cell", "full fine-tuning", "untouched base")  # as summary.json names them
 _ALLOWED = ConfigDict(extra="allow", allow_inf_nan=False)
 
 
@@ -66,8 +67,7 @@ class Entry:
     runs: dict[str, int]
     label: str
     better: str
-    best: str
-    means: dict[str, str]
+    means: dict[str, _Mean]
     sizes: list[tuple[str, str]]
     samples: list[tuple[str, str]]
     tuning: Entry | None = None
@@ -92,9 +92,8 @@ def write(reports: Path) -> Path:
         raise UserError(problems)
     environment = templates("fitspace.report", autoescape=True)
     style = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
-    entries = _with_tunings(found)
     text = environment.get_template("index.html.j2").render(
-        entries=entries, tunings=sum(entry.tuning is not None for entry in entries), style=style
+        entries=_with_tunings(found), number=words.number, style=style
     )
     write_text(reports / NAME, text)
     return reports / NAME
@@ -125,7 +124,6 @@ def _entry(folder: Path) -> Entry:
     if not isinstance(numbers, dict):
         raise UserError(f"{path}: no numbers of {response!r}, the study's first response")
     metric = words.metric(response)
-    best = _checked(path, _Mean, numbers["best cell"]).cell if "best cell" in numbers else ""
     return Entry(
         folder=folder.name,
         study=design.study,
@@ -134,8 +132,7 @@ def _entry(folder: Path) -> Entry:
         runs={key: int(value) for key, value in summary.get("runs", {}).items()},
         label=metric.label,
         better="lower" if metric.lower else "higher",
-        best=best,
-        means=dict(_means(path, numbers)),
+        means={key: _checked(path, _Mean, numbers[key]) for key in MEANS if key in numbers},
         sizes=list(_sizes(design.study.analysis.factors, numbers)),
         samples=list(_samples(folder)),
     )
@@ -166,13 +163,6 @@ def _answer(path: Path) -> list[str]:
     if not found:
         raise UserError(f"{path}: no answer in it; `fitspace report --cached` writes it")
     return found
-
-
-def _means(path: Path, numbers: dict[str, Any]) -> Iterable[tuple[str, str]]:
-    """What has a mean -> the mean, as it is shown."""
-    for key in ("best cell", "full fine-tuning", "untouched base"):
-        if key in numbers:
-            yield key, words.number(_checked(path, _Mean, numbers[key]).mean, 4)
 
 
 def _sizes(factors: list[str], numbers: dict[str, Any]) -> Iterable[tuple[str, str]]:
